@@ -33,7 +33,7 @@ from lorada.tuners.stack.stack import LoradaModel
 
 LABELS = "lorada/training/models/labelled_loss.py:__call__"
 LOSS = "lorada/training/callbacks.py:refuse_broken_loss"
-RESTARTS = "lorada/attention/positions.py:_restarts"
+RESTARTS = "lorada/attention/positions.py:_starts"
 PACKED = "lorada/attention/positions.py:_packed_by_restart"
 BUDGET = "peft/tuners/adalora/layer.py:mask_to_budget"
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import TINY, WINDOW, assert_close
+from conftest import TINY, assert_close
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -17,7 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import lorada
 from lorada import LmamConfig
 from lorada.attention import interface
-from lorada.attention.dense_map import mask_with_map
+from lorada.attention.attend import mask_with_map
+from lorada.attention.map_term import expand_map
 from lorada.attention.observation import observe
 from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 
@@ -60,7 +61,6 @@ class Inputs:
         self.query = torch.randn(batch, 4, queries or tokens, 8)
         self.key = torch.randn(batch, self.groups, tokens, 8)
         self.value = torch.randn(batch, self.groups, tokens, 8)
-        self.pads = torch.zeros(batch, tokens, dtype=torch.bool)
 
     @property
     def visible(self) -> Tensor:
@@ -69,8 +69,8 @@ class Inputs:
         see = columns <= rows if self.causal else columns == columns
         if self.window is not None:
             see = see & (rows - columns < self.window)
-        see = see.expand(self.tokens, self.tokens)[-self.query.shape[2] :]
-        return (see & ~self.pads[:, None, :])[:, None]
+        see = see.expand(len(self.query), 1, self.tokens, self.tokens)
+        return see[:, :, -self.query.shape[2] :]
 
     def call(self, implementation: str, mask: Tensor | None = None, **kwargs) -> Tensor:
         """The output (B, H, T, D) of the registered function; additive mask for eager.
@@ -94,14 +94,6 @@ class Inputs:
     @property
     def position_ids(self) -> Tensor:
         return torch.arange(self.tokens)[None, -self.query.shape[2] :]
-
-    def sample(self, index: int) -> "Inputs":
-        """One sample without its pads."""
-        keep = ~self.pads[index]
-        alone = Inputs(self.module, int(keep.sum()))
-        for part in ("query", "key", "value"):
-            setattr(alone, part, getattr(self, part)[index : index + 1, :, keep])
-        return alone
 
     def probabilities(self) -> Tensor:
         key = self.key.repeat_interleave(4 // self.groups, 1)
@@ -145,25 +137,20 @@ def test_whole_samples_and_rows_behind_a_cache_equal_the_papers_form(
         assert_close(inputs.call(implementation), inputs.reference())
 
 
-def test_softmax_ablation_behind_a_window_normalises_over_the_window():
-    inputs = Inputs(host("mistral", ablation="softmax"), 9)
-    inputs.value = torch.zeros_like(inputs.value)
-    inputs.value[:, :, 2] = 1.0  # what each row gives to key 2
-    map_ = low_rank_map(*inputs.module.lmam.maps()[0].factors, 2.0)
-    expected = inputs.probabilities()[0, :, :, 2]
-    for row in range(2, LENGTH):  # later rows are past the map; row 5 still sees key 2
-        keys = slice(max(0, row - WINDOW + 1), row + 1)
-        weights = map_[:, row, keys].softmax(-1)
-        expected[:, row] += weights[:, 2 - keys.start]
-    for implementation in implementations(inputs):
-        assert_close(inputs.call(implementation)[0, :, :, 0], expected)
+@ALIGNS
+def test_who_observes_learns_which_pairs_of_tokens_have_an_entry(align):
+    inputs, seen = Inputs(host("bert", align=align), 9), []
+    with observe(seen.append):
+        inputs.call("sdpa-unmasked")
+    entries = expand_map(seen[0].attention_map, seen[0].call)[:, 0]
+    assert torch.equal(seen[0].positions.pairs(LENGTH), entries != 0)
 
 
 def test_no_negative_under_a_mask_of_keys_alone_is_an_error():
     with pytest.raises(ValueError, match="no_negative ablation needs"):
         Inputs(host("llama", ablation="no_negative"), 9).call("sdpa", mask=torch.ones(1, 9))
     with pytest.raises(ValueError, match="no_negative ablation needs"):
-        mask_with_map(None, None, None, SimpleNamespace(kernel="flash"))
+        mask_with_map(None, None, SimpleNamespace(kernel="flash"))
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,21 @@ def assert_same_step(compiled, model, inputs, terms=None):
         assert_close(found[name], gradient, **below)
 
 
+INDUCTOR = pytest.param(
+    "inductor",
+    marks=[
+        pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler"),
+        pytest.mark.skipif(" " in torch.__file__, reason="it cannot link a torch behind a blank"),
+    ],
+)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 @pytest.mark.parametrize("padding", [None, "right", "left"])
-def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding):
+def test_a_training_step_is_one_graph_for_all_shapes_of_a_bucket(padding, backend):
     model = stack().train()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
     for rows, tokens in SHAPES:
         assert_same_step(compiled, model, batch(rows, tokens, padding))
 
@@ -142,17 +152,6 @@ def test_tokens_behind_a_static_cache_are_one_graph(padding):
                 logits.append(forward(**given).logits[:, -1])
             found.append(torch.stack(logits))
     assert_close(*found)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
-@pytest.mark.skipif(" " in torch.__file__, reason="inductor cannot link a torch behind a blank")
-@pytest.mark.parametrize("padding", [None, "left"])
-def test_inductor_compiles_a_training_step(padding):
-    model = stack().train()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    for rows, tokens in SHAPES:
-        assert_same_step(compiled, model, batch(rows, tokens, padding))
 
 
 def export(model, **inputs):

@@ -1,5 +1,7 @@
-"""What attention reads of the inputs of a model's forward, and the calls that no map reaches."""
+"""What all layers share of a model's forward, and the calls that no map reaches."""
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import exact_cells
@@ -10,11 +12,18 @@ from conftest import assert_close
 from exact_cells import LENGTH
 from peft import get_peft_model
 from stacks import in_chunks
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import DynamicCache
 
 from lorada import LmamConfig
 from lorada.attention import observation
-from lorada.attention.forward_inputs import ForwardListener
+from lorada.attention import positions as locating
+from lorada.attention.forward_inputs import (
+    NOTHING_KNOWN,
+    ForwardInputs,
+    ForwardListener,
+    forward_listener,
+)
 from lorada.tuners.lmam import LmamLayer
 
 pytestmark = pytest.mark.fp64
@@ -199,3 +208,100 @@ def test_batches_in_turns_are_each_counted_by_themselves(asked):
 
     # Two prompts, and the tokens of the batch with a short row.
     assert_asked(asked, 2 + 2, written)
+
+
+# Where the tokens of a batch are is found once in a forward, and kept no longer.
+
+
+def batch(*lengths: int):
+    ids, mask = exact_cells.pad([torch.arange(10, 10 + length) for length in lengths], "right")
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def located(monkeypatch):
+    """The calls of ``locate``."""
+    calls, locate = [], locating.locate
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return locate(*args, **kwargs)
+
+    monkeypatch.setattr(locating, "locate", counted)
+    return calls
+
+
+def test_a_result_is_computed_once_for_the_same_tensors_unchanged():
+    inputs, asked = ForwardInputs(results={}), []
+    one, other = torch.zeros(2), torch.zeros(2)
+
+    def ask(inputs, *tensors, others=()):
+        return inputs.once(lambda: asked.append(0) or len(asked), tensors, *others)
+
+    assert ask(inputs, one) == ask(inputs, one) == 1
+    assert ask(inputs, other) == 2
+    assert ask(inputs, one, others=("else",)) == 3
+    assert ask(inputs, one, other) == 4
+    assert ask(inputs, one, None) == 5
+    assert ask(inputs, one) == 1
+    one.add_(1)
+    assert ask(inputs, one) == 6
+    assert [ask(NOTHING_KNOWN, one) for _ in range(2)] == [7, 8]  # outside of a forward
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_forward_keeps_results_for_its_backward_pass_only(grad):
+    model = adapted("llama")
+    listener = forward_listener(model.get_base_model())
+    with torch.set_grad_enabled(grad):
+        model(**batch(9, 4))
+    assert bool(listener.inputs.results) == grad
+    assert listener.inputs == NOTHING_KNOWN  # but for the results
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert forward_listener(other.get_base_model()).inputs.results is None
+
+
+def test_a_batch_seen_in_inference_mode_can_be_learned_from():
+    model = adapted("llama", ablation="softmax").train()
+    inputs = {key: x for key, x in batch(9, 4).items() if key == "input_ids"}
+    inputs["attention_mask"] = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()
+    inputs["position_ids"] = torch.arange(9)[None]
+    fresh = copy.deepcopy(model)
+    with torch.inference_mode():
+        model(**inputs)
+    for one in (model, fresh):
+        one(**inputs).logits.sum().backward()
+    gradients = {key: p.grad for key, p in fresh.named_parameters() if p.requires_grad}
+    assert len(gradients) == 2 * LAYERS
+    for key, gradient in gradients.items():
+        assert gradient.any()
+        assert_close(model.get_parameter(key).grad, gradient)
+
+
+def selective():
+    """The contexts of torch's selective checkpointing, which here saves nothing."""
+    recompute = CheckpointPolicy.PREFER_RECOMPUTE
+    return create_selective_checkpoint_contexts(lambda *args, **kwargs: recompute)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])  # the second has a window
+@pytest.mark.parametrize("options", [{}, {"context_fn": selective}], ids=["plain", "selective"])
+def test_all_layers_ask_once_and_checkpointing_never_again(name, options, located):
+    model = adapted(name).train()
+    inputs = batch(9, 4)
+    model(**inputs).logits.sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    assert len(located) == 1
+    model.gradient_checkpointing_enable({"use_reentrant": False, **options})
+    model(**inputs).logits.sum().backward()
+    assert len(located) == 2
+    for name, gradient in expected.items():
+        assert_close(model.get_parameter(name).grad, gradient)
+
+
+def test_packed_rows_with_an_empty_cache_are_refused():
+    model, positions = adapted("llama"), torch.cat([torch.arange(5), torch.arange(7)])[None]
+    given = {"input_ids": torch.arange(10, 22)[None], "position_ids": positions}
+    with pytest.raises(ValueError, match="see each other"):
+        model(**given, past_key_values=DynamicCache(config=model.config))

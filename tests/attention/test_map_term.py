@@ -1,24 +1,24 @@
 """``add_term`` against a sum over pairs of tokens, and what it keeps for the backward pass."""
 
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import assert_close, assert_same_gradients, rounding
 from double import in_double
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lorada.attention import map_term as adding
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import CallShape
-from lorada.attention.covered_tokens import find_covered_tokens
-from lorada.attention.dense_map import expand_map
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
-from lorada.functional.maps import add_map_reference
 from lorada.paper.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
@@ -61,14 +61,14 @@ TABLES = {
 }
 # By name: where the tokens are, how many queries, keys and samples there are.
 POSITIONS = {
-    "whole": (TokenSpan(12, 0, 0), 12, 12, 2),
-    "one sample": (TokenSpan(12, 0, 0), 12, 12, 1),
-    "shorter than the map": (TokenSpan(6, 0, 0), 6, 6, 2),
-    "on the end": (TokenSpan(12, 12 - LENGTH, 0), 12, 12, 2),
-    "shorter than the map, on the end": (TokenSpan(6, 6 - LENGTH, 0), 6, 6, 2),
-    "a chunk behind a cache": (TokenSpan(7, 0, 4), 3, 7, 2),
-    "a static cache": (TokenSpan(7, 0, 0), 7, 12, 2),
-    "one token": (TokenSpan(5, 0, 4), 1, 5, 2),
+    "whole": (TokenSpan(12, 0), 12, 12, 2),
+    "one sample": (TokenSpan(12, 0), 12, 12, 1),
+    "shorter than the map": (TokenSpan(6, 0), 6, 6, 2),
+    "on the end": (TokenSpan(12, 0), 12, 12, 2),
+    "shorter than the map, on the end": (TokenSpan(6, 0), 6, 6, 2),
+    "a chunk behind a cache": (TokenSpan(7, 4), 3, 7, 2),
+    "a static cache": (TokenSpan(7, 0), 7, 12, 2),
+    "one token": (TokenSpan(5, 4), 1, 5, 2),
     **{
         name: (at, at.rows.shape[1], at.columns.shape[1], 1 if name == "packed" else 2)
         for name, at in TABLES.items()
@@ -80,7 +80,7 @@ def term_of(
     own: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
-    under = find_covered_tokens(positions, own.length, own.align, shape, value)
+    under = find_covered_tokens(positions, own, shape, value)
     return under and Term(own, under, shape)
 
 
@@ -102,6 +102,7 @@ def call(name: str, *, causal: bool = True, window: int | None = None, dtype=tor
 def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> Tensor:
     """The term as a sum over pairs of tokens, (B, T, H, D)."""
     at = positions.table(shape.queries, shape.keys, value.device)
+    at = at.at_end(LENGTH) if held.align == "end" else at
     rows, columns = (x.expand(len(value), -1) for x in (at.rows, at.columns))
     seen = (rows[:, :, None] >= 0) & (rows[:, :, None] < LENGTH)
     seen = seen & (columns[:, None] >= 0) & (columns[:, None] < LENGTH)
@@ -113,7 +114,11 @@ def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> T
     if at.row_owner is not None:
         seen = seen & (at.row_owner[:, :, None] == at.column_owner[:, None])
     rows, columns = rows.clamp(0, LENGTH - 1), columns.clamp(0, LENGTH - 1)
-    weights = held.dense()[:, rows[:, :, None], columns[:, None]].transpose(0, 1) * seen[:, None]
+    weights = held.dense()[:, rows[:, :, None], columns[:, None]].transpose(0, 1)
+    seen = seen[:, None]
+    if held.ablation == "softmax":  # of a row that sees nothing it is not a number
+        weights = weights.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num()
+    weights = weights * seen
     weights = weights.repeat(1, HEADS // weights.shape[1], 1, 1)
     values = value.float().repeat_interleave(HEADS // GROUPS, 1)
     return (weights @ values).transpose(1, 2)
@@ -130,7 +135,7 @@ def assert_sum_over_pairs(held: AttentionMap, positions, shape: CallShape, value
 
 
 @pytest.mark.parametrize("block", [2, 32])
-@pytest.mark.parametrize("ablation", [None, "full_rank", "no_position"])
+@pytest.mark.parametrize("ablation", [None, "softmax", "full_rank", "no_position"])
 @pytest.mark.parametrize(("name", "causal"), [
     *((name, True) for name in POSITIONS),
     *((name, False) for name in (
@@ -167,33 +172,6 @@ def test_the_sum_is_rounded_once(name):
     assert value.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["padded", "padded, long", "padded, a token", "packed"])
-def test_the_softmax_of_a_map_is_added_where_its_tokens_are(name):
-    positions, shape, value, output = call(name)
-    held = attention_map("softmax")
-    full = expand_map(held, positions, shape)
-    wide = value.repeat_interleave(HEADS // GROUPS, 1)
-    expected = output + (full @ wide).transpose(1, 2)
-    assert_close(add_term(output, held, positions, shape, value), expected)
-
-
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("name", [
-    "whole", "shorter than the map", "on the end", "shorter than the map, on the end",
-    "a chunk behind a cache", "one token",
-])  # fmt: skip
-def test_the_softmax_of_a_map_has_the_values_and_gradients_of_the_papers_form(name, causal):
-    positions, shape, value, output = call(name, causal=causal)
-    align = "end" if "end" in name else "start"
-    held = attention_map("softmax", align)
-    zeros = torch.zeros(1, HEADS, shape.queries, shape.keys)
-    full = add_map_reference(zeros, held.dense(), align=align, causal=causal, ablation="softmax")
-    wide = value.repeat_interleave(HEADS // GROUPS, 1)
-    expected = output + (full @ wide).transpose(1, 2)
-    found = add_term(output, held, positions, shape, value)
-    assert_same_gradients(found, expected, [output, value, *held.factors])
-
-
 class Sizes(TorchDispatchMode):
     """How many numbers each floating tensor that an operation makes has room for."""
 
@@ -208,22 +186,11 @@ class Sizes(TorchDispatchMode):
         return made
 
 
-def tensors_in(thing) -> list[Tensor]:
-    """All tensors that an object, its fields and their items lead to."""
-    if isinstance(thing, Tensor):
-        return [thing]
-    if is_dataclass(thing):
-        thing = vars(thing)
-    if isinstance(thing, dict):
-        thing = [*thing.values()]
-    return [x for one in thing for x in tensors_in(one)] if isinstance(thing, list | tuple) else []
-
-
 def test_past_the_map_the_output_itself_comes_back():
     shape = CallShape(1, 11, HEADS, True, None)
     one_inside = table([*[None] * (11 - LENGTH), *range(LENGTH)], [*range(11)], queries=1)
     value, output = torch.randn(2, 2, 11, 8), torch.randn(2, 1, HEADS, 8)
-    past = TokenSpan(LENGTH + 1, 0, LENGTH)
+    past = TokenSpan(LENGTH + 1, LENGTH)
     assert add_term(output, attention_map(), past, shape, value) is output
     with torch.no_grad():
         past = TABLES["padded, past the map"]
@@ -290,7 +257,7 @@ def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens
     held = AttentionMap(factors, 2.0, "start", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
-    positions = TokenSpan(tokens, 0, 0)
+    positions = TokenSpan(tokens, 0)
     if padded:
         columns = torch.arange(tokens).expand(batch, -1) - torch.arange(batch)[:, None]
         columns = torch.where(columns < 0, NO_TOKEN, columns)
@@ -343,3 +310,114 @@ def test_a_gradient_of_a_gradient_is_refused(ablation):
     (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+# Tokens that lie anywhere: random tables.
+
+ALIGNS = st.sampled_from(["start", "end"])
+ABLATIONS = st.sampled_from([None, "softmax", "full_rank", "no_position"])
+
+
+def compare(
+    table: TokenTable, ablation: str | None, align: str, shape: CallShape, value: Tensor
+) -> None:
+    """The term of a random map, against the sum over pairs."""
+    value = value.detach().requires_grad_()
+    output = torch.randn(len(value), shape.queries, HEADS, WIDTH, requires_grad=True)
+    assert_sum_over_pairs(attention_map(ablation, align), table, shape, value, output)
+
+
+def packed(seen: list[int], asked: list[int], lost: list[int], unused: int) -> TokenTable:
+    """Sequences one after the other: tokens seen, how many of them ask, how many keys are lost."""
+    columns, rows, column_owner, row_owner = [], [], [], []
+    for number, (size, queries, gone) in enumerate(zip(seen, asked, lost, strict=True)):
+        columns += range(min(gone, size - queries), size)
+        rows += range(size - queries, size)
+        column_owner += [number] * (len(columns) - len(column_owner))
+        row_owner += [number] * queries
+    last = len(seen) - 1  # slots that nothing uses count as the last sequence's
+    columns, rows = columns + [NO_TOKEN] * unused, rows + [NO_TOKEN] * unused
+    column_owner, row_owner = column_owner + [last] * unused, row_owner + [last] * unused
+    found = (torch.tensor([numbers]) for numbers in (columns, rows, column_owner, row_owner))
+    first, second, *owners = found
+    return TokenTable(first, second, len(seen), *owners, max(seen))
+
+
+@st.composite
+def packed_tables(draw: st.DrawFn) -> TokenTable:
+    seen = draw(st.lists(st.integers(1, LENGTH + 4), min_size=2, max_size=5))
+    asked = [draw(st.sampled_from([1, size, draw(st.integers(1, size))])) for size in seen]
+    lost = [draw(st.integers(0, 2)) for _ in seen]
+    return packed(seen, asked, lost, draw(st.integers(0, 2)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(packed_tables(), ABLATIONS, ALIGNS)
+def test_sequences_of_a_row_have_a_map_each(table, ablation, align):
+    queries, keys = table.rows.shape[1], table.columns.shape[1]
+    value = torch.randn(1, GROUPS, keys, WIDTH)
+    compare(table, ablation, align, CallShape(queries, keys, HEADS, True), value)
+
+
+@st.composite
+def padded_tables(draw: st.DrawFn) -> TokenTable:
+    """Rows with pads on both sides and between tokens; their last queries may be pads too."""
+    keys = draw(st.integers(1, LENGTH + 6))
+    columns, queries = [], draw(st.sampled_from([1, draw(st.integers(1, keys))]))
+    for _ in range(draw(st.integers(1, 4))):
+        real = draw(st.lists(st.booleans(), min_size=keys, max_size=keys))
+        lost = draw(st.integers(0, 3))  # keys that a sliding window has dropped
+        columns.append([lost + sum(real[:k]) if real[k] else NO_TOKEN for k in range(keys)])
+    numbers = torch.tensor(columns)
+    return TokenTable(numbers, numbers[:, keys - queries :])
+
+
+def laid_out(table: TokenTable, how: str) -> Tensor:
+    """Values (B, G, K, D) as a cache may hold them."""
+    torch.manual_seed(0)
+    batch, keys = table.columns.shape
+    if how == "with room behind":
+        return torch.randn(batch, GROUPS, keys + 5, WIDTH)[:, :, :keys]
+    if how == "head by head":
+        return torch.randn(batch, keys, GROUPS, WIDTH).transpose(1, 2)
+    return torch.randn(1, GROUPS, keys, WIDTH).expand(batch, -1, -1, -1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(padded_tables(), st.sampled_from(["with room behind", "head by head", "one for all"]),
+       ABLATIONS, ALIGNS, st.booleans(), st.none() | st.integers(1, 4))  # fmt: skip
+def test_pads_may_lie_anywhere(table, layout, ablation, align, causal, window):
+    queries, keys = table.rows.shape[1], table.columns.shape[1]
+    shape = CallShape(queries, keys, HEADS, causal, window)
+    compare(table, ablation, align, shape, laid_out(table, layout))
+
+
+@pytest.mark.parametrize("told", ["by the caller", "by position_ids"])
+def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
+    rows, tokens, length = 16, 4, 64
+    factors = torch.randn(HEADS, length, 2), torch.randn(HEADS, 2, length)
+    own = AttentionMap(factors, 2.0, "start", None)
+    kwargs = {"position_ids": torch.arange(tokens).repeat(rows)[None]}
+    if told == "by the caller":
+        kwargs |= {"cu_seq_lens_q": torch.arange(rows + 1) * tokens, "max_length_k": tokens}
+    shape = CallShape(rows * tokens, rows * tokens, HEADS, True)
+    value, mask = torch.randn(1, GROUPS, shape.keys, WIDTH), torch.ones(1, 1, *[shape.keys] * 2)
+    packed_row = AttentionCall(torch.nn.Module(), shape, value, mask, kwargs=kwargs)
+    with torch.no_grad():
+        under = covered_tokens(packed_row, own)
+        assert under.size == tokens
+        with Sizes() as made:
+            Term(own, under, shape).compute(value)
+    # The values of all tokens once for each head at the most.
+    assert max(made.found) <= rows * tokens * HEADS * WIDTH
+
+
+def test_only_rows_of_queries_are_computed_behind_a_cache():
+    table = packed([5, 7, 6], [1, 1, 1], [0, 0, 0], 0)
+    shape = CallShape(3, table.columns.shape[1], HEADS, True)
+    value = torch.randn(1, GROUPS, shape.keys, WIDTH)
+    under = find_covered_tokens(table, attention_map(), shape, value)
+    assert under.rows.tolist() == [[4], [6], [5]]
+    padded = TokenTable(torch.arange(8)[None], torch.tensor([[6, 7]]))
+    under = find_covered_tokens(padded, attention_map(), replace(shape, queries=2, keys=8), value)
+    assert under.rows.tolist() == [[6, 7]]

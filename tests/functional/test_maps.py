@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import CallShape
 from lorada.functional.causal import BLOCK, product_form
 from lorada.functional.maps import (
     add_map_reference,
@@ -21,7 +19,6 @@ from lorada.functional.maps import (
     position_embedding,
     position_factors,
     softmax_map,
-    visible_pairs,
 )
 from lorada.functional.product import (
     apply_map,
@@ -62,9 +59,8 @@ def drawn(case: SimpleNamespace) -> tuple[torch.Tensor, ...]:
     """Probabilities (B, H, K, K), W_a, W_b and values (B, G, K, D)."""
     torch.manual_seed(case.seed)
     scores = torch.randn(case.batch, case.heads, case.tokens, case.tokens)
-    keep = visible_pairs(torch.arange(case.tokens), case.tokens, case.causal, case.window)
-    if keep is not None:
-        scores = scores.masked_fill(~keep, -math.inf)
+    if case.causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
     return (
         scores.softmax(-1),
         torch.randn(case.map_heads, case.length, case.rank),
@@ -81,23 +77,14 @@ def expanded(value: torch.Tensor, heads: int) -> torch.Tensor:
 def slow_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn^ V with the full attention map (Eqs. 12-17)."""
     map_ = low_rank_map(w_a, w_b, 7.0, position=case.position)
-    if case.window is not None:  # which the reference, of models without one, leaves out
-        map_ = map_ * torch.ones_like(map_).triu(1 - case.window)
     fused = add_map_reference(attention, map_, align=case.align, causal=case.causal)
     return fused @ expanded(value, case.heads)
 
 
 def fast_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn V, and the second term added on the first or the last M tokens."""
-    if case.window is None:
-        names = ("heads", "align", "causal", "position")
-        term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
-    else:
-        own = AttentionMap((w_a, w_b), 7.0, case.align, None if case.position else "no_position")
-        size = min(case.length, case.tokens)
-        covered = slice(size) if case.align == "start" else slice(case.tokens - size, None)
-        shape = CallShape(case.tokens, case.tokens, case.heads, case.causal, case.window)
-        term = own.product(value[:, :, covered], shape)
+    names = ("heads", "align", "causal", "position")
+    term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
     size, output = term.shape[2], attention @ expanded(value, case.heads)
     before, after = (0, case.tokens - size) if case.align == "start" else (case.tokens - size, 0)
     return output + torch.nn.functional.pad(term, (0, 0, before, after))
@@ -191,14 +178,10 @@ def test_head_i_uses_map_i_modulo_the_number_of_maps(map_heads, groups):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 5, 3 * BLOCK, 3 * BLOCK + 1])
 def test_products_of_factors_equal_those_of_the_map_in_every_form(size, causal):
-    left, right = torch.randn(2, 3, size, 2), torch.randn(2, 3, 2, size)
+    left, right = torch.randn(3, size, 2), torch.randn(3, 2, size)
     value = torch.randn(2, 3, size, 4)
-    maps = mask_map(left @ right, causal, None)
-    expected = apply_map(maps, value, 6)
+    expected = apply_map(mask_map(left @ right, causal, None), value, 6)
     assert_close(factors_product(left, right, value, 6, causal=causal), expected)
-    # The first sample's factors for all of them.
-    shared = factors_product(left[0], right[0], value, 6, causal=causal)
-    assert_close(shared, apply_map(maps[0], value, 6))
 
 
 @pytest.mark.parametrize(
@@ -255,15 +238,6 @@ def test_softmax_ablation_normalises_over_the_keys_a_row_may_see():
     expected = torch.tensor([[1, 0, 0], [0.25, 0.75, 0], [0.25, 0.25, 0.5]], dtype=torch.float64)
     map_ = torch.tensor(weights, dtype=torch.float64).log()
     assert_close(softmax_map(map_, causal=True)[0], expected)
-
-
-def test_softmax_ablation_gives_padded_keys_nothing_and_an_empty_row_zero_not_nan():
-    keys = torch.tensor([[True, False, True], [False, False, False]])
-    weights = softmax_map(torch.randn(2, 3, 3).double(), False, keys=keys)
-    assert weights.shape == (2, 2, 3, 3)
-    assert not weights[0, ..., 1].any()
-    assert_close(weights[0].sum(-1), torch.ones(2, 3, dtype=torch.float64))
-    assert not weights[1].any()
 
 
 def test_map_is_signed_and_may_push_attention_below_zero():

@@ -14,7 +14,7 @@ Shapes: B batch, H query heads, T queries, D head width.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,20 +23,21 @@ from torch import Tensor, nn
 from lorada.attention import observation
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
-from lorada.attention.covered_tokens import covered_tokens, map_positions, nothing_is_recorded
-from lorada.attention.dense_map import mask_with_map
+from lorada.attention.covered_tokens import covered_tokens
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
-from lorada.attention.map_term import Term, add_term
+from lorada.attention.map_term import Term, add_term, expand_map
 from lorada.attention.observation import Observation
-from lorada.attention.prefix_keys import with_prefixes
+from lorada.attention.prefix_keys import Attend, run
 from lorada.attention.shifted_sparse import ShiftedGroups
-from lorada.functional.precision import wide_dtype
-
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
+from lorada.functional.precision import nothing_is_recorded, wide_dtype
 
 CHILD = "lmam"
 PREFIX_CHILD = "prefix"
 SHIFTED = "shifted"  # a plain attribute, since shifted sparse attention has no parameters
+
+NEEDS_MASK = (
+    "the no_negative ablation needs a (B, 1, T, K) mask: use attn_implementation='sdpa' or 'eager'"
+)
 
 
 class MapSource(Protocol):
@@ -104,9 +105,8 @@ def _attend(
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs
-    run = with_prefixes(kernel, call) if call.prefixes else kernel
     if not maps:
-        return run(call.module, call.query, call.key, call.value, mask, **kwargs)
+        return run(kernel, call, mask, kwargs)
     if call.is_paged:
         raise ValueError(
             "a paged cache was passed without its values, which LMAM needs: use "
@@ -115,12 +115,12 @@ def _attend(
         )
     inside = [m for m in maps if m.ablation == "no_negative"]
     for attention_map in inside:
-        mask = mask_with_map(mask, attention_map, map_positions(call, attention_map), call)
+        mask = mask_with_map(mask, attention_map, call)
     if inside:
         kwargs = {**kwargs, "is_causal": False}  # the mask is causal already
-    output, weights = run(call.module, call.query, call.key, call.value, mask, **kwargs)
+    output, weights = run(kernel, call, mask, kwargs)
     if inside and observation.observers:
-        _report_inside(run, call, inside, output)
+        _report_inside(kernel, call, inside, output)
     beside = [m for m in maps if m.ablation != "no_negative"]
     # The kernel has just made its output, so nobody else can hold it, but for observers.
     in_place = nothing_is_recorded() and not observation.observers
@@ -139,22 +139,42 @@ def add_maps(
             with torch.no_grad():  # observers need no gradients
                 alone = torch.zeros_like(output, dtype=wide_dtype(output))
                 alone = alone if term is None else add_term(alone, term, call.value)
-            positions = map_positions(call, own)
-            observation.report(Observation(call, own, positions, output.detach(), alone))
+            observation.report(Observation(call, own, output.detach(), alone))
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
     return result
 
 
+def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+    """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
+
+    ``mask`` is the mask without this map; it may hold another map.
+    """
+    if call.kernel in ("flash", "flex"):
+        raise ValueError(NEEDS_MASK)
+    # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
+    dtype, keys = call.value.dtype, call.shape.keys
+    full = expand_map(attention_map, call).to(dtype)
+    hidden = torch.finfo(dtype).min
+    if mask is None:
+        if not call.shape.causal or call.shape.queries == 1:
+            return full
+        # A kernel that is given a mask does not apply its own causal mask.
+        mask = full.new_ones(1, 1, call.shape.queries, keys, dtype=torch.bool).tril()
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        raise ValueError(NEEDS_MASK)
+    mask = mask[..., :keys]  # the mask of a static cache may be longer
+    return torch.where(mask, full, hidden) if mask.dtype == torch.bool else mask + full
+
+
 def _report_inside(
-    run: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
+    kernel: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
 ) -> None:
     """Report what maps inside the softmax (¬N) changed, by running the kernel without them."""
     causal = call.shape.causal if call.mask is None else None
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
-        plain = run(call.module, call.query, call.key, call.value, call.mask, **kwargs)[0]
+        plain, _ = run(kernel, call, call.mask, kwargs)
         change = (output - plain).float()
     for attention_map in inside:
-        positions = map_positions(call, attention_map)
-        observation.report(Observation(call, attention_map, positions, plain, change))
+        observation.report(Observation(call, attention_map, plain, change))

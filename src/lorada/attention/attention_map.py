@@ -7,6 +7,7 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tok
 N map length, R rank, D head width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -22,7 +23,6 @@ from lorada.functional.maps import (
     softmax_map,
 )
 from lorada.functional.precision import wide, wide_dtype
-from lorada.functional.product import factors_product
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,9 @@ class AttentionMap:
         """The whole (S, N, N) map before any mask."""
         if self.baked is not None:
             return self.baked
-        factors = [wide(factor) for factor in self.factors]
-        scale, position = self.inverse_scale, self.has_position
-        if len(factors) == 1:
-            return full_rank_map(factors[0], scale, position=position, pe=self.pe)
-        return low_rank_map(factors[0], factors[1], scale, position=position, pe=self.pe)
+        make: Callable[..., Tensor] = low_rank_map if len(self.factors) == 2 else full_rank_map
+        factors = map(wide, self.factors)
+        return make(*factors, self.inverse_scale, position=self.has_position, pe=self.pe)
 
     def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
         """A dense map, or a square part of one, with its mask, and for ¬S with its softmax.
@@ -99,22 +97,6 @@ class AttentionMap:
         w_a, w_b = w_a[:, part], w_b[:, :, part]
         return w_a if self.inverse_scale == 1 else w_a / self.inverse_scale, w_b
 
-    def product(self, value: Tensor, shape: CallShape) -> Tensor:
-        """tile(Attn_s)·V (B, H, M, D) of a low-rank map, from its tokens' values (B, G, M, D)."""
-        left, right = self.scaled_factors(self.part(value.shape[2]))
-        causal, window = shape.causal, shape.window
-        return factors_product(left, right, value, shape.heads, causal=causal, window=window)
-
     def part(self, size: int) -> slice:
         """The rows and columns of M tokens: the first or the last ones of the map."""
         return slice(0, size) if self.align == "start" else slice(self.length - size, self.length)
-
-
-def take_rows(map_: Tensor, rows: Tensor) -> Tensor:
-    """Rows (T,) or (B, T) of a dense map (S, N, N) or of one for each sample, (B, S, N, N)."""
-    if rows.dim() == 1:
-        return map_[..., rows, :]
-    if map_.dim() == 3:
-        return map_[:, rows].transpose(0, 1)
-    index = rows[:, None, :, None].expand(-1, map_.shape[1], -1, map_.shape[-1])
-    return map_.expand(rows.shape[0], -1, -1, -1).gather(2, index)

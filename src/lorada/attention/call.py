@@ -117,16 +117,11 @@ class AttentionCall:
 
         It depends on the masks, positions and sizes of the call, and on ``others``.
         """
-        inputs = self.inputs
-        if not inputs.keeps:
-            return compute()
         # Facts of the whole forward are left out: layers that are computed again do not know them.
         tensors = self.mask, self.position_ids, *(self.cu_seq_lens or ())
-        sizes: Hashable = self.shape, self.value.shape[0], self.longest
-        if torch.compiler.is_compiling():  # sizes may be symbols, which are no keys
-            sizes = repr(sizes)
-        facts = sizes, self.kernel == "flash", self.value.device
-        return inputs.once(compute, tensors, facts, *others)
+        sizes = self.shape, self.value.shape[0], self.longest
+        facts = self.kernel == "flash", self.value.device
+        return self.inputs.once(compute, tensors, *sizes, *facts, *others)
 
     def visible_keys(self) -> Tensor:
         """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None."""
@@ -158,12 +153,6 @@ def implementation_of(module: nn.Module) -> str:
     """The ``attn_implementation`` of a module."""
     config = getattr(module, "config", None)
     return str(getattr(config, "_attn_implementation", None) or "eager")
-
-
-def is_windowed(module: nn.Module) -> bool:
-    """Whether a module sees only a window of its sequence."""
-    owners = module, getattr(module, "config", None)
-    return any(getattr(owner, "sliding_window", None) for owner in owners)
 
 
 def head_count(module: nn.Module) -> int:

@@ -21,11 +21,10 @@ from lorada.attention.positions import (
     Targets,
     TokenPositions,
     TokenSpan,
-    TokenTable,
     token_positions,
 )
-from lorada.functional.maps import Align, visible_pairs
-from lorada.functional.precision import wide, wide_dtype
+from lorada.functional.maps import visible_pairs
+from lorada.functional.precision import nothing_is_recorded, wide, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -90,46 +89,29 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
     return whole
 
 
-def map_positions(call: AttentionCall, attention_map: AttentionMap) -> TokenPositions:
-    """Where the tokens of a call lie in a map."""
-    positions = _positions(call)
-    return positions if attention_map.align == "start" else positions.at_end(attention_map.length)
-
-
 def covered_tokens(call: AttentionCall, attention_map: AttentionMap) -> CoveredTokens | None:
     """The tokens of a call under a map, found once for all layers; None if no query is."""
-    length, align = attention_map.length, attention_map.align
 
     def find() -> CoveredTokens | None:
-        return find_covered_tokens(_positions(call), length, align, call.shape, call.value)
+        return find_covered_tokens(token_positions(call), attention_map, call.shape, call.value)
 
-    return call.once(find, "covered", length, align)
-
-
-def _positions(call: AttentionCall) -> TokenPositions:
-    positions = token_positions(call)
-    packed = isinstance(positions, TokenTable) and positions.sequences > 1
-    if packed and call.mask is None and call.kernel != "flash":
-        raise ValueError(
-            "several sequences are packed into one row and attention would let them see each "
-            "other: pass use_cache=False and position_ids that restart with each sequence"
-        )
-    return positions
+    return call.once(find, "covered", attention_map.length, attention_map.align)
 
 
 def find_covered_tokens(
-    positions: TokenPositions, length: int, align: Align, shape: CallShape, value: Tensor
+    positions: TokenPositions, own: AttentionMap, shape: CallShape, value: Tensor
 ) -> CoveredTokens | None:
-    """The tokens under a map of N = ``length``; None if what the host knows shows no query."""
+    """The tokens under a map; None if what the host knows shows no query."""
+    length = own.length
     if torch.compiler.is_compiling():
         # The length of a slice depends on the batch, and a compiled graph must serve every batch.
         table = replace(positions.table(shape.queries, shape.keys, value.device), longest=length)
     elif isinstance(positions, TokenSpan):
-        return _covered_span(positions, length, align, shape, value.device)
+        return _covered_span(positions, own, shape, value.device)
     else:
         table = positions
     size = length if table.longest is None else min(length, table.longest)
-    table = table.at_end(size) if align == "end" else table
+    table = table.at_end(size) if own.align == "end" else table
     rows, inside = table.query_rows(size)
     # On the CPU, where reading numbers waits for nothing.
     if nothing_is_recorded() and type(inside) is Tensor and inside.is_cpu and not inside.any():
@@ -158,14 +140,14 @@ def find_covered_tokens(
     seen = real & inside[..., None]
     visible = visible_pairs(rows, size, shape.causal, shape.window)
     seen = seen if visible is None else seen & visible
-    return CoveredTokens(keys, size, rows + _first(length, size, align), seen)
+    return CoveredTokens(keys, size, rows + own.part(size).start, seen)
 
 
 def _covered_span(
-    span: TokenSpan, length: int, align: Align, shape: CallShape, device: torch.device
+    span: TokenSpan, own: AttentionMap, shape: CallShape, device: torch.device
 ) -> CoveredTokens | None:
-    size = min(length, span.stop)
-    begin = span.stop - size if align == "end" else 0  # the key slot of the first column
+    size = min(own.length, span.stop)
+    begin = span.stop - size if own.align == "end" else 0  # the key slot of the first column
     first = max(begin, span.first)  # the key slot of the first query under the map
     if first >= begin + size:
         return None
@@ -176,15 +158,4 @@ def _covered_span(
     rows = torch.arange(first - begin, size, device=device)
     seen = visible_pairs(rows, size, shape.causal, shape.window)
     seen = rows.new_ones(rows.shape[0], size, dtype=torch.bool) if seen is None else seen
-    return CoveredTokens(keys, size, rows + _first(length, size, align), seen, at)
-
-
-def _first(length: int, size: int, align: Align) -> int:
-    """The first of the M rows and columns."""
-    return length - size if align == "end" else 0
-
-
-def nothing_is_recorded() -> bool:
-    """Whether no graph is recorded, of gradients or for calls with other numbers."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._is_tracing()
-    return not (recorded or torch._C._are_functorch_transforms_active())
+    return CoveredTokens(keys, size, rows + own.part(size).start, seen, at)

@@ -22,7 +22,7 @@ class ForwardInputs:
     """Facts about the inputs of a model's running forward."""
 
     # The real tokens of each sample up to this call: their 2-D mask, or their number, (B,) or one
-    # for all. Recorded only if a layer has a sliding window.
+    # for all.
     tokens_so_far: Tensor | int | None = None
     # Whether ``position_ids`` alone may separate sequences packed into a row.
     may_be_packed: bool = True
@@ -31,11 +31,6 @@ class ForwardInputs:
     # What ``once`` has computed; None if nothing is kept.
     results: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def keeps(self) -> bool:
-        """Whether ``once`` keeps results; a compiler finds what is computed twice by itself."""
-        return self.results is not None and not torch.compiler.is_dynamo_compiling()
-
     def once(
         self, compute: Callable[[], Result], tensors: Sequence[Any], *others: Hashable
     ) -> Result:
@@ -43,10 +38,12 @@ class ForwardInputs:
 
         It depends on ``tensors``, of which any may be None, and on ``others``.
         """
-        if not self.keeps:
+        # A compiler finds what is computed twice by itself.
+        if self.results is None or torch.compiler.is_dynamo_compiling():
             return compute()
-        assert self.results is not None
-        key = (*map(_identity, tensors), *others)
+        # Sizes that are exported may be symbols, which are no keys.
+        facts: Hashable = repr(others) if torch.compiler.is_compiling() else others
+        key = (*map(_identity, tensors), facts)
         if key not in self.results:
             # The tensors are kept, so that no other tensor gets the identity of one of them.
             self.results[key] = compute(), tensors
@@ -97,7 +94,6 @@ class ForwardListener:
 
     def __init__(self, model: nn.Module) -> None:
         self.inputs = NOTHING_KNOWN
-        self._any_window = False
         self._shortest: _ShortestRow | None = None
         self._layers = 0
         self._checked: list[tuple[Any, Any]] = []
@@ -106,10 +102,9 @@ class ForwardListener:
             model.register_forward_hook(self._forget, always_call=True),
         ]
 
-    def add_layer(self, *, windowed: bool) -> None:
-        """Count a layer that reads ``inputs``, and whether it has a sliding window."""
+    def add_layer(self) -> None:
+        """Count a layer that reads ``inputs``."""
         self._layers += 1
-        self._any_window = self._any_window or windowed
 
     def check_before(self, module: Any, check: Callable[[nn.Module, Any], None]) -> None:
         """Run a check before ``module``, if it is the first with its config.
@@ -132,24 +127,27 @@ class ForwardListener:
     def _note(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         # ``cache`` is the new name in transformers, which still takes the old one.
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        # Positions that the model makes itself never restart, nor do those behind a cache.
+        before = getattr(cache, "get_seq_length", lambda: None)()  # the slots of the cache
+        ids = args[0] if args else kwargs.get("input_ids")
+        new = kwargs.get("inputs_embeds") if ids is None else ids
+        slots = None if before is None or new is None else before + new.shape[1]
+        # Positions that the model makes itself never restart, nor do those behind a cache that is
+        # not known to be empty without reading a tensor.
         given = kwargs.get("position_ids") is not None or len(args) > 1
-        packed = given and cache is None
-        if given and cache is not None:  # known to be empty without reading a tensor
-            slots = getattr(cache, "get_seq_length", lambda: None)()
-            packed = isinstance(slots, int) and slots == 0
-        tokens = _tokens_so_far(args, kwargs, cache) if self._any_window else None
-        self._shortest = self._count(model, args, kwargs, cache)
+        packed = given and (cache is None or (isinstance(before, int) and before == 0))
+        mask = kwargs.get("attention_mask")
+        flat = isinstance(mask, Tensor) and mask.dim() == 2
+        tokens = slots if mask is None else None
+        self._shortest = None
+        if flat:
+            tokens, self._shortest = mask, self._count(model, mask, slots, cache)
         fewest = 0 if self._shortest is None else self._shortest.tokens()
         self.inputs = ForwardInputs(tokens, packed, fewest, {})
 
-    def _count(self, model: Any, args: Any, kwargs: Any, cache: Any) -> _ShortestRow | None:
+    def _count(self, model: Any, mask: Tensor, slots: Any, cache: Any) -> _ShortestRow | None:
         """The shortest row of a decoder's batch, where its mask shows the tokens of the cache."""
-        mask, slots = kwargs.get("attention_mask"), _slots_so_far(args, kwargs, cache)
-        if not isinstance(mask, Tensor) or not isinstance(slots, int):
-            return None
         # A mask with slots for tokens to come would count these too.
-        if mask.dim() != 2 or mask.shape[1] != slots:
+        if not isinstance(slots, int) or mask.shape[1] != slots:
             return None
         if is_recorded(mask) or getattr(model.config, "is_encoder_decoder", False):
             return None
@@ -173,19 +171,3 @@ def forward_listener(model: nn.Module) -> ForwardListener:
     owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
     known = (owner for owner in owners if isinstance(owner, ForwardListener))
     return next(known, None) or ForwardListener(model)
-
-
-def _tokens_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
-    """The 2-D mask of all tokens; without a mask their number; None if neither is known."""
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask
-    return None if mask is not None else _slots_so_far(args, kwargs, cache)
-
-
-def _slots_so_far(args: Any, kwargs: Any, cache: Any) -> Tensor | int | None:
-    """How many slots a cache has with this call; None without a cache or tokens."""
-    ids = args[0] if args else kwargs.get("input_ids")
-    new = kwargs.get("inputs_embeds") if ids is None else ids
-    count = getattr(cache, "get_seq_length", None)
-    return None if count is None or new is None else count() + new.shape[1]

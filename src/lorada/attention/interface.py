@@ -41,26 +41,21 @@ def watch(watcher: Watcher) -> Iterator[None]:
     (B, H, T, K), which only eager attention returns.
     """
     install()
-    before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ALL_ATTENTION_FUNCTIONS.valid_keys()}
-    for name, function in before.items():
-        AttentionInterface.register(name, _watched(function, watcher))
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            AttentionInterface.register(name, function)
+    eager = ALL_ATTENTION_FUNCTIONS["eager"]
 
-
-def _watched(function: Any, watcher: Watcher) -> Any:
-    @functools.wraps(function)
+    @functools.wraps(eager)
     def watched(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> Any:
-        found = function(module, query, key, value, mask, **kwargs)
+        found = eager(module, query, key, value, mask, **kwargs)
         watcher(AttentionCall.read(module, (query, key, value), mask, kwargs), *found)
         return found
 
-    return watched
+    AttentionInterface.register("eager", watched)
+    try:
+        yield
+    finally:
+        AttentionInterface.register("eager", eager)
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

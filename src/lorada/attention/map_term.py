@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorada.attention.attention_map import AttentionMap, take_rows
-from lorada.attention.call import CallShape
-from lorada.attention.covered_tokens import CoveredTokens, put
+from lorada.attention.attention_map import AttentionMap
+from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.covered_tokens import CoveredTokens, covered_tokens, put
 from lorada.attention.positions import Targets
 from lorada.functional.causal import product_form
 from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
-from lorada.functional.product import apply_map, factors_product_gradients
+from lorada.functional.product import apply_map, factors_product, factors_product_gradients
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class Term:
         Returns:
             (B, M, H, D) in map order, or the rows of the queries if ``covered`` names them.
         """
-        covered, heads = self.covered, self.shape.heads
+        covered, shape = self.covered, self.shape
         batch, _, _, width = value.shape
         with no_autocast(value.device):
             values = covered.values(value)
             own = self.own.for_values(values)
             if own.stays_low_rank and covered.rows is None:
-                term = own.product(values, self.shape)
+                left, right = own.scaled_factors(own.part(covered.size))
+                causal, window, heads = shape.causal, shape.window, shape.heads
+                term = factors_product(left, right, values, heads, causal=causal, window=window)
             else:
-                term = apply_map(_masked_rows(own, covered, self.shape, batch), values, heads)
+                term = apply_map(_masked_rows(own, covered, shape, batch), values, shape.heads)
             rows = covered.maps * term.shape[2]
-            return term.transpose(1, 2).reshape(batch, rows, heads, width)
+            return term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
 
     def has_gradients(self, value: Tensor) -> bool:
         """Whether ``gradients`` has the formulas for the call, and they cost no more."""
@@ -94,8 +96,14 @@ def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, ba
         map_ = own.masked(own.dense()[:, part, part], shape, covered.real(batch))
         if rows is None or seen is None:
             return map_
-        # Its rows have their mask already, but for those that the map does not reach.
-        return take_rows(map_, rows - part.start) * seen.any(-1)[..., None, :, None]
+        rows = rows - part.start
+        # A map for each sample, where each has rows of its own.
+        if rows.dim() == 1:
+            map_ = map_[..., rows, :]
+        else:
+            map_ = map_.take_along_dim(rows[:, None, :, None], 2)
+        # The rows have their mask already, but for those that the map does not reach.
+        return map_ * seen.any(-1)[..., None, :, None]
     if own.stays_low_rank:
         left, right = own.scaled_factors()
         # One dimension of size 1 for the samples, so that both sides broadcast.
@@ -118,6 +126,22 @@ def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = Fals
     else:
         result = _AddAt.apply(output, recomputed(term.compute, value), term.covered.queries)
     return result
+
+
+def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+    """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it.
+
+    That is the term of a call whose values are the identity: key slot k has the k-th unit vector.
+    """
+    value, shape = call.value, call.shape
+    covered = covered_tokens(call, attention_map)
+    alike = covered is None or isinstance(covered.keys, slice)
+    values = torch.eye(shape.keys, dtype=wide_dtype(value), device=value.device)
+    values = values.expand(1 if alike else value.shape[0], 1, -1, -1)
+    nothing = values.new_zeros(values.shape[0], shape.queries, shape.heads, shape.keys)
+    if covered is None:
+        return nothing.transpose(1, 2)
+    return add_term(nothing, Term(attention_map, covered, shape), values).transpose(1, 2)
 
 
 def _sum(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
-from lorada.attention.positions import TokenPositions
+from lorada.attention.positions import TokenTable, token_positions
 from lorada.functional.precision import wide
 
 
@@ -25,9 +25,15 @@ class Observation:
 
     call: AttentionCall
     attention_map: AttentionMap
-    positions: TokenPositions  # where the tokens of the call lie in the map
     output: Tensor  # Attn·V without any map, (B, T, H, D)
     term: Tensor  # tile(Attn_s)·V, likewise; for ¬N the change by all maps of the call
+
+    @property
+    def positions(self) -> TokenTable:
+        """Where the tokens of the call lie in the map."""
+        queries, keys, own = self.call.shape.queries, self.call.shape.keys, self.attention_map
+        table = token_positions(self.call).table(queries, keys, self.output.device)
+        return table if own.align == "start" else table.at_end(own.length)
 
 
 observers: list[Callable[[Observation], None]] = []
@@ -51,9 +57,7 @@ def report(seen: Observation) -> None:
 
 def squared_norms(seen: Observation) -> tuple[Tensor, Tensor]:
     """‖tile(Attn_s) V‖² and ‖Attn V‖² of one attention call, over its real tokens."""
-    shape = seen.call.shape
-    table = seen.positions.table(shape.queries, shape.keys, seen.output.device)
-    real = table.real_queries()[..., None, None]
+    real = seen.positions.real_queries()[..., None, None]
     return (seen.term * real).square().sum(), (wide(seen.output) * real).square().sum()
 
 

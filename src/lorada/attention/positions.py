@@ -28,19 +28,14 @@ class TokenSpan:
     """
 
     stop: int  # how many key slots hold a token; they are the first ones
-    origin: int  # the key slot of row and column 0 of the map
     first: int  # the key slot of query row 0
 
     def table(self, queries: int, keys: int, device: torch.device) -> "TokenTable":
         """The same positions as a table with one row for all samples."""
         slots = torch.arange(keys, device=device)
-        columns = torch.where(slots < self.stop, slots - self.origin, NO_TOKEN)
-        rows = torch.arange(queries, device=device) + self.first - self.origin
+        columns = torch.where(slots < self.stop, slots, NO_TOKEN)
+        rows = torch.arange(queries, device=device) + self.first
         return TokenTable(columns[None], rows[None], longest=keys)
-
-    def at_end(self, length: int) -> "TokenSpan":
-        """These positions with the last token on row and column N-1 of the map (Eq. 16)."""
-        return replace(self, origin=self.stop - length)
 
 
 @dataclass(frozen=True)
@@ -120,6 +115,12 @@ class TokenTable:
         inside = (self.rows >= 0) & (self.rows < length)
         return self.rows.clamp(0, length - 1), inside
 
+    def pairs(self, length: int) -> Tensor:
+        """(B, T, K) booleans: pairs of query and key that are a row and a column of a map."""
+        _, rows = self.query_rows(length)
+        columns = (self.columns >= 0) & (self.columns < length)
+        return rows[:, :, None] & columns[:, None, :]
+
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""
         return self.rows != NO_TOKEN
@@ -127,16 +128,13 @@ class TokenTable:
     def at_end(self, length: int) -> "TokenTable":
         """These positions with each sequence's last token on row and column N-1 (Eq. 16)."""
         if self.column_owner is None or self.row_owner is None:
-            shift = self.columns.amax(1, keepdim=True).clamp(min=-1) + 1 - length
-            column_shift = row_shift = shift
+            column_last = row_last = self.columns.amax(1, keepdim=True)
         else:
-            last = self.columns.new_full((self.columns.shape[0], self.sequences), -1)
+            last = self.columns.new_full((self.columns.shape[0], self.sequences), NO_TOKEN)
             last = last.scatter_reduce(1, self.column_owner, self.columns, "amax")
-            shift = last + 1 - length
-            column_shift = shift.gather(1, self.column_owner)
-            row_shift = shift.gather(1, self.row_owner)
-        columns = _shifted(self.columns, column_shift)
-        rows = columns if self.is_whole else _shifted(self.rows, row_shift)
+            column_last, row_last = (last.gather(1, o) for o in (self.column_owner, self.row_owner))
+        columns = _shifted(self.columns, column_last + (1 - length))
+        rows = columns if self.is_whole else _shifted(self.rows, row_last + (1 - length))
         return replace(self, columns=columns, rows=rows)
 
 
@@ -150,30 +148,29 @@ TokenPositions = TokenSpan | TokenTable
 
 def token_positions(call: AttentionCall) -> TokenPositions:
     """``locate``, computed once for all layers that get the same tensors."""
-    return call.once(lambda: locate(call), "positions")
+    positions = call.once(lambda: locate(call), "positions")
+    packed = isinstance(positions, TokenTable) and positions.sequences > 1
+    if packed and call.mask is None and call.kernel != "flash":
+        raise ValueError(
+            "several sequences are packed into one row and attention would let them see each "
+            "other: pass use_cache=False and position_ids that restart with each sequence"
+        )
+    return positions
 
 
 def locate(call: AttentionCall) -> TokenPositions:
     """The map column of every key slot and the map row of every query, counted from the first."""
-    queries, keys, mask = call.shape.queries, call.shape.keys, call.mask
-    lengths = call.cu_seq_lens
-    last = None if lengths is not None else _last_token(call)
-    restarting = call.position_ids if call.inputs.may_be_packed else None
-    # In a causal mask (T, K) the last key that a query sees is the query itself. A mask (B, K) does
-    # not show that, nor does one of an encoder.
-    shows_queries = call.shape.causal and not (isinstance(mask, Tensor) and mask.dim() == 2)
-    if lengths is not None:
-        return _packed_by_lengths(call, *lengths)
-    if mask is not None:
-        return _by_mask(call.visible_keys(), queries, restarting, last, shows_queries)
-    if queries == keys and _restarts(restarting, None):
-        return _packed_by_restart(restarting, None)
-    return _without_padding(call, last)
-
-
-def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions:
-    """Positions if every slot is a token; ``last`` (B, 1) is the index of each last token."""
-    queries, keys = call.shape.queries, call.shape.keys
+    if call.cu_seq_lens is not None:
+        return _packed_by_lengths(call, *call.cu_seq_lens)
+    queries, keys, last = call.shape.queries, call.shape.keys, _last_token(call)
+    restarting = call.inputs.may_be_packed and queries == keys
+    position_ids = call.position_ids if restarting else None
+    if call.mask is not None:
+        return _by_mask(call, position_ids, last)
+    if position_ids is not None:
+        real = torch.ones_like(position_ids, dtype=torch.bool)
+        if (starts := _starts(position_ids, real)) is not None:
+            return _packed_by_restart(starts, real)
     if last is not None:
         columns = last - torch.arange(keys - 1, -1, -1, device=last.device)
         return TokenTable(columns, columns[:, -queries:])
@@ -181,27 +178,20 @@ def _without_padding(call: AttentionCall, last: Tensor | None) -> TokenPositions
     # chunk of a prompt, and the queries are the last slots. Elsewhere it is the prefill of a static
     # cache, and the last slots are empty.
     first = keys - queries if queries == 1 or call.kernel == "flash" else 0
-    return TokenSpan(first + queries, 0, first)
+    return TokenSpan(first + queries, first)
 
 
-def _by_mask(
-    visible: Tensor,
-    queries: int,
-    position_ids: Tensor | None,
-    last: Tensor | None,
-    shows_queries: bool,
-) -> TokenTable:
-    """Positions by a mask ``visible`` (B, T or 1, K): the keys that some query sees are tokens.
+def _by_mask(call: AttentionCall, position_ids: Tensor | None, last: Tensor | None) -> TokenTable:
+    """Positions by the mask of a call: the keys that some query sees are tokens.
 
     ``position_ids`` are given if they may separate packed sequences, ``last`` (B, 1), the index of
-    the last token, if the cache has dropped keys. ``shows_queries`` says whether the last key that
-    a query sees is the query itself.
+    the last token, if the cache has dropped keys.
     """
-    keys = visible.shape[-1]
+    queries, keys, visible = call.shape.queries, call.shape.keys, call.visible_keys()
     # The last query alone does not see every token under a window or in a packed row.
     real = visible.any(-2)
-    if queries == keys and _restarts(position_ids, real):
-        return _packed_by_restart(position_ids, real)
+    if position_ids is not None and (starts := _starts(position_ids, real)) is not None:
+        return _packed_by_restart(starts, real)
     counted = real.cumsum(-1)
     if last is not None:
         counted = counted - counted[:, -1:] + last + 1
@@ -209,7 +199,10 @@ def _by_mask(
     longest = keys if last is None else None
     if queries == keys:
         return TokenTable(columns, columns, longest=longest)
-    if not shows_queries:  # they are the last keys
+    # In a causal mask (T, K) the last key that a query sees is the query itself. A mask (B, K) does
+    # not show that, nor does one of an encoder: there the queries are the last keys.
+    flat = isinstance(call.mask, Tensor) and call.mask.dim() == 2
+    if flat or not call.shape.causal:
         return TokenTable(columns, columns[:, keys - queries :], longest=longest)
     own = keys - 1 - visible.flip(-1).to(torch.uint8).argmax(-1)
     # Padding before the tokens sees no key, padding behind them no more than the row before.
@@ -242,42 +235,32 @@ def _last_token(call: AttentionCall) -> Tensor | None:
     return call.position_ids[:, -1:]
 
 
-def _starts(position_ids: Tensor, real: Tensor) -> Tensor:
-    """(B, K) booleans: tokens that start a new sequence, since positions do not increase there."""
+def _starts(position_ids: Tensor, real: Tensor) -> Tensor | None:
+    """(B, K) booleans: tokens that start a further sequence of their row; None if none does.
+
+    Positions do not increase there. ``real`` (B, K) are the tokens.
+    """
+    if real.shape[-1] != position_ids.shape[-1]:
+        return None
     slots = torch.arange(real.shape[-1], device=real.device)
     # By index and not ``.values``: transformers' exporters return a plain tuple here.
     before = torch.where(real, slots, -1).cummax(-1)[0].roll(1, -1)
     before[:, 0] = -1
     position_ids = position_ids.expand(real.shape[0], -1)
     earlier = position_ids.gather(1, before.clamp(min=0))
-    return real & (before >= 0) & (position_ids <= earlier)
-
-
-def _restarts(position_ids: Tensor | None, real: Tensor | None) -> bool:
-    """Whether positions restart within a row; ``real`` (B, K) are the tokens, None for all."""
-    if position_ids is None or position_ids.shape[-1] == 1:
-        return False
-    if real is None:
-        starts = position_ids[:, 1:] <= position_ids[:, :-1]
-    elif real.shape[-1] != position_ids.shape[-1]:
-        return False
-    else:
-        starts = _starts(position_ids, real)
+    starts = real & (before >= 0) & (position_ids <= earlier)
     if is_recorded(starts):  # such a graph raises when it runs
         torch._assert_async(
             ~starts.any(),
             "sequences packed by position_ids are not supported in a compiled model with a map: "
             "pass cu_seq_lens_q and cu_seq_lens_k too",
         )
-        return False
-    return bool(starts.any())
+        return None
+    return starts if starts.any() else None
 
 
-def _packed_by_restart(position_ids: Tensor | None, real: Tensor | None) -> TokenTable:
-    """Positions of sequences packed into a row, each of which restarts ``position_ids``."""
-    assert position_ids is not None
-    real = torch.ones_like(position_ids, dtype=torch.bool) if real is None else real
-    starts = _starts(position_ids, real)
+def _packed_by_restart(starts: Tensor, real: Tensor) -> TokenTable:
+    """Positions of sequences packed into a row, from the tokens that start a further one."""
     owner = starts.cumsum(-1)
     counted = real.cumsum(-1) - 1
     # Each sequence counts from 0: the count of the tokens before it is subtracted.

@@ -9,7 +9,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, P pre
 width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall, Prefix, form_of, implementation_of
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class PrefixSource(Protocol):
@@ -27,50 +29,36 @@ class PrefixSource(Protocol):
         ...
 
 
-def with_prefixes(attend: Callable[..., Any], call: AttentionCall) -> Callable[..., Any]:
-    """``attend`` with the call's prefixes before its keys; it returns the weights of tokens."""
-    prefixes = call.prefixes
+def run(
+    kernel: Attend, call: AttentionCall, mask: Any, kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Run a kernel with the call's prefixes before its keys; it returns the weights of tokens."""
+    prefixes, query, key, value = call.prefixes, call.query, call.key, call.value
+    if not prefixes:
+        return kernel(call.module, query, key, value, mask, **kwargs)
     # Kernels without masks hide a prefix behind a window, and packed rows have no place for it.
     if call.is_paged or call.kernel in ("flash", "flex"):
         raise ValueError(
             f"a prefix cannot be put before the keys of {implementation_of(call.module)}: "
             "use attn_implementation='sdpa' or 'eager'"
         )
-
-    def attend_with_prefixes(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        count = sum(len(prefix.key) for prefix in prefixes)
-        # As in the kernels, the argument of the call goes before the attribute of the module.
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        # Without a mask sdpa aligns its causal mask to the first key, which is now a prefix's.
-        if mask is None and causal and query.shape[2] > 1 and call.kernel != "eager":
-            mask = key.new_ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
-        if mask is not None:
-            mask = _extend_mask(mask, count, key.shape[2])
-        if kwargs.get("position_bias") is not None:  # T5: a prefix has no position
-            kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (count, 0))
-        output, weights = attend(
-            module,
-            query,
-            prepend([prefix.key for prefix in prefixes], key),
-            prepend([prefix.value for prefix in prefixes], value),
-            mask,
-            **kwargs,
-        )
-        return output, None if weights is None else weights[..., count:]
-
-    return attend_with_prefixes
-
-
-def prefix_scores(prefixes: Sequence[Prefix], query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The scores (B, H, T, P) of every query with the prefixes, in fp32 or wider."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    before = _joined([prefix.key for prefix in prefixes], key).to(dtype)
-    before = before.repeat_interleave(query.shape[1] // len(before), 0)
-    scores: Tensor = query.to(dtype) @ before.transpose(-1, -2) * scaling
-    return scores
+    count, keys = sum(len(prefix.key) for prefix in prefixes), call.shape.keys
+    # As in the kernels, the argument of the call goes before the attribute of the module.
+    causal = kwargs.get("is_causal")
+    causal = getattr(call.module, "is_causal", True) if causal is None else causal
+    # Without a mask sdpa aligns its causal mask to the first key, which is now a prefix's.
+    if mask is None and causal and call.shape.queries > 1 and call.kernel != "eager":
+        mask = value.new_ones(1, 1, call.shape.queries, keys, dtype=torch.bool).tril()
+    if mask is not None:
+        mask = _extend_mask(mask, count, keys)
+    if kwargs.get("position_bias") is not None:  # T5: a prefix has no position
+        bias = nn.functional.pad(kwargs["position_bias"], (count, 0))
+        kwargs = {**kwargs, "position_bias": bias}
+    assert key is not None  # only a model without a kernel keeps its keys to itself
+    key = prepend([prefix.key for prefix in prefixes], key)
+    value = prepend([prefix.value for prefix in prefixes], value)
+    output, weights = kernel(call.module, query, key, value, mask, **kwargs)
+    return output, None if weights is None else weights[..., count:]
 
 
 def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
@@ -167,7 +155,7 @@ def forward_with_prefixes(
         )
     scaled, key, value, scores = (x.unflatten(0, (-1, heads)) for x in (scaled, key, value, scores))
     scores = scores.masked_fill(~attention_mask.bool(), torch.finfo(scores.dtype).min)
-    before = prefix_scores(prefixes, scaled, key, 1.0).to(scores.dtype)
+    before = scaled @ _joined([prefix.key for prefix in prefixes], key).mT
     weights = module.dropout(torch.cat([before, scores], -1).softmax(-1))
     context = weights @ prepend([prefix.value for prefix in prefixes], value)
     tokens = weights[..., before.shape[-1] :] if output_attentions else None

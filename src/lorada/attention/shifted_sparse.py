@@ -42,12 +42,16 @@ class ShiftedGroups:
                 f"shifted sparse attention needs a mask for each head, which {name} does not "
                 "take: use attn_implementation='sdpa' or 'eager'"
             )
-        queries, keys, causal = call.shape.queries, call.shape.keys, call.shape.causal
+        queries, keys, heads = call.shape.queries, call.shape.keys, call.shape.heads
         table = token_positions(call).table(queries, keys, call.value.device)
         rows, columns = table.rows[:, None, :, None], table.columns[:, None, None, :]
-        near = _in_groups(rows, columns, self.size or -(-queries // 4), call.shape.heads)
+        size = self.size or -(-queries // 4)
+        head = torch.arange(heads, device=rows.device).view(1, -1, 1, 1)
+        # The first group of a shifted head is ⌊G/2⌋ long.
+        before = torch.where(head >= heads - heads // 2, size - size // 2, 0)
+        near = (rows + before) // size == (columns + before) // size
         if mask is None:
-            near = near & (columns <= rows) if causal else near
+            near = near & (columns <= rows) if call.shape.causal else near
             assert call.query is not None  # only dispatched attention has groups
             mask = call.query.new_zeros(()) if name == "eager" else near.new_ones(())
         mask = mask[..., :keys] if mask.dim() else mask
@@ -57,12 +61,3 @@ class ShiftedGroups:
         # kernels return NaN.
         seen = near & mask
         return torch.where(seen.any(-1, keepdim=True), seen, mask)
-
-
-def _in_groups(rows: Tensor, columns: Tensor, size: int, heads: int) -> Tensor:
-    """(B, H, T, K) booleans: whether query and key are in one group of a head."""
-    head = torch.arange(heads, device=rows.device).view(1, -1, 1, 1)
-    # The first group of a shifted head is ⌊G/2⌋ long.
-    before = torch.where(head >= heads - heads // 2, size - size // 2, 0)
-    near: Tensor = (rows + before) // size == (columns + before) // size
-    return near

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.call import AttentionCall
-from lorada.attention.dense_map import covered_pairs, expand_map
 from lorada.attention.interface import CROSS_ATTENTION, watch
+from lorada.attention.map_term import expand_map
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
@@ -261,7 +261,7 @@ def _layer(
     softmax, visible = _softmax(call, weights)
     found: dict[str, Any] = {"softmax": softmax, "fused": softmax}
     if (seen := with_all.maps.get(module)) is not None:
-        found |= _of_map(call, softmax, visible, seen)
+        found |= _of_map(softmax, visible, seen)
         norms = _by_head(seen.term, real), _by_head(seen.output, real)
         found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
     moved = _by_head(output.float() - output_off.float(), real)
@@ -281,14 +281,11 @@ def _softmax(call: AttentionCall, weights: Tensor) -> tuple[Tensor, Tensor]:
     return wide(weights) * visible, visible  # a row of padding sees nothing
 
 
-def _of_map(
-    call: AttentionCall, softmax: Tensor, visible: Tensor, seen: Observation
-) -> dict[str, Any]:
+def _of_map(softmax: Tensor, visible: Tensor, seen: Observation) -> dict[str, Any]:
     """What a map does to a softmax (B, H, T, K), by the names in a layer."""
     attention_map = seen.attention_map
-    table = seen.positions.table(call.shape.queries, call.shape.keys, softmax.device)
-    pairs = visible & covered_pairs(table, attention_map.length)[:, None]
-    map_ = expand_map(attention_map, seen.positions, call.shape).expand_as(softmax)
+    pairs = visible & seen.positions.pairs(attention_map.length)[:, None]
+    map_ = expand_map(attention_map, seen.call).expand_as(softmax)
     inside = attention_map.ablation == "no_negative"
     fused = softmax if inside else softmax + map_
     if inside:  # the map is in the scores of this softmax

@@ -53,12 +53,12 @@ def _outgrow(share: int, rank: int) -> bool:
 
 
 def causal_blocks(
-    left: Float[Tensor, "*B S M R"],
-    right: Float[Tensor, "*B S R M"],
+    left: Float[Tensor, "S M R"],
+    right: Float[Tensor, "S R M"],
     value: Float[Tensor, "B G M D"],
     heads: int,
 ) -> Float[Tensor, "B H M D"]:
-    """tile(tril(left right)) · V, with one pair of factors for all samples or one for each.
+    """tile(tril(left right)) · V.
 
     Both parts of a block are one product: [triangle, left] times the values of the block stacked on
     the running sum of ``right``·V, which has R rows for each head.
@@ -68,11 +68,7 @@ def causal_blocks(
     # All query heads of a group share one V, unless their sums would have more rows than a block.
     if _outgrow(share, rank):
         value, groups, share = value.repeat_interleave(share, dim=1), heads, 1
-    # Samples that share the factors are one sample with wider values.
-    samples = 1
-    if left.dim() == 3:
-        samples = batch
-        left, right, value = left[None], right[None], side_by_side(value)[None]
+    value = side_by_side(value)
     # The last block is filled up with zeros, which add nothing.
     blocks = -(-size // BLOCK)
     fill = blocks * BLOCK - size
@@ -80,25 +76,25 @@ def causal_blocks(
         left, right = F.pad(left, (0, 0, 0, fill)), F.pad(right, (0, fill))
         value = F.pad(value, (0, 0, 0, fill))
 
-    def tiled(pieces: Tensor) -> Tensor:  # (·, S, blocks, p, q) → (·, G, blocks, H/G, p, q)
-        tiles = heads // left.shape[1]
-        pieces = pieces.repeat(1, tiles, 1, 1, 1) if tiles > 1 else pieces
-        return pieces.view(pieces.shape[0], groups, share, *pieces.shape[2:]).transpose(2, 3)
+    def tiled(pieces: Tensor) -> Tensor:  # (S, blocks, p, q) → (G, blocks, H/G, p, q)
+        tiles = heads // left.shape[0]
+        pieces = pieces.repeat(tiles, 1, 1, 1) if tiles > 1 else pieces
+        return pieces.view(groups, share, *pieces.shape[1:]).transpose(1, 2)
 
-    rows = left.unflatten(2, (blocks, BLOCK))
-    columns = right.unflatten(3, (blocks, BLOCK)).transpose(2, 3)
-    values = value.unflatten(2, (blocks, BLOCK))
-    sums = (tiled(columns).flatten(3, 4) @ values).cumsum(2)
+    rows = left.unflatten(1, (blocks, BLOCK))
+    columns = right.unflatten(2, (blocks, BLOCK)).transpose(1, 2)
+    values = value.unflatten(1, (blocks, BLOCK))
+    sums = (tiled(columns).flatten(2, 3) @ values).cumsum(1)
     sums = F.pad(sums, (0, 0, 0, 0, 1, -1))  # shifted by one: a block gets the sum of those before
     # The sums of a group's heads are stacked. The identity places each head's ``left`` on its own R
     # of them, and zeros on those of the other heads.
     identity = torch.eye(share, dtype=left.dtype, device=left.device)[:, None, :, None]
-    own_rows = (tiled(rows).unsqueeze(5) * identity).flatten(5)
-    beside = torch.cat((tiled((rows @ columns).tril()), own_rows), -1).flatten(3, 4)
-    output = beside @ torch.cat((values, sums), 3)
+    own_rows = (tiled(rows).unsqueeze(4) * identity).flatten(4)
+    beside = torch.cat((tiled((rows @ columns).tril()), own_rows), -1).flatten(2, 3)
+    output = beside @ torch.cat((values, sums), 2)
     # Copied once, into the order that attention's output has: (batch, tokens, heads, D).
-    output = output.view(left.shape[0], groups, blocks, share, BLOCK, samples, width)
-    output = output.permute(0, 5, 2, 4, 1, 3, 6).reshape(batch, blocks * BLOCK, heads, width)
+    output = output.view(groups, blocks, share, BLOCK, batch, width)
+    output = output.permute(4, 1, 3, 0, 2, 5).reshape(batch, blocks * BLOCK, heads, width)
     return (output[:, :size] if fill else output).transpose(1, 2)
 
 

@@ -32,6 +32,11 @@ def is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def nothing_is_recorded() -> bool:
+    """Whether no graph is recorded, of gradients or for calls with other numbers."""
+    return not (torch.is_grad_enabled() or is_transformed() or torch._C._is_tracing())
+
+
 def recomputed(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``compute(x)``, of which only ``x`` is kept: the backward pass computes the rest again."""
     if is_transformed() or not torch.is_grad_enabled():

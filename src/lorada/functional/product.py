@@ -56,8 +56,8 @@ def map_value_product(
 
 
 def factors_product(
-    left: Float[Tensor, "*B S M R"],
-    right: Float[Tensor, "*B S R M"],
+    left: Float[Tensor, "S M R"],
+    right: Float[Tensor, "S R M"],
     value: Float[Tensor, "B G M D"],
     heads: int,
     *,
@@ -69,7 +69,7 @@ def factors_product(
     ``left`` is W_a with PE and scale, ``right`` W_b with PE; ``causal`` and ``window`` (in tokens)
     are the mask.
     """
-    size, rank, share = *left.shape[-2:], heads // value.shape[1]
+    size, rank, share = *left.shape[1:], heads // value.shape[1]
     form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
     # A mask on W_a W_b stands between the factors, so W_b V cannot be computed first, except block
     # by block for a causal mask.

@@ -19,7 +19,7 @@ from torch import nn
 from lorada.attention import interface
 from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
-from lorada.attention.call import head_count, is_windowed
+from lorada.attention.call import head_count
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
     ForwardInputs,
@@ -141,7 +141,7 @@ class LmamLayer(AttachedLayer):
             )
         if self._listener is None:
             self._listener = forward_listener(model)
-            self._listener.add_layer(windowed=is_windowed(self.host))
+            self._listener.add_layer()
             if not hooks_for(self.host):
                 self._listener.check_before(self.host, interface.check_installed)
             self._handles.append(self._listener)

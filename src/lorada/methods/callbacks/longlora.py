@@ -11,7 +11,6 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lorada.attention.attend import SHIFTED
-from lorada.attention.call import is_windowed
 from lorada.attention.forward_inputs import forward_listener
 from lorada.attention.interface import dispatches, install, self_attentions
 from lorada.attention.shifted_sparse import ShiftedGroups
@@ -47,7 +46,7 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         listener = forward_listener(getattr(model, "get_base_model", lambda: model)())
         self.groups = replace(self.groups, listener=listener)
         for module in found:
-            listener.add_layer(windowed=is_windowed(module))
+            listener.add_layer()
             setattr(module, SHIFTED, self.groups)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
