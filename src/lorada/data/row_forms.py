@@ -74,23 +74,14 @@ def _dialogue(row: Row) -> Row:
 
 
 class Reading(NamedTuple):
-    """One way to read a row.
+    """One way to read a row."""
 
-    Attributes:
-        form: the form that the row comes to.
-        fields: what it must have. If there are several, the last holds the right answer.
-        others: other names for these fields, in their order.
-        learned: what a model learns of such rows.
-        optional: what it may have.
-        convert: makes a row of the form from these fields.
-    """
-
-    form: Form
-    fields: str
-    others: tuple[str, ...]
-    learned: str
-    optional: str = ""
-    convert: Callable[[Row], Row] = dict
+    form: Form  # that the row comes to
+    fields: str  # what it must have; if there are several, the last holds the right answer
+    others: tuple[str, ...]  # other names for these fields, in their order
+    learned: str  # what a model learns of such rows
+    optional: str = ""  # what it may have
+    convert: Callable[[Row], Row] = dict  # makes a row of the form from these fields
 
     @property
     def ways(self) -> list[dict[str, str]]:

@@ -36,27 +36,18 @@ Lost = defaultdict[str, list[int]]
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How rows are encoded.
+    """How rows are encoded."""
 
-    Attributes:
-        max_length: most tokens of a row; longer ones are cut.
-        loss_on: the tokens that count in the loss; the last are those of a chat's last answer.
-        labels: class names by index, for rows with labels.
-        joint: whether prompt and response are tokenised as one text.
-        kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
-        target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
-            An encoder–decoder's prompt gets all of ``max_length``.
-        full: whether the end of joined texts is left out if it fills no window.
-        length_norm: what the log-probability of a candidate is divided by.
-    """
-
-    max_length: int
-    loss_on: Literal["response", "last", "all"] = "response"
-    labels: tuple[str, ...] = ()
-    joint: bool = False
+    max_length: int  # most tokens of a row; longer ones are cut
+    loss_on: Literal["response", "last", "all"] = "response"  # last: a chat's last answer
+    labels: tuple[str, ...] = ()  # class names by index, for rows with labels
+    joint: bool = False  # whether prompt and response are tokenised as one text
     kind: Kind = "decoder"
+    # Most tokens of a response; None if it shares ``max_length`` with the prompt, as it never does
+    # in an encoder–decoder.
     target_length: int | None = None
-    full: bool = False
+    full: bool = False  # whether the end of joined texts is left out if it fills no window
+    # What the log-probability of a candidate is divided by.
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
 
