@@ -388,37 +388,31 @@ def collator(form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None) 
     if form in HEADED:
         return DataCollatorWithPadding(tokenizer)
     if form == "choice":
-        return ChoiceCollator(tokenizer)
+        return partial(_choice_batch, pad=tokenizer.pad_token_id)
     # No other model goes along to the processes that make batches.
     writer = model if model is not None and model.config.is_encoder_decoder else None
     return DataCollatorForSeq2Seq(tokenizer, writer, label_pad_token_id=IGNORED)
 
 
-class ChoiceCollator:
-    """Makes a batch of one sequence per candidate of each row: left pads, prompt, candidate.
+def _choice_batch(features: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """A batch of one sequence per candidate of each row: left pads, prompt, candidate.
 
     ``labels`` has the tokens of the candidates, ``divisors`` what the log-probability of each is
     divided by, ``groups`` the number of candidates of each row, and ``answers`` the index of the
     right one.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.pad: int = tokenizer.pad_token_id
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch with every candidate of every row."""
-        pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
-        read = [torch.tensor(prompt + ids) for prompt, ids in pairs]
-        learned = [torch.tensor([IGNORED] * len(prompt) + ids) for prompt, ids in pairs]
-        padded = partial(pad_sequence, batch_first=True, padding_side="left")
-        return {
-            "input_ids": padded(read, padding_value=self.pad),
-            "attention_mask": padded([torch.ones_like(ids) for ids in read]),
-            "labels": padded(learned, padding_value=IGNORED),
-            "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
-            "groups": torch.tensor([len(row["candidates"]) for row in features]),
-            "answers": torch.tensor([row["answer"] for row in features]),
-        }
+    pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
+    read = [torch.tensor(prompt + ids) for prompt, ids in pairs]
+    learned = [torch.tensor([IGNORED] * len(prompt) + ids) for prompt, ids in pairs]
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")
+    return {
+        "input_ids": padded(read, padding_value=pad),
+        "attention_mask": padded([torch.ones_like(ids) for ids in read]),
+        "labels": padded(learned, padding_value=IGNORED),
+        "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
+        "groups": torch.tensor([len(row["candidates"]) for row in features]),
+        "answers": torch.tensor([row["answer"] for row in features]),
+    }
 
 
 def context_of(model_config: Any) -> int | None:
