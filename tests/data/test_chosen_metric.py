@@ -257,7 +257,7 @@ EACH = {
     "a text, which may contain the right one": (
         ("jsonl", "prompt"),
         [{"prompt": "a", "response": " red lamp"}] * 3,
-        ["red lamp", "a red lamp.", "red"],
+        ["red lamp\n", "a red lamp.", "re d lamp"],
         [{"exact_match": e, "contains": c} for e, c in ((100, 100), (0, 100), (0, 0))],
     ),
 }

@@ -131,7 +131,8 @@ def test_several_files_are_one_with_their_counts_and_rows_known_by_their_own(tmp
         found = load_rows(f"{a},{b}")
     assert found.rows == ROWS[:3]
     assert f"{a}: 1 row, {b}: 2 rows" in caplog.text
-    assert found.part([2, 0]).place(0) == f"{b} row 2"
+    part = found.part([2, 0]).part([1, 0])
+    assert [part.place(0), part.place(1)] == [f"{a} row 1", f"{b} row 2"]
     rows_file(tmp_path / "c.jsonl", [ROWS[0], {"prompt": "p", "response": 3}])
     refused("c.jsonl row 2: response is not a text", lambda: load_rows(f"{a},{tmp_path}/c.jsonl"))
     rows_file(tmp_path / "d.jsonl", [{"text": "t"}])
