@@ -452,7 +452,7 @@ def lost_and_first(
     lost: Lost = defaultdict(list)
     first = None
     for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
-        first = first or first_row(rows, index, one, tokenizer, kind)
+        first = first or _first_row(rows, index, one, tokenizer, kind)
     counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
     if rows.form == "text":  # which are joined
         counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
@@ -460,30 +460,21 @@ def lost_and_first(
     return {**counts, "copies": len(rows.rows) - len(different)}, first
 
 
-def first_row(
+def _first_row(
     rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> dict[str, Any]:
-    """A row, by its index and as it is encoded, as text.
-
-    Returns:
-        ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
-        or written; ``counted``, how many of them count in the loss; ``pieces``, stretches of text
-        with whether their tokens count; ``learned``, the class or the number that a head learns,
-        None for other rows.
-    """
+    """A row as it is encoded: its stretches of text, each with whether its tokens count."""
     features = encoded.features
     marked = _marked(rows, features, kind)
     pieces = [
         (tokenizer.decode([token for token, _ in group]), counts)
         for counts, group in groupby(marked, key=lambda pair: pair[1])
     ]
-    learned = features["labels"] if rows.form == "score" else None
-    if rows.form == "label":
-        learned = rows.labels[features["labels"]]
+    learned: Any = features["labels"] if rows.form in HEADED else None
     return {
-        "row": None if rows.form == "text" else rows.number(index),
-        "tokens": len(marked), "counted": sum(c for _, c in marked),
-        "pieces": pieces, "learned": learned,
+        "row": None if rows.form == "text" else rows.number(index),  # None for a window
+        "tokens": len(marked), "counted": sum(c for _, c in marked), "pieces": pieces,
+        "learned": rows.labels[learned] if rows.form == "label" else learned,  # by a head
     }  # fmt: skip
 
 
