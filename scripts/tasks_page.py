@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from lorada.data.task import Protocol, Source
-from lorada.data.tasks import TASKS, Task
+from lorada.data.task import Protocol, Source, Task
+from lorada.data.tasks import TASKS
 
 PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
 HEADER = """\

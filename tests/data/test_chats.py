@@ -1,5 +1,6 @@
 """Which tokens of a chat are learned, by templates of several kinds, and beside TRL."""
 
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -90,22 +91,12 @@ TOKENIZERS = {"bytes": byte_tokenizer, "spaced": spaced_tokenizer}
 def learned(row, tokenizer, **options):
     """The ids of a row, and its text with ⟦⟧ around what counts in the loss."""
     (found,) = encode([row], "messages", tokenizer, EncodeOptions(1024, **options))
-    ids, labels = found.features["input_ids"], found.features["labels"]
-    marked, inside = [], False
-    for one, label in [*zip(ids, labels, strict=True), (None, IGNORED)]:
-        if inside != (label != IGNORED):
-            inside = not inside
-            marked.append("⟦" if inside else "⟧")
-        if one is not None:
-            marked.append(one)
-    pieces, run = [], []
-    for one in [*marked, ""]:
-        if isinstance(one, str):
-            pieces += [tokenizer.decode(run).lstrip(" ") if run else "", one]
-            run = []
-        else:
-            run.append(one)
-    return ids, "".join(pieces)
+    ids, text = found.features["input_ids"], ""
+    pairs = zip(ids, found.features["labels"], strict=True)
+    for counts, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        piece = tokenizer.decode([one for one, _ in group]).lstrip(" ")
+        text += f"⟦{piece}⟧" if counts else piece
+    return ids, text
 
 
 def stretches(row, tokenizer, **options):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import sacrebleu
-from folders import byte_tokenizer, refused
+from folders import ROWS, TURNS, byte_tokenizer, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
@@ -167,11 +167,8 @@ def test_errors_of_numbers_are_in_the_unit_of_the_rows_and_what_is_undefined_is_
 
 # Rows for the forms of a user's own file.
 OWN = {
-    "messages": [
-        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
-        for a, b in (("2 + 2", "4"), ("sky", "blue"))
-    ],
-    "prompt": [{"prompt": "2 + 2 =", "response": " 4"}, {"prompt": "sky:", "response": " blue"}],
+    "messages": TURNS,
+    "prompt": ROWS,
     "choice": [
         {"prompt": "ice", "candidates": ["cold", "hot", "red"], "answer": n} for n in (0, 2)
     ],
@@ -257,7 +254,7 @@ EACH = {
     "a text, which may contain the right one": (
         ("jsonl", "prompt"),
         [{"prompt": "a", "response": " red lamp"}] * 3,
-        ["red lamp", "a red lamp.", "red"],
+        ["red lamp\n", "a red lamp.", "re d lamp"],
         [{"exact_match": e, "contains": c} for e, c in ((100, 100), (0, 100), (0, 0))],
     ),
 }

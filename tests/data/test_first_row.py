@@ -52,35 +52,26 @@ def test_the_first_row_is_shown_as_it_is_read(case, place, tmp_path, capsys):
     assert f"{what} as the model reads it" in out
 
 
-def test_a_row_that_is_left_out_is_not_shown(place, tmp_path, capsys):
-    rows = [{"prompt": "x" * 40, "response": "y"}, ROWS[0]]
-    out = shown(place, tmp_path, capsys, "llama", rows, ["max_length=32"], as_json=True)
-    row = json.loads(out)["first_row"]
-    assert (row["row"], row["tokens"], row["counted"]) == (2, 10, 3)
-    assert row["pieces"] == [["0 + 0 =", False], [" 0<e>", True]]
-    out = shown(place, tmp_path, capsys, "llama", rows[:1], ["max_length=32"], as_json=True)
-    assert json.loads(out)["first_row"] is None
-
-
 def counts(found):
     return [found[name] for name in ("rows", "cut", "dropped", "empty", "copies")]
 
 
 def test_the_dry_run_counts_rows_that_are_cut_dropped_empty_or_copies(place, tmp_path, capsys):
+    def planned(model, rows):
+        out = shown(place, tmp_path, capsys, model, rows, ["max_length=32"], as_json=True)
+        return json.loads(out)
+
     long, none = {"prompt": "1 =", "response": "x" * 40}, {"prompt": "x" * 40, "response": "y"}
-    rows = [ROWS[0], long, none, ROWS[1], ROWS[0], ROWS[0]]
-    case = (place, tmp_path, capsys, "llama", rows, ["max_length=32"])
-    assert counts(json.loads(shown(*case, as_json=True))) == [6, 1, 1, 0, 2]
-    assert "rows at max_length=32: 1 cut, 1 dropped, 0 empty, 2 copies\n" in shown(*case)
+    rows = [none, ROWS[0], long, ROWS[1], ROWS[0], ROWS[0]]
+    found = planned("llama", rows)
+    assert counts(found) == [6, 1, 1, 0, 2]
+    row = found["first_row"]  # a row that is left out is not shown
+    assert (row["row"], row["tokens"], row["counted"]) == (2, 10, 3)
+    assert row["pieces"] == [["0 + 0 =", False], [" 0<e>", True]]
+    assert planned("llama", [none])["first_row"] is None
+    out = shown(place, tmp_path, capsys, "llama", rows, ["max_length=32"])
+    assert "rows at max_length=32: 1 cut, 1 dropped, 0 empty, 2 copies\n" in out
     texts = [{"text": text} for text in ("abc", " ", "abc", "x" * 70)]
-    found = json.loads(
-        shown(place, tmp_path, capsys, "llama", texts, ["max_length=32"], as_json=True)
-    )
-    assert counts(found) == [4, 0, 0, 1, 1]
-    labels = [
-        {"text": "a", "label": "y"},
-        {"text": "", "label": "n"},
-        {"text": "a" * 40, "label": "n"},
-    ]
-    out = shown(place, tmp_path, capsys, "bert", labels, ["max_length=32"], as_json=True)
-    assert counts(json.loads(out)) == [3, 1, 0, 1, 0]
+    assert counts(planned("llama", texts)) == [4, 0, 0, 1, 1]
+    labels = [{"text": t, "label": name} for t, name in (("a", "y"), ("", "n"), ("a" * 40, "n"))]
+    assert counts(planned("bert", labels)) == [3, 1, 0, 1, 0]

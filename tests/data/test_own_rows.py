@@ -1,4 +1,4 @@
-"""Rows of a user's own: columns that change nothing, errors that say which row."""
+"""Rows of a user's own: how they become tokens, errors that say which row, and shares of them."""
 
 import logging
 import re
@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained import run_recipe
 
+from lorada.data import tokenize
 from lorada.data.rows import content_of, drawn, share_of
 from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import encode_rows, prompt_of
+from lorada.data.tokenize import IGNORED, EncodeOptions, encode, encode_rows, prompt_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
@@ -95,16 +96,37 @@ def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form
     )
 
 
-def test_rows_that_are_too_long_are_refused_with_the_length(tmp_path):
-    long = loaded(tmp_path, [{"prompt": "a" * 9, "response": "b"}])
-    refused("none to learn within max_length=5", lambda: encoded(long, max_length=5))
+def test_rows_that_are_cut_or_left_out_are_counted_and_refused_if_none_is_left(tmp_path, caplog):
+    long, cut = {"prompt": "a" * 9, "response": "b"}, {"prompt": "a", "response": "b" * 9}
+    encoded(loaded(tmp_path, [long, cut, cut, ROWS[0]]), max_length=8)
+    assert "of 4 rows 3 were cut to max_length=8, 1 were left out because nothing" in caplog.text
+    rows = loaded(tmp_path, [long])
+    refused("none to learn within max_length=5", lambda: encoded(rows, max_length=5))
 
 
-def test_a_part_of_the_rows_knows_where_they_stand_in_their_file(tmp_path):
-    rows = loaded(tmp_path, [{"text": str(number)} for number in range(6)])
-    part = rows.part([5, 2, 0]).part([1, 0])
-    assert [row["text"] for row in part.rows] == ["2", "5"]
-    assert [part.number(0), part.number(1), rows.number(0)] == [3, 6, 1]
+def sequence(prompt, response, **options):
+    """The text that a model reads, the text of the tokens that count, and whether it is cut."""
+    row = {"prompt": prompt, "response": response}
+    (one,) = encode([row], "prompt", TOKENIZER, EncodeOptions(**{"max_length": 8, **options}))
+    kept = [i for i in one.features["labels"] if i != IGNORED]
+    return TOKENIZER.decode(one.features["input_ids"]), TOKENIZER.decode(kept), one.truncated
+
+
+def test_source_and_target_have_lengths_of_their_own():
+    row, to = ("abcdefgh", "klmnop"), {"kind": "encoder_decoder"}
+    assert sequence(*row, **to, max_length=5, target_length=3) == ("abcde", "kl<e>", True)
+    assert sequence(*row, **to, target_length=7) == ("abcdefgh", "klmnop<e>", False)
+    assert sequence(*row, max_length=40, target_length=3) == ("abcdefghklm", "klm", True)
+    assert sequence("ab", "", **to)[1] == sequence("ab", "")[1] == "<e>"
+
+
+def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
+    rows = loaded(tmp_path, [{"text": "ab" * (number % 9)} for number in range(40)])
+    whole = encoded(rows, max_length=20).to_dict()
+    assert {len(ids) for ids in whole["input_ids"]} == {20}
+    monkeypatch.setattr(tokenize, "CHUNK", 7)
+    assert encoded(rows, max_length=20).to_dict() == whole
+    assert encoded(rows, max_length=19).to_dict() != whole
 
 
 def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(tmp_path, caplog):
@@ -154,20 +176,16 @@ def test_a_share_is_a_number_with_a_percent_sign():
         refused(f"{text} of the rows cannot be held out", lambda text=text: share_of(text))
 
 
-def test_each_class_loses_its_share():
+def test_each_class_loses_its_share_the_same_rows_for_a_seed():
     rows = labelled(("a", 100), ("b", 50), ("c", 5), ("d", 1))
     found = Counter(rows[index]["label"] for index in drawn(rows, 0.2, 0))
     assert found == {"a": 20, "b": 10, "c": 1}
+    assert drawn(rows, 0.2, 0) == drawn(rows, 0.2, 0) != drawn(rows, 0.2, 4)
 
 
 def test_many_small_classes_lose_the_share_together():
     rows = labelled(*((str(label), 2) for label in range(50)))
     assert 18 <= len(drawn(rows, 0.2, 0)) <= 20
-
-
-def test_a_seed_draws_the_same_rows_again_and_another_seed_others():
-    rows = labelled(("a", 60), ("b", 40))
-    assert drawn(rows, 0.1, 3) == drawn(rows, 0.1, 3) != drawn(rows, 0.1, 4)
 
 
 @settings(deadline=None)

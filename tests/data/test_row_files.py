@@ -1,4 +1,4 @@
-"""Rows are read the same from each kind of file, and from data sets as the hub has them."""
+"""Rows are read the same from each kind of file, and from data sets and benchmarks of the hub."""
 
 import csv
 import datetime
@@ -11,12 +11,20 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from folders import ROWS, TURNS, llama_folder, refused, rows_file
+from folders import ROWS, TURNS, llama_folder, refused, rows_file, split_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.data.rows import _table_rows, read_rows, there
+from lorada.data.rows import (
+    DATA_VARIABLE,
+    _table_rows,
+    data_folder,
+    read_rows,
+    read_source,
+    there,
+)
 from lorada.data.task_rows import load_rows
+from lorada.data.tasks import TASKS
 from lorada.support.row_sources import hub_source
 
 SENTENCES = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}, {"text": "?", "label": -1}]
@@ -28,10 +36,13 @@ def hub(monkeypatch):
     """Stands in for ``load_dataset``: a dictionary of what it is asked for, and what it gives."""
     found = {}
 
-    def load(name, config, *, split):
-        if (name, config, split) not in found:
+    def load(name, config=None, *, split, data_files=None):
+        asked = name, data_files or config, split
+        if asked not in found:
             raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nwith details")
-        return found[name, config, split]
+        if isinstance(found[asked], Exception):
+            raise found[asked]
+        return found[asked]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     return found
@@ -120,7 +131,8 @@ def test_several_files_are_one_with_their_counts_and_rows_known_by_their_own(tmp
         found = load_rows(f"{a},{b}")
     assert found.rows == ROWS[:3]
     assert f"{a}: 1 row, {b}: 2 rows" in caplog.text
-    assert found.part([2, 0]).place(0) == f"{b} row 2"
+    part = found.part([2, 0]).part([1, 0])
+    assert [part.place(0), part.place(1)] == [f"{a} row 1", f"{b} row 2"]
     rows_file(tmp_path / "c.jsonl", [ROWS[0], {"prompt": "p", "response": 3}])
     refused("c.jsonl row 2: response is not a text", lambda: load_rows(f"{a},{tmp_path}/c.jsonl"))
     rows_file(tmp_path / "d.jsonl", [{"text": "t"}])
@@ -237,3 +249,47 @@ def test_a_run_learns_and_is_scored_on_data_sets_of_the_hub(works, json_of, hub,
     assert json_of("evaluate", tmp_path / "run", "--data", "owner/sums@test")["n"] == 6
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert list(saved["metrics"]) == ["owner/sums@test"]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"), [("rte", ("nyu-mll/glue", "rte")), ("wmt16_en_ro", ("wmt/wmt16", "ro-en"))]
+)
+def test_the_hub_is_asked_for_the_rows_of_a_benchmark(task, words, hub):
+    hub[*words, "train"] = SENTENCES
+    assert read_source(TASKS[task].train["own"], None) == SENTENCES
+
+
+def test_files_of_the_hub_are_read_one_by_one(hub):
+    source = TASKS["proof_pile"].train["redpajama"]
+    addresses = source.hub.split()
+    hub.update({("json", one, "train"): [{"text": one}] for one in addresses})
+    assert [row["text"] for row in read_source(source, None)] == addresses
+
+
+RTE = TASKS["rte"].train["own"]
+
+
+@pytest.mark.parametrize("error", [None, TimeoutError()])
+def test_a_hub_out_of_reach_is_one_line_with_what_to_do(error, hub):
+    if error is not None:
+        hub["nyu-mll/glue", "rte", "train"] = error
+    reason = "TimeoutError" if error else "Couldn't reach 'nyu-mll/glue' on the Hub"
+    said = rf"cannot load nyu-mll/glue from the hub \({reason}\): pass --data-dir DIR or set "
+    said += rf"{DATA_VARIABLE} to a folder with glue/rte/train.jsonl.gz, or .* with --data FILE"
+    refused(said, lambda: read_source(RTE, None))
+
+
+def test_a_folder_without_the_rows_is_named_with_what_it_has(tmp_path):
+    said = r"no data at .*glue/rte/train\.jsonl\.gz: there is"
+    refused(said, lambda: read_source(RTE, tmp_path), FileNotFoundError)
+    split_file(tmp_path / "glue" / "rte", "validation", [{"label": 0}])
+    refused("glue/rte has validation$", lambda: read_source(RTE, tmp_path), FileNotFoundError)
+
+
+def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "none"))
+    said = r"no data folder at .*none: correct --data-dir or"
+    refused(said, lambda: data_folder(None), FileNotFoundError)
+    assert data_folder(str(tmp_path)) == tmp_path
+    monkeypatch.delenv(DATA_VARIABLE)
+    assert data_folder(None) is None

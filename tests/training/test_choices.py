@@ -14,7 +14,7 @@ from trained import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.tokenize import IGNORED, ChoiceCollator, EncodeOptions, encode
+from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.models.candidate_scores import (
@@ -78,7 +78,7 @@ def test_a_score_is_divided_as_length_norm_says(norm, divisors, model):
     options = EncodeOptions(64, length_norm=norm)
     features = [e.features for e in encode(rows, "choice", TOKENIZER, options)]
     assert [f["divisors"] for f in features] == divisors
-    batch = ChoiceCollator(TOKENIZER)(features)
+    batch = collator("choice", TOKENIZER)(features)
     summed = {**batch, "divisors": torch.ones_like(batch["divisors"])}
     expected = sequence_scores(model, summed) / torch.tensor([*chain(*divisors)])
     assert_close(sequence_scores(model, batch), expected)
@@ -109,7 +109,7 @@ def test_a_map_that_counts_from_the_end_reads_whole_sequences(base):
 
 @torch.no_grad()
 def test_scores_do_not_depend_on_the_rows_beside_them(model):
-    pad = ChoiceCollator(TOKENIZER)
+    pad = collator("choice", TOKENIZER)
     together = sequence_scores(model, pad(FEATURES))
     alone = torch.cat([sequence_scores(model, pad([features])) for features in FEATURES])
     assert_close(together, alone)
@@ -123,7 +123,7 @@ def test_candidates_of_one_token_need_no_second_pass(model):
         {"prompt": p, "candidates": c, "answer": 0, "divisors": list(map(len, c))}
         for p, c in zip(prompts, candidates, strict=True)
     ]
-    batch = ChoiceCollator(TOKENIZER)(features)
+    batch = collator("choice", TOKENIZER)(features)
     assert_close(cached_scores(model, batch), sequence_scores(model, batch))
 
 

@@ -108,9 +108,8 @@ def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list
                 f"{remedy}take rows of prompt and response"
             )
         cuts += [len(before), len(after)]
-    if not answers and not last:  # nothing is learned of it
-        return [whole]
-    return [whole[start:stop] for start, stop in pairwise(cuts)]
+    # A chat without answers is only read.
+    return [whole[start:stop] for start, stop in pairwise(cuts)] or [whole]
 
 
 def _applied(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:

@@ -74,23 +74,14 @@ def _dialogue(row: Row) -> Row:
 
 
 class Reading(NamedTuple):
-    """One way to read a row.
+    """One way to read a row."""
 
-    Attributes:
-        form: the form that the row comes to.
-        fields: what it must have. If there are several, the last holds the right answer.
-        others: other names for these fields, in their order.
-        learned: what a model learns of such rows.
-        optional: what it may have.
-        convert: makes a row of the form from these fields.
-    """
-
-    form: Form
-    fields: str
-    others: tuple[str, ...]
-    learned: str
-    optional: str = ""
-    convert: Callable[[Row], Row] = dict
+    form: Form  # that the row comes to
+    fields: str  # what it must have; if there are several, the last holds the right answer
+    others: tuple[str, ...]  # other names for these fields, in their order
+    learned: str  # what a model learns of such rows
+    optional: str = ""  # what it may have
+    convert: Callable[[Row], Row] = dict  # makes a row of the form from these fields
 
     @property
     def ways(self) -> list[dict[str, str]]:
@@ -180,13 +171,12 @@ def in_form(
     found, first = _read(rows, where, READINGS, columns or before or {})
     _name_unread(rows[:NOTICED], first, path)
     form = first.reading.form
-    is_bad = (str(row.get("label")).strip().casefold() == "false" for row in rows)
-    bad = next((number for number, one in enumerate(is_bad) if one), None)
-    if form in ("prompt", "messages") and bad is not None:
-        raise ValueError(
-            f"{where(bad)} has label false: of answers marked as good or bad (KTO) every one "
-            "would be learned; keep those with true, and leave out the field"
-        )
+    for index, row in enumerate(rows if form in ("prompt", "messages") else ()):
+        if str(row.get("label")).strip().casefold() == "false":
+            raise ValueError(
+                f"{where(index)} has label false: of answers marked as good or bad (KTO) every one "
+                "would be learned; keep those with true, and leave out the field"
+            )
     return (_as_indices(found, where) if form == "choice" else found), form
 
 
@@ -422,9 +412,7 @@ def _are_turns(value: Any) -> bool:
 
 def _are_sharegpt(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(turn, dict)
-        and all(_is_text(turn.get(name)) for name in ("from", "value"))
-        and turn["from"] in ROLES
+        isinstance(turn, dict) and turn.get("from") in [*ROLES] and _is_text(turn.get("value"))
         for turn in value
     )
 

@@ -109,8 +109,3 @@ class Task:
             f"this task{by} needs a model of kind {' or '.join(asked[0].kinds)}, and this one is "
             f"of kind {kind}"
         )
-
-
-def unchanged(row: Row) -> Row:
-    """The row itself, for a data set that already has the form."""
-    return row

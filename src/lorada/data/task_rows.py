@@ -26,8 +26,8 @@ from lorada.data.rows import (
     share_of,
     there,
 )
-from lorada.data.task import Kind, Protocol, Source
-from lorada.data.tasks import TASKS, Task
+from lorada.data.task import Kind, Protocol, Source, Task
+from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.duration import counted
 from lorada.support.row_sources import HEADED, Form, Row

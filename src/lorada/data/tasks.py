@@ -9,7 +9,7 @@ from lorada.data.benchmarks.glue import GLUE
 from lorada.data.benchmarks.long_sequence import LONG_SEQUENCE
 from lorada.data.benchmarks.writing import WRITING
 from lorada.data.metrics import accuracy, classes, exact_match, numbers, perplexity
-from lorada.data.task import ANY_KIND, Protocol, Task, unchanged
+from lorada.data.task import ANY_KIND, Protocol, Task
 
 TASKS: dict[str, Task] = {
     **GLUE,
@@ -21,14 +21,12 @@ TASKS: dict[str, Task] = {
         summary="your own file of prompts, chats, labelled texts, choices or plain text",
         benchmark="your own",
         protocols={
-            "messages": Protocol("messages", ("decoder",), unchanged, exact_match),
-            "choice": Protocol("choice", ("decoder",), unchanged, accuracy),
-            "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), unchanged, exact_match),
-            "label": Protocol("label", ANY_KIND, unchanged, classes),
-            "score": Protocol("score", ANY_KIND, unchanged, numbers),
-            "text": Protocol("text", ("decoder",), unchanged, perplexity),
+            "messages": Protocol("messages", ("decoder",), dict, exact_match),
+            "choice": Protocol("choice", ("decoder",), dict, accuracy),
+            "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), dict, exact_match),
+            "label": Protocol("label", ANY_KIND, dict, classes),
+            "score": Protocol("score", ANY_KIND, dict, numbers),
+            "text": Protocol("text", ("decoder",), dict, perplexity),
         },
     ),
 }
-
-__all__ = ["TASKS", "Task"]

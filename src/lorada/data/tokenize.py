@@ -36,27 +36,18 @@ Lost = defaultdict[str, list[int]]
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How rows are encoded.
+    """How rows are encoded."""
 
-    Attributes:
-        max_length: most tokens of a row; longer ones are cut.
-        loss_on: the tokens that count in the loss; the last are those of a chat's last answer.
-        labels: class names by index, for rows with labels.
-        joint: whether prompt and response are tokenised as one text.
-        kind: kind of the model; an encoder–decoder reads the prompt and writes the response.
-        target_length: most tokens of a response; None if it shares ``max_length`` with the prompt.
-            An encoder–decoder's prompt gets all of ``max_length``.
-        full: whether the end of joined texts is left out if it fills no window.
-        length_norm: what the log-probability of a candidate is divided by.
-    """
-
-    max_length: int
-    loss_on: Literal["response", "last", "all"] = "response"
-    labels: tuple[str, ...] = ()
-    joint: bool = False
+    max_length: int  # most tokens of a row; longer ones are cut
+    loss_on: Literal["response", "last", "all"] = "response"  # last: a chat's last answer
+    labels: tuple[str, ...] = ()  # class names by index, for rows with labels
+    joint: bool = False  # whether prompt and response are tokenised as one text
     kind: Kind = "decoder"
+    # Most tokens of a response; None if it shares ``max_length`` with the prompt, as it never does
+    # in an encoder–decoder.
     target_length: int | None = None
-    full: bool = False
+    full: bool = False  # whether the end of joined texts is left out if it fills no window
+    # What the log-probability of a candidate is divided by.
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
 
@@ -397,37 +388,31 @@ def collator(form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None) 
     if form in HEADED:
         return DataCollatorWithPadding(tokenizer)
     if form == "choice":
-        return ChoiceCollator(tokenizer)
+        return partial(_choice_batch, pad=tokenizer.pad_token_id)
     # No other model goes along to the processes that make batches.
     writer = model if model is not None and model.config.is_encoder_decoder else None
     return DataCollatorForSeq2Seq(tokenizer, writer, label_pad_token_id=IGNORED)
 
 
-class ChoiceCollator:
-    """Makes a batch of one sequence per candidate of each row: left pads, prompt, candidate.
+def _choice_batch(features: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """A batch of one sequence per candidate of each row: left pads, prompt, candidate.
 
     ``labels`` has the tokens of the candidates, ``divisors`` what the log-probability of each is
     divided by, ``groups`` the number of candidates of each row, and ``answers`` the index of the
     right one.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.pad: int = tokenizer.pad_token_id
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch with every candidate of every row."""
-        pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
-        read = [torch.tensor(prompt + ids) for prompt, ids in pairs]
-        learned = [torch.tensor([IGNORED] * len(prompt) + ids) for prompt, ids in pairs]
-        padded = partial(pad_sequence, batch_first=True, padding_side="left")
-        return {
-            "input_ids": padded(read, padding_value=self.pad),
-            "attention_mask": padded([torch.ones_like(ids) for ids in read]),
-            "labels": padded(learned, padding_value=IGNORED),
-            "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
-            "groups": torch.tensor([len(row["candidates"]) for row in features]),
-            "answers": torch.tensor([row["answer"] for row in features]),
-        }
+    pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
+    read = [torch.tensor(prompt + ids) for prompt, ids in pairs]
+    learned = [torch.tensor([IGNORED] * len(prompt) + ids) for prompt, ids in pairs]
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")
+    return {
+        "input_ids": padded(read, padding_value=pad),
+        "attention_mask": padded([torch.ones_like(ids) for ids in read]),
+        "labels": padded(learned, padding_value=IGNORED),
+        "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
+        "groups": torch.tensor([len(row["candidates"]) for row in features]),
+        "answers": torch.tensor([row["answer"] for row in features]),
+    }
 
 
 def context_of(model_config: Any) -> int | None:
@@ -467,7 +452,7 @@ def lost_and_first(
     lost: Lost = defaultdict(list)
     first = None
     for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
-        first = first or first_row(rows, index, one, tokenizer, kind)
+        first = first or _first_row(rows, index, one, tokenizer, kind)
     counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
     if rows.form == "text":  # which are joined
         counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
@@ -475,30 +460,21 @@ def lost_and_first(
     return {**counts, "copies": len(rows.rows) - len(different)}, first
 
 
-def first_row(
+def _first_row(
     rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> dict[str, Any]:
-    """A row, by its index and as it is encoded, as text.
-
-    Returns:
-        ``row``, its number from 1, None for a window of joined texts; ``tokens``, how many are read
-        or written; ``counted``, how many of them count in the loss; ``pieces``, stretches of text
-        with whether their tokens count; ``learned``, the class or the number that a head learns,
-        None for other rows.
-    """
+    """A row as it is encoded: its stretches of text, each with whether its tokens count."""
     features = encoded.features
     marked = _marked(rows, features, kind)
     pieces = [
         (tokenizer.decode([token for token, _ in group]), counts)
         for counts, group in groupby(marked, key=lambda pair: pair[1])
     ]
-    learned = features["labels"] if rows.form == "score" else None
-    if rows.form == "label":
-        learned = rows.labels[features["labels"]]
+    learned: Any = features["labels"] if rows.form in HEADED else None
     return {
-        "row": None if rows.form == "text" else rows.number(index),
-        "tokens": len(marked), "counted": sum(c for _, c in marked),
-        "pieces": pieces, "learned": learned,
+        "row": None if rows.form == "text" else rows.number(index),  # None for a window
+        "tokens": len(marked), "counted": sum(c for _, c in marked), "pieces": pieces,
+        "learned": rows.labels[learned] if rows.form == "label" else learned,  # by a head
     }  # fmt: skip
 
 

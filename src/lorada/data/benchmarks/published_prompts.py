@@ -29,34 +29,28 @@ FORMAT = "answer format:"
 
 def training_prompt(instruction: str, context: str = "") -> str:
     """LLM-Adapters' prompt in training; ``context`` is its input, empty in the sets used here."""
-    return _published(instruction, context, spaces=1 if context else 2, blank=INDENT)
+    return _prompt(instruction, context, " " * (1 if context else 2), INDENT, INDENT)
 
 
 def evaluation_prompt(instruction: str, context: str = "") -> str:
     """Its prompt in evaluation: fewer spaces after the header and on the empty lines."""
-    return _published(instruction, context, spaces=0 if context else 1, blank="")
+    return _prompt(instruction, context, "" if context else " ", INDENT)
 
 
 def clean_prompt(instruction: str, context: str = "") -> str:
     """The same prompt without the odd spaces, which is Alpaca's."""
-    blocks = "".join(f"\n\n{title}\n{text}" for title, text in _blocks(instruction, context))
-    return f"{_header(context)}{blocks}\n\n{MARKER}\n"
+    return _prompt(instruction, context)
 
 
-def _published(instruction: str, context: str, spaces: int, blank: str) -> str:
-    text = f"{_header(context)}{' ' * spaces}\n\n"
-    for title, block in _blocks(instruction, context):
-        text += f"{INDENT}{title}\n{INDENT}{block}\n{blank}\n"
-    return f"{text}{INDENT}{MARKER}\n{INDENT}"
-
-
-def _header(context: str) -> str:
-    return f"{TASK}{WITH_INPUT if context else ''}{WRITE}"
-
-
-def _blocks(instruction: str, context: str) -> list[tuple[str, str]]:
-    given = [("### Input:", context)] if context else []
-    return [("### Instruction:", instruction), *given]
+def _prompt(
+    instruction: str, context: str, header_end: str = "", indent: str = "", empty_line: str = ""
+) -> str:
+    """The prompt with these blanks after its header, before each line, and on empty lines."""
+    text = f"{TASK}{WITH_INPUT if context else ''}{WRITE}{header_end}\n\n"
+    blocks = [("### Instruction:", instruction), ("### Input:", context)]
+    for title, block in blocks if context else blocks[:1]:
+        text += f"{indent}{title}\n{indent}{block}\n{empty_line}\n"
+    return f"{text}{indent}{MARKER}\n{indent}"
 
 
 def answered(output: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorada.data.metrics import bleu, rouge
 from lorada.data.rows import text_of
-from lorada.data.task import Metrics, Protocol, Source, Task
+from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
 # The token that a decoder starts with does not count as new.
@@ -42,20 +42,10 @@ def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") 
     }
 
 
-def _first_lines(outputs: list[str]) -> list[str]:
-    """The first line of each output that is not empty; a decoder may go on writing after it."""
-    return [(output.strip().splitlines() or [""])[0].strip() for output in outputs]
-
-
-# docs/tasks.md prints the docstrings of the next two.
-def _rouge_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """ROUGE, as for ``seq2seq``, of the first line of each output that is not empty."""
-    return rouge(_first_lines(outputs), rows)
-
-
-def _bleu_of_first_lines(outputs: list[Any], rows: list[Row]) -> Metrics:
-    """BLEU, as for ``seq2seq``, of the first line of each output that is not empty."""
-    return bleu(_first_lines(outputs), rows)
+# A decoder may go on writing after its answer. docs/tasks.md prints the next docstring.
+def _of_first_lines(outputs: list[Any], rows: list[Row], score: Score) -> Metrics:
+    """The score of ``seq2seq`` for the first line of each output that is not empty."""
+    return score([(output.strip().splitlines() or [""])[0].strip() for output in outputs], rows)
 
 
 def _xsum(split: str) -> Source:
@@ -77,7 +67,7 @@ WRITING = {
             ),
             "prompt": Protocol(
                 "prompt", ("decoder",), partial(_prompt, convert=_article, end="\nSummary:"),
-                _rouge_of_first_lines,
+                partial(_of_first_lines, score=rouge),
                 generation=SUMMARY, target_length=128,
             ),
         },
@@ -96,7 +86,7 @@ WRITING = {
                 "prompt", ("decoder",), partial(
                     _prompt, convert=_sentence, end="\nRomanian:",
                     begin="Translate English to Romanian.\nEnglish: ",
-                ), _bleu_of_first_lines,
+                ), partial(_of_first_lines, score=bleu),
                 generation=TRANSLATION, target_length=150,
             ),
         },
