@@ -252,14 +252,16 @@ def _read(
                 f"{where(0)} has {first.shown} and {where(index)} has {has}: all rows "
                 "must have the fields of one form"
             )
-        found.append(_converted(row, fits[0], where(index), stand_ins))
+        found.append(_converted(row, fits[0], partial(where, index), stand_ins))
         if (GROUP in found[0]) != (GROUP in found[-1]):
             raise ValueError(f"{where(index)} and {where(0)}: give all rows a group, or none")
     assert first is not None  # there are rows
     return found, first
 
 
-def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | None) -> Row:
+def _converted(
+    row: Row, fit: _Fit, where: Callable[[], str], stand_ins: Mapping[Form, Any] | None
+) -> Row:
     """A row of the form of a reading, its values checked."""
     reading, fields = fit.reading, {field: row[key] for field, key in fit.keys.items()}
     if stand_ins is not None:
@@ -272,20 +274,22 @@ def _converted(row: Row, fit: _Fit, where: str, stand_ins: Mapping[Form, Any] | 
         is_right, wrong = CHECKS.get(name, (_is_text, "is not a text"))
         if not is_right(value):
             shown = fit.keys.get(name, name)
-            raise ValueError(f"{where}: {shown} {wrong}: {reprlib.repr(value)}")
+            raise ValueError(f"{where()}: {shown} {wrong}: {reprlib.repr(value)}")
     try:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # JSON may hold half a character
-        raise ValueError(f"{where} is not valid Unicode: {error.reason}") from error
+        raise ValueError(f"{where()} is not valid Unicode: {error.reason}") from error
     found = reading.convert(fields)
     if reading.form == "messages":
         turns = found["messages"]
         if sum(turn["role"] == "system" for turn in turns) > 1 and fields.get("system"):
-            raise ValueError(f"{where}: system is beside a system turn: leave one of them out")
+            raise ValueError(f"{where()}: system is beside a system turn: leave one of them out")
         if stand_ins is not None and reading.right is None:
             turns.append({"role": "assistant", "content": ""})
         if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):
-            raise ValueError(f"{where}: a chat needs two or more turns, one of the assistant (gpt)")
+            raise ValueError(
+                f"{where()}: a chat needs two or more turns, one of the assistant (gpt)"
+            )
     return {**found, **({GROUP: fields[GROUP]} if GROUP in fields else {})}
 
 
