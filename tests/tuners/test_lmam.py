@@ -7,6 +7,7 @@ import torch
 from conftest import TINY, assert_close
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from stacks import batch, logits, moved
+from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
 from lorada import LmamConfig
 from lorada.functional.maps import position_embedding
@@ -134,3 +135,21 @@ def test_a_map_that_still_learns_is_not_baked():
     learned = logits(model.eval(), given)
     model.base_model.bake()
     assert_close(logits(model, given), learned)
+
+
+def test_a_model_of_two_kinds_of_attention_gets_maps_where_they_can_be(tmp_path):
+    """MiniMax has linear attention of the same name in every other layer."""
+    config = MiniMaxConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=8, num_hidden_layers=4, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    model = moved(MiniMaxForCausalLM(config), LmamConfig(length=6))
+    saved = get_peft_model_state_dict(model)
+    assert {name.split(".")[4] for name in saved} == {"0", "2"}  # those of full attention
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(MiniMaxForCausalLM(config), tmp_path)
+    loaded = get_peft_model_state_dict(again)
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+    with pytest.raises(ValueError, match="matched no module"):
+        get_peft_model(MiniMaxForCausalLM(config), LmamConfig(layers_to_transform=[1]))

@@ -280,6 +280,8 @@ class AttachedModel(LoradaTuner):
         if not any(stack in names for stack in stacks):
             return False
         if key not in self.hosts:
+            if within_layer(key) in self.candidates(peft_config):
+                return False  # other layers have a host there: some models mix kinds of attention
             raise ValueError(
                 f"target_modules matches {key}, which is not {self.host_kind}; "
                 f"this model has {listed(self.candidates(peft_config))}"
