@@ -143,6 +143,27 @@ def test_the_reference_of_dpo_on_a_trained_stack_is_what_it_was(calm, tmp_path, 
     assert (log_probs(trainer.model, batch) - before).abs().max() > 0.1
 
 
+def test_the_reference_of_grpo_on_a_trained_stack_is_what_it_was(calm, tmp_path):
+    moved(base(calm), training_stack()).save_pretrained(tmp_path / "before")
+    stack = PeftModel.from_pretrained(base(calm), tmp_path / "before", is_trainable=True)
+    settings = {**SETTINGS, "max_steps": 2, "save_strategy": "no"}
+    del settings["max_length"]
+    trainer = trl.GRPOTrainer(
+        stack,
+        reward_funcs=lambda completions, **_: [float(len(set(text))) for text in completions],
+        args=trl.GRPOConfig(
+            str(tmp_path), beta=0.1, num_generations=4, max_completion_length=6, **settings
+        ),
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS]),
+        processing_class=AutoTokenizer.from_pretrained(calm),
+    )
+    trainer.train()
+    first, second = (line["kl"] for line in trainer.state.log_history if "kl" in line)
+    assert first == pytest.approx(0.0, abs=1e-9)
+    assert second > 1e-3
+    assert sorted(trainer.model.peft_config) == ["default", "ref"]
+
+
 # Packed rows.
 
 
