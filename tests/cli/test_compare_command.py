@@ -281,5 +281,7 @@ def test_the_dry_run_as_a_table(works, place, tmp_path):
     out, _ = works(*asked)
     assert "biases" in out
     said = " ".join(out.split())
-    assert "2 trainings of 2 steps at most, 1 at once: probably" in said
+    assert "Trainings for the seeds: 2 (" in said
+    assert "search" not in said
+    assert "2 steps each, 1 at once: probably" in said
     assert "the loading of the model, and the scoring come on top." in said

@@ -223,7 +223,7 @@ def tried(*points):
     """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
     return [
         {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": 5 * rate * factor,
-         "loss": 1.0 + number, "seconds": 1.0, "failed": None}
+         "loss": 1.0 + number, "failed": None}
         for number, (choice, rate, factor) in enumerate(points)
     ]  # fmt: skip
 

@@ -217,8 +217,16 @@ def _show_forecast(found: dict[str, Any]) -> None:
             duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         )  # fmt: skip
     console.print(shown)
+    for name, stage in found["stages"].items():
+        most, usual = (
+            f"{stage[count]:.0f} ({duration(stage[time] / found['slots'])})"
+            for count, time in (("trainings", "seconds"), ("probably", "probably_seconds"))
+        )
+        said = most if most == usual else f"probably {usual}, at most {most}"
+        if stage["trainings"]:
+            console.print(f"Trainings for the {name}: {said}")
     console.print(
-        f"{found['jobs']} trainings of {found['steps']} steps at most, {found['slots']} at once: "
+        f"{found['steps']} steps each, {found['slots']} at once: "
         f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
         "Times are those of a few steps with the longest rows; the start of each process, mostly "
         "the loading of the model, and the scoring come on top."

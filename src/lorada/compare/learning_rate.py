@@ -215,7 +215,7 @@ def _try(recipe: Recipe, run: Path, before: Sequence[Tried], what: str) -> dict[
         Exception: if it failed and no trial before it has ended, or for want of memory or disk
             space, or while another process trains it: that does not depend on what it tries.
     """
-    began, loss, failed = time.monotonic(), None, None
+    loss, failed = None, None
     try:
         if not (run / RESULT_FILE).is_file():
             train_on(recipe.model_copy(update={"output": str(run)}), what)
@@ -228,7 +228,7 @@ def _try(recipe: Recipe, run: Path, before: Sequence[Tried], what: str) -> dict[
         if out_of_memory(error) or best_trial(before) is None:
             raise
         failed = last_line(error)
-    return {"loss": loss, "failed": failed, "seconds": round(time.monotonic() - began, 1)}
+    return {"loss": loss, "failed": failed}
 
 
 def loss_of(run: Path) -> float | None:
