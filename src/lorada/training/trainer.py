@@ -318,25 +318,33 @@ def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def choice_accuracy(prediction: EvalPrediction) -> Metrics:
-    """The share of rows for which the right candidate was chosen, in percent."""
-    return {"accuracy": 100 * float(np.mean(prediction.predictions == prediction.label_ids))}
-
-
 class ChoiceTrainer(RunTrainer):
-    """A Trainer for batches of candidates, which gives the likeliest of each held-out row."""
+    """A Trainer for batches of candidates; it also measures accuracy on held-out rows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, compute_metrics=choice_accuracy, **kwargs)
-        self.label_names = ["answers"]
+        super().__init__(*args, **kwargs)
+        self._right: list[Tensor] = []  # by held-out batch: whether each row's choice is right
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
-        scores, outputs = sequence_scores(model, inputs), {}
+        scores = sequence_scores(model, inputs)
         if not model.training:
-            chosen = likeliest(scores, inputs["groups"])
-            outputs = {"chosen": torch.tensor(chosen, device=scores.device)}
-        return choice_loss(scores, inputs["groups"], inputs["answers"]), outputs
+            chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
+            right = chosen == inputs["answers"].to(scores.device)
+            self._right.append(self.accelerator.gather_for_metrics(right))
+        return choice_loss(scores, inputs["groups"], inputs["answers"]), {"scores": scores}
+
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The held-out loss, and the ``accuracy`` of the likeliest candidates in percent."""
+        self._right = []
+        output: EvalLoopOutput = super().evaluation_loop(
+            *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        share = torch.cat(self._right).float().mean().item()
+        output.metrics[f"{metric_key_prefix}_accuracy"] = 100 * share
+        return output
 
 
 def writes_texts(rows: Rows, kind: Kind) -> bool:
