@@ -143,7 +143,7 @@ def in_the_precision_of(node: pytest.Item | pytest.Collector) -> AbstractContext
 
 @pytest.fixture(autouse=True)
 def _seeds_and_threads() -> Iterator[None]:
-    """Benchmarks choose how many threads torch uses; the next test must not run with them."""
+    """Each test begins with one seed, and with the threads of before, which benchmarks change."""
     set_seed(0)
     before = torch.get_num_threads()
     yield

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import DynamicCache
 
 from lorada import LmamConfig
-from lorada.attention import observation
+from lorada.attention import forward_inputs, observation
 from lorada.attention import positions as locating
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
@@ -135,6 +135,25 @@ def test_a_padded_batch_asks_for_nothing_once_its_shortest_row_is_past_the_map(n
 
     # The prompt, and tokens until the shortest row.
     assert_asked(asked, 1 + LENGTH - 3, written)
+
+
+def test_a_number_that_the_device_sends_late_counts_at_the_next_token(asked, monkeypatch):
+    model, sent = adapted("llama"), []
+
+    def later(number: torch.Tensor) -> torch.Tensor:
+        sent.append((torch.full_like(number, -1), number))
+        return sent[-1][0]
+
+    def written() -> torch.Tensor:
+        state, found = begin(model, 3, 9, 5), []
+        for token in range(20, 28):
+            for host, number in sent:  # they have arrived
+                host.copy_(number)
+            found.append(step(model, state, token))
+        return torch.cat(found, 1)
+
+    monkeypatch.setattr(forward_inputs, "sent_later", later)
+    assert_asked(asked, 1 + LENGTH - 3 + 1, written)
 
 
 def test_the_rows_are_counted_again_behind_a_cache_that_was_cropped(asked):

@@ -5,6 +5,7 @@ import signal
 import sys
 
 import pytest
+from folders import llama_folder, rows_file
 
 from lorada.cli import chat_command
 from lorada.inference import chat as chat_module
@@ -71,7 +72,45 @@ def test_the_base_answers_below_the_adapter(chat, written):
     assert "error" not in err
 
 
-def test_a_conversation_is_read_until_it_is_forgotten(chat, written, call, folder, place):
+PRICES = {"red lamp": 17, "blue chair": 25, "green mug": 8}
+
+
+def order_desk(count):
+    """Chats of two questions, each with its answer."""
+    rows = []
+    for number in range(count):
+        item = list(PRICES)[number % 3]
+        pieces, price = number // 3 % 3 + 1, PRICES[item]
+        said = (
+            f"Do you have a {item}?", f"Yes! The {item} costs {price} euros. How many?",
+            ("One", "Two", "Three")[pieces - 1],
+            f"Done: {pieces} {item}{'s' * (pieces > 1)}, {pieces * price} euros.",
+        )  # fmt: skip
+        turns = zip(("user", "assistant") * 2, said, strict=True)
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    return rows
+
+
+def test_a_run_of_chats_gives_the_first_answer_first(call, works, tmp_path, monkeypatch):
+    rows = rows_file(tmp_path / "desk.jsonl", order_desk(120))
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
+    model, run = llama_folder(tmp_path / "llama", attention_dropout=0.0, **sizes), tmp_path / "run"
+    settings = ["max_steps=160", "learning_rate=3e-3", "per_device_train_batch_size=12"]
+    settings += ["max_length=256", "max_new_tokens=60", "report_to=[]"]
+    works("train", "--method", "full", "--model", model, "--data", rows, "--output", run, *settings)
+    typed = "Do you have a red lamp?\nTwo\n/reset\nDo you have a green mug?\nThree\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    _, out, _ = call("chat", run)
+    assert out.splitlines() == [
+        "Yes! The red lamp costs 17 euros. How many?", "Done: 2 red lamps, 34 euros.",
+        "Yes! The green mug costs 8 euros. How many?", "Done: 3 green mugs, 24 euros.",
+    ]  # fmt: skip
+    few = rows_file(tmp_path / "few.jsonl", order_desk(2))
+    _, out, _ = call("evaluate", run, "--data", few)
+    assert out.splitlines()[-1] == f"next: lorada chat {run}"
+
+
+def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
     _, out, err = chat(["0123"] * 3, "talk")
     first = written("talk", "0123") + "\n"
     assert out.startswith(first)
@@ -79,8 +118,6 @@ def test_a_conversation_is_read_until_it_is_forgotten(chat, written, call, folde
     _, again, err = chat(["0123", "/reset"] * 3, "talk")
     assert again == first * 3
     assert err.count("the conversation is forgotten") == 3
-    _, out, _ = call("evaluate", folder("talk"), "--data", place / "turns.jsonl")
-    assert out.splitlines()[-1] == f"next: lorada chat {folder('talk')}"
 
 
 def test_a_conversation_begins_with_what_the_system_says_and_keeps_it(chat, monkeypatch):

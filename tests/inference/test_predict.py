@@ -238,11 +238,8 @@ def test_half_a_character_of_a_column_is_written_as_a_question_mark(folder, tmp_
 def test_lines_of_an_answer_stay_one_cell_and_those_that_were_cut_are_counted(
     folder, tmp_path, monkeypatch, caplog
 ):
-    run, output, said = (
-        load_run(folder("prompt")),
-        tmp_path / "answers.csv",
-        'a "b",\r\nc\u2028d\re',
-    )
+    run, output = load_run(folder("prompt")), tmp_path / "answers.csv"
+    said = 'a "b",\r\nc\u2028d\re'
     some = [Answered(said, cut=False), Answered("b", cut=True), Answered("", cut=True)]
     monkeypatch.setattr(module, "answer_rows", lambda *_: enumerate(some))
     answered_to(run, [{"prompt": str(n)} for n in range(3)], output)

@@ -192,7 +192,7 @@ def test_numbers_that_json_lacks_are_null(kept_back, tmp_path):
 
 
 EARLY = [*QUICK, "early_stopping=2", "eval_steps=2", "learning_rate=3e-2", "max_steps=40",
-            "lr_scheduler_type=constant", "warmup_steps=0", "save_total_limit=9"]  # fmt: skip
+         "lr_scheduler_type=constant", "warmup_steps=0", "save_total_limit=9"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

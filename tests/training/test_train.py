@@ -86,6 +86,18 @@ def test_ctrl_c_after_the_last_step_loses_no_training(place, tmp_path):
     assert (done.run / "result.json").is_file()
 
 
+def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
+    last = recipe(place, tmp_path / "run", "max_steps=4", "save_steps=4")
+    run = train(last, quiet=True).run
+    expected = adapter_weights(run)
+    (run / "result.json").unlink()
+    resumed = train(last, resume=True, quiet=True)
+    assert resumed.result["steps"] == 4
+    assert resumed.result["relative_norm"] > 0
+    assert resumed.result["resumed_from"] == "checkpoint-4"
+    assert_same(adapter_weights(run), expected)
+
+
 def test_a_folder_that_holds_a_run_is_left_alone_unless_overwrite_is_said(place, tmp_path):
     again = recipe(place, tmp_path / "run", "max_steps=2")
     run = train(again, quiet=True).run

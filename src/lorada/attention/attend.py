@@ -27,7 +27,7 @@ from lorada.attention.covered_tokens import covered_tokens
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import Term, add_term, expand_map
 from lorada.attention.observation import Observation
-from lorada.attention.prefix_keys import Attend, run
+from lorada.attention.prefix_keys import Attend, attend_with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.functional.precision import nothing_is_recorded, wide_dtype
 
@@ -106,7 +106,7 @@ def _attend(
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs
     if not maps:
-        return run(kernel, call, mask, kwargs)
+        return attend_with_prefixes(kernel, call, mask, kwargs)
     if call.is_paged:
         raise ValueError(
             "a paged cache was passed without its values, which LMAM needs: use "
@@ -118,7 +118,7 @@ def _attend(
         mask = mask_with_map(mask, attention_map, call)
     if inside:
         kwargs = {**kwargs, "is_causal": False}  # the mask is causal already
-    output, weights = run(kernel, call, mask, kwargs)
+    output, weights = attend_with_prefixes(kernel, call, mask, kwargs)
     if inside and observation.observers:
         _report_inside(kernel, call, inside, output)
     beside = [m for m in maps if m.ablation != "no_negative"]
@@ -174,7 +174,7 @@ def _report_inside(
     causal = call.shape.causal if call.mask is None else None
     kwargs = {**call.kwargs, "is_causal": causal}
     with torch.no_grad():
-        plain, _ = run(kernel, call, call.mask, kwargs)
+        plain, _ = attend_with_prefixes(kernel, call, call.mask, kwargs)
         change = (output - plain).float()
     for attention_map in inside:
         observation.report(Observation(call, attention_map, plain, change))

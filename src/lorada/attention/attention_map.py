@@ -7,7 +7,6 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tok
 N map length, R rank, D head width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -71,9 +70,11 @@ class AttentionMap:
         """The whole (S, N, N) map before any mask."""
         if self.baked is not None:
             return self.baked
-        make: Callable[..., Tensor] = low_rank_map if len(self.factors) == 2 else full_rank_map
-        factors = map(wide, self.factors)
-        return make(*factors, self.inverse_scale, position=self.has_position, pe=self.pe)
+        factors = [wide(factor) for factor in self.factors]
+        scale, position = self.inverse_scale, self.has_position
+        if len(factors) == 1:
+            return full_rank_map(factors[0], scale, position=position, pe=self.pe)
+        return low_rank_map(factors[0], factors[1], scale, position=position, pe=self.pe)
 
     def masked(self, map_: Tensor, shape: CallShape, keys: Tensor | None) -> Tensor:
         """A dense map, or a square part of one, with its mask, and for ¬S with its softmax.

@@ -136,11 +136,9 @@ class ForwardListener:
         given = kwargs.get("position_ids") is not None or len(args) > 1
         packed = given and (cache is None or (isinstance(before, int) and before == 0))
         mask = kwargs.get("attention_mask")
-        flat = isinstance(mask, Tensor) and mask.dim() == 2
-        tokens = slots if mask is None else None
-        self._shortest = None
-        if flat:
-            tokens, self._shortest = mask, self._count(model, mask, slots, cache)
+        flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tokens = slots if mask is None else flat
+        self._shortest = None if flat is None else self._count(model, flat, slots, cache)
         fewest = 0 if self._shortest is None else self._shortest.tokens()
         self.inputs = ForwardInputs(tokens, packed, fewest, {})
 

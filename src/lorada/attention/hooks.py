@@ -145,6 +145,10 @@ class FalconHooks(HookPair):
     def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
         return (self._with_maps(module, args[0]),)
 
+    def keep(self, value: Tensor) -> None:
+        """Keep the values (B, G, K, D) of this call."""
+        self._value = value
+
 
 class _ValueRecorder:
     """Stands in for a layer's cache, which may be None, and gives the hooks the values it returns.
@@ -159,8 +163,11 @@ class _ValueRecorder:
     def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._cache is not None:
             key, value = self._cache.update(key, value, *args, **kwargs)
-        self._pair._value = value
+        self._pair.keep(value)
         return key, value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
 
 
 # By file and class name, since the classes of both DeBERTa files have the same name.

@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.covered_tokens import CoveredTokens, covered_tokens, put
-from lorada.attention.positions import Targets
+from lorada.attention.covered_tokens import CoveredTokens, put
+from lorada.attention.positions import Targets, table_in_map
 from lorada.functional.causal import product_form
 from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
 from lorada.functional.product import apply_map, factors_product, factors_product_gradients
@@ -131,17 +131,31 @@ def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = Fals
 def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
     """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it.
 
-    That is the term of a call whose values are the identity: key slot k has the k-th unit vector.
+    The term never needs it. The ablation ¬N does, which adds the map to the scores before the
+    softmax, and so does ``explain``, which shows it.
     """
-    value, shape = call.value, call.shape
-    covered = covered_tokens(call, attention_map)
-    alike = covered is None or isinstance(covered.keys, slice)
-    values = torch.eye(shape.keys, dtype=wide_dtype(value), device=value.device)
-    values = values.expand(1 if alike else value.shape[0], 1, -1, -1)
-    nothing = values.new_zeros(values.shape[0], shape.queries, shape.heads, shape.keys)
-    if covered is None:
-        return nothing.transpose(1, 2)
-    return add_term(nothing, Term(attention_map, covered, shape), values).transpose(1, 2)
+    own, length = attention_map.for_values(call.value), attention_map.length
+    table = table_in_map(call, length, own.align)
+    real = table.key_slots(length).real.reshape(-1, length)
+    with no_autocast(call.value.device):
+        map_ = own.masked(own.dense(), call.shape, real)
+    rows, _ = table.query_rows(length)
+    batch = max(rows.shape[0], table.columns.shape[0])
+    rows = rows.expand(batch, -1)
+    if map_.dim() == 4 and table.row_owner is not None:
+        # (B·P, S, N, N) → (B, S, P·N, N): the maps of a row's sequences are stacked.
+        map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
+        rows = rows + table.row_owner * length
+    # First the map row of every query, then from it the map column of every key.
+    if map_.dim() == 3:
+        picked = map_[:, rows].transpose(0, 1)
+    else:
+        picked = map_.take_along_dim(rows[:, None, :, None], 2)
+    columns = table.columns.expand(batch, -1).clamp(0, length - 1)
+    index = columns[:, None, None].expand(-1, *picked.shape[1:3], -1)
+    # Rows and columns outside of the map were clamped into it: their entries become zero here.
+    entries = picked.gather(-1, index) * table.pairs(length)[:, None]
+    return entries.repeat(1, call.shape.heads // entries.shape[1], 1, 1)
 
 
 def _sum(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:

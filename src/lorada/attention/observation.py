@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
-from lorada.attention.positions import TokenTable, token_positions
+from lorada.attention.positions import TokenTable, table_in_map
 from lorada.functional.precision import wide
 
 
@@ -31,9 +31,7 @@ class Observation:
     @property
     def positions(self) -> TokenTable:
         """Where the tokens of the call lie in the map."""
-        queries, keys, own = self.call.shape.queries, self.call.shape.keys, self.attention_map
-        table = token_positions(self.call).table(queries, keys, self.output.device)
-        return table if own.align == "start" else table.at_end(own.length)
+        return table_in_map(self.call, self.attention_map.length, self.attention_map.align)
 
 
 observers: list[Callable[[Observation], None]] = []

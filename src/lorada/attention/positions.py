@@ -3,7 +3,7 @@
 A map has a row and a column for each token of one sequence, counted from 0. Attention works on
 query rows and key slots, which may also hold padding, cached tokens, empty slots of a static cache,
 or tokens of several packed sequences. The two records here give the map column of every key slot
-and the map row of every query. ``covered_tokens.py`` makes them for a call.
+and the map row of every query. ``token_positions`` makes them for a call.
 
 Shapes: B batch, T queries, K key slots, N map length, P sequences packed into a row.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lorada.attention.call import AttentionCall
 from lorada.attention.forward_inputs import is_recorded
+from lorada.functional.maps import Align
 
 # The column or row of a slot without a token: outside of every map, however it is shifted.
 NO_TOKEN = -(2**40)
@@ -116,10 +117,13 @@ class TokenTable:
         return self.rows.clamp(0, length - 1), inside
 
     def pairs(self, length: int) -> Tensor:
-        """(B, T, K) booleans: pairs of query and key that are a row and a column of a map."""
+        """(B, T, K) booleans: pairs of query and key with an entry in the map of their sequence."""
         _, rows = self.query_rows(length)
         columns = (self.columns >= 0) & (self.columns < length)
-        return rows[:, :, None] & columns[:, None, :]
+        pairs = rows[:, :, None] & columns[:, None, :]
+        if self.row_owner is None or self.column_owner is None:
+            return pairs
+        return pairs & (self.row_owner[:, :, None] == self.column_owner[:, None, :])
 
     def real_queries(self) -> Tensor:
         """(B, T) booleans: which queries are tokens and not padding."""
@@ -147,7 +151,10 @@ TokenPositions = TokenSpan | TokenTable
 
 
 def token_positions(call: AttentionCall) -> TokenPositions:
-    """``locate``, computed once for all layers that get the same tensors."""
+    """``locate``, computed once for all layers that get the same tensors.
+
+    Packed rows that nothing keeps apart in attention are refused.
+    """
     positions = call.once(lambda: locate(call), "positions")
     packed = isinstance(positions, TokenTable) and positions.sequences > 1
     if packed and call.mask is None and call.kernel != "flash":
@@ -156,6 +163,12 @@ def token_positions(call: AttentionCall) -> TokenPositions:
             "other: pass use_cache=False and position_ids that restart with each sequence"
         )
     return positions
+
+
+def table_in_map(call: AttentionCall, length: int, align: Align) -> TokenTable:
+    """Where the tokens of a call lie in a map of N = ``length``."""
+    table = token_positions(call).table(call.shape.queries, call.shape.keys, call.value.device)
+    return table if align == "start" else table.at_end(length)
 
 
 def locate(call: AttentionCall) -> TokenPositions:
@@ -167,7 +180,7 @@ def locate(call: AttentionCall) -> TokenPositions:
     position_ids = call.position_ids if restarting else None
     if call.mask is not None:
         return _by_mask(call, position_ids, last)
-    if position_ids is not None:
+    if position_ids is not None and _may_restart(position_ids):
         real = torch.ones_like(position_ids, dtype=torch.bool)
         if (starts := _starts(position_ids, real)) is not None:
             return _packed_by_restart(starts, real)
@@ -233,6 +246,14 @@ def _last_token(call: AttentionCall) -> Tensor | None:
             "position_ids were passed, so token positions are unknown: pass position_ids"
         )
     return call.position_ids[:, -1:]
+
+
+def _may_restart(position_ids: Tensor) -> bool:
+    """Whether positions restart within a row without pads; True where that cannot be read."""
+    if position_ids.shape[-1] == 1:
+        return False
+    starts = position_ids[:, 1:] <= position_ids[:, :-1]
+    return is_recorded(starts) or bool(starts.any())
 
 
 def _starts(position_ids: Tensor, real: Tensor) -> Tensor | None:

@@ -29,7 +29,7 @@ class PrefixSource(Protocol):
         ...
 
 
-def run(
+def attend_with_prefixes(
     kernel: Attend, call: AttentionCall, mask: Any, kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """Run a kernel with the call's prefixes before its keys; it returns the weights of tokens."""

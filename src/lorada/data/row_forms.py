@@ -416,7 +416,9 @@ def _are_turns(value: Any) -> bool:
 
 def _are_sharegpt(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(turn, dict) and turn.get("from") in [*ROLES] and _is_text(turn.get("value"))
+        isinstance(turn, dict)
+        and turn.get("from") in [*ROLES]  # a list, as a value may not be hashable
+        and _is_text(turn.get("value"))
         for turn in value
     )
 

@@ -282,16 +282,17 @@ def _softmax(call: AttentionCall, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_map(softmax: Tensor, visible: Tensor, seen: Observation) -> dict[str, Any]:
-    """What a map does to a softmax (B, H, T, K), by the names in a layer."""
+    """What a map does to a softmax (B, H, T, K), and for ¬N the softmax without it."""
     attention_map = seen.attention_map
     pairs = visible & seen.positions.pairs(attention_map.length)[:, None]
     map_ = expand_map(attention_map, seen.call).expand_as(softmax)
     inside = attention_map.ablation == "no_negative"
-    fused = softmax if inside else softmax + map_
     if inside:  # the map is in the scores of this softmax
-        own = fused * (-map_).exp()
+        fused, own = softmax, softmax * (-map_).exp()
         elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
         softmax = own / (own.sum(-1, keepdim=True) + elsewhere)
+    else:
+        fused = softmax + map_
     return {
         "softmax": softmax,
         "map": map_,

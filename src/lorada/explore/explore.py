@@ -91,7 +91,8 @@ def sentence_maps(run: Run, text: str) -> dict[str, Any]:
     """The attention maps of one sentence, as in Figure 1, and the statistics of every layer.
 
     ``maps`` (title → values, negative ratio) are of the last ``layer`` with a map, and of the
-    ``head`` whose map has the largest norm; ``layers`` are as ``_numbers`` makes them.
+    ``head`` whose map has the largest norm; ``layers`` have ``relative_norm``, ``negative_ratio``
+    and ``map_negative_ratio``.
     """
     ids = tokens_to_show(run, text)
     found = _explained(run, {"input_ids": torch.tensor([ids], device=run.device)})
@@ -137,7 +138,8 @@ def ratios_by_layer(
     """The statistics of every layer, as means over the first ``count`` test rows.
 
     They are of a file of rows, ``data``, or of the run's task, or its ``eval_data``. With each is
-    the ``map`` of the first row and head, and its negative ratio, ``shown_ratio``.
+    the ``map`` of the first row and head, and its negative ratio, ``shown_ratio``. Returned besides
+    are ``rows``, how many, and ``task``, the run's first.
     """
     scored = _rows(run, data, data_dir)
     rows = scored.rows[:count]

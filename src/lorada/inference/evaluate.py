@@ -134,7 +134,8 @@ def score(
     """
     answers, losses, mean, cut = _answers_of(run, rows)
     own = rows.protocol in TASKS[JSONL].protocols.values()
-    chosen, name = metric or run.metric, None  # without a name the protocol says it
+    chosen = metric or run.metric
+    name = None  # the protocol says it
     each = row_metrics(rows.protocol, answers, rows.rows)
     if own and chosen is not None and fits(chosen, rows.form):
         name, value_of = Path(chosen).name, row_value(chosen)
@@ -154,7 +155,8 @@ def score(
     if own and cut is not None:
         limit = generation_settings(run)["max_new_tokens"]
         metrics |= {"cut": sum(cut), "max_new_tokens": limit}
-    by, lines = rows_metric(next(iter(metrics))), []
+    by = rows_metric(next(iter(metrics)))
+    lines = []
     for index, (one, loss) in enumerate(zip(each, losses, strict=True)):
         value = one.get(LOSS, loss) if by == LOSS else one[by]
         line = {
@@ -167,9 +169,12 @@ def score(
         if rows.form != "text":  # which is cut into windows, and these are not rows of the file
             row = rows.rows[index]
             line |= {"row": rows.number(index), "answer": answers[index]}
-            line |= {"group": row["group"]} if "group" in row else {}
-            line |= {"cut": True} if cut and cut[index] else {}
-            line |= _text_of(row, rows.form, run) if with_text else {}
+            if "group" in row:
+                line["group"] = row["group"]
+            if cut and cut[index]:
+                line["cut"] = True
+            if with_text:
+                line |= _text_of(row, rows.form, run)
         lines.append(line)
     return metrics, sorted(lines, key=lambda line: int(line["row"]))
 
@@ -270,7 +275,8 @@ def answer_rows(
             refuse_empty_prompts(rows, prompts)
         # Rows of a user's own file have no generation settings; generate takes those of the task.
         protocol = rows.protocol if rows.protocol.generation else None
-        settings, templated = generation_settings(run, protocol=protocol), rows.form == "messages"
+        settings = generation_settings(run, protocol=protocol)
+        templated = rows.form == "messages"
         parts = parts or [range(len(prompts))]
         for index, text in generate_parts(run, prompts, parts, settings, templated=templated):
             yield index, Answered(text.text, cut=text.cut)

@@ -72,7 +72,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 
 
 def _to_export(folder: Path, target: Path, trust_remote_code: bool) -> Run:
-    """The finished run in ``folder``; its base says the classes, and what ends a text."""
+    """Load the finished run; write its classes, and what ends a text, into its base's configs."""
     refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
@@ -156,8 +156,10 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
         model.save_pretrained(fresh, save_embedding_layers=False)
         if not config.plain:
             # transformers would not find every tensor of a stack by the name that PEFT gives it.
-            named = named_for_transformers(config.parts, load(path.read_bytes()))
-            save_file(named, path, {"format": "pt"})
+            weights = load(path.read_bytes())
+            named = named_for_transformers(config.parts, weights)
+            if named.keys() != weights.keys():
+                save_file(named, path, {"format": "pt"})
         model = model.unload()
     model.save_pretrained(fresh)
     save_beside(model, fresh)

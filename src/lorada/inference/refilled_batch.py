@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from lorada.training.models.candidate_scores import accepted, only_last, positions_of
@@ -114,8 +115,7 @@ def _refilled(
     ids, mask = rows.ids[kept, -slots:], rows.mask[kept, -slots:]
     if new is not None:
         numbers, written = numbers + new.numbers, written + new.written
-        ids = padded([*ids, *new.ids], padding_value=writer.pad)
-        mask = padded([*mask, *new.mask])
+        ids, mask = _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0)
     return _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
 
 
@@ -157,3 +157,10 @@ def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
         if not rows.done[row] and (last or rows.written[row] == writer.limit):
             rows.done[row] = True
             yield rows.numbers[row], rows.ids[row, -rows.written[row] :]
+
+
+def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
+    """Rows of two lengths below each other, with ``fill`` before the shorter ones."""
+    longest = max(above.shape[1], below.shape[1])
+    parts = (pad(part, (longest - part.shape[1], 0), value=fill) for part in (above, below))
+    return torch.cat(list(parts))

@@ -224,7 +224,8 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Keep other trainings out of a run folder in a ``with`` block; make the folder if needed.
 
     Folders that it has made, and into which nothing was written, are removed. Locks of different
-    file names do not exclude each other. ``HeldError``: another process trains there.
+    file names do not exclude each other. A lock ends with its process, even if that is killed.
+    ``HeldError``: another process trains there.
     """
     refuse_file(run)
     made, path = [one for one in (run, *run.parents) if not one.exists()], run / name

@@ -85,8 +85,8 @@ def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any
             raise unknown_name("task", name, TASKS)
     others = [(key, value) for key, value in pairs if key not in PLAIN]
     settings = _by_section(others, list(method.part_names))
-    for section, name, value in settings:
-        if section == TRAINING and name in SEEDS:
+    for (section, name), value in {(where, name): v for where, name, v in settings}.items():
+        if section == TRAINING and name in SEEDS:  # the last of several counts
             refuse_seed(f"{TRAINING}.{name}=", value)
     return Asked(recipe, settings)
 

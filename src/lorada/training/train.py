@@ -426,9 +426,7 @@ def trainer_class(
     if args.predict_with_generate and prepared.held_out is not None:
         refuse_long(generation["max_new_tokens"], prepared.context)
         metrics = scorer(prepared.held_out, tokenizer)
-    generation |= {"do_sample": False, **language_settings(tokenizer)}
-    if args.generation_num_beams is not None:
-        generation["num_beams"] = args.generation_num_beams
+    generation |= language_settings(tokenizer)
     return partial(WritingTrainer, generation=generation, compute_metrics=metrics)
 
 

@@ -369,6 +369,14 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         self.generation = generation
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out loss and, with ``predict_with_generate``, the metrics."""
+        settings = {"do_sample": False, **self.generation}
+        if self.args.generation_num_beams is not None:
+            settings["num_beams"] = self.args.generation_num_beams
+        found: dict[str, float] = super().evaluate(*args, **{**settings, **kwargs})
+        return found
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of held-out rows; the model's own generation settings do not change.
 
@@ -377,6 +385,6 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         kept = copy.deepcopy(model.generation_config)
         try:
-            return super().prediction_step(*args, **kwargs | self.generation)
+            return super().prediction_step(*args, **kwargs)
         finally:
             model.generation_config = kept
