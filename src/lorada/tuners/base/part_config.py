@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -149,14 +150,20 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout
 ANY_FORM = ("target_modules", "exclude_modules", "stacks", "parts")
 
 
+@cache
+def _kinds(cls: Any) -> dict[str, TypeAdapter[Any]]:
+    hints, strict = get_type_hints(cls, include_extras=True), ConfigDict(strict=True)
+    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
+    own = [each.name for each in fields(cls) if each.init and each.name not in shared]
+    return {name: TypeAdapter(hints[name], config=strict) for name in own}
+
+
 def check_values(config: Any) -> None:
     """Refuse a value that the type of its field does not take, in a line with both."""
-    hints = get_type_hints(type(config), include_extras=True)
-    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
-    for name in [each.name for each in fields(config) if each.init and each.name not in shared]:
+    for name, kind in _kinds(type(config)).items():  # type: ignore[arg-type]
         value = getattr(config, name)
         try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+            kind.validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             key = "".join(f"[{part!r}]" for part in first["loc"] if isinstance(part, str))
