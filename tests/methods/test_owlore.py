@@ -5,7 +5,6 @@ import torch
 from callback_runs import LAYERS, ROWS, layer_of, watched
 from conftest import TINY
 from torch import nn
-from trained import assert_same
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorada.methods.callbacks.layers import layers_of
@@ -60,13 +59,20 @@ def test_the_optimizer_forgets_the_layers_that_are_frozen(method, tmp_path):
     assert known == watch.gradients[-1]
 
 
-def test_a_run_resumed_within_a_period_ends_bit_for_bit_where_the_whole_one_does(tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 11}
+@pytest.mark.parametrize(
+    ("method", "saved_at"), [("owlore", 4), ("owlore_full", 6)], ids=["within_a_period", "between"]
+)
+def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(method, saved_at, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": saved_at, "max_steps": 11}
     whole, part = (OwLoreCallback(layers=2, every=3, threshold=2.0) for _ in range(2))
-    run(model := tiny(), tmp_path, whole, "owlore", **settings)
-    run(resumed := tiny(), tmp_path, part, "owlore", resume=tmp_path / "checkpoint-4", **settings)
+    run(model := tiny(), tmp_path, whole, method, **settings)
+    checkpoint = str(tmp_path / f"checkpoint-{saved_at}")
+    run(resumed := tiny(), tmp_path, part, method, resume=checkpoint, **settings)
     assert part.weights == whole.weights
-    assert_same(resumed.state_dict(), model.state_dict())
+    for (name, expected), actual in zip(
+        model.named_parameters(), resumed.parameters(), strict=True
+    ):
+        assert torch.equal(actual, expected), name
 
 
 def test_layers_without_outliers_are_drawn_after_those_that_have_some(tmp_path):
