@@ -151,5 +151,5 @@ def test_a_model_of_two_kinds_of_attention_gets_maps_where_they_can_be(tmp_path)
     loaded = get_peft_model_state_dict(again)
     assert loaded.keys() == saved.keys()
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
-    with pytest.raises(ValueError, match="matched no module"):
-        get_peft_model(MiniMaxForCausalLM(config), LmamConfig(layers_to_transform=[1]))
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn, which is not a self-attention"):
+        get_peft_model(MiniMaxForCausalLM(config), LmamConfig(layers_to_transform=[0, 1]))

@@ -496,3 +496,23 @@ def test_an_adapter_in_training_survives_weights_that_do_not_fit(tmp_path):
         model.load_adapter(tmp_path, "default", is_trainable=True)
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["in order", "turned"])
+@pytest.mark.parametrize(
+    ("part", "module", "inner", "outside"),
+    [
+        (KINDS["lmam"], "self_attn", "lmam", "up_proj"),
+        (lambda: LoraConfig(r=2, target_modules=["up_proj"]), "mlp", "up_proj", "k_proj"),
+    ],
+    ids=["lmam", "lora"],
+)
+def test_a_part_cannot_be_in_a_module_that_another_trains_whole(
+    part, module, inner, outside, turned
+):
+    whole = {"target_modules": [outside], "feedforward_modules": [], "modules_to_save": [module]}
+    parts = [part(), IA3Config(**whole)]
+    refused(
+        rf"modules_to_save trains model\.layers\.0\.{module} whole, where .* has {inner}: leave",
+        lambda: LoradaConfig(parts=parts[::-1] if turned else parts),
+    )

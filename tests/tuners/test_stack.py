@@ -171,6 +171,31 @@ def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     assert_close(torch.load(paths[2]), logits(model, inputs))
 
 
+@pytest.mark.fp64(False)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["lora", "ln_tuning"])
+def test_half_precision_base_keeps_fp32_adapters_that_train(name, dtype, tmp_path):
+    base, inputs = TINY["llama"]().to(dtype), batch("llama")
+    alone = name == "ln_tuning"
+    config = lorada.build_method(name, base.config).config if alone else config_of(name, "llama")
+    model = moved(base, config)
+    out = model(**inputs, labels=inputs["input_ids"])
+    out.loss.backward()
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in adapter} == {torch.float32}
+    assert out.logits.dtype == dtype
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter)
+    with torch.no_grad():
+        for parameter in adapter:
+            parameter.add_(1e-4)  # less than 16 bits can hold beside 1
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(TINY["llama"]().to(dtype), tmp_path)
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    for key, parameter in loaded.named_parameters():
+        if key in names:
+            assert torch.equal(parameter, model.get_parameter(key))
+
+
 @pytest.mark.parametrize("stack", ["lmam", "adalora", "lora_ia3"])
 def test_classification_head_is_trained_and_saved_once(stack, tmp_path):
     def classifier() -> BertForSequenceClassification:

@@ -38,8 +38,12 @@ from lorada.tuners.bottleneck.placements import PLACEMENTS
 
 logger = logging.getLogger(__name__)
 
-# Of any other family, that of a classifier.
-TASK_TYPES = {"llama": TaskType.CAUSAL_LM, "bart": TaskType.SEQ_2_SEQ_LM}
+TASK_TYPES: dict[Family, TaskType] = {
+    "llama": TaskType.CAUSAL_LM,
+    "roberta": TaskType.SEQ_CLS,
+    "deberta": TaskType.SEQ_CLS,
+    "bart": TaskType.SEQ_2_SEQ_LM,
+}
 # Models of pictures and sounds: PEFT's classes for tasks do not pass those on to the model.
 NO_TASK_TYPE = ("vit", "whisper")
 NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
@@ -96,7 +100,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         parts = [part_class(part)(**values) for part, values in settings.items()]
         config = LoradaConfig(parts=parts)
         if model_config.model_type not in NO_TASK_TYPE:
-            config.task_type = TASK_TYPES.get(family_of(model_config), TaskType.SEQ_CLS)
+            config.task_type = TASK_TYPES[family_of(model_config)]
     elif overrides:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(

@@ -83,7 +83,9 @@ class PrefixNetwork(PrefixPart):
         """Create the network of an adapter, with PyTorch's usual initialisation; d is ``width``."""
         assert config.projection is not None
         self.configs[adapter_name] = config
-        self.lora_embedding[adapter_name] = nn.init.normal_(self.new_weight(config.length, width))
+        embedding = self.new_weight(config.length, width)
+        nn.init.normal_(embedding)  # which may return nothing
+        self.lora_embedding[adapter_name] = embedding
         hidden, bias = self.new_weight(config.projection, width), self.new_weight(config.projection)
         draw_uniform(width, hidden, bias)
         self.lora_hidden[adapter_name] = hidden

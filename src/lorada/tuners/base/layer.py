@@ -94,8 +94,11 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for container in (*self.adapter_layer_names, *self.other_param_names):
             by_name: Any = getattr(self, container)
             if isinstance(by_name, nn.Module) and adapter_name in by_name:  # type: ignore[operator]
-                own = by_name[adapter_name]  # type: ignore[index]
-                yield from [own] if isinstance(own, Tensor) else (*own.parameters(), *own.buffers())
+                weights = by_name[adapter_name]  # type: ignore[index]
+                if isinstance(weights, Tensor):
+                    yield weights
+                else:
+                    yield from (*weights.parameters(), *weights.buffers())
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""

@@ -5,7 +5,8 @@ Parts of ours, and several parts on one linear layer, are merged into what they 
     W = f(I) - f(0),    b = f(0)
 
 Merged one after the other, a part around others would read what the inner parts have made of the
-base weight, such as DoRA, HiRA. One part of PEFT alone merges itself.
+base weight: DoRA's norm and HiRA's product would be of the changed weight. One part of PEFT alone
+merges itself.
 
 The input and the output embeddings of most models are one tensor (tied weights). A part on one of
 them changes only that one; merged they are two, and the config must say so, or loading ties them.
@@ -47,7 +48,9 @@ def merge_all(
             if any(check_adapters_to_merge(layer, names) for layer in own):
                 unmerge_chain(chain)
                 _fold(chain, own, together, safe_merge, undo)
-            for layer in [] if own else reversed(chain):
+            if own:
+                continue
+            for layer in reversed(chain):
                 if here := [name for name in names if has_adapter(layer, name)]:
                     layer.merge(safe_merge=safe_merge, adapter_names=here)
 
@@ -170,7 +173,7 @@ def ties_settled(model: nn.Module) -> Iterator[None]:
 def _tie_or_untie(model: PreTrainedModel) -> None:
     tied = getattr(model, "all_tied_weights_keys", None) or {}  # models of others may lack it
     found = [(model.get_parameter(one), model.get_parameter(other)) for one, other in tied.items()]
-    if all(torch.equal(one, other) for one, other in found):
+    if all(one is other or torch.equal(one, other) for one, other in found):
         if tied:
             model.tie_weights(recompute_mapping=False)
         return

@@ -177,6 +177,8 @@ def refuse_layers(config: object) -> None:
     targets = getattr(config, "target_modules", None)
     if layers in ([], ()):
         raise ValueError("layers_to_transform=[] names no layer: leave it out for all layers")
+    if getattr(config, "inference_mode", False):  # it is as it was saved
+        return
     if layers is not None and isinstance(targets, str) and targets != "all-linear":
         raise ValueError(
             f"layers_to_transform is for a list of target_modules, not for the regex {targets!r}: "

@@ -242,7 +242,8 @@ class AttachedModel(LoradaTuner):
     host_kind: str  # a description of such a module, for errors
     child: str  # the name of the layer in its host
     tuner_layer_cls: type[AttachedLayer]
-    hosts: frozenset[str]  # names of the modules that can hold the part that is placed
+    # Names of the modules that can hold the part that is placed.
+    hosts: frozenset[str] = frozenset()
     not_mergeable = (
         "merge_weights() merges the other parts of a stack and keeps these as an adapter"
     )
@@ -275,18 +276,21 @@ class AttachedModel(LoradaTuner):
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         if not matched:  # which also says whether the module was excluded
             return matched
-        names = key.split(".")
-        stacks = getattr(peft_config, "stacks", None) or names
-        if not any(stack in names for stack in stacks):
+        names, stacks = key.split("."), getattr(peft_config, "stacks", None)
+        if stacks and not any(stack in names for stack in stacks):
             return False
-        if key not in self.hosts:
-            if within_layer(key) in self.candidates(peft_config):
-                return False  # other layers have a host there: some models mix kinds of attention
-            raise ValueError(
-                f"target_modules matches {key}, which is not {self.host_kind}; "
-                f"this model has {listed(self.candidates(peft_config))}"
-            )
-        return True
+        if key in self.hosts:
+            return True
+        found = self.candidates(peft_config)
+        # A namesake is left out, unless the user names its layer: some models mix kinds of
+        # attention, and a norm behind all layers may have the name of one in the layers.
+        namesake = any(f".{key}".endswith(f".{name}") for name in found)
+        if namesake and getattr(peft_config, "layers_to_transform", None) is None:
+            return False
+        raise ValueError(
+            f"target_modules matches {key}, which is not {self.host_kind}; "
+            f"this model has {listed(found)}"
+        )
 
     def _create_and_replace(
         self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -371,14 +370,6 @@ class BottleneckModel(AttachedModel):
             f"{type(self.model).__name__}: choose another one, or describe them in "
             "lorada/tuners/bottleneck/placements.py"
         )
-
-    def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> Any:
-        # A norm behind all layers may have the name of a target in the layers, such as
-        # final_layer_norm.
-        namesake = key not in self.hosts and BaseTuner._check_target_module_exists(peft_config, key)
-        if namesake and any(f".{key}".endswith(f".{n}") for n in self.candidates(peft_config)):
-            return False
-        return super()._check_target_module_exists(peft_config, key)
 
     def _create_and_replace(
         self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str

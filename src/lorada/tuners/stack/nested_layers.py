@@ -18,7 +18,7 @@ from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
-from torch import nn
+from torch import Tensor, nn
 
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
 from lorada.tuners.base.part_config import PREFIX, refuse_layers
@@ -217,6 +217,14 @@ class OwnNorm(LNTuningLayer):  # type: ignore[misc]
     def active_adapters(self) -> list[str]:
         """The active adapters that have a copy; PEFT's layer would look for one of each."""
         return [name for name in super().active_adapters if name in self.ln_tuning_layers]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The norm in the dtype of the active copy, which is fp32 on a base in 16 bits."""
+        given = x
+        if self.active_adapters and not (self.disable_adapters or self.merged):
+            x = x.to(next(self.ln_tuning_layers[self.active_adapters[0]].parameters()).dtype)
+        found: Tensor = super().forward(x, *args, **kwargs)
+        return found.to(given.dtype)
 
 
 def let_stand_beside_others(model: nn.Module) -> None:

@@ -171,6 +171,7 @@ class LoradaModel(LoradaTuner):
         raise NotImplementedError  # the tuners of the parts do so
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for tuner in self.tuners_of(adapter_name):
             tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
 
