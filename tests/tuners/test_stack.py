@@ -189,7 +189,9 @@ def test_half_precision_base_keeps_fp32_adapters_that_train(name, dtype, tmp_pat
         for parameter in adapter:
             parameter.add_(1e-4)  # less than 16 bits can hold beside 1
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(TINY["llama"]().to(dtype), tmp_path)
+    loaded = PeftModel.from_pretrained(
+        TINY["llama"]().to(dtype), tmp_path, config=lorada.as_stack(tmp_path)
+    )
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     for key, parameter in loaded.named_parameters():
         if key in names:
