@@ -96,14 +96,8 @@ def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, ba
         map_ = own.masked(own.dense()[:, part, part], shape, covered.real(batch))
         if rows is None or seen is None:
             return map_
-        rows = rows - part.start
-        # A map for each sample, where each has rows of its own.
-        if rows.dim() == 1:
-            map_ = map_[..., rows, :]
-        else:
-            map_ = map_.take_along_dim(rows[:, None, :, None], 2)
         # The rows have their mask already, but for those that the map does not reach.
-        return map_ * seen.any(-1)[..., None, :, None]
+        return _rows_of(map_, rows - part.start) * seen.any(-1)[..., None, :, None]
     if own.stays_low_rank:
         left, right = own.scaled_factors()
         # One dimension of size 1 for the samples, so that both sides broadcast.
@@ -114,6 +108,15 @@ def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, ba
         map_ = own.dense()[:, rows][..., part]
     map_ = map_ * seen  # (S, T, M) or (S, B, T, M)
     return map_ if rows.dim() == 1 else map_.transpose(0, 1)
+
+
+def _rows_of(map_: Tensor, rows: Tensor) -> Tensor:
+    """Rows (T,) or (B, T) of a dense map (S, N, N) or of one for each sample, (B, S, N, N)."""
+    if rows.dim() == 1:
+        return map_[..., rows, :]
+    if map_.dim() == 3:
+        return map_[:, rows].transpose(0, 1)
+    return map_.take_along_dim(rows[:, None, :, None], 2)
 
 
 def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = False) -> Tensor:
@@ -147,10 +150,7 @@ def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
         map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
         rows = rows + table.row_owner * length
     # First the map row of every query, then from it the map column of every key.
-    if map_.dim() == 3:
-        picked = map_[:, rows].transpose(0, 1)
-    else:
-        picked = map_.take_along_dim(rows[:, None, :, None], 2)
+    picked = _rows_of(map_, rows)
     columns = table.columns.expand(batch, -1).clamp(0, length - 1)
     index = columns[:, None, None].expand(-1, *picked.shape[1:3], -1)
     # Rows and columns outside of the map were clamped into it: their entries become zero here.

@@ -180,10 +180,8 @@ def locate(call: AttentionCall) -> TokenPositions:
     position_ids = call.position_ids if restarting else None
     if call.mask is not None:
         return _by_mask(call, position_ids, last)
-    if position_ids is not None and _may_restart(position_ids):
-        real = torch.ones_like(position_ids, dtype=torch.bool)
-        if (starts := _starts(position_ids, real)) is not None:
-            return _packed_by_restart(starts, real)
+    if position_ids is not None and (starts := _starts(position_ids, None)) is not None:
+        return _packed_by_restart(starts, torch.ones_like(starts))
     if last is not None:
         columns = last - torch.arange(keys - 1, -1, -1, device=last.device)
         return TokenTable(columns, columns[:, -queries:])
@@ -248,28 +246,25 @@ def _last_token(call: AttentionCall) -> Tensor | None:
     return call.position_ids[:, -1:]
 
 
-def _may_restart(position_ids: Tensor) -> bool:
-    """Whether positions restart within a row without pads; True where that cannot be read."""
-    if position_ids.shape[-1] == 1:
-        return False
-    starts = position_ids[:, 1:] <= position_ids[:, :-1]
-    return is_recorded(starts) or bool(starts.any())
-
-
-def _starts(position_ids: Tensor, real: Tensor) -> Tensor | None:
+def _starts(position_ids: Tensor, real: Tensor | None) -> Tensor | None:
     """(B, K) booleans: tokens that start a further sequence of their row; None if none does.
 
-    Positions do not increase there. ``real`` (B, K) are the tokens.
+    Positions do not increase there. ``real`` (B, K) are the tokens, None for all.
     """
-    if real.shape[-1] != position_ids.shape[-1]:
+    keys = position_ids.shape[-1]
+    if keys == 1 or (real is not None and real.shape[-1] != keys):
         return None
-    slots = torch.arange(real.shape[-1], device=real.device)
-    # By index and not ``.values``: transformers' exporters return a plain tuple here.
-    before = torch.where(real, slots, -1).cummax(-1)[0].roll(1, -1)
-    before[:, 0] = -1
-    position_ids = position_ids.expand(real.shape[0], -1)
-    earlier = position_ids.gather(1, before.clamp(min=0))
-    starts = real & (before >= 0) & (position_ids <= earlier)
+    if real is None:
+        starts = torch.zeros_like(position_ids, dtype=torch.bool)
+        starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
+    else:
+        slots = torch.arange(keys, device=real.device)
+        # By index and not ``.values``: transformers' exporters return a plain tuple here.
+        before = torch.where(real, slots, -1).cummax(-1)[0].roll(1, -1)
+        before[:, 0] = -1
+        position_ids = position_ids.expand(real.shape[0], -1)
+        earlier = position_ids.gather(1, before.clamp(min=0))
+        starts = real & (before >= 0) & (position_ids <= earlier)
     if is_recorded(starts):  # such a graph raises when it runs
         torch._assert_async(
             ~starts.any(),

@@ -218,13 +218,14 @@ def _show_forecast(found: dict[str, Any]) -> None:
         )  # fmt: skip
     console.print(shown)
     for name, stage in found["stages"].items():
+        if not stage["trainings"]:
+            continue
         most, usual = (
             f"{stage[count]:.0f} ({duration(stage[time] / found['slots'])})"
             for count, time in (("trainings", "seconds"), ("probably", "probably_seconds"))
         )
         said = most if most == usual else f"probably {usual}, at most {most}"
-        if stage["trainings"]:
-            console.print(f"Trainings for the {name}: {said}")
+        console.print(f"Trainings for the {name}: {said}")
     console.print(
         f"{found['steps']} steps each, {found['slots']} at once: "
         f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "

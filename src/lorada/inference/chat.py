@@ -77,24 +77,21 @@ class Chat:
             return self.write(question, show, stopped)
         turns = [*self.turns, {"role": "user", "content": question}]
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
-        count = len(turns)
-        while self._is_too_long(prompt := chat_prompt(self.run, [*first, *turns])) and turns[2:]:
-            turns = turns[2:]
-        if left_out := (count - len(turns)) // 2:
+        settings = generation_settings(self.run, self.max_new_tokens)
+        room = room_for_prompts(self.run, settings["max_new_tokens"])
+        prompt, left_out = chat_prompt(self.run, [*first, *turns]), 0
+        while room is not None and turns[2:]:
+            if len(tokens_of(self.run, [prompt], None, templated=True)[0]) <= room:
+                break
+            turns, left_out = turns[2:], left_out + 1
+            prompt = chat_prompt(self.run, [*first, *turns])
+        if left_out:
             first_ones = "question" if left_out == 1 else f"{left_out} questions"
             logger.warning("left out the first %s to fit the model's context", first_ones)
         self.last = prompt
         text = self.write(self.last, show, stopped)
         self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
-
-    def _is_too_long(self, prompt: str) -> bool:
-        """Whether a prompt and its answer are longer than the model's context."""
-        settings = generation_settings(self.run, self.max_new_tokens)
-        room = room_for_prompts(self.run, settings["max_new_tokens"])
-        return (
-            room is not None and len(tokens_of(self.run, [prompt], None, templated=True)[0]) > room
-        )
 
     def base_prompt(self) -> str:
         """What the base alone is to continue: the last prompt."""

@@ -40,11 +40,15 @@ class Asked:
     recipe: Recipe
     settings: list[tuple[str, str, Any]]  # of parts and training: section, name, value
 
+    @property
+    def last(self) -> dict[tuple[str, str], Any]:
+        """The settings by section and name: the last of several counts."""
+        return {(section, name): value for section, name, value in self.settings}
+
     def complete(self) -> Recipe:
         """The whole recipe, its settings checked against PEFT's and transformers' classes."""
         found: dict[str, dict[str, Any]] = {TRAINING: {}}
-        last = {(section, name): value for section, name, value in self.settings}
-        for (section, name), given in last.items():
+        for (section, name), given in self.last.items():
             value = checked(section, name, given)
             refuse_unstorable(name if section == TRAINING else f"{section}.{name}", value)
             found.setdefault(section, {})[name] = value
@@ -85,10 +89,11 @@ def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any
             raise unknown_name("task", name, TASKS)
     others = [(key, value) for key, value in pairs if key not in PLAIN]
     settings = _by_section(others, list(method.part_names))
-    for (section, name), value in {(where, name): v for where, name, v in settings}.items():
-        if section == TRAINING and name in SEEDS:  # the last of several counts
+    found = Asked(recipe, settings)
+    for (section, name), value in found.last.items():
+        if section == TRAINING and name in SEEDS:
             refuse_seed(f"{TRAINING}.{name}=", value)
-    return Asked(recipe, settings)
+    return found
 
 
 def _by_section(settings: list[tuple[str, Any]], parts: list[str]) -> list[tuple[str, str, Any]]:
