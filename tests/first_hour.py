@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,8 +73,7 @@ def serve(run: Path) -> None:
         asked = {"model": run.name, "prompt": "2 + 2 =", "max_tokens": 4}
         assert "text" in server.asked("/v1/completions", asked)["choices"][0]
     finally:
-        server.process.send_signal(signal.SIGINT)
-        server.process.wait(timeout=60)
+        server.end()
 
 
 if __name__ == "__main__":

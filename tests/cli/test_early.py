@@ -65,16 +65,13 @@ MISTAKES = {
     "generate labelled --prompt a": (
         "writes no text: ask it with lorada predict labelled --text TEXT"
     ),
-    "serve run labelled": "labelled labels, scores or chooses and run writes text: serve each",
+    "serve labelled": "writes no text: ask it with lorada predict labelled --text TEXT",
     "predict labelled --text a --data labels.jsonl": "pass either --text TEXT or --data FILE",
     "predict labelled": "pass either --text TEXT or --data FILE",
     "predict labelled --text a --output x.txt": (
         "--output x.txt is neither a .jsonl nor a .csv file"
     ),
     "chat scorer": "is a scorer and writes no text: ask it with lorada predict",
-    "serve run --api-key ''": "--api-key is empty, or has a",
-    "serve run run": "run is given twice",
-    "serve run other": "was trained on llama and other on wide",
     "evaluate run": "no data: pass --data FILE",
     "explore run --text a": "as its method trained the model itself: explore another run",
     "chat run --system a": "run continues each line",

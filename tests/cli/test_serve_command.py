@@ -1,74 +1,61 @@
-"""``lorada serve`` as a process: asked with curl, and told to stop."""
+"""``lorada serve``: transformers' server answers as ``lorada generate`` does."""
 
-import signal
-import socket
+import json
+import re
 import sys
 
 import pytest
-from servers import Process, trained
+from folders import TURNS, bart_folder, llama_folder, rows_file
+from servers import Process
+from trained import train_once
 
 from lorada.inference.generate import continue_prompts
 from lorada.inference.load import load_run
 
+SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
+# Run → model, method, rows, and settings of its own.
+RUNS = {
+    "talk": ("llama", "lorada_la", "turns", ["lmam.init_weights=false"]),
+    "seq2seq": ("bart", "lora", "rows", []),
+}
 QUESTION = "1 + 1 ="
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("served runs")
-    return [trained(place, name) for name in ("mine.v1", "talk")]
+    llama_folder(place / "llama", max_position_embeddings=512)
+    bart_folder(place / "bart")
+    rows_file(place / "rows.jsonl")
+    rows_file(place / "turns.jsonl", TURNS)
+    return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
-@pytest.fixture
-def started(runs):
-    processes = []
-
-    def start(*words):
-        processes.append(Process(*words, *runs))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.process.kill()
-        process.process.wait()
-
-
-def test_a_server_answers_curl_and_ends_when_running_requests_have(started, runs):
-    server = started("--api-key", "s3cret")
-    key = ("-H", "Authorization: Bearer s3cret")
-    assert server.asked("/v1/models")["error"]["code"] == "invalid_api_key"
-    listed = [model["id"] for model in server.asked("/v1/models", None, *key)["data"]]
-    assert listed == ["mine.v1", "talk", "llama"]
-    asked = {"model": "mine.v1", "prompt": QUESTION}
-    answer = server.asked("/v1/completions", asked, *key)
-    assert answer["choices"][0]["text"] == continue_prompts(load_run(runs[0]), [QUESTION])[0]
-
-    long = {"model": "llama", "prompt": "9", "max_tokens": 500, "stream": True}
-    running = server.curl("/v1/completions", long, *key)
-    assert running.stdout.readline().startswith("data: {")
-    server.process.send_signal(signal.SIGTERM)
-    rest = running.communicate()[0]
-    assert rest.rstrip().endswith("data: [DONE]")
-    assert '"finish_reason": "length"' in rest
-    assert server.process.wait(timeout=60) == 0
-    assert server.process.stdout.read() == ""
-    said = "".join(server.said)
-    assert "mine.v1: lorada_la\n" in said
-    assert "llama: the base alone\n" in said
-    assert said.count('"POST /v1/completions HTTP/1.1" 200') == 2
-    assert QUESTION not in said
-    assert "Traceback" not in said
+def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
+    run = folder("talk")
+    expected = continue_prompts(load_run(run), [QUESTION])[0]
+    turns = {"model": "talk", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 9}
+    written = run / "served" / "talk" / "model.safetensors"
+    times = []
+    for _ in range(2):
+        server = Process(run)
+        try:
+            assert [one["id"] for one in server.asked("/v1/models")["data"]] == ["talk"]
+            (choice,) = server.asked("/v1/chat/completions", turns)["choices"]
+            assert choice["message"]["content"] == expected
+            stream = server.asked("/v1/chat/completions", {**turns, "stream": True})
+        finally:
+            server.end()
+        parts = [json.loads(line) for line in re.findall(r"data: ({.*})", stream)]
+        deltas = [choice["delta"] for part in parts for choice in part["choices"]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == expected
+        assert "Traceback" not in server.said
+        times.append(written.stat().st_mtime_ns)
+    assert times[0] == times[1]
 
 
-def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded(mistake, runs):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        line = mistake("serve", runs[0], "--port", port)
-    assert f"cannot listen at 127.0.0.1 port {port}: Address already in use; choose another" in line
-    line = mistake("serve", runs[0], "--host", "no.such.host.invalid")
-    assert "cannot listen at no.such.host.invalid port 8000" in line
-
-
-def test_a_missing_extra_is_named(mistake, runs, monkeypatch):
+def test_what_the_server_cannot_answer_with_is_refused(folder, mistake, monkeypatch):
+    assert "bart is no decoder, and transformers' server" in mistake("serve", folder("seq2seq"))
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "uvicorn is missing: install the extra `serve`" in mistake("serve", runs[0])
+    line = mistake("serve", folder("talk"))
+    assert "uvicorn is missing: install the extra `serve`" in line

@@ -1,4 +1,4 @@
-"""A job from a file to a served answer, by the commands that README types and no others."""
+"""A job from a file to a file of answers, by the commands that README types and no others."""
 
 import csv
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from programs import printed
-from servers import Process
 
 pytestmark = pytest.mark.more
 LORADA = Path(sys.executable).with_name("lorada")
@@ -24,7 +23,7 @@ def pair(draw):
     return {"sentence1": asked, "sentence2": said, "label": "praise" if good else "blame"}
 
 
-def test_pairs_are_learned_scored_answered_and_served(tmp_path):
+def test_pairs_are_learned_scored_and_answered(tmp_path):
     draw = random.Random(1)
     rows = [pair(draw) for _ in range(300)]
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
@@ -45,11 +44,7 @@ def test_pairs_are_learned_scored_answered_and_served(tmp_path):
         answers = list(csv.DictReader(file))
     for name in rows[0]:  # all that a row had stands beside its answer
         assert [answer[name] for answer in answers] == [str(row[name]) for row in rows]
-    server = Process("mine", folder=tmp_path)
-    try:
-        asked = {"text": "What about the music?", "text_pair": "It was charming."}
-        found = server.asked("/v1/classify", {"model": "mine", "input": [asked]})["data"]
-        assert [one["label"] for one in found] == ["praise"]
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
+    asked = {"text": "What about the music?", "text_pair": "It was charming."}
+    (tmp_path / "one.jsonl").write_text(json.dumps(asked), encoding="utf-8")
+    (answer,) = json.loads(lorada("predict", "mine", "--data", "one.jsonl", "--json"))
+    assert answer["label"] == "praise"

@@ -5,7 +5,6 @@ import json
 import folders
 import pytest
 from folders import CHAT, TURNS, byte_tokenizer, chats, llama_folder, rows_file
-from servers import client_of, running
 from transformers import LlamaForCausalLM, pipeline
 
 from lorada.data.tokenize import prompt_of
@@ -15,8 +14,6 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.generate import continue_prompts, end_tokens, generation_settings
 from lorada.inference.load import load_run
-from lorada.inference.serving.api import Server
-from lorada.inference.serving.served import open_served
 from lorada.runs.result import read_predictions, read_result
 
 LLAMA = {"max_position_embeddings": 256, "attention_dropout": 0.0}
@@ -171,12 +168,3 @@ def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeyp
     options["add_special_tokens"] = not templated
     written = writer(prompts, **options)
     assert [one["generated_text"] for (one,) in written] == right
-
-
-def test_the_server_stops_there_too(folder):
-    with running(Server(open_served([folder("turning")]))) as url:
-        client = client_of(url).chat.completions
-        for turns in TURNS:
-            *asked, right = turns["messages"]
-            (answer,) = client.create(model="turning", messages=asked).choices
-            assert (answer.message.content, answer.finish_reason) == (right["content"], "stop")

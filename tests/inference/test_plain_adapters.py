@@ -15,7 +15,7 @@ from stacks import logits
 from transformers import AutoModelForCausalLM
 
 from lorada import METHODS
-from lorada.inference.load import load_run, load_side_by_side
+from lorada.inference.load import load_run
 from lorada.methods.lookup import method_named
 from lorada.support.tuners import TUNERS
 
@@ -130,12 +130,3 @@ def test_llama_cpp_finds_what_its_converter_reads(place, folder, works):
         assert (len(pair["A"]), pair["B"].shape[1]) == (config["r"], config["r"])
         change = config["lora_alpha"] / config["r"] * pair["B"] @ pair["A"]
         assert_close(weights[name].double() + change, merged[name].double())
-
-
-def test_runs_of_different_methods_share_a_base(folder):
-    names = ["ia3", "lora", "dora"]
-    alone = {name: logits(load_run(folder(name)).model, inputs(name)) for name in names}
-    shared = load_side_by_side([folder(name) for name in names])
-    for name in [*names, "ia3"]:
-        shared[name].model.set_adapter(shared[name].key)
-        assert_close(logits(shared[name].model, inputs(name)), alone[name])

@@ -11,6 +11,7 @@ import pytest
 from folders import bert_folder, llama_folder
 from paths import ROOT, TESTS
 from programs import commands, printed
+from servers import Process
 
 from lorada import cli
 
@@ -32,6 +33,7 @@ WRITES = {
     "guides/share": "runs/shared/adapter/README.md",
     "compare": "comparison/report.html",
     "explore": "explanation.html",
+    "serve": "runs/adder/served/adder/config.json",
 }
 
 
@@ -59,7 +61,7 @@ def test_every_guide_with_code_is_run_here():
 # What the code of a page needs beyond the package itself.
 NEEDS = {
     "guides/graphs": ("onnx", "onnxscript", "onnxruntime"), "guides/one-gpu": ("bitsandbytes",),
-    "guides/trl": ("trl",),
+    "guides/trl": ("trl",), "serve": ("fastapi", "openai", "uvicorn"),
 }  # fmt: skip
 
 
@@ -113,17 +115,25 @@ def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
         llama_folder(tmp_path / hub_id, **sizes)  # read in place of the hub's
     bert_folder(tmp_path / "sentence-transformers/all-MiniLM-L6-v2")
     page = (ROOT / f"docs/{name}.md").read_text()
-    blocks = Blocks(tmp_path)
+    blocks, server = Blocks(tmp_path), None
     for language, block in re.findall(r"```(python|bash|sh)\n(.*?)```", page, flags=re.S):
         if language == "sh" and "lorada predict" not in block:
             continue  # needs a network or another machine
+        if server is not None:
+            block = block.replace("localhost:8000", f"localhost:{server.port}")
         if language == "python":
             blocks.run(block)
+        elif block.startswith("lorada serve"):
+            server = Process(*block.split()[2:], folder=tmp_path)
+        elif block.startswith("curl"):
+            assert printed("bash", "-ec", block).count('"adder"') == 2
         else:
             for words in typed(block):
                 monkeypatch.setattr(sys, "argv", words)
                 monkeypatch.setattr(sys, "stdin", io.StringIO(CHAT))
                 cli.main()
     blocks.end()
+    if server is not None:
+        server.end()
     if WRITES[name]:
         assert (tmp_path / WRITES[name]).is_file()

@@ -328,6 +328,11 @@ def run(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
 ) -> None:
     """Run another program (lm_eval, trl, accelerate …) that loads adapters of lorada."""
+    become(command)
+
+
+def become(command: list[str], folder: Path | None = None) -> None:
+    """Go on as another program that loads adapters of lorada, in a ``folder`` if that is given."""
     own_folder = str(Path(sys.executable).parent)  # where a program has the same packages
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
@@ -335,5 +340,7 @@ def run(
     path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts
         signal.signal(number, signal.SIG_DFL)
+    if folder is not None:
+        os.chdir(folder)
     # The full path, because a Python finds its environment by this name.
     os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})

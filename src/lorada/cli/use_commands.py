@@ -11,7 +11,6 @@ from lorada.cli import options as opt
 from lorada.cli.app import (
     app,
     console,
-    errors,
     importing,
     loaded_run,
     loading_model,
@@ -22,13 +21,11 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
+from lorada.cli.run_commands import become
 from lorada.support.duration import counted
 from lorada.support.errors import needs_extra
 from lorada.support.files import as_typed, refuse_there, write_atomic
-from lorada.support.progress import only_reports
 from lorada.support.row_sources import HEADED
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @app.command(rich_help_panel=opt.TRAIN)
@@ -202,46 +199,27 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     next_is(as_typed("cat", target / "README.md"))
 
 
-@app.command(rich_help_panel=opt.TRAIN)
+@app.command(rich_help_panel=opt.TRAIN, context_settings={"ignore_unknown_options": True})
 def serve(
-    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs on one base")],
-    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one")] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="LORADA_API_KEY", help="what each request must bring"),
+    run: opt.RunFolder,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="of `transformers serve`, such as --port 8001"),
     ] = None,
     remote: opt.Remote = False,
 ) -> None:
-    """Serve runs and their base to OpenAI's clients; classes, scores, choices at /v1/classify."""
-    from lorada.runs.folder import to_serve
+    """Serve a finished run to OpenAI's clients, by transformers' server."""
+    from lorada.runs.folder import writer
 
+    recipe = writer(run)
     with needs_extra("serve"):
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    from lorada.inference.serving.server import address_of, listen, serve_until_stopped
-
-    recipe, asked = to_serve(runs)
-    if api_key is not None and not (api_key and all("!" <= sign <= "~" for sign in api_key)):
-        raise ValueError(
-            "--api-key is empty, or has a blank or a sign that is not ASCII: pass another, or none "
-            "to ask for no key"
-        )
-    socket = listen(host, port)
+        for package in ("fastapi", "openai", "uvicorn"):
+            import_module(package)
     with loading_model(recipe.model):
-        from lorada.inference.serving.api import Server
-        from lorada.inference.serving.served import open_classifiers, open_served
+        from lorada.inference.export import served_folder
 
-        classifiers = open_classifiers(runs, trust_remote_code=remote) if asked else {}
-        served = {} if asked else open_served(runs, trust_remote_code=remote)
-    if host not in LOOPBACK and not api_key:
-        note(f"anybody who reaches {host} may ask: --api-key KEY asks them for a key")
-    address = address_of(socket)
-    for name, one in served.items():
-        note(f"{name}: {one.run.recipe.method if one.run.key else 'the base alone'}")
-    for name, classifier in classifiers.items():
-        note(f"{name}: {classifier.run.recipe.method}, {classifier.does} at /v1/classify")
-    note(f"listening at {address}; Ctrl-C or SIGTERM ends it when running requests have ended")
-    next_is(as_typed("curl", f"{address}/v1/models"), errors)
-    with only_reports():  # no progress bar for each request
-        serve_until_stopped(Server(served, classifiers, key=api_key).app(), socket)
+        served = served_folder(run, trust_remote_code=remote)
+    note(f"the name for clients: {served.name}")
+    more = [*(options or ()), *(["--trust-remote-code"] if remote else [])]
+    # The folder's own name is the shortest that clients can be asked to give.
+    become(["transformers", "serve", served.name, *more], folder=served.parent)

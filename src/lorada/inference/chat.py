@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from lorada.inference.answer_text import AnswerText
 from lorada.inference.generate import (
     chat_prompt,
     generation_settings,
@@ -40,18 +40,22 @@ def stream(
     settings = generation_settings(run, max_new_tokens)
     room = room_for_prompts(run, settings["max_new_tokens"])
     tokens = tokens_of(run, [prompt], room, templated=run.form == "messages")
-    answer = AnswerText(run.tokenizer)
     beams = settings.get("num_beams") or run.model.generation_config.num_beams or 1
+    pieces = DecodeStream(skip_special_tokens=True) if run.tokenizer.is_fast else None
     begin = len(tokens[0]) if run.kind == "decoder" else 1  # behind the prompt, or a start token
+    shown = ""
 
     def watch(ids: Tensor) -> Tensor:
-        if beams == 1 and (new := answer.take(ids[0, begin:].tolist(), done=False)):
+        nonlocal shown
+        if beams == 1 and pieces is not None and ids.shape[1] > begin:
+            new = pieces.step(run.tokenizer.backend_tokenizer, int(ids[0, -1])) or ""
             show(new)
+            shown += new
         return torch.full(ids.shape[:1], bool(stopped and stopped()), device=ids.device)
 
     ((_, found),) = write(run, tokens, settings, watch)
-    # A tokenizer may take back what it had given before.
-    whole, shown = found.text, answer.shown
+    # What is left of it, or all of it again: a tokenizer may take back what it had given before.
+    whole = found.text
     show(whole[len(shown) :] if whole.startswith(shown) else f"\n{whole}")
     return whole
 

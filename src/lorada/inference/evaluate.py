@@ -240,14 +240,9 @@ class Answered(NamedTuple):
     cut: bool | None = None  # whether a text was cut at the most tokens of an answer
 
 
-def answer_rows(
-    run: Run, rows: Rows, parts: Parts | None = None, *, encoded: Dataset | None = None
-) -> Iterator[tuple[int, Answered]]:
-    """The indices of rows of some parts, of all if None, and the answer to each.
-
-    Classes, scores and choices are of the rows as they are ``encoded``, if they are already.
-    """
-    if encoded is None and (rows.form == "choice" or rows.form in HEADED):
+def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tuple[int, Answered]]:
+    """The indices of rows of some parts, of all if None, and the answer to each."""
+    if rows.form == "choice" or rows.form in HEADED:
         encoded = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     if rows.form == "choice":
         scores_of = sequence_scores if needs_whole(run.model) else cached_scores

@@ -25,9 +25,9 @@ from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run
-from lorada.runs.folder import refuse_target
+from lorada.runs.folder import SERVED, finished_run, refuse_filled, refuse_target
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
-from lorada.support.files import atomic_path, scratch_folder
+from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text
 from lorada.training.models.adapters import (
@@ -38,6 +38,7 @@ from lorada.training.models.adapters import (
     task_type,
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
+from lorada.training.models.loading import kind_of, load_config
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
@@ -57,11 +58,16 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
     there, or empty. Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
-    run = _to_export(folder, target, trust_remote_code)
+    refuse_target(folder, target)
+    return _export(folder, target, trust_remote_code)
+
+
+def _export(folder: Path, target: Path, trust_remote_code: bool) -> dict[str, Any]:
+    run = _to_export(folder, trust_remote_code)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
         refuse_without_peft_model(model.peft_config["default"].parts)
-    with _new_folder(folder, target) as fresh:
+    with _new_folder(target) as fresh:
         _write(model, run, fresh)
         if left:
             mark(fresh)
@@ -71,9 +77,27 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
     return {"folder": str(target), "merged": merged, "adapter": left}
 
 
-def _to_export(folder: Path, target: Path, trust_remote_code: bool) -> Run:
+def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
+    """The export of a finished run that ``transformers serve`` loads: ``RUN/served/NAME``.
+
+    It is written at the first call. Its name is that of the run's folder.
+    """
+    recipe = finished_run(folder)
+    if kind_of(load_config(recipe.model, trust_remote_code=trust_remote_code)) != "decoder":
+        raise ValueError(
+            f"{recipe.model} is no decoder, and transformers' server answers with those alone: "
+            "lorada generate and lorada predict answer with it"
+        )
+    target = folder.resolve() / SERVED / folder.resolve().name
+    if not target.is_dir():
+        with one_at_a_time(target):
+            if not target.is_dir():
+                _export(folder, target, trust_remote_code)
+    return target
+
+
+def _to_export(folder: Path, trust_remote_code: bool) -> Run:
     """Load the finished run; write its classes, and what ends a text, into its base's configs."""
-    refuse_target(folder, target)
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     if getattr(base.config, "quantization_config", None) is not None:
@@ -90,13 +114,13 @@ def _to_export(folder: Path, target: Path, trust_remote_code: bool) -> Run:
 
 
 @contextmanager
-def _new_folder(run: Path, target: Path) -> Iterator[Path]:
+def _new_folder(target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
     again = "Free space, then run the command again"
     if not target.is_dir():
         with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
             yield fresh
-            refuse_target(run, target)  # again, as somebody may have put files there meanwhile
+            refuse_filled(target)  # again, as somebody may have put files there meanwhile
         return
     # A folder that is there stays: it may be the working one, a link, or a mounted disk.
     with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
@@ -183,13 +207,14 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     Returns what ``export`` does, with the opset and the largest ``difference`` of a logit from
     torch's; the graph is refused if that is large.
     """
-    run = _to_export(folder, target, trust_remote_code)
+    refuse_target(folder, target)
+    run = _to_export(folder, trust_remote_code)
     recipe = run.recipe
     if run.kind == "encoder_decoder":
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
     run.model.config.use_cache = False
-    with _new_folder(folder, target) as fresh:
+    with _new_folder(target) as fresh:
         texts = list(_texts(run))
         expected = [_logits(run.model, text) for text in texts]
         model, merged, left = merge(run)

@@ -189,7 +189,7 @@ def reason_against(run: Run, settings: Settings) -> str | None:
         return "it is an encoder–decoder"
     model = run.model
     if isinstance(model, PeftModel):
-        config = model.peft_config[run.key]
+        config = model.peft_config["default"]
         for part in getattr(config, "parts", [config]):
             # Learned prompts, and adapters that tokens switch on, are steps of PEFT's ``generate``.
             if part.is_prompt_learning or getattr(part, "alora_invocation_tokens", None):

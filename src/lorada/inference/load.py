@@ -1,7 +1,7 @@
-"""Loads finished runs for inference: one, or several whose adapters share one base model."""
+"""Loads a finished run for inference."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
-from lorada.runs.folder import adapter_names, finished_run, refuse_different_bases
+from lorada.runs.folder import finished_run
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
@@ -24,7 +24,6 @@ from lorada.training.models.adapters import (
     adapter_config,
     load_adapted,
     load_base,
-    load_beside,
     pooling_part,
     refuse_other,
 )
@@ -44,7 +43,6 @@ class Run(Prepared):
         form: the form of its training rows.
         labels: the classes that it has learned, by index.
         drawn: names of the base's parameters that were drawn at random.
-        key: the name that PEFT knows its adapter by; None for the base of a run, alone.
         metric: the name of the metric that it is scored by; None for that of its protocol.
         most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
         pairs: whether each of its training rows was a pair of texts.
@@ -55,7 +53,6 @@ class Run(Prepared):
     form: Form
     labels: tuple[str, ...]
     drawn: frozenset[str]
-    key: str | None = "default"
     metric: str | None = None
     most: int | None = None
     pairs: bool = False
@@ -113,26 +110,6 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
     return _run(recipe, prepared, result, folder, model, base.drawn)
 
 
-def load_side_by_side(
-    folders: Sequence[Path], *, trust_remote_code: bool = False
-) -> dict[str, Run]:
-    """Load finished runs onto one base, by the names of their folders; the first is active."""
-    names = adapter_names(folders)
-    refuse_different_bases(folders)
-    first = load_run(folders[0], trust_remote_code=trust_remote_code)
-    runs = {names[0]: first}
-    for number, (name, folder) in enumerate(zip(names[1:], folders[1:], strict=True), start=2):
-        assert isinstance(first.model, PeftModel)
-        recipe = finished_run(folder, trust_remote_code=trust_remote_code)
-        result = read_result(folder)
-        key = f"run{number}"  # PEFT allows no dots in a name, which a folder may have
-        load_beside(first.model, folder / "adapter", key, first.drawn)
-        refuse_changed(recipe, result, folder)
-        prepared = prepare(recipe)
-        runs[name] = _run(recipe, prepared, result, folder, first.model, first.drawn, key)
-    return runs
-
-
 def _run(
     recipe: Recipe,
     prepared: Prepared,
@@ -140,12 +117,11 @@ def _run(
     folder: Path,
     model: PeftModel | PreTrainedModel,
     drawn: frozenset[str],
-    key: str = "default",
 ) -> Run:
     """A run of these, with lengths and languages that fit its model."""
     run = Run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
-        folder, model, result["form"], tuple(result["labels"]), drawn, key,
+        folder, model, result["form"], tuple(result["labels"]), drawn,
         (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
         result.get("pairs", False),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,14 @@ from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_result, refuse_no_text
 from lorada.support.files import SCRATCH, scratch_folder, write_atomic
 from lorada.support.processes import process_count
-from lorada.support.row_sources import HEADED
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lorada.lock"
+SERVED = "served"  # holds the export that ``lorada serve`` has written
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "adapter", "model", "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "adapter", "model", SERVED, "runs",
 )  # fmt: skip
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
@@ -118,6 +118,11 @@ def refuse_target(folder: Path, target: Path) -> None:
     """Refuse a ``target`` for something made from the run in ``folder``."""
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
+    refuse_filled(target)
+
+
+def refuse_filled(target: Path) -> None:
+    """Refuse a folder to write that is a file, or has something in it."""
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file: choose a new folder")
     if target.is_dir() and any(target.iterdir()):
@@ -330,74 +335,8 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Settings of a recipe that change the base itself.
-OF_BASE = ("base_dtype", "quantization", "attn_implementation", "rope_factor")
-
-
 def writer(folder: Path) -> Recipe:
     """The recipe of a finished run, which must be one that writes text."""
     recipe, result = finished_run(folder), read_result(folder)
     refuse_no_text(folder, result["form"], result["labels"])
     return recipe
-
-
-def to_serve(folders: Sequence[Path]) -> tuple[Recipe, bool]:
-    """The recipe of the first of several finished runs, and whether they label, score or choose.
-
-    All do, or all write text on one base.
-    """
-    recipes = [finished_run(folder) for folder in folders]
-    adapter_names(folders)
-    asked = [read_result(folder)["form"] in (*HEADED, "choice") for folder in folders]
-    if len(set(asked)) > 1:
-        one, other = folders[asked.index(True)], folders[asked.index(False)]
-        raise ValueError(
-            f"{one} labels, scores or chooses and {other} writes text: serve each alone"
-        )
-    if not asked[0]:
-        refuse_different_bases(folders)
-    return recipes[0], asked[0]
-
-
-def refuse_different_bases(folders: Sequence[Path]) -> None:
-    """Refuse finished runs that cannot answer with one copy of a base model's weights."""
-    first, *others = folders
-    if not others:
-        return
-    for folder in folders:
-        if trains_base(folder):
-            raise ValueError(
-                f"{folder} trained the base model itself, so it shares no base with another run: "
-                "take it alone"
-            )
-    recipe, weights = finished_run(first), read_result(first).get("base_sha256")
-    for folder in others:
-        other, also = finished_run(folder), read_result(folder).get("base_sha256")
-        if weights != also if weights and also else recipe.model != other.model:
-            raise ValueError(
-                f"{first} was trained on {recipe.model} and {folder} on {other.model}, and several "
-                "runs must share one base: take each alone"
-            )
-        for name in OF_BASE:
-            here, there = getattr(recipe, name), getattr(other, name)
-            if here != there:
-                name = name.removeprefix("base_")
-                raise ValueError(
-                    f"{first} was trained with {name}={here} and {folder} with {name}={there}, and "
-                    "several runs must share one base: take each alone"
-                )
-
-
-def adapter_names(folders: Sequence[Path]) -> list[str]:
-    """Names for runs: those of their folders; where two are the same, from what all share on."""
-    real = [folder.resolve() for folder in folders]
-    for place, folder in enumerate(real):
-        if folder in real[:place]:
-            raise ValueError(f"{folders[place]} is given twice: name each run once")
-    whole = [Path(os.path.abspath(folder)) for folder in folders]  # a link has a name of its own
-    names = [folder.name for folder in whole]
-    shared = os.path.commonpath([folder.parent for folder in whole])
-    return [
-        folder.relative_to(shared).as_posix() if names.count(name) > 1 else name
-        for folder, name in zip(folders, names, strict=True)
-    ]

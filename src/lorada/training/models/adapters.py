@@ -198,11 +198,10 @@ def _refuse_missing(
     weights: dict[str, torch.Tensor],
     folder: Path,
     kinds: set[Any] | None = None,
-    name: str = "default",
 ) -> None:
     """Refuse saved weights that lack tensors of these kinds of parts; None for all kinds."""
     # With save_embedding_layers, PEFT would read the base's config to see if its vocabulary grew.
-    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     missing = expected.keys() - weights.keys()
     if kinds is not None:
         tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
@@ -253,15 +252,6 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
         model = PeftModel.from_pretrained(base, str(folder), config=config)
         _refuse_missing(model, weights, folder)
     return model.eval()
-
-
-def load_beside(model: PeftModel, folder: Path, name: str, drawn: Collection[str] = ()) -> None:
-    """Load the saved adapter in ``folder`` beside those of a model, which keeps its active one."""
-    _, weights = _complete(folder, model.get_base_model(), drawn)
-    with reading("the adapter", str(folder), UNFIT):
-        model.load_adapter(str(folder), adapter_name=name)
-        _refuse_missing(model, weights, folder, name=name)
-    model.eval()
 
 
 def _complete(

@@ -1,1 +1,0 @@
-"""``lorada serve``: finished runs behind an OpenAI-compatible HTTP server."""
