@@ -14,7 +14,8 @@ from trained import QUICK, run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate
-from lorada.inference.load import load_run
+from lorada.inference.load import load_run, warn_of_other_revision
+from lorada.runs.result import read_result
 from lorada.support.errors import out_of_memory
 from lorada.training.train import train
 
@@ -90,16 +91,16 @@ def test_a_setting_of_a_foreign_adapter_of_the_wrong_type_is_one_line(place, tmp
     refused(".", lambda: start_from(folder, place, tmp_path / "run"))
 
 
-def test_an_adapter_is_not_loaded_onto_a_base_that_has_changed(place, tmp_path):
+def test_an_adapter_is_not_loaded_onto_a_base_of_another_kind(place, tmp_path, caplog):
     base = shutil.copytree(place / "llama", tmp_path / "base")
     run = train(recipe(place, tmp_path / "run", model=base, method="lorada_la"), quiet=True).run
-    path = base / "model.safetensors"
-    weights = load_file(path)
-    # The same weights in another file, as another program writes them, are the same base.
-    save_file(dict(reversed(weights.items())), path, metadata={"format": "pt", "by": "another"})
-    load_run(run)
-    save_file({k: w + 1e-3 for k, w in weights.items()}, path, metadata={"format": "pt"})
-    refused("are not those that .* was trained on", lambda: load_run(run))
+    result = read_result(run)
+    assert result["base_revision"] is None  # a folder has none
+    for before, now in ((None, "b"), ("a", None), ("a", "a")):
+        warn_of_other_revision(now, {**result, "base_revision": before}, run)
+    assert "was trained on revision" not in caplog.text
+    warn_of_other_revision("b", {**result, "base_revision": "a"}, run)
+    assert "run was trained on revision a of" in caplog.text
     shutil.rmtree(base)
     mistral_folder(base)
     refused(OTHER, lambda: load_run(run))

