@@ -21,8 +21,8 @@ from lorada.tuners.lmam import LmamLayer
 
 LENGTH = 5  # n, shorter than the samples
 NEW = 4  # tokens to generate
-ENCODERS = ("bert", "roberta", "xlm_roberta", "distilbert", "modernbert", "deberta", "deberta_v2",
-            "vit")  # fmt: skip
+DEBERTAS = ("deberta", "deberta_v2")
+ENCODERS = ("bert", "roberta", "xlm_roberta", "distilbert", "modernbert", *DEBERTAS, "vit")
 # How far back a windowed layer sees; ModernBERT's two tokens to either side and itself make 3.
 WINDOWS = {"mistral": WINDOW, "gemma2": WINDOW, "gemma3": WINDOW, "modernbert": 3}
 
@@ -189,17 +189,10 @@ QUICK = (("llama", "static cache"), ("llama", "compile"), ("deberta", "compile")
 EAGER_ONLY = "eager only in transformers"
 NO_FLEX = "no flex in transformers"
 NO_CACHE = "encoder"
-BASE = "not in the base either"
 REASONS: dict[tuple[str, str], str] = {
-    ("gemma2", "sdpa = eager"): EAGER_ONLY,
-    **{(name, "sdpa = eager"): EAGER_ONLY for name in ("bloom", "deberta", "deberta_v2")},
-    **{
-        (name, "flex = eager"): NO_FLEX
-        for name in ("gpt2", "falcon", "falcon_alibi", "bloom", "deberta", "deberta_v2")
-    },
-    ("falcon_alibi", "sdpa = eager"): BASE,
-    ("falcon_alibi", "static cache"): BASE,
-    ("t5", "flex = eager"): BASE,
+    **{(name, "sdpa = eager"): EAGER_ONLY for name in ("gemma2", *DEBERTAS)},
+    **{(name, "flex = eager"): NO_FLEX for name in ("gpt2", *DEBERTAS)},
+    ("t5", "flex = eager"): "not in the base either",
     **{(name, f"{cache} cache"): NO_CACHE for name in ENCODERS for cache in ("dynamic", "static")},
     ("vit", "padding"): "images have none",
     ("whisper", "padding"): "spectrograms have one length",

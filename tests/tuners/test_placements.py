@@ -28,7 +28,7 @@ from placements import (
 )
 from stacks import HIDDEN, assert_loads, bottleneck, lmam, moved, randomise
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers import BloomConfig, BloomModel, LlamaConfig
 
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.paper.map_costs import kept_bytes
@@ -134,18 +134,25 @@ UNDEFINED = [(name, placement) for placement, names in {
 }.items() for name in ARCHITECTURES.keys() - names]  # fmt: skip
 
 
-def test_placements_of_a_layer_need_a_layer_that_is_known():
-    class Odd(nn.Module):
-        """A model whose layer is like none in the table."""
+class Odd(nn.Module):
+    """A model whose layer is like none in the table."""
 
-        def __init__(self):
-            super().__init__()
-            self.config = LlamaConfig(hidden_size=8, num_attention_heads=2)
-            self.layers = nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(8, 8)})])
+    def __init__(self):
+        super().__init__()
+        self.config = LlamaConfig(hidden_size=8, num_attention_heads=2)
+        self.layers = nn.ModuleList([nn.ModuleDict({"mix": nn.Linear(8, 8)})])
 
-    for placement in ("pfeiffer", "ffn", "houlsby", "pa_attn"):
-        with pytest.raises(ValueError, match=f"'{placement}' does not know the layers of Odd"):
-            get_peft_model(Odd(), bottleneck(placement=placement))
+
+def bloom():
+    """A model whose layer has the modules of Llama's, but its mlp returns the sum."""
+    return BloomModel(BloomConfig(vocab_size=96, hidden_size=32, n_layer=1, n_head=4))
+
+
+@pytest.mark.parametrize("placement", ["pfeiffer", "ffn", "houlsby", "pa_attn"])
+@pytest.mark.parametrize("build", [Odd, bloom])
+def test_placements_of_a_layer_need_a_layer_that_is_known(build, placement):
+    with pytest.raises(ValueError, match=f"'{placement}' does not know the layers of (Odd|Bloom)"):
+        get_peft_model(build(), bottleneck(placement=placement))
 
 
 @pytest.mark.parametrize(("name", "placement"), sorted(UNDEFINED))
@@ -278,9 +285,9 @@ def test_norms_that_are_tuned_as_well_do_not_hide_the_ffn(name, norm):
         assert_close(logits(model.merge_weights(), **batch), expected)
 
 
-# Those of ``placements``, and the default where a layer has something of its own: Bloom's and
-# Falcon's FFN and sum, T5's layer of an FFN alone, GPT-2's Conv1D, OPT's tokens in one row.
-ALL = [*PLACED, *((name, "ffn") for name in ("bloom", "falcon", "gpt2", "opt", "t5"))]
+# Those of ``placements``, and the default where a layer has something of its own: T5's layer of an
+# FFN alone, GPT-2's Conv1D, OPT's tokens in one row.
+ALL = [*PLACED, *((name, "ffn") for name in ("gpt2", "opt", "t5"))]
 every_case = pytest.mark.parametrize(("name", "placement"), ALL)
 
 # The life of an adapter.
@@ -353,8 +360,6 @@ MET = {
     "roberta": ["dense"],
     "deberta_v2": ["attention.output.dense", "output.dense"],
     **{name: ["out_proj", "fc2"] for name in ("bart", "mbart", "opt")},
-    "bloom": ["dense_4h_to_h"],
-    "falcon": ["dense_4h_to_h"],
     "gpt2": ["mlp.c_proj"],
     "t5": ["wo"],
 }

@@ -447,7 +447,7 @@ MISFITS = {
             lambda one=first, two=second: [one(), two(layers_to_transform=[7])],
             r"part 2 of 2 .*layers_to_transform",
         )
-        for name in ("bart", "bloom", "deberta_v2", "opt", "t5")
+        for name in ("bart", "deberta_v2", "opt", "t5")
         for first, second in ((lmam, bottleneck), (bottleneck, lmam))
     },
 }
