@@ -11,7 +11,6 @@ from conftest import SIZES, TINY, _build, assert_close
 from folders import llama_folder, refused, rows_file
 from paths import TESTS
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 from stacks import (
     BESIDE,
@@ -19,7 +18,6 @@ from stacks import (
     MODELS,
     QUERY,
     VALUE,
-    adalora,
     assert_loads,
     batch,
     bottleneck,
@@ -455,34 +453,3 @@ def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, work
     works(*fixed, *small, f"lora.{name}={value}")
     assert message.replace("\\", "") in mistake("export", tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-# PEFT's ``rescale_adapter_scale`` scales LoRA alone and would halve such a stack.
-
-
-@pytest.mark.parametrize("further", [lmam, lambda: ia3("llama")], ids=["map", "ia3"])
-def test_what_cannot_be_rescaled_whole_is_refused_and_stays(further):
-    model = moved(TINY["llama"](), LoradaConfig(parts=[lora("llama"), further()]))
-    inputs = batch("llama")
-    expected, kind = logits(model, inputs), type(further()).__name__
-    for asked in (model, model.base_model):
-        refused(
-            f"^rescale_adapter_scale scales LoRA alone and would leave {kind} as before: activate",
-            lambda asked=asked: rescale_adapter_scale(asked, 0.5).__enter__(),
-        )
-        assert_close(logits(model, inputs), expected)
-
-
-def test_a_stack_of_lora_is_rescaled_also_beside_a_map_that_is_not_active():
-    parts = [lora("llama", QUERY), adalora("llama")]
-    parts[1].target_modules = ["o_proj"]
-    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
-    model.add_adapter("mapped", LoradaConfig(parts=[lmam()]))
-    randomise(model.eval(), "mapped")
-    inputs = batch("llama")
-    base, expected = logits(TINY["llama"](), inputs), logits(model, inputs)
-    with rescale_adapter_scale(model, 0.0):
-        assert_close(logits(model, inputs), base)
-    with rescale_adapter_scale(model, 0.5):
-        assert (logits(model, inputs) - base).abs().max() > 1e-3
-    assert_close(logits(model, inputs), expected)
