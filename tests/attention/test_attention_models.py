@@ -9,7 +9,7 @@ import exact_cells
 import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
-from conftest import DECODERS, ENCODERS, TINY, assert_close
+from conftest import DECODERS, ENCODERS, TINY, assert_all_close, assert_close, gradients
 from covering import covering
 from exact_cells import LENGTH, alone
 from exact_cells import PROMPTS as SAMPLES
@@ -152,19 +152,5 @@ def test_gradients_do_not_depend_on_the_padding_side(name):
         cache = {} if name in ENCODERS else {"use_cache": False}
         logits = model(input_ids=ids, attention_mask=mask, **cache).logits
         (logits.log_softmax(-1)[..., 7] * mask).sum().backward()
-        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
-    left, right = found
-    for key, gradient in left.items():
-        assert_close(right[key], gradient)
-
-
-def test_baking_a_model_that_still_trains_leaves_the_factors_at_work():
-    plain, baked = (adapted("llama").train() for _ in range(2))
-    baked.bake()
-    for model in (plain, baked):
-        model(SAMPLES[1][None]).logits.sum().backward()
-    trained = {key: p.grad for key, p in plain.named_parameters() if p.requires_grad}
-    assert len(trained) == 4
-    for key, gradient in trained.items():
-        assert gradient.any()
-        assert_close(baked.get_parameter(key).grad, gradient)
+        found.append(gradients(model))
+    assert_all_close(*found)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from conftest import assert_close
 from folders import llama_folder, refused
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LNTuningConfig, PeftModel, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
-from safetensors.torch import load_file
 from stacks import batch, config_of, lmam, logits, lora, moved, randomise
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -59,21 +58,6 @@ def test_a_stack_and_a_plain_adapter_read_as_one_share_a_model(place, name, stac
     model.set_adapter("second")
     assert_close(logits(model, inputs()), alone(place, second))
     assert model.get_model_status().peft_types == {"default": "LORADA", "second": "LORADA"}
-
-
-def test_a_plain_config_is_added_beside_a_stack_and_saved_as_a_stack_of_one_part(place, tmp_path):
-    model = PeftModel.from_pretrained(base_of(place), place / "stack")
-    config = lora("llama")
-    model.add_adapter("plain", config)
-    randomise(model, "plain")
-    model.set_adapter("plain")
-    assert isinstance(config, LoraConfig)
-    model.save_pretrained(tmp_path, selected_adapters=["plain"])
-    assert load_file(tmp_path / "plain" / "adapter_model.safetensors").keys() == (
-        load_file(place / "lora" / "adapter_model.safetensors").keys()
-    )
-    again = PeftModel.from_pretrained(base_of(place), tmp_path / "plain").eval()
-    assert_close(logits(again, inputs()), logits(model.eval(), inputs()))
 
 
 def test_a_classifier_s_head_is_that_of_its_plain_adapter(place, tmp_path):

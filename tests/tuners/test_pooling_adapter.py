@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZES, assert_close
+from conftest import SIZES, assert_all_close, assert_close, gradients
 from folders import refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,13 +100,11 @@ def test_the_last_layer_reads_the_pooled_states_and_nothing_else(name, pooling):
 
     weight = torch.randn_like(found)
     (found * weight).sum().backward()
-    fast = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    fast = gradients(model)
     model.zero_grad()
     (expected(model, inputs, pooling) * weight).sum().backward()
-    slow = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     # BERT computes its pooler beside it, which nothing reads.
-    for key in fast.keys() | slow.keys():
-        assert_close(fast[key], slow[key])
+    assert_all_close(fast, gradients(model))
     assert not any("pooler" in key or key.startswith("classifier.dense") for key in fast)
 
 
@@ -266,25 +264,17 @@ def test_it_is_a_peft_adapter_by_itself(tmp_path):
     assert_loads(model, headed("bert"), tmp_path, inputs)
 
 
-def test_a_copy_of_a_model_has_a_pooling_of_its_own():
-    for name in MODELS:
-        model, inputs = headed(name), batch()
-        attach(model, "mean")
-        wanted = logits(model, inputs)
-        twin = copy.deepcopy(model)
-        parts_of(model)[0].pooling.enable_adapters(False)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-        assert_close(logits(twin, inputs), wanted)
-
-
-def test_after_the_block_a_model_is_as_before():
+def test_a_copy_has_a_pooling_of_its_own_and_after_the_block_a_model_is_as_before():
     for name in MODELS:
         model, inputs = headed(name), batch()
         own, modules = logits(model, inputs), [key for key, _ in model.named_modules()]
         with attached(model, "mean"):
-            assert not torch.allclose(logits(model, inputs), own, atol=1e-3)
+            wanted, twin = logits(model, inputs), copy.deepcopy(model)
+            assert not torch.allclose(wanted, own, atol=1e-3)
         assert torch.equal(logits(model, inputs), own)
         assert [key for key, _ in model.named_modules()] == modules
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        assert_close(logits(twin, inputs), wanted)
