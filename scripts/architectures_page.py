@@ -32,10 +32,11 @@ FOOTER = """
 - **dynamic cache**, **static cache**: a batch (of decoders: padded on the left) is generated with
   the cache; every sample has the logits it gets alone without one.
 - **compile**: `torch.compile(fullgraph=True)`, so no graph break, and the same logits.
-- **bottleneck**: `BottleneckConfig` starts as the identity, changes every output, and disabled
-  leaves the base.
 - **interface**: the model calls transformers' attention interface. **hooks**: it computes attention
   itself, and hooks (`attention/hooks.py`) add the map.
+
+Each placement of a bottleneck adapter is compared with plain modules on these models in
+`tests/tuners/test_placements.py`.
 """
 
 

@@ -13,7 +13,7 @@ from exact_cells import written_out
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from lorada import BottleneckConfig, LmamConfig
+from lorada import LmamConfig
 from lorada.attention.call import AttentionCall
 from lorada.attention.observation import Observation, observe
 from lorada.functional.maps import mask_map
@@ -126,19 +126,6 @@ def check_flex(name: str) -> None:
     assert error < 10 * usual
 
 
-def check_bottleneck(name: str) -> None:
-    """It starts as the identity, changes every output, and leaves nothing behind."""
-    batch, base = batch_of(name), ARCHITECTURES[name]()
-    expected = logits(base, **batch)
-    fresh = adapted(name, BottleneckConfig(rank=4))
-    assert torch.equal(logits(fresh, **batch), expected)
-    model = adapted(name, BottleneckConfig(rank=4, init_weights=False))
-    changed = logits(model, **batch)
-    assert ((changed - expected).abs().amax(-1) > 1e-3).all()
-    with model.disable_adapter():
-        assert torch.equal(logits(model, **batch), expected)
-
-
 def check_cache(cache: str) -> Callable[[str], None]:
     """A batch that is generated with a cache gets the logits of each sample without one."""
 
@@ -180,7 +167,6 @@ COLUMNS: dict[str, Callable[[str], None]] = {
     "dynamic cache": check_cache("dynamic"),
     "static cache": check_cache("static"),
     "compile": check_compile,
-    "bottleneck": check_bottleneck,
 }
 SLOW = ("flex = eager", "static cache", "compile")
 # Cells of these that run every time; DeBERTa has hooks of its own.

@@ -61,6 +61,10 @@ OTHER_LINEARS = {
 }
 
 
+def test_every_architecture_is_here():
+    assert ARCHITECTURES.keys() <= KINDS.keys()
+
+
 def assert_twins(model: PeftModel, name: str, twins: Twins) -> None:
     """Outputs and gradients of a model are those of its twin."""
     architecture, _ = KINDS[name].base or (name, {})
