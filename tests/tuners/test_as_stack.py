@@ -1,14 +1,12 @@
 """Plain adapters of PEFT beside stacks on one model."""
 
-import pickle
-
 import pytest
 import torch
 from conftest import assert_close
 from folders import llama_folder, refused
-from peft import IA3Config, LNTuningConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
-from stacks import batch, config_of, lmam, logits, lora, moved, randomise
+from stacks import batch, config_of, lmam, logits, lora, moved
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import lorada
@@ -102,28 +100,3 @@ def test_adapters_are_not_weighted_but_several_are_active_at_once(place):
     refused(message, lambda: model.add_weighted_adapter(names, [0.5, 0.5], "both"))
     model.base_model.set_adapter(names)
     assert_close(logits(model.eval(), inputs()), expected)
-
-
-@pytest.mark.parametrize("norms", [True, False], ids=["as a stack", "plain"])
-def test_ln_tuning_stands_beside_a_stack_without_it(place, norms, tmp_path):
-    tuned = LNTuningConfig(target_modules=["input_layernorm"])
-    model = moved(base_of(place), lorada.LoradaConfig(parts=[lora("llama")]))
-    model.add_adapter("two", lorada.LoradaConfig(parts=[tuned]) if norms else tuned)
-    randomise(model.eval(), "two")
-    found = {}
-    for names in (["two"], ["default"], ["default", "two"]):
-        model.base_model.set_adapter(names)
-        found[" ".join(names)] = logits(model, inputs())
-    assert len({float(value.sum()) for value in found.values()}) == 3
-    model.save_pretrained(tmp_path)
-    both = PeftModel.from_pretrained(base_of(place), tmp_path / "two", adapter_name="two",
-                                     config=lorada.as_stack(tmp_path / "two"))  # fmt: skip
-    both.load_adapter(tmp_path, "default")
-    for names, expected in found.items():
-        copied = pickle.loads(pickle.dumps(both)).eval()
-        copied.base_model.set_adapter(names.split())
-        assert_close(logits(copied, inputs()), expected)
-        if names == "default":
-            assert_close(logits(copied.merge_weights(), inputs()), expected)
-        elif names == "default two":
-            assert_close(logits(copied.merge_and_unload(), inputs()), expected)

@@ -239,18 +239,3 @@ def test_clipping_does_not_see_the_gradients_of_frozen_columns(tmp_path):
     assert watch.norms[0] < 0.99e-3
     # torch divides by the norm plus 1e-6.
     assert all(0.999e-3 < norm <= 1e-3 for norm in watch.norms[1:])
-
-
-def test_only_m_and_b_train_whatever_is_switched():
-    model = get_peft_model(TINY["llama"](), LamdaConfig(rank=3))
-
-    def trained() -> set[str]:
-        return {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad}
-
-    assert trained() == {"lora_M", "lora_B"}
-    with model.disable_adapter():
-        pass
-    assert trained() == {"lora_M", "lora_B"}
-    model.set_requires_grad("default", False)
-    model.set_requires_grad("default", True)
-    assert trained() == {"lora_M", "lora_B"}
