@@ -5,12 +5,10 @@ import copy
 import pytest
 import torch
 from conftest import SIZES, assert_all_close, assert_close, gradients
-from folders import refused
 from hypothesis import given
 from hypothesis import strategies as st
-from method_cases import small
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import assert_loads, logits, moved
+from stacks import assert_loads, logits
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,8 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from lorada import LmamConfig, LoradaConfig, build_method
-from lorada.methods.task_head import select_trainable
+from lorada import LmamConfig, LoradaConfig
 from lorada.tuners.pooling import PoolingConfig, attach, attached, pool
 
 pytestmark = pytest.mark.fp64
@@ -153,49 +150,6 @@ def test_a_mask_of_another_shape_is_refused():
 
 
 # As a part of an adapter.
-
-
-@pytest.mark.parametrize(
-    ("method", "model"),
-    [
-        ("lorada_la", "bert"),
-        ("lora", "roberta"),
-        ("shira", "bert"),
-        ("houlsby", "roberta"),
-        ("prefix", "bert"),
-        ("omoe", "roberta"),
-        ("bitfit", "bert"),
-    ],
-)
-def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_path):
-    base, inputs = headed(model), batch()
-    plan = build_method(method, base.config, **small(method, base.config))
-    if plan.config is None:
-        attach(base, "mean")
-        select_trainable(base, plan.trainable, ["classifier"])
-        adapted = base
-    else:
-        config = plan.config
-        if plan.prepare is not None:
-            with attached(base, "mean"):
-                config = plan.prepare(base, [{**inputs, "labels": torch.arange(3)}])
-        config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier"]
-        config.parts = [*config.parts, PoolingConfig(pooling="mean")]
-        adapted = moved(base, config)
-    found = adapted(**inputs, labels=torch.arange(3))
-    assert_close(found.logits, expected(adapted, inputs, "mean"))
-    found.loss.backward()
-    assert all(p.grad is not None for p in last(adapted).parameters() if p.requires_grad)
-    if plan.config is None:
-        return
-
-    loaded = assert_loads(adapted, headed(model), tmp_path, inputs)
-    if method == "omoe":
-        refused("keep it as an adapter", loaded.merge_weights)
-        return
-    merged = loaded.merge_weights()
-    assert [part.peft_type for part in merged.peft_config["default"].parts][-1] == "POOLING"
-    assert_close(logits(merged, inputs), found.logits)
 
 
 @every_model
