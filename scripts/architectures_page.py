@@ -10,7 +10,7 @@ from architecture_cells import COLUMNS, REASONS, is_slow
 from architectures import ARCHITECTURES
 from marked import with_part, write_part
 
-from lorada.attention.hooks import hooks_for
+from lorada.attention.hooks import is_deberta
 
 PAGE = Path(__file__).parents[1] / "docs" / "tested.md"
 SCRIPT = "scripts/architectures_page.py"
@@ -32,10 +32,11 @@ FOOTER = """
 - **dynamic cache**, **static cache**: a batch (of decoders: padded on the left) is generated with
   the cache; every sample has the logits it gets alone without one.
 - **compile**: `torch.compile(fullgraph=True)`, so no graph break, and the same logits.
-- **bottleneck**: `BottleneckConfig` starts as the identity, changes every output, and disabled
-  leaves the base.
 - **interface**: the model calls transformers' attention interface. **hooks**: it computes attention
-  itself, and a pair of hooks (`attention/hooks.py`) adds the map.
+  itself, and hooks (`attention/hooks.py`) add the map.
+
+Each placement of a bottleneck adapter is compared with plain modules on these models in
+`tests/tuners/test_placements.py`.
 """
 
 
@@ -49,7 +50,7 @@ def section() -> str:
     lines = ["| architecture | reached by | " + " | ".join(COLUMNS) + " |"]
     lines.append("|---|---|" + "---|" * len(COLUMNS))
     for name, build in ARCHITECTURES.items():
-        way = "hooks" if any(map(hooks_for, build().modules())) else "interface"
+        way = "hooks" if any(map(is_deberta, build().modules())) else "interface"
         row = [REASONS.get((name, column), "✓") for column in COLUMNS]
         lines.append(f"| {name} | {way} | " + " | ".join(row) + " |")
     cells = list(itertools.product(ARCHITECTURES, COLUMNS))

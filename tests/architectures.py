@@ -13,7 +13,6 @@ from torch import Tensor, nn
 TOKENS, FRAMES, IMAGE = 8, 16, 8  # of a text, of a spectrogram, pixels of an image's side
 
 GEMMA_SIZES = {**DECODER_SIZES, "head_dim": 8}
-FALCON_SIZES = {**SIZES, **SPECIAL, "ffn_hidden_size": 48}
 GPT_SIZES = {
     "vocab_size": VOCAB,
     "n_embd": 32,
@@ -75,18 +74,6 @@ _MODELS = {
         {key: SIZES[key] for key in SIZES if key not in ("intermediate_size", "initializer_range")}
         | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2, "pad_token_id": 0},
     ),
-    # Multi-query attention with rotary positions, attention and MLP in parallel, as Falcon-7B.
-    "falcon": ("FalconForCausalLM", FALCON_SIZES),
-    # As Falcon-RW: a head of keys per query head, no rotation, MLP after attention.
-    "falcon_alibi": (
-        "FalconForCausalLM",
-        FALCON_SIZES | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
-    ),
-    "bloom": (
-        "BloomForCausalLM",
-        {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}
-        | {"initializer_range": 0.2, "pad_token_id": 0},
-    ),
     "xlm_roberta": ("XLMRobertaForMaskedLM", SIZES | {"max_position_embeddings": 64}),
     "distilbert": (
         "DistilBertForMaskedLM",
@@ -137,7 +124,7 @@ def _model(cls: str, sizes: dict, **options) -> nn.Module:
 
 
 # Builders of tiny models in eval mode, the same weights on every call, as in ``conftest.TINY``.
-# Bloom and both DeBERTa have only their own eager attention, Gemma 2 is built with it.
+# Both DeBERTa have only their own eager attention, Gemma 2 is built with it.
 ARCHITECTURES = {
     **TINY,
     **{name: functools.partial(_model, *parts) for name, parts in _MODELS.items()},

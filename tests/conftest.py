@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -111,6 +111,18 @@ def assert_close(
     assert (error <= allowed).all(), (
         f"off by {error.max():.3g}, at most {allowed.max():.3g} allowed"
     )
+
+
+def assert_all_close(actual: Mapping, expected: Mapping, **below) -> None:
+    """Tensors of the same names are equal but for rounding; ``below`` is for ``assert_close``."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert_close(actual[name], tensor, **below)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients that parameters have, by their names."""
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same_gradients(

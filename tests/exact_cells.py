@@ -190,7 +190,7 @@ def assisted(model, samples):
     return one_by_one(generated(assistant_model=TINY["llama"]()))(model, samples)
 
 
-def packed(by_lengths: bool, pads: int = 0) -> Callable:
+def packed(by_lengths: bool) -> Callable:
     """All samples one behind the other in a single row."""
 
     def cell(model, samples):

@@ -45,7 +45,7 @@ SMALL = {
 
 # Models without a single bias, and models that compute attention themselves, without transformers'.
 NO_BIASES = ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "t5", "modernbert")
-OWN_ATTENTION = ("falcon", "falcon_alibi", "bloom", "deberta")
+OWN_ATTENTION = ("deberta", "deberta_v2")
 
 
 def small(name: str, config: Any = None) -> dict:
@@ -61,9 +61,9 @@ def refusal(name: str, model: str) -> str | None:
     method = method_named(name)
     if method.trains == "biases" and model in NO_BIASES:
         return rf"{name} trains biases, and \w+ has none"
-    if SHIFTED_ATTENTION in method.callbacks and model in (*OWN_ATTENTION, "deberta_v2"):
+    if SHIFTED_ATTENTION in method.callbacks and model in OWN_ATTENTION:
         return rf"{name} needs attention that takes a mask for each head, and \w+ computes its own"
-    if "prefix" in method.part_names and model in OWN_ATTENTION:
+    if "prefix" in method.part_names and model == "deberta":
         return r"a prefix needs attention that dispatches .*; \w+ computes it itself"
     if "shira" in method.part_names and model == "gpt2":
         return r"PEFT's SHiRA takes nn.Linear only, and .*c_attn of \w+ is a Conv1D"

@@ -190,14 +190,6 @@ KINDS = {
     "gpt_neox": _mlp("attention", "dense", AFTER_ATTENTION, parallel=True),
     "gpt_neox, serial": _mlp("attention", "dense", AFTER_ATTENTION,
                              base=("gpt_neox", {"use_parallel_residual": False})),
-    "falcon": _mlp("self_attention", "dense", "input_layernorm", parallel=True),
-    "falcon, two norms": _mlp(
-        "self_attention", "dense", "ln_mlp", parallel=True,
-        base=("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    ),
-    "falcon_alibi": _mlp("self_attention", "dense", AFTER_ATTENTION),
-    # Its mlp returns the sum with the residual stream.
-    "bloom": _attention("self_attention", "dense", "mlp.dense_4h_to_h", "mlp", AFTER_ATTENTION),
     **dict.fromkeys(("bert", "roberta", "xlm_roberta", "deberta", "deberta_v2"), BERT),
     "distilbert": _attention("attention", "out_lin", "ffn.lin2", "ffn", "ffn.lin1",
                              norm="output_layer_norm"),

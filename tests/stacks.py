@@ -18,7 +18,6 @@ from transformers import DynamicCache
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig
 
-MODELS = ("llama", "bert", "roberta")
 LAYERS, HIDDEN, HEADS = 2, 32, 4  # of every tiny model
 LENGTH, RANK, WIDTH = 6, 2, 3  # of the map, of all ranks but the bottleneck's, of that
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import TINY, assert_all_close, assert_close, gradients
 from stacks import moved, training_stack
 from transformers import StaticCache
 from transformers.exporters.utils import apply_patches
@@ -37,10 +37,6 @@ def loss_of(model, inputs):
     return model(**inputs, labels=labels).loss
 
 
-def gradients(model):
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
 def one_graph():
     """Any graph break is an error by fullgraph=True, and so is any recompilation in here."""
     return torch._dynamo.config.patch(error_on_recompile=True)
@@ -69,12 +65,10 @@ def assert_same_step(compiled, model, inputs, terms=None):
     model.zero_grad()
     expected.backward()
     wanted = gradients(model)
-    assert found.keys() == wanted.keys()
     largest = max(gradient.abs().max() for gradient in wanted.values())
     below = {} if terms is None else {"terms": terms, "size": largest}
     assert_close(actual, expected, **(below and {**below, "size": expected.detach()}))
-    for name, gradient in wanted.items():
-        assert_close(found[name], gradient, **below)
+    assert_all_close(found, wanted, **below)
 
 
 INDUCTOR = pytest.param(

@@ -8,7 +8,7 @@ import exact_cells
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from conftest import assert_close
+from conftest import assert_all_close, assert_close, gradients
 from exact_cells import LENGTH
 from peft import get_peft_model
 from stacks import in_chunks
@@ -290,11 +290,10 @@ def test_a_batch_seen_in_inference_mode_can_be_learned_from():
         model(**inputs)
     for one in (model, fresh):
         one(**inputs).logits.sum().backward()
-    gradients = {key: p.grad for key, p in fresh.named_parameters() if p.requires_grad}
-    assert len(gradients) == 2 * LAYERS
-    for key, gradient in gradients.items():
-        assert gradient.any()
-        assert_close(model.get_parameter(key).grad, gradient)
+    expected = gradients(fresh)
+    assert len(expected) == 2 * LAYERS
+    assert all(gradient.any() for gradient in expected.values())
+    assert_all_close(gradients(model), expected)
 
 
 def selective():
@@ -309,14 +308,13 @@ def test_all_layers_ask_once_and_checkpointing_never_again(name, options, locate
     model = adapted(name).train()
     inputs = batch(9, 4)
     model(**inputs).logits.sum().backward()
-    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    expected = gradients(model)
     model.zero_grad()
     assert len(located) == 1
     model.gradient_checkpointing_enable({"use_reentrant": False, **options})
     model(**inputs).logits.sum().backward()
     assert len(located) == 2
-    for name, gradient in expected.items():
-        assert_close(model.get_parameter(name).grad, gradient)
+    assert_all_close(gradients(model), expected)
 
 
 def test_packed_rows_with_an_empty_cache_are_refused():

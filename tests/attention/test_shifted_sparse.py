@@ -165,7 +165,7 @@ def test_training_is_sparse_evaluation_is_not_and_the_adapter_loads(tmp_path, co
 
 def test_models_whose_attention_takes_no_mask_are_refused():
     with pytest.raises(ValueError, match=r"needs attention that .* dispatches; this .* has none"):
-        ShiftedAttention().on_train_begin(None, None, None, model=ARCHITECTURES["falcon"]())
+        ShiftedAttention().on_train_begin(None, None, None, model=ARCHITECTURES["deberta"]())
 
 
 @KERNELS

@@ -20,12 +20,7 @@ from lorada.functional.maps import (
     position_factors,
     softmax_map,
 )
-from lorada.functional.product import (
-    apply_map,
-    factors_product,
-    factors_product_gradients,
-    map_value_product,
-)
+from lorada.functional.product import apply_map, factors_product, factors_product_gradients
 
 pytestmark = pytest.mark.fp64
 
@@ -83,11 +78,17 @@ def slow_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tens
 
 def fast_output(case: SimpleNamespace, attention, w_a, w_b, value) -> torch.Tensor:
     """Attn V, and the second term added on the first or the last M tokens."""
-    names = ("heads", "align", "causal", "position")
-    term = map_value_product(w_a, w_b, value, 7.0, **{name: vars(case)[name] for name in names})
-    size, output = term.shape[2], attention @ expanded(value, case.heads)
-    before, after = (0, case.tokens - size) if case.align == "start" else (case.tokens - size, 0)
-    return output + torch.nn.functional.pad(term, (0, 0, before, after))
+    left, right = position_factors(w_a, w_b) if case.position else (w_a, w_b)
+    size, start = min(case.length, case.tokens), case.align == "start"
+    part = slice(0, size) if start else slice(case.length - size, None)  # of the map
+    first = 0 if start else case.tokens - size
+    covered = slice(first, first + size)  # of the tokens
+    factors = left[:, part] / 7.0, right[:, :, part]
+    term = factors_product(*factors, value[:, :, covered], case.heads, causal=case.causal)
+    output = attention @ expanded(value, case.heads)
+    return torch.cat(
+        [output[:, :, :first], output[:, :, covered] + term, output[:, :, first + size :]], 2
+    )
 
 
 @EXAMPLES

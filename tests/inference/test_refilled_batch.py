@@ -20,7 +20,7 @@ PROMPTS = [(torch.arange(7, 7 + n) * (3 * n + 4) % 83 + 6).tolist() for n in LEN
 LIMIT = 9
 DECODERS = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gpt2", "gptj", "gpt_neox",
-    "opt", "phi", "falcon", "falcon_alibi",
+    "opt", "phi",
 )  # fmt: skip
 
 

@@ -65,6 +65,23 @@ def test_training_prunes_to_the_target_and_what_is_saved_loads(tmp_path, config,
     assert_close(logits(model, inputs), expected)
 
 
+def test_stacks_with_other_ranks_left_load_onto_one_model(tmp_path):
+    inputs, expected = batch("llama"), {}
+    for name, rate in (("default", 0.05), ("other", 0.2)):
+        run = trainer(tmp_path, stack(), learning_rate=rate)
+        run.train()
+        expected[name] = logits(run.model.eval(), inputs)
+        run.model.save_pretrained(tmp_path / name)
+    assert ranks(tmp_path / "default") != ranks(tmp_path / "other")
+    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "default")
+    model.load_adapter(tmp_path / "other", "other")
+    for name, found in expected.items():
+        model.set_adapter(name)
+        assert_close(logits(model, inputs), found)
+    model.save_pretrained(tmp_path / "again")
+    assert ranks(tmp_path / "again" / "other") == ranks(tmp_path / "other")
+
+
 BESIDE = {
     "sora around it": lambda: [adalora(), SoraConfig(rank=2, target_modules=["q_proj", "v_proj"])],
     "sora in it": lambda: [SoraConfig(rank=2, target_modules=["q_proj", "v_proj"]), adalora()],
@@ -115,6 +132,8 @@ def test_the_regulariser_of_a_stack_is_that_of_peft_alone_in_value_and_gradients
     inputs["labels"] = inputs["input_ids"]
     for model in (alone, stacked):
         without = model.get_base_model()(**inputs).loss
+        if model is stacked:  # a held-out loss is that of the model alone
+            assert_close(model(**inputs).loss, without)
         added = model.train()(**inputs).loss - without
         found.append((added, torch.autograd.grad(added, [*own(model).values()])))
     (expected, gradients), (added, ours) = found

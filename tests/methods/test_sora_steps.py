@@ -40,11 +40,11 @@ def rows() -> list[dict[str, Tensor]]:
             for i in range(6)]  # fmt: skip
 
 
-def run_of(folder, threshold) -> Trainer:
+def run_of(folder) -> Trainer:
     config = SoraConfig(rank=RANK, alpha=ALPHA, penalty=PENALTY, modules_to_save=NORMS)
     model = get_peft_model(classifier(), config).double()
     return trainer_of(
-        model, folder, rows(), SoraCallback(xi=XI, threshold=threshold), max_steps=STEPS,
+        model, folder, rows(), SoraCallback(xi=XI), max_steps=STEPS,
         per_device_train_batch_size=6, learning_rate=RATE, weight_decay=DECAY, max_grad_norm=CLIP,
         warmup_steps=WARMUP, adam_epsilon=EPSILON,
     )  # fmt: skip
@@ -64,8 +64,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 class Plain:
     """The equations: one loss with the penalty in it, one norm to clip, Adam, decay, threshold."""
 
-    def __init__(self, base: nn.Module, start: dict[str, Tensor], threshold: str) -> None:
-        self.base, self.threshold = base, threshold
+    def __init__(self, base: nn.Module, start: dict[str, Tensor]) -> None:
+        self.base = base
         self.values = {name: p.clone().requires_grad_() for name, p in start.items()}
         decay = {name: DECAY * name.endswith(("lora_A", "lora_B")) for name in start}  # no gates
         groups = [{"params": [p], "weight_decay": decay[name]} for name, p in self.values.items()]
@@ -96,21 +96,12 @@ class Plain:
         with torch.no_grad():
             for name, p in self.values.items():
                 if name.endswith("lora_gate"):
-                    self.shrink(p)
-
-    def shrink(self, g: Tensor) -> None:
-        if self.threshold == "soft":
-            g.copy_(torch.where(g.abs() <= XI, 0.0, g - XI * g.sign()))
-            return
-        g[g > XI] -= XI
-        g[g < -XI] += XI
-        g[g.abs() < XI] = 0.0
+                    p.copy_(torch.where(p.abs() <= XI, 0.0, p - XI * p.sign()))
 
 
-@pytest.mark.parametrize("threshold", ["soft", "released"])
-def test_every_step_is_that_of_the_equations(tmp_path, threshold):
-    run = run_of(tmp_path, threshold)
-    plain = Plain(classifier(), weights(run.model), threshold)
+def test_every_step_is_that_of_the_equations(tmp_path):
+    run = run_of(tmp_path)
+    plain = Plain(classifier(), weights(run.model))
     together = {key: torch.stack([row[key] for row in rows()]) for key in rows()[0]}
     seen = []
 

@@ -84,12 +84,6 @@ CUSTOM = [
     # With a larger term, PEFT's learning rate of 0.5 ends in NaN.
     ("SoRA", "MLP", SoraConfig, {"rank": 4, "alpha": 1.0, "target_modules": ["lin0"]}),
     ("LaMDA", "MLP", LamdaConfig, {"rank": 2, "target_modules": ["lin0", "lin1"]}),
-    (
-        "LaMDA as released",
-        "MLP",
-        LamdaConfig,
-        {"rank": 2, "init": "released", "target_modules": ["lin0"]},
-    ),
     ("OMoE", "MLP", OmoeConfig, {"rank": 2, "target_modules": ["lin0", "lin1"]}),
 ]
 

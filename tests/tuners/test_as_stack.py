@@ -1,15 +1,12 @@
 """Plain adapters of PEFT beside stacks on one model."""
 
-import pickle
-
 import pytest
 import torch
 from conftest import assert_close
 from folders import llama_folder, refused
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 from peft.peft_model import PeftModelForSequenceClassification
-from safetensors.torch import load_file
-from stacks import batch, config_of, lmam, logits, lora, moved, randomise
+from stacks import batch, config_of, lmam, logits, lora, moved
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import lorada
@@ -61,21 +58,6 @@ def test_a_stack_and_a_plain_adapter_read_as_one_share_a_model(place, name, stac
     assert model.get_model_status().peft_types == {"default": "LORADA", "second": "LORADA"}
 
 
-def test_a_plain_config_is_added_beside_a_stack_and_saved_as_a_stack_of_one_part(place, tmp_path):
-    model = PeftModel.from_pretrained(base_of(place), place / "stack")
-    config = lora("llama")
-    model.add_adapter("plain", config)
-    randomise(model, "plain")
-    model.set_adapter("plain")
-    assert isinstance(config, LoraConfig)
-    model.save_pretrained(tmp_path, selected_adapters=["plain"])
-    assert load_file(tmp_path / "plain" / "adapter_model.safetensors").keys() == (
-        load_file(place / "lora" / "adapter_model.safetensors").keys()
-    )
-    again = PeftModel.from_pretrained(base_of(place), tmp_path / "plain").eval()
-    assert_close(logits(again, inputs()), logits(model.eval(), inputs()))
-
-
 def test_a_classifier_s_head_is_that_of_its_plain_adapter(place, tmp_path):
     def base():
         torch.manual_seed(2)
@@ -118,28 +100,3 @@ def test_adapters_are_not_weighted_but_several_are_active_at_once(place):
     refused(message, lambda: model.add_weighted_adapter(names, [0.5, 0.5], "both"))
     model.base_model.set_adapter(names)
     assert_close(logits(model.eval(), inputs()), expected)
-
-
-@pytest.mark.parametrize("norms", [True, False], ids=["as a stack", "plain"])
-def test_ln_tuning_stands_beside_a_stack_without_it(place, norms, tmp_path):
-    tuned = LNTuningConfig(target_modules=["input_layernorm"])
-    model = moved(base_of(place), lorada.LoradaConfig(parts=[lora("llama")]))
-    model.add_adapter("two", lorada.LoradaConfig(parts=[tuned]) if norms else tuned)
-    randomise(model.eval(), "two")
-    found = {}
-    for names in (["two"], ["default"], ["default", "two"]):
-        model.base_model.set_adapter(names)
-        found[" ".join(names)] = logits(model, inputs())
-    assert len({float(value.sum()) for value in found.values()}) == 3
-    model.save_pretrained(tmp_path)
-    both = PeftModel.from_pretrained(base_of(place), tmp_path / "two", adapter_name="two",
-                                     config=lorada.as_stack(tmp_path / "two"))  # fmt: skip
-    both.load_adapter(tmp_path, "default")
-    for names, expected in found.items():
-        copied = pickle.loads(pickle.dumps(both)).eval()
-        copied.base_model.set_adapter(names.split())
-        assert_close(logits(copied, inputs()), expected)
-        if names == "default":
-            assert_close(logits(copied.merge_weights(), inputs()), expected)
-        elif names == "default two":
-            assert_close(logits(copied.merge_and_unload(), inputs()), expected)

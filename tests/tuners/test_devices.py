@@ -3,7 +3,7 @@
 import accelerate
 import pytest
 import torch
-from conftest import TINY, assert_close
+from conftest import TINY, assert_all_close, assert_close, gradients
 from folders import refused
 from peft import PeftModel, get_peft_model
 from stacks import bottleneck, lmam, logits, moved, training_stack
@@ -43,28 +43,17 @@ def offloaded(model):
 
 @pytest.mark.fp64
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_attached_parts_on_an_offloaded_base_give_the_same_numbers(low_memory, saved):
+def test_attached_parts_on_an_offloaded_base_give_the_same_numbers_and_gradients(low_memory, saved):
     model, folder = saved
-    base = offloaded(TINY["llama"]())
-    loaded = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=low_memory)
+    options = {"is_trainable": True, "low_cpu_mem_usage": low_memory}
+    loaded = PeftModel.from_pretrained(offloaded(TINY["llama"]()), folder, **options).eval()
     inputs = batch()
-    assert_close(logits(loaded.eval(), inputs), logits(model, inputs))
-
-
-@pytest.mark.fp64
-def test_attached_parts_train_on_an_offloaded_base(saved):
-    model, folder = saved
-    base = offloaded(TINY["llama"]())
-    loaded = PeftModel.from_pretrained(base, folder, is_trainable=True).eval()
-    inputs = batch()
+    assert_close(logits(loaded, inputs), logits(model, inputs))
     for each in (model, loaded):
         each(**inputs, labels=inputs["input_ids"]).loss.backward()
-    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    found = {n: p.grad for n, p in loaded.named_parameters() if p.grad is not None}
+    wanted = gradients(model)
     assert len(wanted) == 2 * 8
-    assert wanted.keys() == found.keys()
-    for name, gradient in wanted.items():
-        assert_close(found[name], gradient)
+    assert_all_close(gradients(loaded), wanted)
 
 
 @pytest.mark.fp64

@@ -16,8 +16,6 @@ from lorada.tuners.lamda import LamdaLayer, lamda_count, ranks_by_energy
 
 pytestmark = pytest.mark.fp64
 
-STARTS = ("spectral", "released")
-
 
 def layers(model: nn.Module) -> list[LamdaLayer]:
     return [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
@@ -33,16 +31,14 @@ def matrix(*singular_values: float, rows: int = 12, columns: int = 10) -> torch.
 # The maths.
 
 
-@pytest.mark.parametrize("init", STARTS)
-def test_layer_is_its_formula_over_the_residual_weight_in_values_and_gradients(init):
+def test_layer_is_its_formula_over_the_residual_weight_in_values_and_gradients():
     linear = nn.Linear(6, 5)
     layer = LamdaLayer(linear)
-    layer.update_layer("default", LamdaConfig(rank=3, scale=0.7, init=init), linear, "")
+    layer.update_layer("default", LamdaConfig(rank=3, scale=0.7), linear, "")
     layer.set_adapter("default")
     residual = linear.weight.detach().clone()
-    if init == "spectral":
-        left, values, right = torch.linalg.svd(residual, full_matrices=False)
-        residual -= 0.7 * left[:, :3] @ torch.diag(values[:3]) @ right[:3]
+    left, values, right = torch.linalg.svd(residual, full_matrices=False)
+    residual -= 0.7 * left[:, :3] @ torch.diag(values[:3]) @ right[:3]
     with torch.no_grad():
         layer.lora_B["default"].add_(torch.randn(5, 3))
         layer.lora_M["default"].add_(torch.randn(3, 3))
@@ -55,16 +51,12 @@ def test_layer_is_its_formula_over_the_residual_weight_in_values_and_gradients(i
 
 
 @pytest.mark.fp64(False)
-@pytest.mark.parametrize(
-    ("name", "init", "dtype"),
-    [("llama", "spectral", torch.bfloat16), ("roberta", "spectral", torch.float32),
-     ("llama", "released", torch.float32)],
-)  # fmt: skip
-def test_start_is_exactly_the_identity(name, init, dtype):
+@pytest.mark.parametrize(("name", "dtype"), [("llama", torch.bfloat16), ("roberta", torch.float32)])
+def test_start_is_exactly_the_identity(name, dtype):
     inputs, base = batch(name), TINY[name]().to(dtype)
     expected = logits(base, inputs)
     for scale in (1.0, 0.7):
-        model = get_peft_model(base, LamdaConfig(rank=3, init=init, scale=scale)).eval()
+        model = get_peft_model(base, LamdaConfig(rank=3, scale=scale)).eval()
         assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {torch.float32}
         assert torch.equal(logits(model, inputs), expected)
         with torch.autocast("cpu", torch.bfloat16):
@@ -101,16 +93,6 @@ def test_spectral_start_is_the_leading_part_of_the_weight():
     assert_close(b.T @ b, torch.eye(4))
     start = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
     assert (b @ m @ a - start).norm() < 0.05 * start.norm()
-
-
-def test_released_start_draws_as_peft_and_a_linear_layer_do():
-    model = get_peft_model(TINY["llama"](), LamdaConfig(rank=16, init="released"))
-    first = layers(model)[0]
-    assert not first.lora_B["default"].any()
-    for values, width in ((first.lora_A["default"], 32), (first.lora_M["default"], 16)):
-        bound = width**-0.5  # Kaiming-uniform with a = √5
-        assert 0.9 * bound < values.abs().max() <= bound
-    assert not first.lora_U
 
 
 # LaMDA++.
@@ -211,10 +193,9 @@ def test_columns_of_b_freeze_in_order_and_do_not_drift(tmp_path, optim):
     assert report["lamda_parameters_at_end"] == end == 14 * 16
 
 
-@pytest.mark.parametrize("init", STARTS)
-def test_run_that_resumes_is_the_run_that_did_not(tmp_path, init):
+def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 4, "weight_decay": 0.1}
-    config = LamdaConfig(rank=4, init=init)
+    config = LamdaConfig(rank=4)
     whole = trainer(config, tmp_path / "whole", LamdaCallback(eta=0.5), **options)
     whole.train()
     again = trainer(config, tmp_path / "again", LamdaCallback(eta=0.5), **options)
@@ -240,8 +221,8 @@ def test_a_quantised_base_has_no_spectral_start_but_loads_one(tmp_path):
     whole.weight = nn.Parameter(torch.randint(-8, 8, (32, 32)), requires_grad=False)
     base.model.layers[0].self_attn.q_proj = whole
     start = LamdaConfig(rank=3, target_modules=["q_proj"])
-    refused('which init="spectral" does not support', lambda: get_peft_model(base, start))
-    ranks = LamdaConfig(rank=3, init="released", ranks="energy")
+    refused("which LaMDA does not support", lambda: get_peft_model(base, start))
+    ranks = LamdaConfig(rank=3, ranks="energy")
     refused('which ranks="energy" does not support', lambda: get_peft_model(base, ranks))
 
     get_peft_model(TINY["llama"](), start).save_pretrained(tmp_path)
@@ -258,18 +239,3 @@ def test_clipping_does_not_see_the_gradients_of_frozen_columns(tmp_path):
     assert watch.norms[0] < 0.99e-3
     # torch divides by the norm plus 1e-6.
     assert all(0.999e-3 < norm <= 1e-3 for norm in watch.norms[1:])
-
-
-def test_only_m_and_b_train_whatever_is_switched():
-    model = get_peft_model(TINY["llama"](), LamdaConfig(rank=3))
-
-    def trained() -> set[str]:
-        return {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad}
-
-    assert trained() == {"lora_M", "lora_B"}
-    with model.disable_adapter():
-        pass
-    assert trained() == {"lora_M", "lora_B"}
-    model.set_requires_grad("default", False)
-    model.set_requires_grad("default", True)
-    assert trained() == {"lora_M", "lora_B"}

@@ -61,6 +61,7 @@ STACKS = {
 PLAIN = {
     "plain lora": lambda: LoraConfig(r=2, target_modules=["q_proj", "down_proj"]),
     "plain map": lmam,
+    "plain norms": lambda: LNTuningConfig(target_modules=["input_layernorm"]),
     "refused": lambda: LoradaConfig(parts=[lora("llama"), lmam(heads=3)], **HEAD),
 }
 NAMES = ("a", "b", "c", "d")

@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import SIZES, assert_close
-from folders import refused
+from conftest import SIZES, assert_all_close, assert_close, gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from method_cases import small
 from peft import LoraConfig, PeftModel, get_peft_model
-from stacks import assert_loads, logits, moved
+from stacks import assert_loads, logits
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,8 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from lorada import LmamConfig, LoradaConfig, build_method
-from lorada.methods.task_head import select_trainable
+from lorada import LmamConfig, LoradaConfig
 from lorada.tuners.pooling import PoolingConfig, attach, attached, pool
 
 pytestmark = pytest.mark.fp64
@@ -100,13 +97,11 @@ def test_the_last_layer_reads_the_pooled_states_and_nothing_else(name, pooling):
 
     weight = torch.randn_like(found)
     (found * weight).sum().backward()
-    fast = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    fast = gradients(model)
     model.zero_grad()
     (expected(model, inputs, pooling) * weight).sum().backward()
-    slow = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     # BERT computes its pooler beside it, which nothing reads.
-    for key in fast.keys() | slow.keys():
-        assert_close(fast[key], slow[key])
+    assert_all_close(fast, gradients(model))
     assert not any("pooler" in key or key.startswith("classifier.dense") for key in fast)
 
 
@@ -155,49 +150,6 @@ def test_a_mask_of_another_shape_is_refused():
 
 
 # As a part of an adapter.
-
-
-@pytest.mark.parametrize(
-    ("method", "model"),
-    [
-        ("lorada_la", "bert"),
-        ("lora", "roberta"),
-        ("shira", "bert"),
-        ("houlsby", "roberta"),
-        ("prefix", "bert"),
-        ("omoe", "roberta"),
-        ("bitfit", "bert"),
-    ],
-)
-def test_every_method_has_it_trains_saves_loads_and_merges(method, model, tmp_path):
-    base, inputs = headed(model), batch()
-    plan = build_method(method, base.config, **small(method, base.config))
-    if plan.config is None:
-        attach(base, "mean")
-        select_trainable(base, plan.trainable, ["classifier"])
-        adapted = base
-    else:
-        config = plan.config
-        if plan.prepare is not None:
-            with attached(base, "mean"):
-                config = plan.prepare(base, [{**inputs, "labels": torch.arange(3)}])
-        config.task_type, config.modules_to_save = "SEQ_CLS", ["classifier"]
-        config.parts = [*config.parts, PoolingConfig(pooling="mean")]
-        adapted = moved(base, config)
-    found = adapted(**inputs, labels=torch.arange(3))
-    assert_close(found.logits, expected(adapted, inputs, "mean"))
-    found.loss.backward()
-    assert all(p.grad is not None for p in last(adapted).parameters() if p.requires_grad)
-    if plan.config is None:
-        return
-
-    loaded = assert_loads(adapted, headed(model), tmp_path, inputs)
-    if method == "omoe":
-        refused("keep it as an adapter", loaded.merge_weights)
-        return
-    merged = loaded.merge_weights()
-    assert [part.peft_type for part in merged.peft_config["default"].parts][-1] == "POOLING"
-    assert_close(logits(merged, inputs), found.logits)
 
 
 @every_model
@@ -266,25 +218,17 @@ def test_it_is_a_peft_adapter_by_itself(tmp_path):
     assert_loads(model, headed("bert"), tmp_path, inputs)
 
 
-def test_a_copy_of_a_model_has_a_pooling_of_its_own():
-    for name in MODELS:
-        model, inputs = headed(name), batch()
-        attach(model, "mean")
-        wanted = logits(model, inputs)
-        twin = copy.deepcopy(model)
-        parts_of(model)[0].pooling.enable_adapters(False)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-        assert_close(logits(twin, inputs), wanted)
-
-
-def test_after_the_block_a_model_is_as_before():
+def test_a_copy_has_a_pooling_of_its_own_and_after_the_block_a_model_is_as_before():
     for name in MODELS:
         model, inputs = headed(name), batch()
         own, modules = logits(model, inputs), [key for key, _ in model.named_modules()]
         with attached(model, "mean"):
-            assert not torch.allclose(logits(model, inputs), own, atol=1e-3)
+            wanted, twin = logits(model, inputs), copy.deepcopy(model)
+            assert not torch.allclose(wanted, own, atol=1e-3)
         assert torch.equal(logits(model, inputs), own)
         assert [key for key, _ in model.named_modules()] == modules
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        assert_close(logits(twin, inputs), wanted)

@@ -1,4 +1,4 @@
-"""Parts with weights outside the layers: beside other adapters, merging, a process of its own."""
+"""Parts with weights outside the layers: beside other adapters, saved, a process of its own."""
 
 import subprocess
 import sys
@@ -67,14 +67,6 @@ def test_two_adapters_on_one_model_are_each_as_alone(one, two, tmp_path):
     assert not any("one" in key.split(".") for key in model.state_dict())
 
 
-@pytest.mark.parametrize("name", [*SHARING, "vera+lora", "lora+vera", "frod+unilora"])
-def test_a_merged_model_computes_what_the_adapter_did(name):
-    model = random_adapter(name)
-    expected = logits(model)
-    assert (expected - logits(TINY["llama"]())).abs().max() > 1e-2
-    torch.testing.assert_close(logits(model.merge_and_unload()), expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("name", "shared"),
     [
@@ -124,13 +116,6 @@ torch.save(logits, {str(tmp_path / "logits.pt")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
-
-
-def test_an_adapter_has_one_part_of_a_kind_with_shared_weights():
-    parts = [VeraConfig(r=4, target_modules=[name]) for name in ("q_proj", "v_proj")]
-    said = r"VeraConfig, part 2 of 2 of the stack: an adapter has one such part at most"
-    with pytest.raises(ValueError, match=said):
-        get_peft_model(TINY["llama"](), LoradaConfig(parts=parts))
 
 
 def test_transformers_itself_says_that_only_peft_can_load_such_an_adapter(tmp_path):

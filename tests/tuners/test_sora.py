@@ -12,10 +12,9 @@ from torch import nn
 
 from lorada import SoraConfig
 from lorada.methods.callbacks.sora_thresholds import SoraCallback
-from lorada.tuners.sora import SoraLayer, released_threshold, soft_threshold, sora_count
+from lorada.tuners.sora import SoraLayer, sora_count
 
 pytestmark = pytest.mark.fp64
-GATES = torch.tensor([-0.25, -0.15, -0.05, 0.0, 0.05, 0.1, 0.15, 0.25], dtype=torch.float64)
 
 
 def layers(model: nn.Module) -> list[SoraLayer]:
@@ -51,16 +50,6 @@ def test_start_is_the_identity_and_draws_as_the_paper_says():
     bound = 32**-0.5  # Kaiming-uniform with a = √5
     assert 0.9 * bound < first.lora_A["default"].abs().max() <= bound
     assert not any(layer.lora_B["default"].any() for layer in layers(model))
-
-
-def test_soft_threshold_leaves_005_of_015_where_the_released_one_leaves_nothing():
-    soft, released = soft_threshold(GATES, 0.1), released_threshold(GATES, 0.1)
-    assert_close(soft, torch.tensor([-0.15, -0.05, 0.0, 0.0, 0.0, 0.0, 0.05, 0.15]))
-    # 0.25 goes to 0.15; 0.15 goes to 0.05, which the last statement takes for small, and 0.1 is
-    # neither above nor below.
-    assert_close(released, torch.tensor([-0.15, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.15]))
-    assert torch.equal(soft_threshold(GATES, 0.0), GATES)
-    assert torch.equal(released_threshold(GATES, 0.0), GATES)
 
 
 def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
@@ -136,13 +125,3 @@ def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
     assert report["sora_zero_gates"] == count.zero_gates
     assert report["sora_parameters"] == count.remaining
     assert losses(run)[-1] < 0.9 * losses(run)[0]
-
-
-def test_the_first_step_thresholds_gates_without_a_gradient_and_decays_none(tmp_path):
-    settings = {"max_steps": 1, "weight_decay": 0.5, "optim": "adamw_torch"}
-    for scale, options in ((1.0, {}), (1e-2, {"times_learning_rate": True})):
-        run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.2, **options), **settings)
-        before = [layer.lora_gate["default"].detach().clone() for layer in layers(run.model)]
-        run.train()
-        for gate, layer in zip(before, layers(run.model), strict=True):
-            assert_close(layer.lora_gate["default"].detach(), soft_threshold(gate, 0.2 * scale))

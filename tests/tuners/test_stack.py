@@ -11,15 +11,10 @@ from conftest import SIZES, TINY, _build, assert_close
 from folders import llama_folder, refused, rows_file
 from paths import TESTS
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 from stacks import (
-    BESIDE,
-    FFN,
-    MODELS,
     QUERY,
     VALUE,
-    adalora,
     assert_loads,
     batch,
     bottleneck,
@@ -99,45 +94,6 @@ def test_transformers_itself_loads_an_adapter(config, tmp_path):
     assert_close(logits(loaded, inputs), logits(model, inputs))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_adapters_of_different_stacks_live_on_one_model(name, tmp_path):
-    stacks = {  # which meet each other's layers: alone, nested, and on other modules
-        "one": [lmam(), lora(name, QUERY)],
-        "two": [lora(name, QUERY, VALUE), ia3(name, QUERY, FFN)],
-        "three": [lmam(rank=1, length=3), bottleneck()],
-        "four": [ia3(name, QUERY, VALUE)],
-        "five": [lora(name, QUERY, VALUE)],  # inside what "two" has put there
-    }
-    inputs, expected = batch(name), {}
-    base = logits(TINY[name](), inputs)
-    for adapter, parts in stacks.items():
-        alone = moved(TINY[name](), LoradaConfig(parts=parts), adapter)
-        expected[adapter] = logits(alone, inputs)
-        alone.save_pretrained(tmp_path)
-
-    model = PeftModel.from_pretrained(TINY[name](), tmp_path / "one", adapter_name="one")
-    for adapter in ("two", "three", "four", "five"):
-        model.load_adapter(tmp_path / adapter, adapter_name=adapter)
-    for adapter in ("three", "one", "four", "five", "two"):
-        model.set_adapter(adapter)
-        assert_close(logits(model, inputs), expected[adapter])
-        with model.disable_adapter():
-            assert_close(logits(model, inputs), base)
-
-    # What is saved now does not depend on what else was loaded.
-    model.save_pretrained(tmp_path / "together")
-    for adapter in expected:
-        together = load_file(tmp_path / "together" / adapter / "adapter_model.safetensors")
-        alone = load_file(tmp_path / adapter / "adapter_model.safetensors")
-        assert together.keys() == alone.keys()
-        assert all(torch.equal(together[key], alone[key]) for key in alone)
-
-    model.delete_adapter("two")
-    assert not [n for n in model.state_dict() if ".two." in f"{n}."]
-    model.set_adapter("one")
-    assert_close(logits(model, inputs), expected["one"])
-
-
 def test_new_adapter_leaves_what_trains_as_it_was():
     model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
     frozen = next(p for n, p in model.named_parameters() if "lora_w_a" in n)
@@ -146,14 +102,6 @@ def test_new_adapter_leaves_what_trains_as_it_was():
 
     model.add_adapter("second", config_of("lora_ia3", "llama"))
     assert {n: p.requires_grad for n, p in model.named_parameters() if "default" in n} == before
-
-
-def test_adapter_that_nests_its_parts_the_other_way_round_is_refused():
-    inside_out = LoradaConfig(parts=[ia3("llama", QUERY), lora("llama", QUERY)])
-    model = get_peft_model(TINY["llama"](), config_of("lora_ia3", "llama"))
-
-    with pytest.raises(ValueError, match=r"'other' applies its parts to .*q_proj in another order"):
-        model.add_adapter("other", inside_out)
 
 
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
@@ -295,29 +243,6 @@ def test_a_merge_weights_that_fails_half_way_leaves_the_config_its_parts(monkeyp
     assert kinds == ["LMAM", "LORA", "BOTTLENECK"]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("stack", BESIDE)
-def test_merged_weights_and_the_rest_compute_what_the_stack_did(stack, name, tmp_path):
-    inputs, model = batch(name), trained(stack, name)
-    expected, base = logits(model, inputs), TINY[name]()
-    rest = model.merge_weights()
-
-    assert_close(logits(rest, inputs), expected)
-    kinds = [part.peft_type.value for part in rest.peft_config["default"].parts]
-    assert kinds == ["LMAM", "BOTTLENECK"]
-
-    # The merged base is an ordinary model, the rest an ordinary adapter on it.
-    rest.peft_config["default"].base_model_name_or_path = str(tmp_path / "merged")
-    rest.save_pretrained(tmp_path / "rest")
-    assert all("lora_A" not in key for key in load_file(next(tmp_path.glob("rest/*.safetensors"))))
-    merged = rest.unload()
-    merged.save_pretrained(tmp_path / "merged")
-    again = type(base).from_pretrained(tmp_path / "merged")
-    assert again.state_dict().keys() == base.state_dict().keys()
-    loaded = PeftModel.from_pretrained(again, tmp_path / "rest")
-    assert_close(logits(loaded, inputs), expected)
-
-
 @pytest.mark.parametrize("names", [["lora"], ["lora", "lmam"], ["lmam"]], ids="+".join)
 def test_what_was_merged_is_not_lost_by_saving(names, tmp_path):
     parts = {"lora": lora("llama"), "lmam": lmam()}
@@ -330,55 +255,6 @@ def test_what_was_merged_is_not_lost_by_saving(names, tmp_path):
     else:  # the whole base, or a map over the base as it was
         rest.save_pretrained(tmp_path / "rest")
     assert not (tmp_path / "lost").exists()
-
-
-def test_adalora_in_a_stack_gets_its_orthogonality_loss_in_training_only():
-    """In a held-out loss, a search for a learning rate would weigh it too."""
-    inputs, model = batch("llama"), trained("adalora", "llama", task_type="CAUSAL_LM")
-    inputs["labels"] = inputs["input_ids"]
-
-    with torch.no_grad():
-        plain = model.get_base_model()(**inputs).loss
-        assert_close(model(**inputs).loss, plain)
-        added = model.train()(**inputs).loss - plain
-    factors = [p.detach() for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
-    grams = [p @ p.T if p.shape[0] < p.shape[1] else p.T @ p for p in factors]
-    distance = sum(torch.norm(gram - torch.eye(len(gram))) for gram in grams) / len(grams)
-    assert len(factors) == 8
-    assert_close(added, 0.5 * distance)
-
-
-def pruned(tmp_path, seed: int) -> torch.Tensor:
-    """Train a stack with AdaLoRA for its ten steps, save it pruned, and return its logits."""
-    torch.manual_seed(seed)
-    model = trained("adalora", "llama", task_type="CAUSAL_LM").train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    inputs = batch("llama")
-    for step in range(10):
-        model(**inputs, labels=inputs["input_ids"]).loss.backward()
-        optimizer.step()
-        model.base_model.update_and_allocate(step)
-        optimizer.zero_grad()
-    model.eval().save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    return logits(model, batch("llama"))
-
-
-def test_adalora_in_a_stack_prunes_its_ranks_and_loads_pruned(tmp_path):
-    expected = {seed: pruned(tmp_path / str(seed), seed) for seed in (1, 2)}
-    model = PeftModel.from_pretrained(TINY["llama"](), tmp_path / "1")
-    model.load_adapter(tmp_path / "2", adapter_name="second")
-    torch.manual_seed(0)
-    inputs = batch("llama")
-    for adapter, seed in (("default", 1), ("second", 2)):
-        model.set_adapter(adapter)
-        assert_close(logits(model, inputs), expected[seed])
-        assert model(**inputs, labels=inputs["input_ids"]).loss > 0
-    model.save_pretrained(tmp_path / "again")
-    again = load_file(tmp_path / "again" / "second" / "adapter_model.safetensors")
-    ranks = [value.shape[0] for key, value in again.items() if "lora_E" in key]
-    assert len(ranks) == 4
-    assert sum(ranks) == 4, "target_r=1 of init_r=4 for each of four modules"
 
 
 def test_stack_leaves_the_configs_it_is_made_of_alone():
@@ -455,34 +331,3 @@ def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, work
     works(*fixed, *small, f"lora.{name}={value}")
     assert message.replace("\\", "") in mistake("export", tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-# PEFT's ``rescale_adapter_scale`` scales LoRA alone and would halve such a stack.
-
-
-@pytest.mark.parametrize("further", [lmam, lambda: ia3("llama")], ids=["map", "ia3"])
-def test_what_cannot_be_rescaled_whole_is_refused_and_stays(further):
-    model = moved(TINY["llama"](), LoradaConfig(parts=[lora("llama"), further()]))
-    inputs = batch("llama")
-    expected, kind = logits(model, inputs), type(further()).__name__
-    for asked in (model, model.base_model):
-        refused(
-            f"^rescale_adapter_scale scales LoRA alone and would leave {kind} as before: activate",
-            lambda asked=asked: rescale_adapter_scale(asked, 0.5).__enter__(),
-        )
-        assert_close(logits(model, inputs), expected)
-
-
-def test_a_stack_of_lora_is_rescaled_also_beside_a_map_that_is_not_active():
-    parts = [lora("llama", QUERY), adalora("llama")]
-    parts[1].target_modules = ["o_proj"]
-    model = moved(TINY["llama"](), LoradaConfig(parts=parts))
-    model.add_adapter("mapped", LoradaConfig(parts=[lmam()]))
-    randomise(model.eval(), "mapped")
-    inputs = batch("llama")
-    base, expected = logits(TINY["llama"](), inputs), logits(model, inputs)
-    with rescale_adapter_scale(model, 0.0):
-        assert_close(logits(model, inputs), base)
-    with rescale_adapter_scale(model, 0.5):
-        assert (logits(model, inputs) - base).abs().max() > 1e-3
-    assert_close(logits(model, inputs), expected)

@@ -1,10 +1,10 @@
-"""Hooks for models that compute attention themselves: DeBERTa, Falcon, Bloom.
+"""Hooks for DeBERTa, which computes attention itself.
 
-They do not call transformers' attention interface, so no wrapped function sees their values. Here a
+It does not call transformers' attention interface, so no wrapped function sees its values. Here a
 first hook keeps the values that enter attention, and a second one adds tile(Attn_s)·V to Attn·V
 before the output projection.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, K key slots, D head width.
+Shapes: B batch, H heads, T tokens, D head width.
 """
 
 from collections.abc import Callable
@@ -56,57 +56,25 @@ class FollowingHook:
             self._handle.remove()
 
 
-class HookPair:
-    """The hooks on one attention module; a subclass knows where the values and the output are."""
-
-    causal: bool
+class DebertaHooks:
+    """DeBERTa, all versions: a projection returns the values, and the module returns Attn·V."""
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
         self._source = source
-        self._value: Tensor | None = None
-        self._kwargs: dict[str, Any] = {}
+        self._value: Tensor | None = None  # (B, H, T, D)
         self._mask: Any = None
+        projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
+        keep = partial(nn.Module.register_forward_hook, hook=partial(self._keep, module))
         self._handles: list[RemovableHandle | FollowingHook] = [
-            module.register_forward_pre_hook(self._before, with_kwargs=True)
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
+            FollowingHook(module, projection, keep),
+            module.register_forward_hook(self._after),
         ]
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError
 
     def remove(self) -> None:
         """Take every hook off the model."""
         for handle in self._handles:
             handle.remove()
-
-    def _with_maps(self, module: nn.Module, attended: Tensor) -> Tensor:
-        """Attn·V plus the terms of all active maps, both (B, T, H·D)."""
-        value, mask, kwargs = self._value, self._mask, self._kwargs
-        # Released here, so that no tensor of a batch lives longer than its forward.
-        self._value = self._mask = None
-        self._kwargs = {}
-        maps = self._source.maps()
-        if not maps or value is None:
-            return attended
-        batch, queries, _ = attended.shape
-        heads = head_count(module)
-        shape = CallShape(queries, value.shape[2], heads, self.causal)
-        inputs = self._source.forward_inputs
-        call = AttentionCall(module, shape, value, mask, inputs, kwargs)
-        output = attended.view(batch, queries, heads, -1)
-        return add_maps(call, maps, output).reshape(attended.shape)
-
-
-class DebertaHooks(HookPair):
-    """DeBERTa, all versions: a projection returns the values, and the module returns Attn·V."""
-
-    causal = False
-
-    def __init__(self, module: nn.Module, source: MapSource) -> None:
-        super().__init__(module, source)
-        projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
-        keep = partial(nn.Module.register_forward_hook, hook=partial(self._keep, module))
-        self._handles.append(FollowingHook(module, projection, keep))
-        self._handles.append(module.register_forward_hook(self._after))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
@@ -124,65 +92,25 @@ class DebertaHooks(HookPair):
         self._value = values
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return (self._with_maps(module, output[0]), *output[1:])
+        """Attn·V (B, T, H·D) plus the terms of all active maps, and the other outputs."""
+        value, mask = self._value, self._mask
+        # Released here, so that no tensor of a batch lives longer than its forward.
+        self._value = self._mask = None
+        maps = self._source.maps()
+        if not maps:
+            return output
+        assert value is not None  # the projection ran within this call
+        attended, *others = output
+        _, heads, tokens, _ = value.shape
+        shape = CallShape(tokens, tokens, heads, causal=False)
+        call = AttentionCall(module, shape, value, mask, self._source.forward_inputs)
+        with_maps = add_maps(call, maps, attended.unflatten(2, (heads, -1)))
+        return (with_maps.reshape(attended.shape), *others)
 
 
-class FalconHooks(HookPair):
-    """Falcon and Bloom: the cache returns the values, and Attn·V is the input of ``dense``."""
-
-    causal = True
-
-    def __init__(self, module: nn.Module, source: MapSource) -> None:
-        super().__init__(module, source)
-        add = partial(nn.Module.register_forward_pre_hook, hook=partial(self._add, module))
-        self._handles.append(FollowingHook(module, "dense", add))
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._mask = kwargs["attention_mask"]
-        self._kwargs = {"position_ids": kwargs.get("position_ids")}
-        return args, {**kwargs, "layer_past": _ValueRecorder(self, kwargs.get("layer_past"))}
-
-    def _add(self, module: nn.Module, projection: nn.Module, args: Any) -> tuple[Tensor]:
-        return (self._with_maps(module, args[0]),)
-
-    def keep(self, value: Tensor) -> None:
-        """Keep the values (B, G, K, D) of this call."""
-        self._value = value
-
-
-class _ValueRecorder:
-    """Stands in for a layer's cache, which may be None, and gives the hooks the values it returns.
-
-    The stored values would not do: a cache may store them quantised or in pages.
-    """
-
-    def __init__(self, pair: FalconHooks, cache: Any) -> None:
-        self._pair = pair
-        self._cache = cache
-
-    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._cache is not None:
-            key, value = self._cache.update(key, value, *args, **kwargs)
-        self._pair.keep(value)
-        return key, value
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-
-# By file and class name, since the classes of both DeBERTa files have the same name.
-HOOKS: dict[str, type[HookPair]] = {
-    "modeling_deberta.DisentangledSelfAttention": DebertaHooks,
-    "modeling_deberta_v2.DisentangledSelfAttention": DebertaHooks,
-    "modeling_falcon.FalconAttention": FalconHooks,
-    "modeling_bloom.BloomAttention": FalconHooks,
-}
-
-
-def hooks_for(module: nn.Module) -> type[HookPair] | None:
-    """The hooks for this attention module; None if it has no entry in ``HOOKS``."""
-    for cls in type(module).__mro__:
-        name = f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
-        if name in HOOKS:
-            return HOOKS[name]
-    return None
+def is_deberta(module: nn.Module) -> bool:
+    """Whether a module is the attention of DeBERTa, of any version."""
+    return any(
+        cls.__name__ == "DisentangledSelfAttention" and "modeling_deberta" in cls.__module__
+        for cls in type(module).__mro__
+    )

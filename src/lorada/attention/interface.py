@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada.attention.attend import with_parts
 from lorada.attention.call import AttentionCall, implementation_of
-from lorada.attention.hooks import hooks_for
+from lorada.attention.hooks import is_deberta
 
 
 def install() -> None:
@@ -96,7 +96,7 @@ def attention_classes(model: nn.Module) -> str:
 
 def can_hold_map(module: nn.Module) -> bool:
     """Whether a map reaches the attention of this module."""
-    return dispatches(module) or hooks_for(module) is not None
+    return dispatches(module) or is_deberta(module)
 
 
 def self_attentions(model: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ from lorada.functional.maps import (
     position_factors,
     softmax_map,
 )
-from lorada.functional.product import apply_map, factors_product, map_value_product
+from lorada.functional.product import apply_map, factors_product
 
 __all__ = [
     "add_map_reference",
@@ -17,7 +17,6 @@ __all__ = [
     "factors_product",
     "full_rank_map",
     "low_rank_map",
-    "map_value_product",
     "mask_map",
     "position_embedding",
     "position_factors",

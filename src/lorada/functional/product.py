@@ -6,53 +6,15 @@ The product is computed from right to left, W_a (W_b V), wherever that is cheape
 map: it costs 2 R multiplications for each number of V instead of M. ``tile`` is the repetition of
 Eq. 17: with S map heads, query head i uses map i mod S.
 
-Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K keys, N map length,
-M tokens under the map, R rank, D head width.
+Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, M tokens under the map,
+R rank, D head width.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lorada.functional.causal import causal_blocks, product_form, side_by_side
-from lorada.functional.maps import Align, mask_map, position_factors
-
-
-def map_value_product(
-    w_a: Float[Tensor, "S N R"],
-    w_b: Float[Tensor, "S R N"],
-    value: Float[Tensor, "B G K D"],
-    inverse_scale: float,
-    *,
-    heads: int,
-    align: Align = "start",
-    causal: bool = False,
-    position: bool = True,
-) -> Float[Tensor, "B H M D"]:
-    """The second term of Eq. 13, tile(Attn_s)·V, on the M = min(N, K) tokens that the map covers.
-
-    Args:
-        w_a: left factor.
-        w_b: right factor.
-        value: values of whole, unpadded sequences.
-        inverse_scale: 1 / s.
-        heads: query heads H, a multiple of S and of G.
-        align: whether the map lies on the first (Eqs. 14-15) or the last (Eq. 16) M tokens.
-        causal: lower triangle only (Eq. 11).
-        position: False for the ¬P ablation.
-    """
-    size = min(w_a.shape[1], value.shape[2])
-    if position:
-        w_a, w_b = position_factors(w_a, w_b)
-    # Row t of W_a makes row t of the map, and column t of W_b its column t. So what a shorter
-    # sequence does not need is cut from the factors and never computed.
-    if align == "start":
-        w_a, w_b, value = w_a[:, :size], w_b[:, :, :size], value[:, :, :size]
-    else:
-        w_a, w_b = w_a[:, w_a.shape[1] - size :], w_b[:, :, w_b.shape[2] - size :]
-        value = value[:, :, value.shape[2] - size :]
-    # The scale may go on any factor of the product; W_a has the fewest numbers.
-    w_a = w_a if inverse_scale == 1 else w_a / inverse_scale
-    return factors_product(w_a, w_b, value, heads, causal=causal)
+from lorada.functional.maps import mask_map
 
 
 def factors_product(

@@ -54,7 +54,6 @@ _BERT = _scheme(
     whole=("word_embeddings", ("LayerNorm",)),
 )  # fmt: skip
 _BART = _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm", "layernorm_embedding")))
-_MEGATRON = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 _T5 = _scheme(
     ("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0", whole=(_EMBED, ("layer_norm",))
 )
@@ -76,13 +75,10 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "gptj": _scheme(_QKV, "attn.out_proj", "fc_in", "fc_out", whole=("wte", ("ln_1", "ln_f"))),
     "gpt_neox": _scheme(
-        "query_key_value", "attention.dense", *_MEGATRON,
+        "query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
         whole=("embed_in", ("layernorm", "layer_norm")),
     ),
     "opt": _scheme(_QKV, "self_attn.out_proj", "fc1", "fc2", whole=(_EMBED, ("layer_norm",))),
-    **dict.fromkeys(
-        ("falcon", "bloom"), _scheme("query_key_value", "self_attention.dense", *_MEGATRON)
-    ),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
     "distilbert": _scheme(
         ("q_lin", "k_lin", "v_lin"), "out_lin", "ffn.lin1", "ffn.lin2",

@@ -6,13 +6,11 @@ Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dime
 (2024). A (r, in) is frozen and M (r, r) trains. B (out, r) trains at first;
 ``methods.callbacks.lamda_schedule`` freezes its columns one after another.
 
-With ``init="spectral"``, B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of
-W = U Σ Vᵀ. The paper then subtracts s · U_r Σ_r V_rᵀ from W. Here W does not change, and U_r Σ_r is
-subtracted from B M, which gives the same y. With ``init="released"`` B starts at 0, and there is no
-U_r Σ_r.
+B, M and A start at U_r, Σ_r and V_rᵀ, the leading singular directions of W = U Σ Vᵀ. The paper
+then subtracts s · U_r Σ_r V_rᵀ from W. Here W does not change, and U_r Σ_r is subtracted from B M,
+which gives the same y.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -35,13 +33,11 @@ OVERSAMPLING, REFINEMENTS = 16, 4
 
 @dataclass
 class LamdaConfig(LoradaPeftConfig):
-    """Rank and initialisation of the matrices, and which linear layers get them.
+    """Rank and scale of the matrices, and which linear layers get them.
 
     Attributes:
         rank: r; with ``ranks="energy"`` the upper limit of the mean rank.
         scale: s, by which the product of the three matrices is multiplied.
-        init: how A, M and B start. ``spectral``: at the leading singular directions of the weight.
-            ``released``: A and M Kaiming-uniform and B at 0, as in the released code.
         ranks: ``uniform`` gives every linear layer ``rank``. ``energy`` (LaMDA++) gives twice the
             mean to weights with a flat spectrum and half the mean to those with a steep one, and
             writes that to ``rank_pattern``.
@@ -52,7 +48,6 @@ class LamdaConfig(LoradaPeftConfig):
 
     rank: Count = field(default=32)
     scale: Number = field(default=1.0)
-    init: Literal["spectral", "released"] = field(default="spectral")
     ranks: Literal["uniform", "energy"] = field(default="uniform")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
@@ -93,27 +88,21 @@ class LamdaLayer(DeltaLayer):
         self.lora_A[adapter_name] = self.new_weight(rank, width_in).data
         self.lora_M[adapter_name] = self.new_weight(rank, rank)
         self.lora_B[adapter_name] = self.new_weight(width_out, rank)
-        if config.init == "spectral":
-            self.lora_U[adapter_name] = self.new_weight(width_out, rank).data
-            self.lora_sigma[adapter_name] = self.new_weight(rank).data
+        self.lora_U[adapter_name] = self.new_weight(width_out, rank).data
+        self.lora_sigma[adapter_name] = self.new_weight(rank).data
         with torch.no_grad():
             self._initialise(adapter_name, config, rank)
 
     def _initialise(self, name: str, config: LamdaConfig, rank: int) -> None:
         down, middle, up = self.lora_A[name], self.lora_M[name], self.lora_B[name]
-        if config.init == "spectral":
-            # An adapter for inference is loaded next, and needs no slow decomposition.
-            if not (config.inference_mode or up.is_meta):
-                weight = plain_matrix(self.get_base_layer(), 'init="spectral"')
-                left, values, right = leading(weight, rank)
-                down.copy_(right)
-                middle.copy_(torch.diag(values))
-                up.copy_(left)
-                self.lora_U[name].copy_(left)
-                self.lora_sigma[name].copy_(values)
-        else:
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-            nn.init.kaiming_uniform_(middle, a=math.sqrt(5))
+        # An adapter for inference is loaded next, and needs no slow decomposition.
+        if not (config.inference_mode or up.is_meta):
+            left, values, right = leading(plain_matrix(self.get_base_layer(), "LaMDA"), rank)
+            down.copy_(right)
+            middle.copy_(torch.diag(values))
+            up.copy_(left)
+            self.lora_U[name].copy_(left)
+            self.lora_sigma[name].copy_(values)
         if not config.init_weights:
             up.add_(torch.randn_like(up), alpha=0.1)
 
@@ -127,12 +116,10 @@ class LamdaLayer(DeltaLayer):
         return F.linear(hidden, left.to(down.dtype)) * self.configs[name].scale
 
     def left_factor(self, name: str) -> Tensor:
-        """B M − U_r Σ_r (out, r), in float32 or wider; B M if the start was not spectral."""
-        product = wide(self.lora_B(name)) @ wide(self.lora_M(name))
-        if name in self.lora_U:
-            # At the start both products have the same factors, so their difference is exactly 0.
-            product = product - wide(self.lora_U(name)) @ torch.diag(wide(self.lora_sigma(name)))
-        return product
+        """B M − U_r Σ_r (out, r), in float32 or wider."""
+        # At the start both products have the same factors, so their difference is exactly 0.
+        start = wide(self.lora_U(name)) @ torch.diag(wide(self.lora_sigma(name)))
+        return wide(self.lora_B(name)) @ wide(self.lora_M(name)) - start
 
 
 class LamdaModel(DeltaModel):

@@ -26,7 +26,7 @@ from lorada.attention.forward_inputs import (
     ForwardListener,
     forward_listener,
 )
-from lorada.attention.hooks import HOOKS, hooks_for
+from lorada.attention.hooks import DebertaHooks, is_deberta
 from lorada.attention.interface import attention_classes, self_attentions
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
@@ -117,8 +117,8 @@ class LmamLayer(AttachedLayer):
         self._pe = FrozenEntries()
         self._listener: ForwardListener | None = None
         interface.install()
-        if hooks := hooks_for(host):
-            self._handles.append(hooks(host, self))
+        if is_deberta(host):
+            self._handles.append(DebertaHooks(host, self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # In a new process, which unpickles a model, the attention functions are not wrapped yet.
@@ -142,7 +142,7 @@ class LmamLayer(AttachedLayer):
         if self._listener is None:
             self._listener = forward_listener(model)
             self._listener.add_layer()
-            if not hooks_for(self.host):
+            if not is_deberta(self.host):
                 self._listener.check_before(self.host, interface.check_installed)
             self._handles.append(self._listener)
         self.configs[adapter_name] = config
@@ -275,10 +275,9 @@ class LmamModel(AttachedModel):
 
     def no_host(self, config: Any) -> str:
         """Which modules would do, and which attention the model has."""
-        known = sorted(name.partition(".")[2] for name in HOOKS)
         return (
             f"no self-attention module of {type(self.model).__name__} dispatches through "
-            f"transformers' attention interface or is one of {', '.join(known)}; "
+            "transformers' attention interface or is DeBERTa's; "
             f"found {attention_classes(self.model) or 'none'}"
         )
 

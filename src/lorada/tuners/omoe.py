@@ -1,18 +1,18 @@
-"""OMoE as a PEFT tuner: each linear layer gets several LoRA or DoRA experts and a router.
+"""OMoE as a PEFT tuner: each linear layer gets several DoRA experts and a router.
 
     y = W x + Σ_i g_i u_i,   g = softmax(W_r x),   (u_1, …, u_E) = Gram-Schmidt of (e_1, …, e_E)
 
-for one token x. For LoRA the output e_i of expert i is (α/r) B_i A_i x. For DoRA it is the change
-of W x by DoRA with the matrices and the magnitude of expert i. Gram-Schmidt makes the outputs
-orthogonal. "OMoE: Diversifying Mixture of Low-Rank Adaptation by Orthogonal Finetuning" (2025). The
-parameter counts in it are those of E = 2 DoRA experts of rank 16 on the FFN.
+for one token x. The output e_i of expert i is the change of W x by DoRA with the matrices and the
+magnitude of the expert. Gram-Schmidt makes the outputs orthogonal. "OMoE: Diversifying Mixture of
+Low-Rank Adaptation by Orthogonal Finetuning" (2025). The parameter counts in it are those of E = 2
+experts of rank 16 on the FFN.
 
 Shapes: E experts, r rank, d width of the output.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,18 +32,13 @@ EPSILON = 1e-20  # added to ⟨u, u⟩. So small since the outputs of experts st
 
 @dataclass
 class OmoeConfig(LoradaPeftConfig):
-    """Number and kind of experts, and how the router mixes them.
+    """Number and size of the experts.
 
     Attributes:
         experts: E, the number of experts on each linear layer.
         rank: r of each expert.
         alpha: α; the output of an expert is scaled by α/r.
         dropout: rate of the dropout on the input of the experts.
-        use_dora: True for DoRA experts, each with its own magnitude; False for LoRA experts.
-        routing: ``soft`` mixes all experts; ``top2`` the two with the largest g_i, divided by their
-            sum.
-        normalize: whether each u_i is divided by its norm. B then starts from N(0, 0.001²), since
-            B = 0 has no direction, and so the model does not start as the base.
         target_modules: names or a regex of the linear layers that get experts; None for the three
             of the FFN of LLaMA-like models.
         exclude_modules: names or a regex of modules to leave out.
@@ -53,18 +48,8 @@ class OmoeConfig(LoradaPeftConfig):
     rank: Count = field(default=16)
     alpha: Number = field(default=32.0)
     dropout: Rate = field(default=0.05)
-    use_dora: bool = field(default=True)
-    routing: Literal["soft", "top2"] = field(default="soft")
-    normalize: bool = field(default=False)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.routing == "top2" and self.experts < 2:
-            raise ValueError(
-                f"routing='top2' needs two experts or more, not experts={self.experts}"
-            )
 
 
 class OmoeLayer(DeltaLayer):
@@ -90,15 +75,12 @@ class OmoeLayer(DeltaLayer):
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
             if not config.init_weights:
                 up.normal_(std=0.1)
-            elif config.normalize:
-                up.normal_(std=1e-3)
         self.configs[adapter_name] = config
         self.lora_down[adapter_name] = down
         self.lora_up[adapter_name] = up
         self.lora_router[adapter_name] = router
-        if config.use_dora:
-            norms = row_norms(weight, down, up, config.alpha / config.rank)
-            self.lora_magnitude[adapter_name] = nn.Parameter(norms)
+        norms = row_norms(weight, down, up, config.alpha / config.rank)
+        self.lora_magnitude[adapter_name] = nn.Parameter(norms)
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """Σ_i g_i u_i of one adapter (…, out)."""
@@ -107,13 +89,13 @@ class OmoeLayer(DeltaLayer):
         dropped = F.dropout(x, config.dropout, self.training)
         hidden = torch.einsum("...i,eri->...er", dropped, down)
         experts = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
-        if config.use_dora:  # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
-            norms = row_norms(matrix(self.get_base_layer()), down, up, scale)
-            ratio = wide(self.lora_magnitude(name)) / norms
-            experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
-        shares = expert_shares(F.linear(x, self.lora_router(name)), config.routing)
+        # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
+        norms = row_norms(matrix(self.get_base_layer()), down, up, scale)
+        ratio = wide(self.lora_magnitude(name)) / norms
+        experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
+        shares = torch.softmax(wide(F.linear(x, self.lora_router(name))), -1)
         # A sum and not a matrix product, which autocast would compute in half precision.
-        return (shares.unsqueeze(-1) * orthogonalise(experts, config.normalize)).sum(-2)
+        return (shares.unsqueeze(-1) * orthogonalise(experts)).sum(-2)
 
 
 class OmoeModel(DeltaModel):
@@ -124,11 +106,10 @@ class OmoeModel(DeltaModel):
     not_mergeable = "the mixture of their experts differs by token; keep them as an adapter"
 
 
-def orthogonalise(experts: Tensor, normalize: bool = False) -> Tensor:
+def orthogonalise(experts: Tensor) -> Tensor:
     """Gram-Schmidt: u_1 = e_1 and u_i = e_i − Σ_{j<i} ⟨e_i, u_j⟩ / ⟨u_j, u_j⟩ · u_j.
 
-    ``experts`` has e_i of every token (…, E, d), the result u_i, in float32 or wider. ``normalize``
-    divides each u_i by its norm.
+    ``experts`` has e_i of every token (…, E, d), the result u_i, in float32 or wider.
     """
     found: list[Tensor] = []
     for vector in wide(experts).unbind(-2):
@@ -138,8 +119,6 @@ def orthogonalise(experts: Tensor, normalize: bool = False) -> Tensor:
             product = (vector * other).sum(-1, keepdim=True)
             vector = vector - product / (other.square().sum(-1, keepdim=True) + EPSILON) * other
         found.append(vector)
-    if normalize:
-        found = [F.normalize(vector, dim=-1, eps=EPSILON) for vector in found]
     return torch.stack(found, -2)
 
 
@@ -164,16 +143,6 @@ def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         # Rounding may take the square of a norm near 0 below 0.
         norms: Tensor = total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
     return norms
-
-
-def expert_shares(logits: Tensor, routing: str) -> Tensor:
-    """g: the share that each expert has in a token's output (…, E), in float32 or wider."""
-    shares = torch.softmax(wide(logits), -1)
-    if routing == "top2":
-        chosen, index = shares.topk(2, -1)
-        chosen = chosen / chosen.sum(-1, keepdim=True)
-        shares = torch.zeros_like(shares).scatter(-1, index, chosen)
-    return shares
 
 
 register("OMOE", OmoeConfig, OmoeModel)

@@ -86,15 +86,6 @@ def soft_threshold(gates: Tensor, xi: float) -> Tensor:
     return gates.sign() * (gates.abs() - xi).clamp(min=0)
 
 
-def released_threshold(gates: Tensor, xi: float) -> Tensor:
-    """The threshold of the released code, which also sets gates within 2ξ of 0 to 0."""
-    moved = torch.where(gates > xi, gates - xi, torch.where(gates < -xi, gates + xi, gates))
-    return torch.where(moved.abs() < xi, torch.zeros_like(moved), moved)
-
-
-THRESHOLDS = {"soft": soft_threshold, "released": released_threshold}
-
-
 class SoraCount(NamedTuple):
     """Numbers of parameters of an adapter."""
 

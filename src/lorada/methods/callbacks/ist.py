@@ -31,7 +31,7 @@ from lorada.methods.callbacks.layers import (
     same_everywhere,
     training_batches,
 )
-from lorada.tuners.base.part_config import Count, check_values
+from lorada.tuners.base.part_config import Count, Number, check_values
 
 
 @dataclass(eq=False)
@@ -50,7 +50,7 @@ class ISTCallback(LayerCallback):
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.25  # what their scale is multiplied by
     every: Count = 10  # steps from one update of the scores to the next
     samples: Count = 3  # number of sets in an update, each of which takes one forward pass
-    lr: float = 10.0  # μ, the learning rate of the scores
+    lr: Number = 10.0  # μ, the learning rate of the scores
     examples: Count = 16  # number of training rows to compare the sets on
     # I, one for each layer in the model's order.
     scores: list[float] = field(default_factory=list, init=False)

@@ -2,13 +2,13 @@
 
     g ← T( optimizer step on g )
 
-T is the soft threshold, at ξ = ηλ (publication) or at a constant ξ (released code). The released
-code also adds a penalty λ · mean|g| to the loss. Here each step starts the gates' gradients at the
+T is the soft threshold of the publication, at a constant ξ as in the released code, which
+also adds a penalty λ · mean|g| to the loss. Here each step starts the gates' gradients at the
 gradient of that penalty, so that it is accumulated, clipped and scaled with the loss's.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from lorada.methods.callbacks.layers import trained
 from lorada.tuners.base.part_config import check_values
-from lorada.tuners.sora import THRESHOLDS, SoraLayer, sora_count
+from lorada.tuners.sora import SoraLayer, soft_threshold, sora_count
 
 
 @dataclass(eq=False)
@@ -29,10 +29,6 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     xi: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-4  # the threshold ξ
-    # ``soft`` (publication) or ``released`` (the code, which zeroes up to 2ξ).
-    threshold: Literal["soft", "released"] = "soft"
-    # Whether to multiply ξ by the learning rate of the step, as in the publication's ηλ.
-    times_learning_rate: bool = False
     _before: list[torch.Tensor] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -79,10 +75,8 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             for gate, before in zip(gates, self._before, strict=True):
                 gate.data.copy_(before)
             return
-        groups = _groups(kwargs["optimizer"])
         for gate in gates:
-            rate = groups[gate]["lr"] if self.times_learning_rate else 1.0
-            gate.data.copy_(THRESHOLDS[self.threshold](gate.detach(), self.xi * rate))
+            gate.data.copy_(soft_threshold(gate.detach(), self.xi))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log how many gates are 0 and how many parameters are left."""

@@ -104,24 +104,22 @@ def _is_serial(layer: nn.Module) -> bool:
     return not getattr(layer, "use_parallel_residual", True)
 
 
-_FALCON = _is("FalconDecoderLayer")  # its dropout of the FFN is no module
+def _is_not_bloom(layer: nn.Module) -> bool:
+    """Bloom's mlp also gets x and returns x + y."""
+    return not _is("BloomBlock")(layer)
+
+
 _LLAMA = ("post_attention_layernorm", "input_layernorm")
 
 # The first one that fits a layer counts.
 FFN_LAYOUTS = (
-    # Falcon-RW; Falcon-7B; Falcon-40B.
-    _mlp(*_LLAMA, total="out", when=_FALCON),
-    _mlp("input_layernorm", total="out", parallel=True, when=_FALCON),
-    _mlp("ln_mlp", "ln_attn", total="out", parallel=True, when=_FALCON),
     # GPT-NeoX; its layers are nearly always parallel.
     _mlp(*_LLAMA, output="post_mlp_dropout.out", when=_is_serial),
     _mlp(*_LLAMA, output="post_mlp_dropout.out", parallel=True),
     # Phi-3.
     _mlp(*_LLAMA, output="resid_mlp_dropout.out"),
-    # Bloom; its mlp also gets x and returns x + y.
-    _mlp(*_LLAMA, output="mlp.dense_4h_to_h.out", total="mlp.out", when=_is("BloomBlock")),
     # Llama, Mistral, Qwen, Gemma.
-    _mlp(*_LLAMA),
+    _mlp(*_LLAMA, when=_is_not_bloom),
     # Gemma 2 and 3, with a norm in front of the FFN and one behind it that belongs to y.
     _mlp("pre_feedforward_layernorm", *_LLAMA, "post_feedforward_layernorm",
          output="post_feedforward_layernorm.out"),
@@ -156,7 +154,6 @@ ATTENTIONS = (
     ("encoder_attn", "encoder_attn.out_proj"),
     ("attention.self", "attention.output.dense"),  # BERT, RoBERTa, ELECTRA, DeBERTa
     ("self_attn", "self_attn.dense"),  # Phi
-    ("self_attention", "self_attention.dense"),  # Falcon, Bloom
     ("attention", "attention.dense"),  # GPT-NeoX
     ("attention", "attention.o_proj"),  # ViT
     ("attention", "attention.out_lin"),  # DistilBERT

@@ -1,4 +1,4 @@
-"""What PEFT's own functions do with stacks: adding adapters, saving, rescaling."""
+"""What PEFT's own functions do with stacks: adding adapters, saving."""
 
 from functools import wraps
 from typing import Any
@@ -7,14 +7,10 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model_state_dict,
-    helpers,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.tuners.base.part_config import STACK, PeftTypeName
-from lorada.tuners.stack.nested_layers import tuner_of
 from lorada.tuners.stack.stack_config import as_stack
 
 # What TRL calls the copy of adapter ``default`` that DPO, KTO, GRPO and RLOO refer to. It adds it
@@ -27,26 +23,6 @@ MERGED = (
     "save what model.merge_and_unload() gives if every part can be merged; else give "
     "model.peft_config[...].base_model_name_or_path the folder in which you save model.unload()"
 )
-
-
-class _LoraAlone(type):
-    def __instancecheck__(cls, module: Any) -> bool:
-        for name in module.active_adapters if isinstance(module, BaseTuner) else ():
-            for part in getattr(module.peft_config[name], "parts", []):
-                if not issubclass(tuner_of(part).tuner_layer_cls, LoraLayer):
-                    raise ValueError(
-                        "rescale_adapter_scale scales LoRA alone and would leave "
-                        f"{type(part).__name__} as before: activate an adapter that is LoRA alone"
-                    )
-        return isinstance(module, LoraLayer)
-
-
-class Scaled(metaclass=_LoraAlone):
-    """The layers that ``rescale_adapter_scale`` scales.
-
-    That function asks each module, from the outside in, whether it is one. So the stack, which
-    comes before its layers, can refuse before anything is changed.
-    """
 
 
 def register() -> None:
@@ -85,5 +61,3 @@ def register() -> None:
 
     PeftModel.add_adapter = add_adapter  # type: ignore[method-assign]
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
-    # Not the function, which may have been imported before.
-    helpers.LoraLayer = Scaled  # type: ignore[misc, assignment]
