@@ -6,9 +6,7 @@ import sys
 import pytest
 import train_every_method
 from folders import bert_folder, llama_folder, split_file
-from library.page import read_marked
 from methods.test_method_contract import PLUGGED
-from paths import ROOT
 from programs import printed
 
 from lorada import METHODS
@@ -65,9 +63,3 @@ def test_no_method_is_left_out(place, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     names = said.partition("is none of ")[2].split(", ")
     assert set(names) == {*METHODS, *(f"{name}+lmam" for name in PLUGGED)}
-
-
-def test_the_page_has_the_figures_of_the_results():
-    results = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
-    written = read_marked(ROOT / "docs/methods.md", train_every_method.SCRIPT)
-    assert written == train_every_method.page(results)

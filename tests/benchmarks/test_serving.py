@@ -1,22 +1,12 @@
-"""``serving/run.py`` and ``serving/steps.py``: the steps that are timed, and the page."""
+"""``serving/steps.py``: the steps that are timed."""
 
-import json
-
-import pytest
 import torch
 from exact_cells import adapted
-from library.page import read_marked
-from serving import run, steps
+from serving import steps
 from serving.load import Load
 
 from lorada.inference.serving.served import SharedModel
 from lorada.tuners.lmam import LmamLayer
-
-
-@pytest.mark.parametrize("script", [run, steps], ids=["run", "steps"])
-def test_the_page_has_the_figures_of_the_results(script):
-    written = read_marked(steps.DOCS, f"{script.__name__.replace('.', '/')}.py")
-    assert written == script.page(json.loads(script.RESULTS.read_text()))
 
 
 def test_every_pass_is_computed_without_the_map_with_it_and_without_it():
