@@ -7,7 +7,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from fake_gpu import GPU, fake_gpu, move
 from gpu import answers, gpu_tests, map_costs, methods, run, trainings, waits
 from gpu.machine import Machine
 
@@ -65,19 +64,6 @@ def test_the_map_is_timed_beside_none_and_the_paper_s_form(machine):
     assert set(step["ms"]) == {"off", "on", "off_again", "paper"}
     assert step["kernels"]["on"] > step["kernels"]["off"] > 100
     assert token["kernels"]["on"] > token["kernels"]["off"]
-
-
-def test_what_is_timed_runs_on_a_fake_gpu_and_never_waits_for_it(machine):
-    step, token = map_costs.cases(machine)
-    models = map_costs._models(machine, step)
-    on_gpu = Machine(str(GPU), True, machine.folder)
-    with fake_gpu({}) as gpu:
-        for name, model in models.items():
-            move(model)
-            map_costs._step(on_gpu, model, step)(0)
-            if name != "paper":
-                map_costs._tokens(on_gpu, model, token)(0)
-    assert not gpu.reads
 
 
 def test_trainings_are_measured_beside_trl_and_peft(machine):

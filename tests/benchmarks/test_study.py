@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 
-import numpy as np
 import pytest
 from paths import ROOT
 
@@ -62,28 +61,3 @@ def test_held_out_rows_share_no_text_with_training_rows(study, tmp_path, monkeyp
     assert held_out
     for row in held_out:
         assert not any(row["text"] in one["text"] or one["text"] in row["text"] for one in train)
-
-
-def measured(kept, level, seed, seeds=5, rows=400):
-    random = np.random.default_rng(seed)
-    scores = 100.0 * (random.random((seeds, rows)) < level)
-    losses = ((1 - level) + random.random((seeds, rows)) / 9).round(3)
-    return kept.Measured(scores, losses, [3e-3] * seeds, 9216, 0.1, 2**30)
-
-
-@pytest.mark.parametrize(
-    ("levels", "said"),
-    [
-        ((0.9, 0.6), ["better; by loss better"] * 2),
-        ((0.6, 0.9), ["**worse**; by loss **worse**"] * 2),
-        ((0.7, 0.7), ["not shown; by loss not shown", "not worse; by loss not worse"]),
-    ],
-    ids=["better", "worse", "same"],
-)
-def test_a_verdict_follows_the_truth(levels, said, study):
-    second = study("second")
-    sides = zip((second.LEFT, second.HEAD), levels, (1, 2), strict=True)
-    found = {"syllogism": {name: measured(second, level, seed) for name, level, seed in sides}}
-    for better, words in zip((True, False), said, strict=True):
-        asked = second.Asked("syllogism", second.LEFT, second.HEAD, better)
-        assert list(second.tests([asked], found))[2].rsplit("|", 2)[1].strip() == words
