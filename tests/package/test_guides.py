@@ -9,8 +9,8 @@ import sys
 
 import pytest
 from folders import bert_folder, llama_folder
-from paths import ROOT, TESTS
-from programs import commands, printed
+from paths import ROOT
+from programs import commands
 
 from lorada import cli
 
@@ -42,13 +42,6 @@ def typed(block):
             # A table that is trained takes minutes: here it is only planned.
             trained = words[1] == "table" and words[2] not in ("2", "3")
             yield [*words, "--dry-run"] if trained and "--dry-run" not in words else words
-
-
-@pytest.mark.more
-@pytest.mark.skipif(not importlib.util.find_spec("uvicorn"), reason="needs the extra serve")
-def test_the_first_hour_of_a_new_user_goes_well(tmp_path):
-    out = printed(sys.executable, TESTS / "first_hour.py", tmp_path, HF_HUB_OFFLINE="1")
-    assert out.splitlines()[-1] == "the first hour went well"
 
 
 def test_every_guide_with_code_is_run_here():
