@@ -19,8 +19,6 @@ from library import (
 from library.page import write_marked
 from paths import ROOT
 from published import page as published_page
-from serving import run as serving
-from serving import steps as serving_steps
 
 
 def stored(name):
@@ -51,10 +49,6 @@ PAGES = {
         stored("training_growth"), page)),
     "generated answers": ("benchmarks/NOTES.md", lambda page: generated_answers_page.write_page(
         page, stored("generated_answers"))),
-    "serving": ("benchmarks/NOTES.md", lambda page: write_marked(
-        page, "serving/run.py", serving.page(stored("serving")))),
-    "serving steps": ("benchmarks/NOTES.md", lambda page: write_marked(
-        page, "serving/steps.py", serving_steps.page(stored("serving_steps")))),
     "gpu": ("docs/gpu.md", lambda page: gpu_page.write_page(stored("gpu"), gpu_run.PARTS, page)),
     "published": ("docs/published.md", write_published),
     "the paper's tables": ("docs/paper.md", lambda page: write_marked(

@@ -5,14 +5,7 @@ import json
 import measure_generated_answers
 import measure_training_growth
 import pytest
-import torch
-from exact_cells import adapted
 from library.measuring import Request
-from serving import steps
-from serving.load import Load
-
-from lorada.inference.serving.served import SharedModel
-from lorada.tuners.lmam import LmamLayer
 
 
 @pytest.mark.slow
@@ -42,23 +35,3 @@ def test_a_curve_of_a_training_step_has_both_losses_at_each_point(tmp_path, monk
     assert all(p["lorada_ms"] > 0 and p["plain_ms"] > 0 for p in points)
     assert "| vocabulary | 64 to 128 |" in page.read_text()
     assert (tmp_path / "training-vocabulary.png").is_file()
-
-
-def test_every_pass_of_a_server_is_computed_without_the_map_with_it_and_without_it():
-    shared = SharedModel(adapted("llama", "map"))
-    maps = [module for module in shared.base.modules() if isinstance(module, LmamLayer)]
-    model = steps.InTurns(shared, "default", steps._map_switch(maps))
-    seen = []
-    shared.base.register_forward_hook(
-        lambda *args: seen.append((len(maps[0].maps()), args[2].logits.clone()))
-    )
-    load = Load(3, 2, read=(4, 7), write=(2, 4), tokens=(5, 20))
-    with torch.no_grad():
-        measured = steps._round(model, load, 0)
-    assert measured["tokens_per_second"] > 0
-    assert all(second > 0 for second in model.seconds)
-    numbers, logits = zip(*seen, strict=True)
-    assert numbers == (0, 1, 0) * (len(seen) // 3)
-    assert all(torch.equal(*logits[i : i + 3 : 2]) for i in range(0, len(logits), 3))
-    # The first pass reads prompts, which are under the map; later tokens may be past it.
-    assert not torch.equal(*logits[:2])
