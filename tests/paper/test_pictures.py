@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 from folders import rows_file, t5_folder
 from trained import run_recipe
 
@@ -45,13 +46,11 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize(("name", "layers"), [("bert", 2), ("llama", 2), ("t5", 4)])
 def test_the_maps_of_a_sentence_add_up_and_have_one_row_a_token(runs, name, layers):
     found = sentence_maps(load_run(runs / name), TEXT)
-    softmax, map_, fused = (found["maps"][k][0] for k in found["maps"])
+    softmax, map_, fused = (torch.tensor(values) for values, _ in found["maps"].values())
     count = len(found["tokens"])
-    assert len(fused) == count == len(fused[0])
-    for i in range(count):
-        for j in range(count):
-            assert fused[i][j] == pytest.approx(softmax[i][j] + map_[i][j], abs=1e-6)
-    below = sum(value < 0 for row in map_ for value in row)
+    assert fused.shape == (count, count)
+    assert (fused - softmax - map_).abs().max() < 1e-6
+    below = int((map_ < 0).sum())
     # The last layer of a T5 is its decoder's.
     pairs = count * count if name == "bert" else count * (count + 1) // 2
     assert found["maps"]["LMAM (Attn_s)"][1] == pytest.approx(below / pairs)
