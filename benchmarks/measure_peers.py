@@ -22,8 +22,6 @@ an hour and a half on two quiet cores.
 All words are made up. Writes benchmarks/results/peers.json and docs/performance.md.
 """
 
-import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,7 +172,6 @@ def evaluate(place: Place) -> dict[str, Any]:
     few = write_rows(place.folder / "few.jsonl", rows[:16])
     place.train(few, "run")(0)
     run = place.folder / "run"
-    adapter = plain_lora(run / "adapter", place.folder / "adapter")
 
     def with_lorada(turn: int) -> Finished:
         return place.lorada("evaluate", run, "--data", files[turn])
@@ -182,7 +179,7 @@ def evaluate(place: Place) -> dict[str, Any]:
     def with_lm_eval(turn: int) -> Finished:
         task = place.folder / f"task-{turn}.yaml"
         task.write_text(TASK.format(data=files[turn]), encoding="utf-8")
-        about = ("--model", place.model, "--adapter", adapter, "--task", task)
+        about = ("--model", place.model, "--adapter", run / "adapter", "--task", task)
         return place.peer("score_with_lm_eval.py", *about)
 
     sides = {"lorada": with_lorada, "lorada_again": with_lorada, "lm_eval": with_lm_eval}
@@ -198,17 +195,6 @@ def evaluate(place: Place) -> dict[str, Any]:
         "questions": len(pairs),
         "sides": {name: {"versions": done[name][-1].stamps["versions"]} for name in sides},
     }
-
-
-def plain_lora(adapter: Path, target: Path) -> Path:
-    """A copy of a run's adapter, a stack of LoRA alone, that PEFT loads without lorada."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    (part,) = config["parts"]
-    target.mkdir()
-    shutil.copy(adapter / "adapter_model.safetensors", target)
-    plain = json.dumps({**part, "task_type": config["task_type"]})
-    (target / "adapter_config.json").write_text(plain, encoding="utf-8")
-    return target
 
 
 TASK = """task: made_up_questions

@@ -10,14 +10,13 @@ import pytest
 import torch
 from conftest import assert_close, assert_same_gradients
 from folders import llama_folder
-from library import fresh_process, map_costs_page, measuring, paper_attention, timing
+from library import map_costs_page, paper_attention
 from library.agreement import DisagreementError
 from library.measuring import Request
 
 from lorada.functional.maps import add_map_reference, low_rank_map
 
 NAMES = ["forward_4x512", "padded_8x128", "paper_1x2048", "decode_padded"]
-UNREACHED = "a row that must not be measured"
 
 
 @pytest.fixture
@@ -32,65 +31,46 @@ def files(tmp_path):
     return tmp_path / "performance.json", tmp_path / "performance.md"
 
 
-@pytest.fixture
-def one_row(monkeypatch):
-    """A benchmark of one row, which takes no time; what is measured is counted."""
-    measured = []
-
-    def measure(settings):
-        measured.append(settings)
-        return {"ratio": 1.0, "lowest": 1.0, "highest": 1.0}
-
-    monkeypatch.setattr(performance, "ROWS", {"step_8x128": measure})
-    return measured
+def run_with(monkeypatch, script, settings, folder, **changes):
+    """Run a script as from the command line, its results and its page in a folder."""
+    options = {**vars(settings), "output": folder, **changes}
+    words = [f"--{key}={value}" for key, value in options.items()]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
+    script.main()
 
 
-def test_rows_are_measured_kept_and_written(settings, files):
-    performance.run(Request(settings, *files, NAMES))
-    rows = json.loads(files[0].read_text())["rows"]
-    assert list(rows) == NAMES
-    assert all(row["code"] == measuring.package_code() for row in rows.values())
+def test_rows_are_measured_and_written_and_those_of_other_settings_left_alone(
+    settings, files, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # for the rest of the process
+    run_with(monkeypatch, performance, settings, tmp_path, rows=",".join(NAMES))
+    run_with(monkeypatch, growth, settings, tmp_path, rows="batch")
+    run_with(monkeypatch, performance, settings, tmp_path, rows="saved_bytes")
+    results = json.loads(files[0].read_text())
+    assert list(results["rows"]) == [*NAMES, "saved_bytes"]
+    kept = results["rows"]["saved_bytes"]["mb"]
+    assert kept["1"] == kept["8"] < 0.2
+    assert len(results["growth"]["batch"]["points"]) == 6
     page = files[1].read_text()
-    for name in NAMES:
-        assert map_costs_page.LIMITS[name][0] in page
-    assert "sizes divided by 32" in page
-    assert map_costs_page.OLDER not in page
-    again = performance.run(Request(settings, *files, ["saved_bytes"]))
-    assert list(again["rows"]) == [*NAMES, "saved_bytes"]
-    assert again["rows"]["saved_bytes"]["mb"][1] == again["rows"]["saved_bytes"]["mb"][8] < 0.2
+    assert all(map_costs_page.LIMITS[name][0] in page for name in NAMES)
+    assert (tmp_path / "growth-batch.png").is_file()
+    for script in (performance, growth):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match=r"^2$"):
+            run_with(monkeypatch, script, settings, tmp_path, factor=16)
+        error = capsys.readouterr().err
+        assert "factor 32, not 16: pass --output DIR, or --overwrite" in error
+        assert error.count("\n") == 1
+    assert json.loads(files[0].read_text()) == results
 
 
-def test_a_ratio_is_that_of_the_medians_with_the_turns_extremes():
-    seconds = {"on": [1.0, 2.0, 6.0], "off": [1.0, 1.0, 2.0]}
-    assert timing.ratio(seconds, "on", "off") == {"ratio": 2.0, "lowest": 1.0, "highest": 3.0}
-
-
-@pytest.mark.parametrize("name", ["forward_4x512", "step_8x128", "decode_64", "peak_1x2048"])
-def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch, name):
+def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch):
     wrong_map = torch.ones(4, 128, 128) / 100
     monkeypatch.setattr(paper_attention, "low_rank_map", lambda *factors: wrong_map)
-    monkeypatch.setattr(performance, "time_in_turns", lambda *x: pytest.fail(UNREACHED))
-    monkeypatch.setattr(fresh_process, "call", lambda *x: pytest.fail(UNREACHED))
-    with pytest.raises(DisagreementError, match=f"{name} was not measured"):
-        performance.run(Request(settings, *files, [name]))
+    monkeypatch.setattr(performance, "time_in_turns", lambda *x: pytest.fail("not the same"))
+    with pytest.raises(DisagreementError, match="step_8x128 was not measured"):
+        performance.run(Request(settings, *files, ["step_8x128"]))
     assert not files[0].exists()
-
-
-def test_a_curve_is_only_measured_if_it_computes_the_same(monkeypatch):
-    module = growth.module_with_map(4, causal=True)
-    growth.check(module, 8, 1)
-    monkeypatch.setattr(paper_attention, "low_rank_map", lambda w_a, w_b, inverse: w_a @ w_b)
-    with pytest.raises(DisagreementError, match="output"):
-        growth.check(module, 8, 1)
-
-
-def test_a_map_alone_that_does_other_work_is_not_timed(monkeypatch):
-    module = growth.module_with_map(4, causal=True)
-    monkeypatch.setattr(growth, "with_parts", lambda attend: lambda m, q, k, v, mask, **_: (
-        attend()[0] + 0 * (v.sum() + sum(p.sum() for p in m.parameters())), None,
-    ))  # fmt: skip
-    with pytest.raises(DisagreementError, match="own gradient of V"):
-        growth.check(module, 8, 1)
 
 
 @pytest.mark.fp64
@@ -108,49 +88,3 @@ def test_the_papers_form_adds_what_the_slow_twin_adds(causal, tokens):
     wanted = (fused @ value.repeat_interleave(3, 1)).transpose(1, 2)
     assert_close(weights, fused)
     assert_same_gradients(found, wanted, [w_a, w_b, query, key, value])
-
-
-def test_only_what_is_missing_is_measured(settings, files, one_row):
-    for _ in range(2):
-        performance.run(Request(settings, *files))
-    assert len(one_row) == 1
-    performance.run(Request(settings, *files, ["step_8x128"]))
-    performance.run(Request(settings, *files, overwrite=True))
-    assert len(one_row) == 3
-
-
-@pytest.mark.parametrize("script", [performance, growth], ids=["rows", "growth"])
-def test_results_of_other_settings_are_left_alone(tmp_path, one_row, monkeypatch, capsys, script):
-    monkeypatch.setattr(logging, "disable", lambda level: None)  # for the rest of the process
-    words = ["benchmark", "--output", str(tmp_path), "--repetitions", "1"]
-    monkeypatch.setattr(sys, "argv", words)
-    performance.main()
-    before = (tmp_path / "performance.json").read_text()
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", [*words, "--factor", "32"])
-    with pytest.raises(SystemExit) as stopped:
-        script.main()
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "factor 1, not 32: pass --output DIR, or --overwrite" in error
-    assert error.count("\n") == 1
-    assert (tmp_path / "performance.json").read_text() == before
-    assert len(one_row) == 1
-
-
-def test_rows_of_other_code_are_marked(settings, files, one_row):
-    performance.run(Request(settings, *files))
-    results = json.loads(files[0].read_text())
-    (new,) = results["rows"].values()
-    results["rows"]["step_1x2048"] = {**new, "code": "0", "measured": "2020-01-01T00:00:00+00:00"}
-    results["rows"]["forward_4x512"] = {"ratio": 1.0, "lowest": 1.0, "highest": 1.0}
-    older = [map_costs_page.OLDER in line[0] for line in map_costs_page.lines(results)]
-    assert older == [True, False, True]  # forward, 8×128, 1×2048
-    assert "not known" in map_costs_page.marked_text(results)
-
-
-def test_a_figure_above_its_limit_is_not_called_met():
-    for ratio, said in ((1.05, "**no**"), (1.03, "yes")):
-        row = {"ratio": ratio, "lowest": 1.0, "highest": 1.1}
-        ((*_, met),) = map_costs_page.lines({"rows": {"step_8x128": row}})
-        assert met == said

@@ -1,18 +1,13 @@
-"""IST and OwLore where they are used: ``lorada train``, other families, several processes."""
+"""IST and OwLore where they are used: ``lorada train``, resumed and in several processes."""
 
-import json
-import os
 import shutil
-import sys
 
-import layer_callbacks_worker
 import pytest
-from conftest import assert_close
 from folders import llama_folder, rows_file
 from peft import LoraConfig
-from programs import printed
 from safetensors.torch import load_file
 from trained import assert_same
+from training.test_processes import BATCH, LLAMA, alone, assert_same_run, launch_all, words
 
 from lorada import BottleneckConfig, LoradaConfig
 from lorada.methods.build import Plan
@@ -22,6 +17,7 @@ from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
 pytestmark = pytest.mark.fp64
+LLAMA = {**LLAMA, "num_hidden_layers": 6}  # more than OwLore trains at a time
 
 
 def ist_plan() -> Plan:
@@ -68,18 +64,13 @@ def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("procedure", ["ist", "owlore"])
-def test_two_processes_train_as_one(procedure, tmp_path):
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        folder.mkdir()
-    layer_callbacks_worker.main(procedure, str(folders[0]), 1)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-    command += ["--multi_gpu", "--main_process_port", "0", layer_callbacks_worker.__file__]
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    printed(*command, procedure, folders[1], 2, **env)
-    expected, actual = (load_file(folder / "weights.safetensors") for folder in folders)
-    for name, tensor in expected.items():
-        assert_close(actual[name], tensor)
-    scores = [json.loads((folders[1] / f"scores{rank}.json").read_text()) for rank in (0, 1)]
-    assert scores[0] == scores[1]  # to the last bit, so that both draw the same layers
+@pytest.mark.parametrize("method", ["ist", "owlore_full"])
+def test_two_processes_train_as_one(method, place, tmp_path, works):
+    settings = [
+        "max_steps=12", "save_steps=12", "logging_steps=3", "training.adam_epsilon=1e-3",
+        "lora.lora_dropout=0" if method == "ist" else "learning_rate=1e-5",
+    ]  # fmt: skip
+    run = ("llama", "rows", method, tmp_path / "two", *settings)
+    codes, done = launch_all(tmp_path, [words(place, *run, *BATCH)])
+    assert codes == [[0], [0]], done.stderr
+    assert_same_run(tmp_path / "two", alone(place, works, *run[:3], tmp_path / "one", *settings))

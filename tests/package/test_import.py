@@ -166,8 +166,3 @@ def test_ours_is_imported_once_behind_theirs(way, tmp_path):
     ending = "\nassert 'theirs' not in [getattr(f, 'module', None) for f in sys.meta_path]"
     said = printed(sys.executable, "-c", code + ending, folder=tmp_path)
     assert said.splitlines() == ["begins", "ends", "ours theirs.part"]
-
-
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = lorada.nothing

@@ -104,16 +104,6 @@ def test_rows_of_one_scale_are_left_out_at_the_other_and_refused_by_name():
         table.rows_at("local", ["lora", "mam"])
 
 
-def test_what_a_table_says_of_a_part_that_a_method_lacks_falls_away():
-    table = load_table("table5")
-    parts = {
-        row.key: row_recipe(table, row, "paper", ["mrpc"], 1, Path("-")).parts
-        for row in table.rows_named(["lora", "lorada_a"])
-    }
-    assert parts["lora"].keys() == {"lora"}
-    assert parts["lorada_a"]["lmam"]["length"] == 256
-
-
 def test_a_task_may_have_a_model_of_its_own_and_a_row_settings_for_a_task():
     def recipes(name, key, *tasks):
         table = load_table(name)

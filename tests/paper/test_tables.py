@@ -1,10 +1,8 @@
 """The paper's tables: recipes of rows, runs that go on where they were, pages beside the paper."""
 
+import fcntl
 import json
 import shlex
-import subprocess
-import sys
-from contextlib import contextmanager
 from unittest.mock import Mock
 
 import pytest
@@ -105,20 +103,16 @@ def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypa
     assert json_of("table", 2) == found
 
 
-def test_a_table_that_was_cut_off_runs_only_what_is_missing(place, works, mistake):
+def test_a_table_that_was_cut_off_runs_and_scores_only_what_is_missing(place, works, mistake):
     works(*LORA)
-    first = place / STORED
-    before = first.stat().st_mtime_ns
+    stored = place / STORED
+    before = stored.stat().st_mtime_ns
     assert "is there already: use --resume" in mistake(*ASKED)
     _, err = works(*ASKED, "--resume")
     assert "full, rte, seed 1: started" in err
     assert "lora, rte, seed 1" not in err
-    assert first.stat().st_mtime_ns == before
-
-
-def test_a_run_that_was_not_scored_on_all_its_tasks_is_only_scored(place, works):
-    works(*LORA)
-    stored = place / STORED
+    assert stored.stat().st_mtime_ns == before
+    # A run that was not scored on all its tasks.
     kept = json.loads(stored.read_text())
     for path in (stored, place / RUN / "result.json"):
         path.write_text(json.dumps({**kept, "metrics": {"other (base)": {"n": 1}}}))
@@ -154,16 +148,6 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(works, place, call
     assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
 
 
-def test_an_overwritten_table_that_is_cut_off_has_no_old_numbers(
-    place, call, works, monkeypatch, jobs_here
-):
-    works(*ASKED)
-    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("cut off")))
-    assert call(*ASKED, "--overwrite")[0] == 2
-    assert not list((place / "docs/results").rglob("seed*.json"))
-    assert not list((place / "runs").rglob("result.json"))
-
-
 def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     words = ("table", "5", "--scale", "local", "--tasks", "rte")
     works(*words, "--rows", "lora", "--seeds", "1,1")
@@ -174,24 +158,11 @@ def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     assert "seeds 1, 2" in page
 
 
-@contextmanager
-def held(path):
-    """Another process has locked a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
-    code += "print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        yield
-    finally:
-        holder.kill()
-        holder.wait()
-
-
 @pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
 def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works, mistake):
-    with held(place / RUN / file):
+    (place / RUN).mkdir(parents=True)
+    with (place / RUN / file).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as another process has
         assert call(*LORA)[:2] == (0, "")  # nothing to show, so there is no page
         assert not (place / "docs").exists()
         out, err = works(*ASKED)
@@ -199,7 +170,8 @@ def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works
         assert "Full" in out
         assert not list(place.rglob("results/**/lora/**/seed1.json"))
     works(*LORA)
-    with held(place / RUN / file):
+    with (place / RUN / file).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         assert "is being trained by" in mistake(*LORA, "--overwrite")
     assert (place / RUN / "result.json").is_file()
     assert (place / STORED).is_file()
@@ -265,7 +237,7 @@ def test_a_plan_suggests_the_runs_that_it_is_of(place, works):
     assert stored == ["seed1.json"] * len(TASKS)
 
 
-def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(
+def test_a_failed_run_does_not_end_the_table_and_leaves_no_old_numbers_if_overwritten(
     place, call, works, monkeypatch, jobs_here
 ):
     train = learning_rate.train
@@ -283,6 +255,10 @@ def test_a_failed_run_does_not_end_the_table_and_is_named_at_its_end(
     _, err = works(*ASKED, "--resume")
     assert "1 of 2 jobs were done before" in err
     assert (place / PAGE).read_text().count("| ours |") == 2
+    monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("cut off")))
+    assert call(*ASKED, "--overwrite")[0] == 2
+    assert not list((place / "docs/results").rglob("seed*.json"))
+    assert not list((place / "runs").rglob("result.json"))
 
 
 def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, works, json_of):

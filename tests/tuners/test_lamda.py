@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from lorada import LamdaConfig, LoradaConfig
 from lorada.methods.callbacks.lamda_schedule import LamdaCallback
-from lorada.tuners.lamda import LamdaLayer, lamda_count, ranks_by_energy
+from lorada.tuners.lamda import LamdaLayer, ranks_by_energy
 
 pytestmark = pytest.mark.fp64
 
@@ -124,8 +124,6 @@ def test_an_adapter_that_is_loaded_has_its_ranks_and_nothing_is_decomposed(tmp_p
     assert len(pattern) == 14
     assert len(set(pattern.values())) == 3
     assert sum(pattern.values()) == 4 * 14
-    count = lamda_count(model)
-    assert count.end == sum(rank**2 for rank in pattern.values())
     monkeypatch.delattr("lorada.tuners.lamda.ranks_by_energy")
     monkeypatch.delattr("lorada.tuners.lamda.leading")
     assert_loads(model, TINY["llama"](), tmp_path, batch("llama"))
@@ -186,11 +184,6 @@ def test_columns_of_b_freeze_in_order_and_do_not_drift(tmp_path, optim):
         assert gradient[:, number:].any(dim=0).all()
     assert (layers(run.model)[0].lora_M["default"] != middle).all()
     assert losses(run)[-1] < losses(run)[0]
-    report = run.state.log_history[-1]
-    start, average, end = lamda_count(run.model, eta=0.5)
-    assert report["lamda_parameters_at_start"] == start
-    assert report["lamda_parameters_on_average"] == average == end + (start - end) / 4
-    assert report["lamda_parameters_at_end"] == end == 14 * 16
 
 
 def test_run_that_resumes_is_the_run_that_did_not(tmp_path):

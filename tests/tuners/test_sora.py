@@ -12,13 +12,17 @@ from torch import nn
 
 from lorada import SoraConfig
 from lorada.methods.callbacks.sora_thresholds import SoraCallback
-from lorada.tuners.sora import SoraLayer, sora_count
+from lorada.tuners.sora import SoraLayer
 
 pytestmark = pytest.mark.fp64
 
 
 def layers(model: nn.Module) -> list[SoraLayer]:
     return [layer for layer in model.modules() if isinstance(layer, SoraLayer)]
+
+
+def zero_gates(model: nn.Module) -> int:
+    return sum(int((layer.lora_gate["default"] == 0).sum()) for layer in layers(model))
 
 
 # The maths.
@@ -50,19 +54,6 @@ def test_start_is_the_identity_and_draws_as_the_paper_says():
     bound = 32**-0.5  # Kaiming-uniform with a = √5
     assert 0.9 * bound < first.lora_A["default"].abs().max() <= bound
     assert not any(layer.lora_B["default"].any() for layer in layers(model))
-
-
-def test_each_zero_gate_frees_the_ranks_of_its_own_matrix():
-    config = SoraConfig(rank=3, target_modules=["q_proj", "down_proj"])
-    model = get_peft_model(TINY["llama"](), config)
-    before = sora_count(model)
-    with torch.no_grad():
-        layers(model)[0].lora_gate["default"][:2] = 0  # q_proj, 32 → 32
-        layers(model)[1].lora_gate["default"][:1] = 0  # down_proj, 48 → 32
-    after = sora_count(model)
-    assert after.zero_gates == 3
-    assert before.remaining - after.remaining == 2 * (32 + 32 + 1) + (48 + 32 + 1)
-    assert after.matrices == before.matrices
 
 
 # Training.
@@ -100,7 +91,7 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
     again = trainer(config, tmp_path / "again", SoraCallback(xi=0.05), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
     assert_same_weights(again.model, whole.model)
-    assert sora_count(whole.model).zero_gates > 0
+    assert zero_gates(whole.model) > 0
     for left, right in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(left, right)
 
@@ -116,12 +107,8 @@ def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):
         run.callback_handler.on_train_begin(run.args, run.state, run.control)
 
 
-def test_gates_reach_exact_zeros_and_the_report_counts_them(tmp_path):
+def test_gates_reach_exact_zeros(tmp_path):
     run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.1))
     run.train()
-    count = sora_count(run.model)
-    assert 0 < count.zero_gates < count.gates
-    report = run.state.log_history[-1]
-    assert report["sora_zero_gates"] == count.zero_gates
-    assert report["sora_parameters"] == count.remaining
+    assert 0 < zero_gates(run.model) < 4 * len(layers(run.model))
     assert losses(run)[-1] < 0.9 * losses(run)[0]

@@ -12,7 +12,7 @@ which gives the same y.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -181,29 +181,6 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
     return {
         name: min(rank, *weights[name].shape) for name, rank in zip(ordered, ranks, strict=True)
     }
-
-
-class LamdaCount(NamedTuple):
-    """Numbers of trained parameters: at the start, on average over a run, and at the end."""
-
-    start: int
-    average: int
-    end: int
-
-
-def lamda_count(model: nn.Module, adapter_name: str = "default", eta: float = 0.3) -> LamdaCount:
-    """Count the trained parameters of an adapter's LaMDA layers.
-
-    ``eta`` is η, the share of the run in which the columns of B are frozen, at an even pace.
-    """
-    layers = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, LamdaLayer) and adapter_name in layer.lora_M
-    ]
-    squares = sum(layer.lora_M[adapter_name].numel() for layer in layers)
-    columns = sum(layer.lora_B[adapter_name].numel() for layer in layers)
-    return LamdaCount(squares + columns, squares + round(eta / 2 * columns), squares)
 
 
 register("LAMDA", LamdaConfig, LamdaModel)

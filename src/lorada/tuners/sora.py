@@ -9,7 +9,7 @@ moves the gates towards 0 after each step.
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -84,30 +84,6 @@ class SoraModel(DeltaModel):
 def soft_threshold(gates: Tensor, xi: float) -> Tensor:
     """T_ξ of the publication: moves each gate by ξ towards 0, and to 0 if it is within ξ of it."""
     return gates.sign() * (gates.abs() - xi).clamp(min=0)
-
-
-class SoraCount(NamedTuple):
-    """Numbers of parameters of an adapter."""
-
-    matrices: int  # in A and B, with all ranks
-    gates: int  # in g
-    zero_gates: int  # gates that are 0
-    remaining: int  # parameters without the ranks whose gate is 0: in + out + 1 for each other gate
-
-
-def sora_count(model: nn.Module, adapter_name: str = "default") -> SoraCount:
-    """Count the parameters of an adapter's SoRA layers; on the meta device no gate is 0."""
-    matrices = gates = zeros = remaining = 0
-    for layer in model.modules():
-        if not isinstance(layer, SoraLayer) or adapter_name not in layer.lora_gate:
-            continue
-        gate, width = layer.lora_gate[adapter_name], layer.in_features + layer.out_features
-        on = int(torch.count_nonzero(gate.detach())) if not gate.is_meta else gate.numel()
-        matrices += gate.numel() * width
-        gates += gate.numel()
-        zeros += gate.numel() - on
-        remaining += on * (width + 1)
-    return SoraCount(matrices, gates, zeros, remaining)
 
 
 register("SORA", SoraConfig, SoraModel)

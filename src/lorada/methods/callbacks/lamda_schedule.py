@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
-from lorada.methods.callbacks.layers import trained
 from lorada.tuners.base.part_config import check_values
-from lorada.tuners.lamda import LamdaLayer, lamda_count
+from lorada.tuners.lamda import LamdaLayer
 
 
 @dataclass(eq=False)
@@ -65,22 +64,10 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         self._saved = []
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log how many parameters trained at the start, on average and at the end."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        model = kwargs["model"]
-        for name in dict.fromkeys(name for name, _ in trained(model, LamdaLayer, "lora_B")):
-            count = lamda_count(model, name, self.eta)
-            state.log_history.append(
-                {
-                    "step": state.global_step,
-                    "lamda_adapter": name,
-                    "lamda_parameters_at_start": count.start,
-                    "lamda_parameters_on_average": count.average,
-                    "lamda_parameters_at_end": count.end,
-                }
-            )
 
     def _frozen(self, matrix: Tensor) -> int:
         # Without the 1e-9, rounding could leave a whole number such as 3/10 · 10 just below 3.
@@ -93,4 +80,5 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 
 def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     """The matrices B that train."""
-    return [matrix for _, matrix in trained(model, LamdaLayer, "lora_B")]
+    layers = [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
+    return [matrix for layer in layers for matrix in layer.lora_B.values() if matrix.requires_grad]

@@ -74,16 +74,6 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.train_all()
 
 
-def trained(model: nn.Module, kind: type, container: str) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters of all tuner layers of class ``kind``, each with its adapter's name.
-
-    ``container`` is the attribute of such a layer that holds a parameter for each adapter.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, kind)]
-    items = [item for layer in layers for item in getattr(layer, container).items()]
-    return [(name, parameter) for name, parameter in items if parameter.requires_grad]
-
-
 def generator_at(seed: int, step: int) -> torch.Generator:
     """A random generator for one step, so that a resumed run draws what an uninterrupted does."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -15,9 +15,8 @@ from pydantic import Field
 from torch import nn
 from transformers import TrainerCallback
 
-from lorada.methods.callbacks.layers import trained
 from lorada.tuners.base.part_config import check_values
-from lorada.tuners.sora import SoraLayer, soft_threshold, sora_count
+from lorada.tuners.sora import SoraLayer, soft_threshold
 
 
 @dataclass(eq=False)
@@ -77,21 +76,6 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
             return
         for gate in gates:
             gate.data.copy_(soft_threshold(gate.detach(), self.xi))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log how many gates are 0 and how many parameters are left."""
-        model = kwargs["model"]
-        for name in dict.fromkeys(name for name, _ in trained(model, SoraLayer, "lora_gate")):
-            count = sora_count(model, name)
-            state.log_history.append(
-                {
-                    "step": state.global_step,
-                    "sora_adapter": name,
-                    "sora_xi": self.xi,
-                    "sora_zero_gates": count.zero_gates,
-                    "sora_parameters": count.remaining,
-                }
-            )
 
 
 def gates_of(model: nn.Module) -> dict[nn.Parameter, float]:
