@@ -145,8 +145,6 @@ def test_trainings_are_measured_beside_trl_and_peft(machine):
         assert len(row["tokens_per_second"]) == row["steps"] - 1  # the first warms up
         assert row["peak_gib"] > 0
         assert 5 < row["loss"] < 7  # random weights, 512 tokens
-    ours = rows["lorada, LoRA and the map, mixed, packed"]
-    assert 0 < ours["computed_gib"] < ours["peak_gib"]
 
 
 def test_answers_of_three_ways_are_the_same(machine):

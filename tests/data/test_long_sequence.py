@@ -197,7 +197,7 @@ def test_a_run_with_stretched_positions_is_loaded_with_them(method, tmp_path):
     assert evaluate_tasks(run)["proof_pile"]["windows_96"] >= 1
 
 
-def test_a_dry_run_reads_and_measures_rows_as_long_as_stretched_positions_allow(tmp_path, capsys):
+def test_a_dry_run_reads_rows_as_long_as_stretched_positions_allow(tmp_path, capsys):
     def shown(*pairs):
         settings = ["rope_factor=2", "eval_lengths=[96]", *pairs]
         show_training(recipe(tmp_path, *settings, method="prefix"), as_json=True)
@@ -205,9 +205,6 @@ def test_a_dry_run_reads_and_measures_rows_as_long_as_stretched_positions_allow(
 
     found = shown("max_length=100", "prefix.length=70")  # of 64 tokens without the factor
     assert found["first_row"]["tokens"] == 100
-    assert (
-        found["step_bytes"]["off"] > shown("max_length=64", "prefix.length=70")["step_bytes"]["off"]
-    )
     refused("context is 128 tokens", lambda: shown("max_length=64", "eval_lengths=[129]"))
 
 

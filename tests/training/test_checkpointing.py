@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import test_device_settings
@@ -13,7 +12,7 @@ from trained import QUICK
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
-from lorada.training import training_memory
+from lorada.training.arguments import recomputes
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
@@ -86,21 +85,6 @@ SMALL = LlamaConfig(
 LARGE = LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24)
 
 
-@pytest.fixture
-def takes_full(on, monkeypatch):
-    """Whether a training computes activations again where a step does not fit, or as is said."""
-    card = SimpleNamespace(total_memory=100 * 2**30)
-    for name in ("cuda", "xpu"):
-        monkeypatch.setattr(getattr(torch, name), "get_device_properties", lambda device: card)
-
-    def ask(recipe, config, gib=90.0):
-        found = (None, "no shape") if gib is None else ({"off": gib * 2**30}, "")
-        monkeypatch.setattr(training_memory, "step_bytes", lambda *given: found)
-        return training_memory.recomputes(SimpleNamespace(recipe=recipe, config=config))
-
-    return ask
-
-
 @pytest.mark.parametrize(
     ("device", "config", "length", "full"),
     [
@@ -113,63 +97,38 @@ def takes_full(on, monkeypatch):
         ("cuda", GPT2Config(n_positions=512, n_layer=1, n_embd=32, n_head=2), 1025, False),
     ],
 )
-def test_auto_takes_full_on_an_accelerator_where_large_models_and_long_rows_do_not_fit(
-    asked, on, takes_full, device, config, length, full
+def test_auto_takes_full_on_an_accelerator_for_large_models_and_long_rows_and_says_so(
+    asked, on, caplog, device, config, length, full
 ):
     on(device)
     long = f"max_length={length}"
-    assert takes_full(asked("auto", long), config) == full
-    assert takes_full(asked("auto", long), config, None) == full
-    assert not takes_full(asked("auto", long), config, 85.0)
-    assert takes_full(asked("full"), config)
-    assert not takes_full(asked("off", long), config)
+    assert recomputes(asked("auto", long), config) == full
+    said = (
+        "activation_checkpointing=auto takes full for more than 1,000,000,000 parameters or 1,024 "
+        "tokens a row: activation_checkpointing=off is faster where the memory suffices"
+    )
+    assert caplog.messages == [said] * full
+    assert recomputes(asked("full"), config)
+    assert not recomputes(asked("off", long), config)
 
 
-def test_auto_is_the_default_and_leaves_out_what_cannot_be(
-    asked, on, takes_full, llama, monkeypatch
-):
+def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, on, llama, monkeypatch):
     assert load_recipe(None, [], {"model": llama, "output": "-"}).activation_checkpointing == "auto"
     on("cuda")
-    assert not takes_full(asked("auto", "use_cpu=true"), LARGE)
+    assert not recomputes(asked("auto", "use_cpu=true"), LARGE)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
-        assert not takes_full(asked("auto", f"training.{name}=false"), LARGE)
-    assert takes_full(asked("auto"), LARGE)
+        assert not recomputes(asked("auto", f"training.{name}=false"), LARGE)
+    assert recomputes(asked("auto"), LARGE)
     kind = type(meta_model.meta_model(LARGE))
     monkeypatch.setattr(kind, "supports_gradient_checkpointing", False)
-    assert not takes_full(asked("auto"), LARGE)
+    assert not recomputes(asked("auto"), LARGE)
 
 
-def test_a_line_says_that_auto_takes_full_and_why(asked, on, takes_full, caplog):
-    on("cuda")
-    takes_full(asked("auto"), SMALL)
-    takes_full(asked("auto"), LARGE, 80.0)
-    assert not caplog.messages
-    takes_full(asked("auto", "max_length=2000"), SMALL)
-    takes_full(asked("auto"), LARGE, None)
-    assert caplog.messages == [
-        "activation_checkpointing=auto takes full: a step with off needs 90.0 GiB of this device's "
-        "100.0 GiB",
-        "activation_checkpointing=auto takes full: the memory of a step cannot be computed: no "
-        "shape",
-    ]
-
-
-@pytest.mark.parametrize("method", ["lora", "shira"])
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, tmp_path, method):
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, tmp_path):
     data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
-    words = ["train", "--method", method, "--model", llama, "--data", data, "--output", run]
-    words += ["--dry-run", *QUICK, *(["r=1"] if method == "shira" else [])]
-    out, _ = works(*words)
-    said = {
-        "lora": "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full",
-        "shira": "auto takes off: the memory of a step cannot be computed (SHiRA's sparse weights",
-    }[method]
-    assert f"activation_checkpointing={said}" in out
+    words = ["train", "--model", llama, "--data", data, "--output", run, "--dry-run", *QUICK]
+    assert "activation_checkpointing=auto takes off\n" in works(*words)[0]
     found = json.loads(works(*words, "--json")[0])
     assert found["activation_checkpointing"] == "off"
     assert found["rows"] == len(ROWS)
-    if method == "lora":
-        assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
-    else:
-        assert found["step_bytes"] is None
     assert not run.exists()

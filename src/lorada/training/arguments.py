@@ -47,14 +47,6 @@ def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
     return None if device is None or device.type == "mps" else device
 
 
-def device_bytes(recipe: Recipe) -> int | None:
-    """The memory of the accelerator that a recipe trains on; None for a CPU and for MPS."""
-    device = accelerator(recipe.training)
-    if device is None:
-        return None
-    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
-
-
 def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     """The recipe with the dtype that its base gets here, if it leaves that to the device.
 
@@ -122,19 +114,30 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
 
-def may_not_fit(recipe: Recipe, config: Any) -> bool:
-    """Whether a step may be too large for an accelerator, so that ``auto`` computes its memory."""
+def recomputes(recipe: Recipe, config: Any) -> bool:
+    """Whether a training computes its activations again; where ``auto`` does, a line says so."""
+    asked = recipe.activation_checkpointing
+    if asked != AUTO or accelerator(recipe.training) is None:
+        return asked == "full"
+    again = _may_not_fit(recipe, config)
+    if again and is_first():
+        logger.warning("activation_checkpointing=auto takes full for more than %s parameters or "
+                       "%s tokens a row: activation_checkpointing=off is faster where the memory "
+                       "suffices", f"{LARGE:,.0f}", f"{LONG:,}")  # fmt: skip
+    return again
+
+
+def _may_not_fit(recipe: Recipe, config: Any) -> bool:
+    """Whether the model or its rows are so large that a step may not fit on an accelerator.
+
+    False where the model cannot compute activations again, or the Trainer is told whether to.
+    """
     model = meta_model(config)
     own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:
         return False
-    return bool(model.num_parameters() > LARGE or longest(recipe, config) > LONG)
-
-
-def longest(recipe: Recipe, config: Any) -> int:
-    """The most tokens that a row may have: ``max_length``, if the model can read so many."""
-    context = context_of(stretched(config, recipe.rope_factor))
-    return min(recipe.max_length, context or recipe.max_length)
+    context = context_of(stretched(config, recipe.rope_factor)) or recipe.max_length
+    return bool(model.num_parameters() > LARGE or min(recipe.max_length, context) > LONG)
 
 
 DEFAULTS: dict[str, Any] = {
