@@ -3,11 +3,11 @@
 import pytest
 from count_paper_parameters import PAGE, ROWS, SCRIPT, line, page
 from library.page import read_marked
+from method_cases import counted
 from paths import ROOT
 
 from lorada.support.models import MODELS
 from lorada.training.models.loading import load_config, model_folder
-from lorada.training.parameter_counts import count_parameters
 
 # N of the published models.
 TOTALS = {
@@ -26,7 +26,7 @@ TOTALS = {
 def test_every_named_model_has_the_parameters_of_the_published_one():
     assert TOTALS.keys() == {name for name, model in MODELS.items() if model.sizes}
     for name, total in TOTALS.items():
-        assert count_parameters("full", name, [])["total"] == total
+        assert counted("full", name)["total"] == total
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_every_named_model_has_the_parameters_of_the_published_one():
     ],
 )
 def test_methods_count_what_their_closed_form_says(method, model, overrides, trainable):
-    assert count_parameters(method, model, overrides)["trainable"] == trainable
+    assert counted(method, model, *overrides)["trainable"] == trainable
 
 
 def test_the_guide_says_what_the_weights_of_an_8b_model_take():

@@ -15,7 +15,6 @@ from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.recipe import Recipe
 from lorada.training.arguments import accelerator
-from lorada.training.load_recipe import load_recipe
 from lorada.training.models.adapters import (
     base_parameters,
     config_to_start,
@@ -25,14 +24,6 @@ from lorada.training.models.adapters import (
 from lorada.training.models.loading import kind_of, load_config, stretched
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import linears
-
-
-def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
-    """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe."""
-    recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
-    if recipe.training:
-        raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
-    return parameters_of(recipe)
 
 
 def parameters_of(recipe: Recipe) -> dict[str, Any]:
