@@ -71,6 +71,10 @@ def test_texts_pairs_and_choices_get_the_answers_of_predict(name, url, folder):
             assert one == {"index": index, **right}
     (alone,) = ask(url, model=name, input=ASKED[name][0]).json()["data"]
     assert alone["index"] == 0
+    listed = httpx2.get(f"{url}/v1/models").json()["data"]
+    assert [one["id"] for one in listed] == list(RUNS)
+    written = ask(url, "/v1/completions", model=name, prompt="a").json()["error"]["message"]
+    assert written == f"{name} does not answer here: ask /v1/classify"
 
 
 def test_requests_at_one_time_get_their_own_answers(url, folder):
@@ -79,11 +83,6 @@ def test_requests_at_one_time_get_their_own_answers(url, folder):
         found = list(pool.map(lambda text: ask(url, model="mood", input=text).json(), TEXTS * 3))
     for one, answer in zip(found, expected * 3, strict=True):
         assert one["data"][0]["probs"] == pytest.approx(list(answer["probs"].values()), rel=1e-4)
-
-
-def test_the_list_of_models_names_classifiers(url):
-    listed = httpx2.get(f"{url}/v1/models").json()["data"]
-    assert [one["id"] for one in listed] == list(RUNS)
 
 
 REFUSED = {
@@ -107,12 +106,6 @@ def test_a_wrong_request_is_refused_in_one_line(case, url):
     found = ask(url, **{"model": "mood", "input": "a", **body})
     assert found.status_code == status
     assert message in found.json()["error"]["message"]
-
-
-def test_a_classifier_writes_no_text(url):
-    found = ask(url, "/v1/completions", model="mood", prompt="a")
-    assert found.status_code == 400
-    assert found.json()["error"]["message"] == "mood does not answer here: ask /v1/classify"
 
 
 def test_the_command_serves_classes_scores_and_choices(folder, place, mistake):

@@ -77,7 +77,6 @@ SAID = {
         CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
         "messages.0.content.list[TextPart].0.type: Input should be 'text'",
     ),
-    "a field of the other kind": (CHAT | {"prompt": "a"}, "'prompt' is not offered here"),
     "several prompts": (
         COMPLETION | {"prompt": ["a", "b"]}, "one prompt: send several requests at the same time",
     ),
@@ -86,10 +85,6 @@ SAID = {
         CHAT | {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
         "'tool_calls' of a message is not offered here: leave it out",
     ),
-    "no content": (
-        CHAT | {"messages": [{"role": "assistant", "content": None}]}, "messages.0.content.str: In",
-    ),
-    "long": (COMPLETION | {"temperature": "y" * 10**5}, "temperature: Input should be a valid n"),
 }  # fmt: skip
 
 
