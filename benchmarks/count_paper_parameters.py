@@ -12,7 +12,8 @@ from pathlib import Path
 
 from library.page import write_marked
 
-from lorada.training.parameter_counts import count_parameters
+from lorada.training.load_recipe import load_recipe
+from lorada.training.parameter_counts import parameters_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 SCRIPT = Path(__file__).name
@@ -137,7 +138,8 @@ def verdict(printed: str, figures: list[float]) -> str:
 
 def figures_of(row: Row) -> tuple[dict, list[float]]:
     """Count the parameters of a row; also return what the printed figure may be."""
-    counts = count_parameters(row.method, row.model, list(row.overrides))
+    given = {"method": row.method, "model": row.model, "output": "-"}
+    counts = parameters_of(load_recipe(None, list(row.overrides), given))
     if row.printed.endswith("M"):
         return counts, [counts["trainable"] / 1e6]
     return counts, [counts["percent"], counts["percent_of_all"]]

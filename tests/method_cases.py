@@ -17,6 +17,8 @@ from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import SHIFTED_ATTENTION
 from lorada.methods.task_head import select_trainable
+from lorada.training.load_recipe import load_recipe
+from lorada.training.parameter_counts import parameters_of
 
 BUILDERS = {
     **ARCHITECTURES,
@@ -74,6 +76,12 @@ def refusal(name: str, model: str) -> str | None:
 
 
 @functools.cache
+def counted(name: str, model: str, *overrides: str) -> dict[str, Any]:
+    """The parameters of a method on a model, counted without weights."""
+    given = {"method": name, "model": model, "output": "-"}
+    return parameters_of(load_recipe(None, list(overrides), given))
+
+
 def family(model: str) -> str:
     return family_of(BUILDERS[model]().config)
 

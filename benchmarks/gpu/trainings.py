@@ -25,12 +25,9 @@ ABOUT = (
     "A random model of Llama-3.1-8B's shape, LoRA of rank 8, 8 rows a step of at most 512 "
     "tokens; all else is as each side has it. *Even* rows have 512 tokens, *mixed* ones 16 to "
     "512; *off* and *full* say whether activations are computed again. Tokens are those of the "
-    "rows, without pads. Memory is the most that torch's "
-    "allocator held; the computed one is what `--dry-run` prints."
+    "rows, without pads. Memory is the most that torch's allocator held."
 )
-HEADER = (
-    "what", "tokens a second", "peak memory, GiB", "computed, GiB", "last loss", "steps",
-)  # fmt: skip
+HEADER = ("what", "tokens a second", "peak memory, GiB", "last loss", "steps")
 SECONDS = 400
 ALONE = True
 STEPS, WARM, BATCH, LONGEST, SHORTEST = 12, 2, 8, 512, 16
@@ -76,13 +73,13 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
     if machine.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     run = {"trl": _trl, "peft": _peft}.get(side, partial(_lorada, side))
-    computed = run(machine, model, data, watch, **options)
+    run(machine, model, data, watch, **options)
     if len(watch.seconds) <= watch.warm:
         raise ValueError(f"only {len(watch.seconds)} steps were taken")
     rates = [tokens / len(watch.seconds) / s for s in watch.seconds[watch.warm :]]
     return {
-        "tokens_per_second": rates, "peak_gib": watch.peak(), "computed_gib": computed,
-        "loss": watch.loss, "steps": len(watch.seconds), "tokens": tokens,
+        "tokens_per_second": rates, "peak_gib": watch.peak(), "loss": watch.loss,
+        "steps": len(watch.seconds), "tokens": tokens,
     }  # fmt: skip
 
 
@@ -158,12 +155,10 @@ def _common(machine: Machine, output: Path) -> dict[str, Any]:
 def _lorada(
     method: str, machine: Machine, model: Path, data: Path, watch: Watch, *,
     packing: bool = False, nf4: bool = False, settings: Sequence[str] = (),
-) -> float | None:  # fmt: skip
-    """Train with lorada; returns the GiB of a step as ``--dry-run`` computes them."""
-    from lorada.training.inputs import prepare_training
+) -> None:  # fmt: skip
+    """Train with lorada."""
     from lorada.training.load_recipe import load_recipe
     from lorada.training.train import train
-    from lorada.training.training_memory import memory_of, recomputes
 
     _needs_bitsandbytes(nf4)
     given = {"method": method, "model": str(model), "data": str(data)}
@@ -176,11 +171,7 @@ def _lorada(
     ]  # fmt: skip
     pairs += ["quantization=nf4"] if nf4 else []
     recipe = load_recipe(None, pairs, {**given, "output": str(machine.folder / "run")})
-    prepared = prepare_training(recipe)
-    again = "full" if recomputes(prepared) else "off"
-    computed = memory_of(prepared, again).total / 2**30
     train(recipe, overwrite=True, quiet=True, callbacks=[watch])
-    return computed
 
 
 def _needs_bitsandbytes(nf4: bool) -> None:
@@ -268,7 +259,6 @@ def lines(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             name,
             spread(row["tokens_per_second"], 0),
             f"{row['peak_gib']:.1f}",
-            "–" if row["computed_gib"] is None else f"{row['computed_gib']:.1f}",
             "–" if row["loss"] is None else f"{float(row['loss']):.3f}",
             str(row["steps"]),
         )

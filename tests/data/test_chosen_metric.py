@@ -83,10 +83,7 @@ def test_a_metric_that_rows_cannot_be_scored_by_is_refused_with_those_that_they_
 
 
 def test_rouge_and_chrf_are_those_of_their_libraries_for_each_row():
-    row, answer = (
-        {"prompt": "p", "response": "The lamp stands by the door."},
-        "A lamp stands there.",
-    )
+    row, answer = {"response": "The lamp stands by the door."}, "A lamp stands there."
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(row["response"], answer)["rougeL"]
     assert row_value("rougeL")(answer, row) == 100 * expected.fmeasure > 0
     assert row_value("chrf")(answer, row) == sentence_chrf(answer, [row["response"]]).score > 0
@@ -160,9 +157,11 @@ def test_errors_of_numbers_are_in_the_unit_of_the_rows_and_what_is_undefined_is_
     assert found["rmse"] == pytest.approx((2e6 / 3) ** 0.5)
     assert found["r2"] == pytest.approx(1 - 2e6 / 8e6)
     assert found["pearson"] == pytest.approx(98.198, abs=1e-3)
-    constant = numbers([2000.0] * 3, rows)
-    assert (constant["pearson"], constant["spearman"]) == (None, None)
-    assert numbers([1.0], rows[:1])["r2"] is None
+    same = [{"text": "t", "score": 4}] * 3
+    for answers, right in (([2000.0] * 3, rows), ([1.0, 2.0, 3.0], same), ([1.0], rows[:1])):
+        found = numbers(answers, right)
+        assert (found["pearson"], found["spearman"]) == (None, None)
+        assert (found["r2"] is None) == (right != rows)
 
 
 # Rows for the forms of a user's own file.
@@ -234,36 +233,21 @@ def test_a_translation_has_the_sentence_level_score():
     assert expected[1] == pytest.approx(100)  # though it has no sequence of four tokens
 
 
-# Task and protocol → rows, answers, and the metrics of each row.
-EACH = {
-    "a class, though the main metric is a correlation": (
-        ("cola", "classify"),
-        [{"text": "a", "label": label} for label in ("acceptable", "unacceptable", "acceptable")],
-        ["acceptable"] * 3,
-        [
-            {"accuracy": right, "balanced_accuracy": by}
-            for right, by in ((100, 75), (0, 0), (100, 75))
-        ],
-    ),
-    "a number, in the unit of the rows": (
-        ("jsonl", "score"),
-        [{"text": "a", "score": score} for score in (1000, "3000", 5000.0)],
-        [1000.0, 5000.0, 4000.0],
-        [{"mae": 0}, {"mae": 2000}, {"mae": 1000}],
-    ),
-    "a text, which may contain the right one": (
-        ("jsonl", "prompt"),
-        [{"prompt": "a", "response": " red lamp"}] * 3,
-        ["red lamp\n", "a red lamp.", "re d lamp"],
-        [{"exact_match": e, "contains": c} for e, c in ((100, 100), (0, 100), (0, 0))],
-    ),
-}
+def test_each_row_has_its_own_metrics():
+    def each(name, protocol, answers, rows):
+        return row_metrics(TASKS[name].protocols[protocol], answers, rows)
 
-
-@pytest.mark.parametrize("case", EACH)
-def test_each_row_has_its_own_metrics(case):
-    (task, name), rows, answers, expected = EACH[case]
-    assert row_metrics(TASKS[task].protocols[name], answers, rows) == expected
+    right = "acceptable"  # of a class, though the main metric of the task is a correlation
+    labels = [{"label": label} for label in (right, "unacceptable", right)]
+    found = [[*one.values()] for one in each("cola", "classify", [right] * 3, labels)]
+    assert found == [[100, 75], [0, 0], [100, 75]]  # accuracy, balanced_accuracy
+    scores = [{"score": score} for score in (1000, "3000", 5000.0)]  # in the unit of the rows
+    found = each("jsonl", "score", [1000.0, 5000.0, 4000.0], scores)
+    assert found == [{"mae": 0}, {"mae": 2000}, {"mae": 1000}]
+    texts = [{"prompt": "a", "response": " red lamp"}] * 3
+    found = each("jsonl", "prompt", ["red lamp\n", "a red lamp.", "re d lamp"], texts)
+    kinds = ((100, 100), (0, 100), (0, 0))
+    assert found == [{"exact_match": e, "contains": c} for e, c in kinds]
 
 
 def test_the_mean_of_windows_is_the_logarithm_of_the_perplexity():

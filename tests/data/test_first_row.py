@@ -8,29 +8,18 @@ from trained import run_recipe
 
 from lorada.cli.run_commands import show_training
 
-ALPACA = {"instruction": "Say ho.", "output": "ho"}
 CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}
 READ = {
     "a prompt": ("llama", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
     "all of a prompt": ("llama", ROWS[0], ["loss_on=all"], "0⟦ + 0 = 0<e>⟧", 9),
     "a prompt that is cut": ("llama", ROWS[0], ["max_length=8"], "0 + 0 =⟦ ⟧", 1),
     "a chat": ("llama", TURNS[0], [], "<|user|>hi<e><|assistant|>⟦ho<e>⟧", 3),
-    "a chat of two answers": (
-        "llama", {"messages": [*TURNS[0]["messages"], *TURNS[1]["messages"]]}, [],
-        "<|user|>hi<e><|assistant|>⟦ho<e>⟧<|user|>1<e><|assistant|>⟦2<e>⟧", 5,
-    ),
-    "a chat's last answer": (
-        "llama", {"messages": [*TURNS[0]["messages"], *TURNS[1]["messages"]]}, ["loss_on=last"],
-        "<|assistant|>ho<e><|user|>1<e><|assistant|>⟦2<e>⟧", 2,
-    ),
     "a text": ("llama", {"text": "abc"}, [], "a⟦bc<e>abc<e>⟧", 7),
     "a choice": ("llama", CHOICE, [], "1 + 1 =⟦ 2⟧", 2),
     "a class": ("bert", {"text": "abc", "label": "yes"}, [], "the head learns 'yes':\nabc", 0),
     "a number": ("bert", {"text": "abc", "score": 2}, [], "the head learns 2.0:\nabc", 0),
     "a sequence": ("bart", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
-    "an instruction": ("llama", ALPACA, ["max_length=400"], "### Response:\n⟦ho<e>⟧", 3),
 }  # fmt: skip
-LLAMA = {"max_position_embeddings": 512}
 
 
 def shown(place, tmp_path, capsys, model, rows, settings, *, as_json=False):

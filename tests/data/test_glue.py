@@ -63,14 +63,6 @@ def test_one_class_alone_has_no_matthews_correlation_and_f1_of_none_is_nothing(s
     assert f1 == pytest.approx(100 * 2 * 5 / 15 if same == "yes" else 0)
 
 
-@pytest.mark.parametrize(
-    ("given", "right"), [([2.5] * 3, [1, 2, 3]), ([1, 2, 3], [4] * 3), ([2.5], [1])]
-)
-def test_what_does_not_vary_correlates_with_nothing(given, right):
-    scores = [{"score": score} for score in right]
-    assert correlations(given, scores) == {"pearson": None, "spearman": None}
-
-
 @pytest.mark.fp64
 def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
     bert_folder(tmp_path / "bert")

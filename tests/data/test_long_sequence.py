@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -58,26 +59,18 @@ def test_some_windows_are_spread_evenly_over_all_of_them(tokens, stride, most):
     assert (every[-1] - some[-1]) // stride <= math.ceil(len(every) / len(some))
 
 
-def test_documents_are_joined_with_the_end_token_and_cut_into_full_windows():
+def test_documents_are_joined_with_the_end_token_and_cut_into_windows_of_which_the_last_is_short():
     rows = [{"text": text} for text in TEXTS]
     stream = [i for row in rows for i in document_ids(row, TOKENIZER)]
     assert TOKENIZER.decode(stream) == "".join(f"{text}<e>" for text in TEXTS)
-    packed = list(windows(rows, TOKENIZER, EncodeOptions(16, full=True)))
-    ids = [one.features["input_ids"] for one in packed]
-    assert ids == [stream[start : start + 16] for start in range(0, len(stream) - 15, 16)]
-    assert all(one.features["labels"] == one.features["input_ids"] for one in packed)
-
-
-def test_the_last_window_of_rows_of_ones_own_is_kept():
-    rows = [{"text": text} for text in TEXTS]
-
-    def read(**options):
-        found = windows(rows, TOKENIZER, EncodeOptions(16, **options))
-        return [TOKENIZER.decode(one.features["input_ids"]) for one in found]
-
-    whole = "".join(f"{text}<e>" for text in TEXTS)
-    assert "".join(read()) == whole
-    assert len(read()) == len(read(full=True)) + 1
+    starts = range(0, len(stream), 16)
+    for full in (False, True):  # a benchmark leaves the last one out
+        packed = list(windows(rows, TOKENIZER, EncodeOptions(16, full=full)))
+        ids = [one.features["input_ids"] for one in packed]
+        assert ids == [stream[start : start + 16] for start in starts][: -1 if full else None]
+        assert all(one.features["labels"] == one.features["input_ids"] for one in packed)
+    (alone,) = windows(rows, TOKENIZER, EncodeOptions(999, full=True))  # unless it is the only one
+    assert alone.features["input_ids"] == stream
 
 
 @pytest.mark.fp64
@@ -138,13 +131,6 @@ def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(
     assert base["perplexity_48"] != pytest.approx(scores["perplexity_48"], rel=1e-4)
 
 
-def test_a_cap_on_windows_and_a_source_of_training_rows_can_be_chosen(tmp_path):
-    trained = train(recipe(tmp_path, "eval_windows=1", "train_on=proof_pile", *END), quiet=True)
-    assert trained.result["data"]["rows"] == 12
-    scores = evaluate_tasks(load_run(tmp_path / "run"))["proof_pile"]
-    assert (scores["windows_16"], scores["windows_48"]) == (1, 1)
-
-
 BAD = {
     "a context that is too long": (["eval_lengths=[16,128]"], "context is 64 tokens"),
     "no number above 1": (["eval_lengths=[1]"], "eval_lengths.0=1"),
@@ -160,15 +146,18 @@ def test_lengths_that_do_not_fit_are_refused_before_training(case, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_lengths_of_the_protocol_beyond_the_context_are_left_out_with_a_warning(
+def test_windows_are_capped_and_lengths_of_the_protocol_beyond_the_context_left_out(
     tmp_path, caplog, monkeypatch
 ):
-    made = recipe(tmp_path, method="lora").model_copy(update={"eval_lengths": None})
-    train(made, quiet=True)
+    trained = train(recipe(tmp_path, "eval_windows=1", "train_on=proof_pile", *END), quiet=True)
+    assert trained.result["data"]["rows"] == 12
     run = load_run(tmp_path / "run")
-    refused("context of 64 tokens is shorter than 2048", lambda: evaluate_tasks(run))
-    monkeypatch.setitem(vars(run.protocol), "lengths", (32, 64, 4096))
     scores = evaluate_tasks(run)["proof_pile"]
+    assert (scores["windows_16"], scores["windows_48"]) == (1, 1)
+    usual = replace(run, recipe=run.recipe.model_copy(update={"eval_lengths": None}))
+    refused("context of 64 tokens is shorter than 2048", lambda: evaluate_tasks(usual))
+    monkeypatch.setitem(vars(run.protocol), "lengths", (32, 64, 4096))
+    scores = evaluate_tasks(usual)["proof_pile"]
     assert [key for key in scores if "perplexity" in key] == ["perplexity_32", "perplexity_64"]
     assert "not scored at 4096 tokens" in caplog.text
 
@@ -197,7 +186,7 @@ def test_a_run_with_stretched_positions_is_loaded_with_them(method, tmp_path):
     assert evaluate_tasks(run)["proof_pile"]["windows_96"] >= 1
 
 
-def test_a_dry_run_reads_and_measures_rows_as_long_as_stretched_positions_allow(tmp_path, capsys):
+def test_a_dry_run_reads_rows_as_long_as_stretched_positions_allow(tmp_path, capsys):
     def shown(*pairs):
         settings = ["rope_factor=2", "eval_lengths=[96]", *pairs]
         show_training(recipe(tmp_path, *settings, method="prefix"), as_json=True)
@@ -205,9 +194,6 @@ def test_a_dry_run_reads_and_measures_rows_as_long_as_stretched_positions_allow(
 
     found = shown("max_length=100", "prefix.length=70")  # of 64 tokens without the factor
     assert found["first_row"]["tokens"] == 100
-    assert (
-        found["step_bytes"]["off"] > shown("max_length=64", "prefix.length=70")["step_bytes"]["off"]
-    )
     refused("context is 128 tokens", lambda: shown("max_length=64", "eval_lengths=[129]"))
 
 

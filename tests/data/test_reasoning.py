@@ -214,22 +214,14 @@ def learned(**options):
     return row, encoded
 
 
-def test_prompt_and_answer_are_one_text_that_ends_with_the_end_token():
-    row, encoded = learned()
-    text = TOKENIZER.decode(encoded.features["input_ids"])
-    assert text == f"{row['prompt']}the correct answer is false<e>"
-    assert encoded.features["labels"] == encoded.features["input_ids"]
-    assert not encoded.truncated
-
-
-@pytest.mark.parametrize(("room", "ends"), [(-1, False), (0, False), (1, True)])
-def test_the_end_token_is_left_out_where_the_length_has_reached_the_cutoff(room, ends):
+@pytest.mark.parametrize("room", [-1, 0, 1, 99])
+def test_prompt_and_answer_are_one_text_and_an_end_token_where_there_is_room(room):
     row, _ = learned()
-    length = len(row["prompt"]) + len(row["response"])
-    _, encoded = learned(max_length=length + room)
-    ids = encoded.features["input_ids"]
-    assert (ids[-1] == TOKENIZER.eos_token_id) == ends
-    assert len(ids) == length + min(room, 1)
+    text = f"{row['prompt']}the correct answer is false"
+    _, encoded = learned(max_length=len(text) + room)
+    found = encoded.features["input_ids"]
+    assert TOKENIZER.decode(found) == (f"{text}<e>" if room > 0 else text[: len(text) + room])
+    assert encoded.features["labels"] == found
     assert encoded.truncated == (room < 0)
 
 

@@ -220,11 +220,6 @@ def test_the_only_split_is_taken_and_of_several_each_is_named(hub):
     refused("pass owner/two:en@train or owner/two:en@test", lambda: read_rows("owner/two:en"))
 
 
-def test_an_absent_hub_is_said_in_one_line(hub):
-    said = r"no file owner/name, and .* \(Couldn't reach 'owner/name' on the Hub\): pass a file"
-    refused(said, lambda: read_rows("owner/name"))
-
-
 def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "data"
@@ -233,11 +228,6 @@ def test_a_local_folder_is_a_data_set(tmp_path, monkeypatch):
     rows_file(folder / "test.jsonl", ROWS[:3])
     assert load_rows(f"{folder}@test").rows == ROWS[:3]
     refused("has several splits: pass .*data@train or .*data@test", lambda: read_rows(folder))
-
-
-def test_a_file_that_is_not_there_says_what_could_be(tmp_path):
-    said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .json, .csv, .tsv, .txt, ea"
-    refused(said, lambda: read_rows(tmp_path / "rows.jsonl"), FileNotFoundError)
 
 
 def test_a_run_learns_and_is_scored_on_data_sets_of_the_hub(works, json_of, hub, tmp_path):
@@ -266,30 +256,28 @@ def test_files_of_the_hub_are_read_one_by_one(hub):
     assert [row["text"] for row in read_source(source, None)] == addresses
 
 
-RTE = TASKS["rte"].train["own"]
+def test_rows_that_are_not_there_are_said_in_one_line_with_what_to_do(hub, tmp_path, monkeypatch):
+    def missing(said, act):
+        refused(said, act, FileNotFoundError)
 
-
-@pytest.mark.parametrize("error", [None, TimeoutError()])
-def test_a_hub_out_of_reach_is_one_line_with_what_to_do(error, hub):
-    if error is not None:
-        hub["nyu-mll/glue", "rte", "train"] = error
-    reason = "TimeoutError" if error else "Couldn't reach 'nyu-mll/glue' on the Hub"
-    said = rf"cannot load nyu-mll/glue from the hub \({reason}\): pass --data-dir DIR or set "
-    said += rf"{DATA_VARIABLE} to a folder with glue/rte/train.jsonl.gz, or .* with --data FILE"
-    refused(said, lambda: read_source(RTE, None))
-
-
-def test_a_folder_without_the_rows_is_named_with_what_it_has(tmp_path):
-    said = r"no data at .*glue/rte/train\.jsonl\.gz: there is"
-    refused(said, lambda: read_source(RTE, tmp_path), FileNotFoundError)
+    said = r"no data file at .*rows.jsonl: pass --data FILE \(.jsonl, .json, .csv, .tsv, .txt, ea"
+    missing(said, lambda: read_rows(tmp_path / "rows.jsonl"))
+    said = r"no file owner/name, and .* \(Couldn't reach 'owner/name' on the Hub\): pass a file"
+    refused(said, lambda: read_rows("owner/name"))
+    rte = TASKS["rte"].train["own"]
+    for reason in ("Couldn't reach 'nyu-mll/glue' on the Hub", "TimeoutError"):
+        said = rf"cannot load nyu-mll/glue from the hub \({reason}\): pass --data-dir DIR or set "
+        said += rf"{DATA_VARIABLE} to a folder with glue/rte/train.jsonl.gz, or .* with --data FILE"
+        refused(said, lambda: read_source(rte, None))
+        hub["nyu-mll/glue", "rte", "train"] = TimeoutError()
+    missing(r"no data at .*rte/train\.jsonl\.gz: there is", lambda: read_source(rte, tmp_path))
     split_file(tmp_path / "glue" / "rte", "validation", [{"label": 0}])
-    refused("glue/rte has validation$", lambda: read_source(RTE, tmp_path), FileNotFoundError)
-
-
-def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    missing("glue/rte has validation$", lambda: read_source(rte, tmp_path))
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "none"))
-    said = r"no data folder at .*none: correct --data-dir or"
-    refused(said, lambda: data_folder(None), FileNotFoundError)
+    missing(r"no data folder at .*none: correct --data-dir or", lambda: data_folder(None))
     assert data_folder(str(tmp_path)) == tmp_path
     monkeypatch.delenv(DATA_VARIABLE)
     assert data_folder(None) is None
+    tatoeba = TASKS["wmt16_en_ro"].train["tatoeba"]  # in local folders only
+    said = "ro-en_proxy_tatoeba/train is not on the hub: pass --data"
+    refused(said, lambda: read_source(tatoeba, None))

@@ -9,123 +9,85 @@ from lorada.data.rows import content_of
 from lorada.data.task_rows import load_rows, rows_to_answer
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
-SHAREGPT = {
-    "conversations": [
-        {"from": "system", "value": "Be short."},
-        {"from": "human", "value": "hi"},
-        {"from": "gpt", "value": "ho"},
-    ]
-}
 CHAT = [
-    {"role": "system", "content": "Be short."},
-    {"role": "user", "content": "hi"},
+    {"role": "system", "content": "Be short."}, {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "ho"},
-]
-ASKED = CHAT[:-1]
-TO_BE_ANSWERED = {"messages": [*ASKED, {"role": "assistant", "content": ""}]}
+]  # fmt: skip
+SHAREGPT = {"conversations": [
+    {"from": "system", "value": "Be short."}, {"from": "human", "value": "hi"},
+    {"from": "gpt", "value": "ho"},
+]}  # fmt: skip
+ASK, ANSWER = CHAT[:2], CHAT[2:]
+NO_ANSWER = {"role": "assistant", "content": ""}
+TO_BE_ANSWERED = {"messages": [*ASK, NO_ANSWER]}
+PAIRED = {"text": "t", "text_pair": "u"}
 PROMPT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\nAdd them.\n\n### Input:\n1 and 2\n\n### Response:\n"
 )
+CALL = {"id": "1", "function": {"name": "weather", "arguments": {"unit": None}}}
 CALLS = [
     {"role": "user", "content": "Warm?"},
-    {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {"unit": None}}}],
-    },
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "name": "weather", "tool_call_id": "1", "content": "21"},
     {"role": "assistant", "content": "Yes.", "reasoning_content": "21 is warm."},
 ]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-ASK, ANSWER = CHAT[:2], CHAT[2:]
 SUMMARY = {"prompt": "A: hi\n\nSummary:", "response": " greeting"}
 SCORED = {"text": "a", "score": 1}
 CHOICE = {"prompt": "p", "candidates": ["a", "b"], "answer": 0}
-P, T = {"prompt": "p", "response": "r"}, {"text": "t", "text_pair": "u", "label": 0}
+P, T = {"prompt": "p", "response": "r"}, {**PAIRED, "label": 0}
+BARE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\nAdd them.\n\n### Response:\n"
+)
+CALLED = {"messages": CALLS, "tools": TOOLS}
+MORE = {"messages": CHAT * 2 + ASK}
+NULLS = [{**turn, "tool_calls": None} for turn in CHAT]
+PAIRS = [
+    ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
+    ("text1", "text2"), ("question", "sentence"),
+]  # fmt: skip
+# What a file has, and what it is read as, which has a form of ours.
 CONVERTED = {
-    "Alpaca": (ALPACA, "prompt", {"prompt": PROMPT, "response": "3"}),
-    "Alpaca without an input": (
-        {**ALPACA, "input": ""},
-        "prompt",
-        {
-            "prompt": "Below is an instruction that describes a task. Write a response that "
-            "appropriately completes the request.\n\n### Instruction:\nAdd them.\n\n"
-            "### Response:\n",
-            "response": "3",
-        },
-    ),
+    "Alpaca": (ALPACA, {"prompt": PROMPT, "response": "3"}),
+    "Alpaca without an input": ({**ALPACA, "input": ""}, {"prompt": BARE, "response": "3"}),
     "Alpaca with a system message": (
-        {**ALPACA, "system": "Be short."},
-        "prompt",
-        {"prompt": f"Be short.\n\n{PROMPT}", "response": "3"},
+        {**ALPACA, "system": "Be short."}, {"prompt": f"Be short.\n\n{PROMPT}", "response": "3"},
     ),
     "Dolly": (
         {"instruction": "Add them.", "context": "1 and 2", "response": "3", "category": "sums"},
-        "prompt",
         {"prompt": PROMPT, "response": "3"},
     ),
-    "ShareGPT": (SHAREGPT, "messages", {"messages": CHAT}),
+    "ShareGPT": (SHAREGPT, {"messages": CHAT}),
     "ShareGPT with a system field": (
-        {"conversations": SHAREGPT["conversations"][1:], "system": "Be short."},
-        "messages",
-        {"messages": CHAT},
+        {"conversations": SHAREGPT["conversations"][1:], "system": "Be short."}, {"messages": CHAT},
     ),
-    "calls of tools": (
-        {"messages": CALLS, "tools": TOOLS},
-        "messages",
-        {"messages": CALLS, "tools": TOOLS},
-    ),
-    "keys of turns that are null": (
-        {"messages": [{**turn, "tool_calls": None} for turn in CHAT], "tools": "[]"},
-        "messages",
-        {"messages": CHAT},
-    ),
-    "a chat that ends with the user": (
-        {"messages": CHAT * 2 + ASK},
-        "messages",
-        {"messages": CHAT * 2 + ASK},
-    ),
-    "TRL": ({"prompt": "p", "completion": "r"}, "prompt", P),
-    "TRL in turns": ({"prompt": ASK, "completion": ANSWER}, "messages", {"messages": CHAT}),
-    "a preference": ({"prompt": "p", "chosen": "r", "rejected": "no"}, "prompt", P),
+    "calls of tools": (CALLED, CALLED),
+    "keys of turns that are null": ({"messages": NULLS, "tools": "[]"}, {"messages": CHAT}),
+    "a chat that ends with the user": (MORE, MORE),
+    "TRL": ({"prompt": "p", "completion": "r"}, P),
+    "TRL in turns": ({"prompt": ASK, "completion": ANSWER}, {"messages": CHAT}),
+    "a preference": ({"prompt": "p", "chosen": "r", "rejected": "no"}, P),
     "a preference in turns": (
-        {"prompt": ASK, "chosen": ANSWER, "rejected": ANSWER},
-        "messages",
-        {"messages": CHAT},
+        {"prompt": ASK, "chosen": ANSWER, "rejected": ANSWER}, {"messages": CHAT},
     ),
-    "whole chats as a preference": (
-        {"chosen": CHAT, "rejected": CHAT},
-        "messages",
-        {"messages": CHAT},
-    ),
-    "whole texts as a preference": ({"chosen": "t", "rejected": "u"}, "text", {"text": "t"}),
-    "a dialogue": ({"dialogue": "A: hi", "summary": "greeting"}, "prompt", SUMMARY),
-    "a sentence": ({"sentence": "t", "label": 0}, "label", {"text": "t", "label": 0}),
-    "a review": ({"review": "t", "sentiment": "x"}, "label", {"text": "t", "label": "x"}),
-    "other letters and blanks": ({"Text": "t", " LABEL ": 0}, "label", {"text": "t", "label": 0}),
-    **{
-        f"{first} and {second}": ({first: "t", second: "u", "label": 0}, "label", T)
-        for first, second in (
-            ("text", "text_pair"),
-            ("sentence1", "sentence2"),
-            ("premise", "hypothesis"),
-            ("text1", "text2"),
-            ("question", "sentence"),
-        )
-    },
+    "whole chats as a preference": ({"chosen": CHAT, "rejected": CHAT}, {"messages": CHAT}),
+    "whole texts as a preference": ({"chosen": "t", "rejected": "u"}, {"text": "t"}),
+    "a dialogue": ({"dialogue": "A: hi", "summary": "greeting"}, SUMMARY),
+    "a sentence": ({"sentence": "t", "label": 0}, {"text": "t", "label": 0}),
+    "a review": ({"review": "t", "sentiment": "x"}, {"text": "t", "label": "x"}),
+    "other letters and blanks": ({"Text": "t", " LABEL ": 0}, {"text": "t", "label": 0}),
+    **{" and ".join(two): ({two[0]: "t", two[1]: "u", "label": 0}, T) for two in PAIRS},
     "a pair with a score": (
-        {"sentence1": "t", "sentence2": "u", "score": 2.5},
-        "score",
-        {"text": "t", "text_pair": "u", "score": 2.5},
+        {"sentence1": "t", "sentence2": "u", "score": 2.5}, {**PAIRED, "score": 2.5},
     ),
     "a question": (
         {"question": "1 + 2?", "answer": "3"},
-        "prompt",
         {"prompt": "Question: 1 + 2?\nAnswer:", "response": " 3"},
     ),
-}
+}  # fmt: skip
 
 
 def loaded(tmp_path, *rows):
@@ -134,30 +96,36 @@ def loaded(tmp_path, *rows):
 
 @pytest.mark.parametrize("case", CONVERTED)
 def test_rows_of_other_tools_are_converted(case, tmp_path):
-    row, form, expected = CONVERTED[case]
+    row, expected = CONVERTED[case]
     found = loaded(tmp_path, row, {**row, "note": "a column that changes nothing"})
-    assert (found.form, found.rows) == (form, [expected, expected])
+    assert found.rows == [expected, expected]
     again = loaded(tmp_path, *found.rows)
-    assert again.rows == found.rows  # what is converted has a form of ours
+    assert (again.rows, again.form) == (found.rows, found.form)
 
 
 TWO = {
     "a prompt and an instruction": (
         {"prompt": "p", "response": "r", **ALPACA},
-        "as prompt/response and as instruction/output and as .*: leave out the fields of one",
+        "can be read as prompt/response and as instruction/output and as .*: leave out the fields "
+        "of one",
     ),
-    "a chat in two forms": ({"messages": CHAT, **SHAREGPT}, "as messages and as conversations"),
+    "a chat in two forms": (
+        {"messages": CHAT, **SHAREGPT}, "can be read as messages and as conversations",
+    ),
     "a question with candidates": (
-        {"prompt": "p", "candidates": ["a", "b"], "answer": 1, "question": "q"},
-        "as prompt/candidates/answer and as question/answer",
+        {**CHOICE, "question": "q"},
+        "can be read as prompt/candidates/answer and as question/answer",
     ),
-}
+    "a question alone": (
+        {"question": "a"}, "has fields question; each needs prompt/response or messages or",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", TWO)
-def test_rows_that_fit_two_forms_are_refused_with_both(case, tmp_path):
+def test_rows_that_fit_two_forms_or_none_are_refused_with_those_that_there_are(case, tmp_path):
     row, message = TWO[case]
-    refused(f"rows.jsonl row 1 can be read {message}", lambda: loaded(tmp_path, row))
+    refused(f"rows.jsonl row 1 {message}", lambda: loaded(tmp_path, row))
 
 
 PAIR, TEXT = {"prompt": "a", "response": "b"}, {"text": "a", "label": 0}
@@ -165,44 +133,24 @@ NO_LABEL = ": label must be a text or an integer, and not blank: "
 WRONG = {
     "a number as output": (ALPACA, {**ALPACA, "output": 3}, ": output is not a text: 3"),
     "an unknown speaker": (
-        SHAREGPT,
-        {"conversations": [{"from": "tool", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        SHAREGPT, {"conversations": [{"from": "tool", "value": "a"}]},
         ": conversations must be a list of turns, each from system, human or gpt, with a text",
     ),
-    "a value that is no text": (
-        SHAREGPT,
-        {"conversations": [{"from": "human", "value": 1}, {"from": "gpt", "value": "b"}]},
-        ": conversations must be a list of turns",
-    ),
     "a list as speaker": (
-        SHAREGPT,
-        {"conversations": [{"from": ["human"], "value": "a"}, {"from": "gpt", "value": "b"}]},
+        SHAREGPT, {"conversations": [{"from": ["human"], "value": "a"}]},
         ": conversations must be a list of turns",
-    ),
-    "no answer by gpt": (
-        SHAREGPT,
-        {"conversations": SHAREGPT["conversations"][:-1]},
-        ": a chat needs two or more turns, one of the assistant",
     ),
     "only an answer": ({"messages": CHAT}, {"messages": ANSWER}, ": a chat needs two or more"),
     "no content": (
-        {"messages": CHAT},
-        {"messages": [*ASK, {"role": "assistant", "content": None}]},
+        {"messages": CHAT}, {"messages": [*ASK, {"role": "assistant", "content": None}]},
         ": messages must be a list of turns with the texts role and content",
     ),
-    "a role that is no text": (
-        {"messages": CHAT}, {"messages": [{**ASK[0], "role": 5}, *ANSWER]},
-        ": messages must be a list of turns",
-    ),
     "tools that are no list": (
-        {"messages": CHAT},
-        {"messages": CHAT, "tools": "{}"},
+        {"messages": CHAT}, {"messages": CHAT, "tools": "{}"},
         ": tools must be a list of tools, or such a list as JSON: '{}'",
     ),
     "a list as a label": (TEXT, {**TEXT, "label": [1]}, NO_LABEL),
     "a blank label": (TEXT, {**TEXT, "label": " "}, NO_LABEL),
-    "a number as second text": (T, {**T, "text_pair": 3}, ": text_pair is not a text: 3"),
-    "a number as prompt": (PAIR, {**PAIR, "prompt": 3}, ": prompt is not a text"),
     "half a character": (PAIR, {**PAIR, "prompt": "\ud800"}, " is not valid Unicode"),
     "a score beyond fp32": (SCORED, {**SCORED, "score": 1e39}, ": score is not a number that fp32"),
     "a score that is NaN": (SCORED, {**SCORED, "score": "nan"}, ": score is not a number"),
@@ -217,11 +165,6 @@ WRONG = {
 def test_an_error_names_the_row_and_the_field_as_the_file_has_it(case):
     good, bad, message = WRONG[case]
     refused(f"^file row 2{message}", lambda: in_form([good, bad], "file"))
-
-
-def test_rows_of_no_known_form_are_refused_with_the_forms_that_there_are(tmp_path):
-    said = "rows.jsonl row 1 has fields question; each needs prompt/response or messages or"
-    refused(said, lambda: loaded(tmp_path, {"question": "a"}))
 
 
 def test_the_guide_has_the_table_of_all_fields():
@@ -290,47 +233,33 @@ def test_columns_that_are_not_there_are_refused_unless_another_file_had_them():
 # Rows to answer: those without labels, those with, and what the model has learned.
 TO_ANSWER = {
     "a text": ("label", {"text": "t"}, {"text": "t", "label": "no"}),
-    "a pair": (
-        "score",
-        {"text": "t", "text_pair": "u", "score": 2},
-        {"text": "t", "text_pair": "u", "score": 0.0},
+    "a pair": ("score", {**PAIRED, "score": 2}, {**PAIRED, "score": 0.0}),
+    "a question about a sentence": (
+        "label", {"question": "t", "sentence": "u"}, {**PAIRED, "label": "no"},
     ),
     "candidates": (
-        "choice",
-        {"prompt": "p", "candidates": ["a", "b"]},
-        {"prompt": "p", "candidates": ["a", "b"], "answer": 0},
+        "choice", {name: CHOICE[name] for name in ("prompt", "candidates")}, CHOICE,
     ),
     "a prompt": ("prompt", {"prompt": "p"}, {"prompt": "p", "response": ""}),
     "an instruction": (
-        "prompt",
-        {key: ALPACA[key] for key in ("instruction", "input")},
+        "prompt", {key: ALPACA[key] for key in ("instruction", "input")},
         {"prompt": PROMPT, "response": ""},
     ),
     "a plain text": ("text", {"text": "t"}, {"prompt": "t", "response": ""}),
-    "a chat": ("messages", {"messages": ASKED}, TO_BE_ANSWERED),
+    "a chat": ("messages", {"messages": ASK}, TO_BE_ANSWERED),
     "a chat without a text as its answer": (
-        "messages",
-        {"messages": [*ASKED, {"role": "assistant", "content": None}]},
-        TO_BE_ANSWERED,
+        "messages", {"messages": [*ASK, {**NO_ANSWER, "content": None}]}, TO_BE_ANSWERED,
     ),
     "a prompt to a chat": (
-        "messages",
-        {"prompt": "p"},
-        {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": ""}]},
+        "messages", {"prompt": "p"}, {"messages": [{"role": "user", "content": "p"}, NO_ANSWER]},
     ),
     "an answered chat of another tool": ("messages", SHAREGPT, TO_BE_ANSWERED),
     "turns to be completed": ("messages", {"prompt": ASK}, TO_BE_ANSWERED),
     "a preference": ("messages", {"prompt": ASK, "chosen": CHAT}, TO_BE_ANSWERED),
     "a chosen chat": ("messages", {"chosen": CHAT, "rejected": CHAT}, TO_BE_ANSWERED),
     "a call to be continued": (
-        "messages",
-        {"messages": CALLS[:-1], "tools": TOOLS},
-        {"messages": [*CALLS[:-1], {"role": "assistant", "content": ""}], "tools": TOOLS},
-    ),
-    "a question about a sentence": (
-        "label",
-        {"question": "t", "sentence": "u"},
-        {"text": "t", "text_pair": "u", "label": "no"},
+        "messages", {"messages": CALLS[:-1], "tools": TOOLS},
+        {"messages": [*CALLS[:-1], NO_ANSWER], "tools": TOOLS},
     ),
 }  # fmt: skip
 

@@ -177,15 +177,12 @@ def test_an_answer_that_is_none_of_the_options_is_refused(answer, protocol, tmp_
     refused(f"^{BOOLQ}/test {message}", lambda: scored_rows(asked, "prompt", (), "decoder"))
 
 
-def test_the_options_are_those_of_the_row_not_of_the_task():
+def test_the_options_are_those_of_the_row_and_without_them_or_its_text_it_is_refused():
+    boolq = TASKS["boolq"].protocols
     row = question("Which?", ("answer1", "answer2", "answer3"), 2)
-    assert TASKS["boolq"].protocols["generate"].convert_test(row)["answer"] == "answer3"
-
-
-def test_a_row_without_its_options_or_its_text_is_refused():
-    row = question("x", ("true", "false"), 0) | {"instruction": "x?"}
-    convert = TASKS["boolq"].protocols["likelihood"].convert
-    refused("no 'Answer format: a/b'", lambda: convert(row))
+    assert boolq["generate"].convert_test(row)["answer"] == "answer3"
+    bare = row | {"instruction": "x?"}
+    refused("no 'Answer format: a/b'", lambda: boolq["likelihood"].convert(bare))
     learn = TASKS["gsm8k"].protocols["generate"].convert
     row = problem("Two and two?", "4", "4") | {"instruction": None}
     refused("^instruction is not a text: None$", lambda: learn(row))

@@ -52,8 +52,10 @@ def test_the_softmax_is_the_models_own_with_the_adapter_and_without(name):
 
 
 def own_softmax(model, inputs):
-    """The softmax maps that are shown, and those that the model itself returns."""
+    """The softmax maps that are shown, whatever kernel it has, and those that the model returns."""
+    kernel = model.config._attn_implementation
     found = explain(model, inputs)
+    assert model.config._attn_implementation == kernel
     model.get_base_model().set_attn_implementation("eager")
     with torch.no_grad():
         out = model(**inputs, output_attentions=True)
@@ -169,27 +171,34 @@ def test_each_part_alone_is_a_model_with_that_part_alone():
     assert set(found.change) == {"all", *parts}
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_a_trained_head_is_counted_for_itself(several):
-    parts = [lora("bert"), LmamConfig(**MAP)] if several else [lora("bert")]
+MORE = {"nothing": [], "map": [LmamConfig(**MAP)], "pooling": [PoolingConfig(pooling="mean")]}
+
+
+@pytest.mark.parametrize("beside", MORE)
+def test_a_trained_head_is_counted_for_itself_and_a_pooling_with_it(beside):
     base = BertForSequenceClassification(TINY["bert"](attn_implementation="eager").config)
-    config = LoradaConfig(parts=parts, modules_to_save=["classifier"])
-    model = get_peft_model(base, config).eval()
+    parts = {"parts": [lora("bert"), *MORE[beside]], "modules_to_save": ["classifier"]}
+    model = get_peft_model(base, LoradaConfig(**parts, task_type="SEQ_CLS")).eval()
     head = base.classifier.modules_to_save["default"]
     torch.nn.init.normal_(head.weight)  # other weights than those that it replaces
-    found = explain(model, {"input_ids": IDS})
+    inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    found = explain(model, inputs)
     assert found.head == "head"
-    assert found.parts == ["LoRA", "map"][: len(parts)]
-    with torch.no_grad(), model.disable_adapter():
-        pooled = base.bert(IDS).pooler_output
-        untrained = model(IDS).logits.softmax(-1)
-    trained = head(pooled).softmax(-1)
-    assert_close(found.probabilities["head"], trained)
-    assert_close(found.probabilities["without"], untrained)
-    assert not torch.allclose(trained, untrained, atol=1e-3)
+    assert found.parts == ["LoRA", "map"][: 1 + (beside == "map")]
     assert found.change["head"].max() == 0
-    with torch.no_grad():
-        assert_close(found.probabilities["with"], model(IDS).logits.softmax(-1))
+
+    def shares():
+        with torch.no_grad():
+            return model(**inputs).logits.softmax(-1)
+
+    assert_close(found.probabilities["with"], shares())
+    with model.disable_adapter():
+        assert_close(found.probabilities["without"], shares())
+    for layer in model.modules():  # what the head says alone, by the model itself
+        if isinstance(layer, BaseTunerLayer) and not isinstance(layer, PoolingLayer):
+            layer.enable_adapters(False)
+    assert_close(found.probabilities["head"], shares())
+    assert not torch.allclose(shares(), found.probabilities["without"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
@@ -242,17 +251,6 @@ def test_a_method_without_a_map_has_numbers_too(config):
     assert not torch.allclose(found.probabilities["with"], found.probabilities["without"])
 
 
-def test_a_model_with_another_kernel_is_read_eagerly_and_stays_as_it_was():
-    eager, other = stack(), stack()
-    other.load_state_dict(eager.state_dict())
-    other.base_model.model.set_attn_implementation("sdpa")
-    for one, two in zip(
-        *(explain(each, {"input_ids": IDS}) for each in (eager, other)), strict=True
-    ):
-        assert_close(one.softmax, two.softmax)
-    assert other.config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize("plain", [True, False], ids=["of transformers", "of peft"])
 def test_the_model_and_what_trains_are_as_before(plain):
     model = stack()
@@ -272,31 +270,13 @@ def test_the_model_and_what_trains_are_as_before(plain):
 
 
 def test_what_cannot_be_explained_is_said():
-    with pytest.raises(ValueError, match="no active adapter: load or enable one"):
-        explain(TINY["llama"](), {"input_ids": IDS})
-    model = stack()
-    with model.disable_adapter(), pytest.raises(ValueError, match="no active adapter"):
-        explain(model, {"input_ids": IDS})
+    def without_adapter(model):
+        return refused("no active adapter: load or enable", lambda: explain(model, inputs))
 
-
-def test_a_pooling_is_no_part_but_stays_on_with_the_head():
-    model = BertForSequenceClassification(TINY["bert"]().config)
-    parts = [LmamConfig(**MAP), lora("bert"), PoolingConfig(pooling="mean")]
-    config = LoradaConfig(parts=parts, modules_to_save=["classifier"], task_type="SEQ_CLS")
-    model = get_peft_model(model, config).eval()
-    found = explain(model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)})
-    assert sorted(found.parts) == ["LoRA", "map"]
-    for layer in model.modules():  # what the head says alone, by the model itself
-        if isinstance(layer, BaseTunerLayer) and not isinstance(layer, PoolingLayer):
-            layer.enable_adapters(False)
-    with torch.no_grad():
-        alone = model(IDS, attention_mask=torch.ones_like(IDS)).logits.softmax(-1)
-    assert_close(found.probabilities["head"], alone.float())
-
-
-def test_of_two_active_maps_neither_is_shown():
-    model = stack()
+    inputs, model = {"input_ids": IDS}, stack()
+    without_adapter(TINY["llama"]())
+    with model.disable_adapter():
+        without_adapter(model)
     model.add_adapter("other", LoradaConfig(parts=[LmamConfig(**MAP)]))
     model.base_model.set_adapter(["default", "other"])
-    refused("default, other all have a map: activate one at a time",
-            lambda: explain(model, {"input_ids": IDS}))  # fmt: skip
+    refused("default, other all have a map: activate one", lambda: explain(model, inputs))

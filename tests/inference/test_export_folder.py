@@ -129,37 +129,28 @@ def test_without_lorada_every_way_to_load_it_ends_in_an_error_that_names_it(expo
     assert found.keys() == ways - {"bart-pipeline"}
 
 
-def test_the_class_of_the_base_reads_it_too(exported):
-    place, expected = exported
-    model = LlamaForCausalLM.from_pretrained(place / "llama")
-    assert_close(logits(model, batch_of(place, "llama")), expected["llama"])
-
-
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_an_engine_that_would_read_the_base_alone_is_refused(exported, engine, monkeypatch):
+def test_an_engine_reads_what_its_plugin_makes_of_it_and_without_one_is_refused(
+    exported, engine, monkeypatch
+):
     place, _ = exported
     monkeypatch.setitem(sys.modules, engine, types.ModuleType(engine))
     with pytest.raises(ValueError, match=f"{engine} would serve .* without its lorada adapter"):
         AutoConfig.from_pretrained(place / "llama")
 
-
-def test_an_engine_whose_plugin_reads_the_adapter_gets_what_the_plugin_makes(exported, monkeypatch):
-    place, _ = exported
-    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
-
     def read(config, folder):
         assert config["model_type"] == "lorada"
         return {**config, "base_architectures": ["Own"], "read_from": folder}
 
-    monkeypatch.setitem(READERS, "vllm", read)
+    monkeypatch.setitem(READERS, engine, read)
     config = AutoConfig.from_pretrained(place / "llama")
     assert (config.model_type, config.architectures) == ("llama", ["Own"])
     assert config.read_from == str(place / "llama")
 
 
-def test_an_adapter_that_is_there_already_is_not_placed_again(exported):
+def test_the_class_of_the_base_reads_it_too_and_its_adapter_is_not_placed_again(exported):
     place, expected = exported
-    model = AutoModelForCausalLM.from_pretrained(place / "llama")
+    model = LlamaForCausalLM.from_pretrained(place / "llama")
     message = r"adapter 'default' already.*'subfolder': 'none'"
     refused(message, lambda: PeftModel.from_pretrained(model, place / "llama"))
     assert_close(logits(model, batch_of(place, "llama")), expected["llama"])

@@ -80,6 +80,7 @@ def test_every_such_method_of_ours_is_here():
 
 
 def test_a_process_without_lorada_loads_the_adapters_of_runs(place, folder):
+    plain = logits(AutoModelForCausalLM.from_pretrained(place / "llama"), inputs("lora"))
     asked = {}
     for name, (model, method, rows, _) in RUNS.items():
         run = folder(name)
@@ -94,16 +95,12 @@ def test_a_process_without_lorada_loads_the_adapters_of_runs(place, folder):
         assert config["task_type"] == kind.get(auto, "SEQ_2_SEQ_LM")
         assert "lorada`" not in (adapter / "README.md").read_text()
         batch, given = inputs(name), place / f"{name}.safetensors"
-        save_file({**batch, "logits": logits(load_run(run).model, batch)}, given)
+        tuned = logits(load_run(run).model, batch)
+        if model == "llama" and rows == "rows":  # the method did something
+            assert not torch.allclose(tuned, plain)
+        save_file({**batch, "logits": tuned}, given)
         asked[name] = (str(adapter), auto, str(given))
     printed(sys.executable, "-c", ALONE, TESTS, json.dumps(asked))
-
-
-def test_the_methods_did_something(place, folder):
-    base = AutoModelForCausalLM.from_pretrained(place / "llama")
-    plain = logits(base, inputs("lora"))
-    for name in ("lora", "ist", "longlora", "ia3", "lily"):
-        assert not torch.allclose(logits(load_run(folder(name)).model, inputs(name)), plain)
 
 
 def test_llama_cpp_finds_what_its_converter_reads(place, folder, works):

@@ -74,10 +74,11 @@ def answers(run, rows):
 
 
 @pytest.mark.parametrize("name", ["label", "score", "choice", "prompt", "messages", "seq2seq"])
-def test_answers_are_those_of_evaluate(name, folder, place):
-    run = load_run(folder(name))
+def test_answers_are_those_of_evaluate_part_by_part(name, folder, place, small_parts):
+    run, rows = load_run(folder(name)), without_answers(name, place)
     evaluate(run, str(place / f"{RUNS[name][2]}.jsonl"))
-    found = answers(run, without_answers(name, place))
+    assert len(next(predict(run, asked(run, rows)))) == 4
+    found = answers(run, rows)
     scored = read_predictions(run.folder)
     assert [one["row"] for one in found] == [line["row"] for line in scored]
     field = name if name in ("label", "score") else "answer"
@@ -99,26 +100,6 @@ def test_a_writer_answers_as_generate_does(name, folder):
     prompts = ["1 + 1 =", "2 +", "9 + 9 = 18. 1 + 7 ="]
     found = answers(run, [{"prompt": prompt} for prompt in prompts])
     assert [one["answer"] for one in found] == continue_prompts(run, prompts)
-
-
-def test_one_long_text_is_scored_by_several_windows(folder, tmp_path):
-    run, data = load_run(folder("text")), rows_file(tmp_path / "long.jsonl", [{"text": "ab " * 99}])
-    count = evaluate(run, str(data))["n"]
-    assert [line["row"] for line in read_predictions(run.folder)] == [*range(1, count + 1)]
-    assert count > 1
-
-
-@pytest.mark.parametrize("name", ["label", "prompt"])
-def test_each_row_is_answered_as_if_it_were_alone(name, folder, place, small_parts):
-    run, rows = load_run(folder(name)), without_answers(name, place)
-    assert len(next(predict(run, asked(run, rows)))) == 4 < len(rows)
-    found = answers(run, rows)
-    assert [one["row"] for one in found] == list(range(1, len(rows) + 1))
-    for one, row in zip(found, rows, strict=True):
-        (alone,) = answers(run, [row])
-        if name == "label":
-            assert one["probs"] == pytest.approx(alone["probs"], rel=1e-4)
-        assert one.get("answer") == alone.get("answer")
 
 
 CHILD = """
@@ -161,29 +142,27 @@ def test_a_killed_run_goes_on_and_writes_the_same_file(folder, place, tmp_path, 
 def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
     folder, place, tmp_path, small_parts
 ):
-    output = tmp_path / "answers.jsonl"
-    run = load_run(folder("label"))
+    output, run = tmp_path / "answers.jsonl", load_run(folder("label"))
 
-    def begin(run, rows):
-        """Stop behind the first part."""
-        real = module.predict
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "predict", lambda *given: stopped(real(*given)))
-            with pytest.raises(KeyboardInterrupt):
-                answered_to(run, rows, output, overwrite=True)
-
-    def stopped(parts):
-        yield next(parts)
+    def stopped(*given):
+        yield next(predict(*given))
         raise KeyboardInterrupt
 
-    begin(run, LABELS)
+    def begin():
+        """Stop behind the first part."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "predict", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                answered_to(run, LABELS, output, overwrite=True)
+
+    begin()
     assert answered_to(run, LABELS[1:], output) == 0
-    begin(run, LABELS)
+    begin()
     assert answered_to(run, LABELS, output, overwrite=True) == 4
-    begin(run, LABELS)
+    begin()
     moved = shutil.copytree(run.folder, tmp_path / "moved")
     assert answered_to(load_run(moved), LABELS, output, overwrite=True) == 4
-    begin(run, LABELS)
+    begin()
     weights = next((run.folder / "adapter").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes())  # of another training, as far as anybody knows
     assert answered_to(run, LABELS, output, overwrite=True) == 0

@@ -24,7 +24,6 @@ from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
 from lorada.methods.table import UNPUBLISHED
 from lorada.training.models.loading import kind_of
-from lorada.training.parameter_counts import count_parameters
 from lorada.tuners.base.linears import layer_linear_names, linear_of
 
 OF_PLACES = ("pos_proj", "pos_q_proj")  # DeBERTa's, which the positions go through
@@ -174,7 +173,6 @@ def test_settings_that_are_not_the_papers_say_so_everywhere(works):
     assert build_method("dora", LlamaConfig()).settings_from == "Table 4"
     taken = build_method("dora", GPT2Config()).settings_from
     assert taken == "Table 4; those of llama models, taken to a gpt2 model"
-    assert count_parameters("dora", "roberta-base", [])["settings_from"] == where
     out, _ = works("params", "--method", "dora", "--model", "roberta-base")
     assert where in " ".join(out.split())
     out, _ = works("methods", "dora")

@@ -2,12 +2,12 @@
 
 import pytest
 from architectures import ARCHITECTURES
+from method_cases import counted
 from placements import KINDS, AfterFfn, Twin, made
 from stacks import moved
 from tuners.test_placements import assert_twins
 
 from lorada import BottleneckConfig, LoradaConfig, build_method
-from lorada.training.parameter_counts import count_parameters
 
 pytestmark = pytest.mark.fp64
 
@@ -47,7 +47,7 @@ def test_the_block_is_its_equations_with_their_gradients(name, present):
 
 def test_the_balanced_example_on_roberta_is_552960_weights_and_18720_biases():
     assert 12 * 2 * 768 * (12 + 12 + 6) == 552_960
-    assert count_parameters("autopeft", "roberta-base", [])["trainable"] == 552_960 + 18_720
+    assert counted("autopeft", "roberta-base")["trainable"] == 552_960 + 18_720
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from architectures import ARCHITECTURES
 from conftest import TINY
 from folders import refused
+from method_cases import counted
 from peft import PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from stacks import starts_as_base
@@ -15,7 +16,6 @@ from transformers import BartConfig
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe, method_named, peft_names, peft_types
 from lorada.methods.method import SHIFTED_ATTENTION, peft_configs
-from lorada.training.parameter_counts import count_parameters
 
 OUTSIDE = "PEFT does not place it in the model's layers"
 # Every name of PEFT that is no method, with the reason.
@@ -110,8 +110,9 @@ def test_a_tuner_finds_its_matrices_in_every_family(name, model):
 def test_the_count_without_weights_is_that_of_the_placed_tuner(name, tmp_path):
     base = TINY["llama"]()
     base.config.save_pretrained(tmp_path)
-    counted = count_parameters(name, str(tmp_path), [])["trainable"]
-    assert counted == sum(p.numel() for p in placed(name).parameters() if p.requires_grad)
+    assert counted(name, str(tmp_path))["trainable"] == sum(
+        p.numel() for p in placed(name).parameters() if p.requires_grad
+    )
 
 
 def test_ia3_scales_keys_values_and_the_input_of_the_second_matrix_of_the_ffn():

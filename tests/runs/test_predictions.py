@@ -41,7 +41,7 @@ FORMS = {
         "llama",
         [{"prompt": f"{n}?", "candidates": [" a", " no", " c"], "answer": n % 3} for n in range(7)],
     ),
-    "text": ("llama", [{"text": "Let x be a number. " * 3}, {"text": "Then x + 1 is another."}]),
+    "text": ("llama", [{"text": "Let x be a number. " * 6}, {"text": "Then x + 1 is another."}]),
 }
 
 
@@ -137,7 +137,7 @@ def test_all_of_a_text_is_scored_in_joined_windows(scored):
         total -= float(log_p.gather(-1, window[:, 1:, None]).sum())
         predicted += window.shape[1] - 1
     assert metrics["perplexity"] == pytest.approx(math.exp(total / predicted), rel=1e-5)
-    assert metrics["n"] == -(-len(joined) // length)
+    assert metrics["n"] == -(-len(joined) // length) > len(rows)
     assert metrics["n"] == len(read_predictions(run.folder))
 
 

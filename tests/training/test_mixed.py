@@ -12,11 +12,9 @@ from trained import QUICK, run_recipe
 from lorada import METHODS
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.training import arguments
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import prepare_training
 from lorada.training.train import set_up, train
-from lorada.training.training_memory import training_memory
 
 BF16 = torch.bfloat16
 NAMES = [name for name in METHODS if defined(name, "llama")]
@@ -67,20 +65,6 @@ def test_a_mixed_run_is_saved_and_scored(recipe, place, method):
     assert run.recipe.dtype == "mixed"
     assert {each.dtype for each in run.model.parameters()} <= {BF16, torch.float32}
     assert evaluate(run, str(place / "labels.jsonl"))["n"] == 9
-
-
-def test_the_computed_memory_has_what_trains_in_fp32(recipe, monkeypatch):
-    def weights(method: str, dtype: str) -> float:
-        return training_memory(recipe(f"dtype={dtype}", method=method, rows="rows")).weights
-
-    assert weights("full", "mixed") == weights("full", "float32")
-    assert weights("lora", "mixed") == weights("lora", "bfloat16")
-    # Of the card's kind, which this machine need not have.
-    monkeypatch.setattr(arguments, "device_settings", lambda recipe: {"fp16": True})
-    for method in ("lora", "full"):
-        assert weights(method, "mixed_float16") == weights(method, "mixed")
-    longlora = [weights("longlora", dtype) for dtype in ("bfloat16", "mixed", "float32")]
-    assert longlora[0] < longlora[1] < longlora[2]
 
 
 def test_autocast_cannot_be_switched_off_beside_it(recipe):

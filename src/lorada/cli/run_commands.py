@@ -120,20 +120,18 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
-    """Print rows, parameters and memory of a training, and its first row; no weights are loaded."""
+    """Print the rows and parameters of a training, and its first row; no weights are loaded."""
     from lorada.data.tokenize import fit_context, lost_and_first
     from lorada.training.inputs import prepare_training
     from lorada.training.models.loading import stretched
-    from lorada.training.parameter_counts import parameters_of
+    from lorada.training.parameter_counts import parameters_of, refuse_impossible
     from lorada.training.train import checked_arguments
-    from lorada.training.training_memory import refuse_impossible, step_bytes
 
     prepared = prepare_training(recipe)
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
-    sizes, reason = step_bytes(prepared, "off", "full")
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
     lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
     if as_json:
@@ -141,19 +139,15 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
             "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
             "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
-            "activation_checkpointing": chosen, "step_bytes": sizes, "first_row": row,
+            "activation_checkpointing": chosen, "first_row": row,
         })  # fmt: skip
         return
     say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
     said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
     say(f"{len(prepared.rows.rows):,} rows at max_length={fitted.max_length}: {said}")
-    need = f"the memory of a step cannot be computed ({reason})"
-    if sizes is not None:
-        each = (f"{size / 2**30:,.2f} GiB with {name}" for name, size in sizes.items())
-        need = f"a step needs {', '.join(each)}"
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
-    say(f"activation_checkpointing={takes}: {need}")
+    say(f"activation_checkpointing={takes}")
     if row is not None:
         say(_shown_row(row))
 
@@ -192,7 +186,8 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     text = f", relative norm {effect:.2g}" if effect is not None else ""
     say(
         f"{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
-        f"{result['steps']} steps in {result['wall_time_s']:.0f} s{text}"
+        f"{result['steps']} steps in {result['wall_time_s']:.0f} s, "
+        f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB{text}"
     )
     suggest_scoring(trained.run, recipe)
 

@@ -21,8 +21,7 @@ from lorada.support.row_sources import file_names
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import Prepared, refuse_packing
 from lorada.training.packing import pack
-from lorada.training.parameter_counts import parameters_of
-from lorada.training.training_memory import refuse_impossible
+from lorada.training.parameter_counts import parameters_of, refuse_impossible
 from lorada.tuners import LmamConfig, LoradaConfig
 
 

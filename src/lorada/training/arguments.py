@@ -31,7 +31,11 @@ from lorada.training.models.loading import stretched
 logger = logging.getLogger(__name__)
 
 AMPERE = (8, 0)  # the first generation of NVIDIA's cards with TF32
-LARGE, LONG = 1e9, 1024  # parameters; tokens of a row
+# What a layer keeps of a token for each unit of width, in bytes, if attention keeps no maps and
+# numbers have 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
+# Models", 2022, Eq. 2); and the share of the memory that this may take with the weights.
+KEPT, FITS = 34, 0.7
+WEIGHT_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a parameter that is quantised
 WORKERS = 2  # processes that make batches while the accelerator computes
 # TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
 TRAINERS_OWN = tuple(
@@ -45,14 +49,6 @@ def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
         return None
     device = torch.accelerator.current_accelerator()
     return None if device is None or device.type == "mps" else device
-
-
-def device_bytes(recipe: Recipe) -> int | None:
-    """The memory of the accelerator that a recipe trains on; None for a CPU and for MPS."""
-    device = accelerator(recipe.training)
-    if device is None:
-        return None
-    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
 
 
 def with_dtype(recipe: Recipe, config: Any) -> Recipe:
@@ -122,19 +118,43 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
 
-def may_not_fit(recipe: Recipe, config: Any) -> bool:
-    """Whether a step may be too large for an accelerator, so that ``auto`` computes its memory."""
-    model = meta_model(config)
+def recomputes(recipe: Recipe, config: Any) -> bool:
+    """Whether a training computes its activations again; where ``auto`` does, a line says so."""
+    asked, memory = recipe.activation_checkpointing, device_bytes(recipe)
+    if asked != AUTO or memory is None:
+        return asked == "full"
+    need = _rough_bytes(recipe, config)
+    if need > FITS * memory and is_first():
+        sizes = (f"{size / 2**30:.0f}" for size in (need, memory))
+        logger.warning("activation_checkpointing=auto takes full, as weights and activations of a "
+                       "step would be about %s of the %s GiB here: off is faster where they fit",
+                       *sizes)  # fmt: skip
+    return need > FITS * memory
+
+
+def device_bytes(recipe: Recipe) -> int | None:
+    """The memory of the accelerator that a recipe trains on; None for a CPU and for MPS."""
+    device = accelerator(recipe.training)
+    if device is None:
+        return None
+    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
+
+
+def _rough_bytes(recipe: Recipe, config: Any) -> float:
+    """What the weights and the activations of a step take, if all that a layer makes is kept.
+
+    0 where the model cannot compute activations again, or the Trainer is told whether to.
+    """
+    model, text = meta_model(config), config.get_text_config()
     own = any(name in recipe.training for name in TRAINERS_OWN)
     if own or model is None or not model.supports_gradient_checkpointing:
-        return False
-    return bool(model.num_parameters() > LARGE or longest(recipe, config) > LONG)
-
-
-def longest(recipe: Recipe, config: Any) -> int:
-    """The most tokens that a row may have: ``max_length``, if the model can read so many."""
-    context = context_of(stretched(config, recipe.rope_factor))
-    return min(recipe.max_length, context or recipe.max_length)
+        return 0.0
+    wide = 2 if recipe.base_dtype == "float32" else 1
+    context = context_of(stretched(config, recipe.rope_factor)) or recipe.max_length
+    rows = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"]
+    units = text.num_hidden_layers * text.hidden_size * rows * min(recipe.max_length, context)
+    weight = WEIGHT_BYTES.get(recipe.quantization or "", 2.0 * wide)
+    return float(model.num_parameters() * weight + KEPT * wide * units)
 
 
 DEFAULTS: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Counts the parameters that a method trains on a model, without weights (``lorada params``)."""
 
 import copy
+import os
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from lorada.methods.build import Plan, build_method
 from lorada.methods.task_head import select_trainable
 from lorada.runs.recipe import Recipe
-from lorada.training.load_recipe import load_recipe
+from lorada.training.arguments import device_bytes
 from lorada.training.models.adapters import (
     base_parameters,
     config_to_start,
@@ -25,14 +26,6 @@ from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import linears
 
 
-def count_parameters(method: str, model: str, overrides: list[str]) -> dict[str, Any]:
-    """Count the parameters of a method on a model, as ``parameters_of`` does for a recipe."""
-    recipe = load_recipe(None, overrides, {"method": method, "model": model, "output": "-"})
-    if recipe.training:
-        raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
-    return parameters_of(recipe)
-
-
 def parameters_of(recipe: Recipe) -> dict[str, Any]:
     """Count the parameters of a recipe: its model is built on the meta device, without weights.
 
@@ -42,27 +35,27 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         (where the settings of the method come from, in words).
     """
     config = load_config(recipe.model)
-    plan = plan_of(recipe, config)
+    plan = _plan_of(recipe, config)
     config = stretched(config, recipe.rope_factor)
     base = _meta_model(config)
     total = base_parameters(base)
     try:
         with torch.device("meta"):
-            placed = placed_on(base, plan)
+            placed = _placed_on(base, plan)
     except (ValueError, RuntimeError) as error:
         if plan.config is None or "meta tensor" not in str(error).lower():
             raise
         # Some of PEFT's tuners compute with the weights that they are placed on, such as FRoD.
         base = _meta_model(config)
         _give_weights(base, plan.config)
-        placed = placed_on(base, plan)
+        placed = _placed_on(base, plan)
     if isinstance(placed, PeftModel):
         fold_prefixes(placed)
     counts = parameter_counts(placed, total, with_head=plan.with_head)
     return {**counts, "settings_from": plan.settings_from}
 
 
-def plan_of(recipe: Recipe, config: Any) -> Plan:
+def _plan_of(recipe: Recipe, config: Any) -> Plan:
     """The method of a recipe for the model of a config, with the parts that ``--from`` brings."""
     plan = build_method(recipe.method, config, **recipe.parts)
     if recipe.from_adapter is not None and isinstance(plan.config, LoradaConfig):
@@ -78,7 +71,7 @@ def _meta_model(config: Any) -> PreTrainedModel:
     return model
 
 
-def placed_on(base: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
+def _placed_on(base: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
     """Place a method on a model without weights."""
     if plan.config is None:
         assert plan.trainable is not None
@@ -111,3 +104,15 @@ def counts_of(recipe: Recipe) -> dict[str, Any]:
     """The parameters of a recipe, cached over its tasks and seeds."""
     same: dict[str, Any] = {"task": "-", "output": "-", "data_dir": None, "training": {}}
     return _counts_of(recipe.model_copy(update=same).model_dump_json())
+
+
+def refuse_impossible(recipe: Recipe, plan: Plan, counts: dict[str, Any]) -> None:
+    """Refuse an adapter that is larger than its base and does not even fit in the memory here."""
+    size, here = 4 * counts["trainable"], device_bytes(recipe)
+    here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if plan.config is not None and counts["trainable"] > counts["total"] and size > here:
+        raise ValueError(
+            f"{recipe.method} would train {counts['trainable']:,} parameters, which take "
+            f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
+            "such as r"
+        )

@@ -55,6 +55,7 @@ from lorada.training.arguments import (
     as_it_trains,
     held_out_metrics,
     loading_device,
+    recomputes,
     training_arguments,
 )
 from lorada.training.callbacks import RelativeNorm, RunCallback, SaveOnInterrupt, refuse_broken
@@ -79,7 +80,6 @@ from lorada.training.trainer import (
     scorer,
     writes_texts,
 )
-from lorada.training.training_memory import recomputes
 from lorada.tuners.lmam import LmamConfig, map_configs
 from lorada.tuners.pooling import attached
 
@@ -355,7 +355,7 @@ def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
 ) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., RunTrainer]]:
     """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
-    again = recomputes(prepared)
+    again = recomputes(prepared.recipe, prepared.config)
     args = training_arguments(prepared.recipe, prepared.plan.arguments, quiet=quiet, again=again)
     config = prepared.plan.config
     has_map = any(isinstance(part, LmamConfig) for part in getattr(config, "parts", [config]))

@@ -69,19 +69,16 @@ class LabelledLoss:
     bare: Any
     plain: bool
 
-    def __call__(
-        self, model: nn.Module, inputs: dict[str, Any], where: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Any]:
+    def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
         """The loss of each token with a label, (n,) row by row, the row of each, and the outputs.
 
         Args:
             model: ``bare``, or its wrapper.
             inputs: with ``labels`` (B, T).
-            where: rows and places, (n,) each, of the tokens h_t; None to read them from the labels.
         """
         head, labels = self.bare.get_output_embeddings(), inputs["labels"][:, 1:]
         # How many there are is read from the device once; with a mask, in the backward pass too.
-        rows, places = where or (labels != IGNORED).nonzero(as_tuple=True)
+        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
         targets = labels[rows, places]
         losses: Tensor | None = None
 
