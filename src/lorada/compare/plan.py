@@ -16,7 +16,7 @@ from lorada.support.files import json_text, write_atomic
 
 # Files and folders of a comparison.
 PLAN_FILE, BASELINES_FILE, FAILURES_FILE = "plan.json", "baselines.json", "failures.json"
-TRIALS, RUNS, TIMES = "trials", "runs", "times"
+TRIALS, RUNS = "trials", "runs"
 STORED = ConfigDict(extra="forbid")  # of records that are read from a file
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 

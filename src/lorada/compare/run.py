@@ -9,13 +9,11 @@ from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
 from lorada.compare.make_plan import about, make_plan
-from lorada.compare.measure import time_jobs
 from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
     PLAN_FILE,
     RUNS,
-    TIMES,
     TRIALS,
     ComparisonPlan,
     mapping_in,
@@ -36,7 +34,7 @@ from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
 REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "json"))
-OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE, *REPORTS)
+OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,6 @@ def compare(
         "commonest": score_commonest(data, metric),
     }
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
-    run_queue(time_jobs(comparison, plan, folder), pool(), report=report)
     written = write_report(folder)
     return Compared(*written, failed, 0)
 

@@ -58,7 +58,7 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
                     folder=run,
                     done=partial(is_scored, run),
                     after=before.name if before else "",
-                    reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
+                    reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
                 ))  # fmt: skip
     return sorted(found, key=lambda job: -job.trainings)
 
@@ -93,7 +93,7 @@ def _search_job(
         work=partial(search_rate, space, place),
         folder=place,
         done=(place / SEARCH_FILE).is_file,
-        reads=reads(comparison),
+        reads=_reads(comparison),
         trainings=space.usual,
     )
 
@@ -171,7 +171,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
                     work=partial(score_base, run, comparison.shared_recipe),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
-                    reads=reads(comparison),
+                    reads=_reads(comparison),
                 )
     return None
 
@@ -239,6 +239,6 @@ def commonest_answer(rows: Rows) -> Any:
     return Counter(answers).most_common(1)[0][0]
 
 
-def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
+def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
     return (*(path for _, path in comparison.shared_recipe.local_paths()), *more)

@@ -12,7 +12,6 @@ import numpy as np
 from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
-    TIMES,
     Candidate,
     ComparisonPlan,
     as_given,
@@ -70,7 +69,7 @@ class CandidateResult:
     metric: str = ""  # the main metric, such as ``exact_match``
     value: float | None = None  # mean of that over seeds
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
-    seconds_per_step: float | None = None  # the fastest of the turns at the end
+    seconds_per_step: float | None = None  # of its fastest run: other work can only slow one down
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
     rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
     map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
@@ -196,18 +195,11 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
             diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
             reason=one.reason or "; ".join(missing) or None,
-            seconds_per_step=_seconds(folder / TIMES / one.path),
         ))  # fmt: skip
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
     return Results(folder, asked, plan, measured, rows, groups, baselines, by)
-
-
-def _seconds(folder: Path) -> float | None:
-    """The time of a step that was measured at the end: of the fastest turn, in seconds."""
-    turns = [mapping_in(path).get("seconds_per_step") for path in sorted(folder.glob("turn*.json"))]
-    return min((float(turn) for turn in turns if turn is not None), default=None)
 
 
 def _runs(

@@ -84,8 +84,8 @@ def note(summary: Summary) -> str:
         "not significantly different. p: chance of such a difference between equal methods, "
         "corrected for the number of tests (Holm). Expected loss: how far the true mean is "
         "expected to be from the best one. Forgetting: growth of the model's loss on a neutral "
-        "text. Time: of a step, measured at the end for all candidates in turns, because the "
-        "times of the runs depend on what ran beside them."
+        "text. Time: the median of a run's steps, of the fastest run. Runs that shared a device or "
+        "a processor have slowed each other down, so there times can be compared only roughly."
     )
 
 
@@ -124,7 +124,7 @@ def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], st
         ("p (against the highest)", lambda one: _probability(one.p_best)),
         ("trained parameters (of the model)", _trained),
         ("peak memory (GiB)", lambda one: _number(one.peak_memory_gib, ".2f")),
-        ("time (s/step, in turns)", lambda one: _number(one.seconds_per_step, ".3f")),
+        ("time (s/step)", lambda one: _number(one.seconds_per_step, ".3f")),
         ("merges", lambda one: {None: NOTHING, True: "yes", False: "no"}[one.candidate.mergeable]),
         ("forgetting (nats/token)", lambda one: _number(one.forgetting, "+.3f")),
         ("learning rate", lambda one: _noted(
