@@ -50,7 +50,6 @@ MISTAKES = {
     "--trials -1": "--trials -1: input should be greater than or equal to 0",
     "--budget 1%,1%": "--budget names 1% twice",
     "--budget much": "budget 'much' is neither a share",
-    "--search twice": "--search twice: input should be 'once' or 'each-seed'",
     "--held-out leaked.jsonl": "are training rows too, so scores would reward",
     "--data none.jsonl": "none.jsonl: pass --data FILE",
     "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",

@@ -81,7 +81,6 @@ def compare(
     seeds: opt.Seeds = None,
     trials: Annotated[int | None, typer.Option(help="rates that each method tries: 4")] = None,
     rates: Rates = None,
-    search: Annotated[str | None, typer.Option(help="once, or each-seed: for every seed")] = None,
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
     margin: Margin = None,
@@ -111,7 +110,7 @@ def compare(
     }  # fmt: skip
     asked = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
-        "search": search, "until": until, "margin": margin, "held_out": held_out,
+        "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     if shard is not None and (overwrite or until is not None):

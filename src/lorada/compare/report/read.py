@@ -17,7 +17,7 @@ from lorada.compare.plan import (
     as_given,
     mapping_in,
     saved_plan,
-    searches_of,
+    search_of,
     settled,
 )
 from lorada.compare.spec import Comparison, saved_comparison
@@ -56,11 +56,11 @@ class CandidateResult:
 
     label: str  # unique, such as ``lora`` or ``lora (0.2%)``
     candidate: Candidate  # of several settings, the one that the search chose
-    chosen: tuple[str, ...] = ()  # of several settings, those that searches chose
+    chosen: str = ""  # of several settings, the one that the search chose
     runs: Sequence[ScoredRun] = ()
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
-    searches: Sequence[dict[str, Any]] = ()  # ``search.json``: one, or one of each seed
+    search: dict[str, Any] = field(default_factory=dict)  # ``search.json``; empty if there is none
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
 
@@ -186,12 +186,12 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
-        searches = searches_of(one, folder)
+        search = search_of(one, folder)
         failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
-        candidate, chosen = settled(one, searches)
+        candidate, chosen = settled(one, search)
         losses = [[run.lines[row]["loss"] for row in rows] for run in same]
         measured.append(CandidateResult(
-            label, candidate, chosen, same, searches=searches, losses=_table(losses, rows),
+            label, candidate, chosen, same, search=search, losses=_table(losses, rows),
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
             diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
             reason=one.reason or "; ".join(missing) or None,
