@@ -145,7 +145,7 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
     assert re.search(r"\[6/6\] lmam \d+ seed 2: done", said)  # two searches, four runs
-    for kind in ("html", "md", "json"):
+    for kind in ("html", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said
     see = f"python -m webbrowser {folder}/report.html"
@@ -300,8 +300,8 @@ def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, p
     assert line["sizes"] == f"lora.r={rank}"
     said = f"Of 2 settings of {name} the rows set aside chose lora+lmam:lora.r={rank}."
     assert said in summary["sentences"]
-    shown = f"{search['rate']:.2g} (map {search['map_rate']:.2g})"
-    assert shown in (folder / "report.md").read_text()
+    shown = f"{search['rate']:.2g}\n(map {search['map_rate']:.2g})"
+    assert shown in (folder / "report.html").read_text()
     (folder / "report.json").unlink()  # the only thing that is left to do
     assert lab.command(["compare", str(folder), "--resume"], folder)["steps"] == 0
     assert read(folder / "report.json") == summary

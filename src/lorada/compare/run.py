@@ -33,7 +33,7 @@ from lorada.support.row_sources import Row
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
-REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "json"))
+REPORTS = tuple(f"report.{kind}" for kind in ("html", "json"))
 OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
 
