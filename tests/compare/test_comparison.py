@@ -260,6 +260,28 @@ def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(
     assert f"step 1 of {STEPS}" in log
 
 
+def test_two_commands_that_start_together_share_the_jobs_and_train_none_twice(
+    place, whole, tmp_path
+):
+    folder = tmp_path / "comparison"
+    asked = [sys.executable, "-m", "lorada.cli", *words(place, folder, "--resume", seeds="1")]
+    both = [subprocess.Popen(asked, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]  # fmt: skip
+    said = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    done = [name for _, err in said for name in re.findall(r"\] ([\w ]+): done in", err)]
+    jobs = [name for name in done if name != "the model as it is"]
+    assert len(jobs) == len(set(jobs)) == 4  # two searches, two runs
+    assert searches(folder) == searches(whole[0])
+    expected = final_losses(whole[0])
+    assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
+    for run in folder.glob("runs/*/*/*"):
+        assert (run / LOG_FILE).read_text().count(f"step 1 of {STEPS}") == 1
+    assert len(read(folder / "report.json")["lines"]) == 2
+    assert read(folder / "baselines.json") == read(whole[0] / "baselines.json")
+    assert not (folder / "failures.json").exists()
+
+
 def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place, tmp_path):
     for name, rows in (("train", ROWS[:27]), ("test", ROWS[28:])):
         grouped = [{**row, "passage": f"p{number // 4}"} for number, row in enumerate(rows)]

@@ -268,10 +268,10 @@ def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> Non
     """Refuse a folder that a comparison may not be written to."""
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_file(folder)
-    if resume or not folder.is_dir():
+    if not folder.is_dir():
         return
     if (folder / SPEC_FILE).is_file():
-        if not overwrite:
+        if not (resume or overwrite):
             raise ValueError(
                 f"{folder} already holds a comparison: use --resume, --overwrite or another "
                 "--output"

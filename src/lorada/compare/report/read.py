@@ -12,6 +12,7 @@ import numpy as np
 from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
+    TRIALS,
     Candidate,
     ComparisonPlan,
     as_given,
@@ -214,9 +215,12 @@ def _runs(
     runs, missing = [], []
     for seed in seeds if not one.reason else []:
         name = one.run(seed)
-        if name in failures:
-            missing.append(f"{name} failed: {failures[name]}")
-        elif not (folder / name / "predictions.jsonl").is_file():
+        scored = (folder / name / "predictions.jsonl").is_file()
+        # It waits for the search.
+        error = failures.get(name) or (not scored and failures.get(f"{TRIALS}/{one.path}"))
+        if error:
+            missing.append(f"{name} failed: {error}")
+        elif not scored:
             missing.append(f"{name}{UNFINISHED}")
         else:
             try:
