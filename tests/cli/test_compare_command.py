@@ -246,21 +246,27 @@ def test_only_a_command_that_says_all_begins_by_resuming(mistake, place, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_another_comparison_that_was_begun_meanwhile_is_not_joined(
-    works, mistake, place, tmp_path, monkeypatch
+@pytest.mark.parametrize("others", ["lora", "ia3"])
+def test_of_comparisons_that_begin_at_once_only_the_same_is_joined(
+    call, works, place, tmp_path, monkeypatch, others
 ):
     output, make_plan = tmp_path / "out", run.make_plan
 
     def slower(*given):
         plan = make_plan(*given)
         monkeypatch.setattr(run, "make_plan", make_plan)
-        works(*words(place, output, "--resume", methods="ia3", seeds="1", trials=0))
+        works(*words(place, output, "--resume", methods=others, seeds="1", trials=0))
         return plan
 
     monkeypatch.setattr(run, "make_plan", slower)
-    line = mistake(*words(place, output, "--resume", methods="lora", seeds="1", trials=0))
-    assert "another command has begun another comparison in" in line
-    assert not (output / "runs" / "lora").exists()
+    code, _, err = call(*words(place, output, "--resume", methods="lora", seeds="1", trials=0))
+    if others == "lora":
+        assert code == 0
+        assert "1 of 1 jobs were done before" in err
+    else:
+        assert code == 2
+        assert "another command has begun another comparison in" in err
+    assert [path.name for path in (output / "runs").iterdir()] == [others]
 
 
 def test_what_another_command_works_on_is_left_to_it_and_so_is_what_it_said_of_it(

@@ -260,16 +260,19 @@ def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(
     assert f"step 1 of {STEPS}" in log
 
 
-def test_two_commands_that_start_together_share_the_jobs_and_train_none_twice(
-    place, whole, tmp_path
+def test_two_commands_share_the_jobs_of_a_comparison_and_train_none_twice(
+    place, whole, works, tmp_path
 ):
     folder = tmp_path / "comparison"
-    asked = [sys.executable, "-m", "lorada.cli", *words(place, folder, "--resume", seeds="1")]
-    both = [subprocess.Popen(asked, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(2)]  # fmt: skip
-    said = [process.communicate(timeout=600) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    done = [name for _, err in said for name in re.findall(r"\] ([\w ]+): done in", err)]
+    asked = words(place, folder, "--resume", seeds="1")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "lorada.cli", *asked], stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: [*folder.rglob(JOB_FILE)] or other.poll() is not None, 240)
+    _, err = works(*asked)
+    _, of_other = other.communicate(timeout=240)
+    assert other.returncode == 0, of_other
+    done = re.findall(r"\] ([\w ]+): done in", err + of_other)
     jobs = [name for name in done if name != "the model as it is"]
     assert len(jobs) == len(set(jobs)) == 4  # two searches, two runs
     assert searches(folder) == searches(whole[0])
