@@ -407,14 +407,11 @@ def quickstart(
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
-    if is_there(output) and not overwrite:
-        summary = compare(str(output), resume=True, workers=workers)
-    else:
-        summary = compare(
-            overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
-            methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
-            output=str(output), overwrite=overwrite, workers=workers,
-        )  # fmt: skip
+    summary = compare(
+        overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
+        methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
+        output=str(output), resume=not overwrite, overwrite=overwrite, workers=workers,
+    )  # fmt: skip
     if summary is None or "predict" not in summary.commands:
         return
     best = next(one for one in summary.lines if one.label == summary.best)
