@@ -38,8 +38,6 @@ def write_comparison(folder: Path) -> None:
             "method": method, "budgets": {"0.2%": False}, "trainable": size,
             "percent": 100 * size / TOTAL, "mergeable": method in MERGED,
         })  # fmt: skip
-        _write(folder / "times" / method / str(size) / "turn1.json",
-               {"seconds_per_step": one["seconds"]})  # fmt: skip
         every = one["rates"] * (len(seeds) if len(one["rates"]) == 1 else 1)  # one search, or each
         for seed, scores, losses, rate in zip(
             seeds, one["scores"], one["losses"], every, strict=True
@@ -48,7 +46,7 @@ def write_comparison(folder: Path) -> None:
             _write(run / "result.json", {
                 "labels": ["No", "Yes"], "form": "label", "history": [],
                 "metrics": {ROWS: {"n": len(scores), "accuracy": sum(scores) / len(scores)}},
-                "peak_memory_bytes": one["memory"],
+                "peak_memory_bytes": one["memory"], "seconds_per_step": one["seconds"],
                 "recipe": {"training": {"learning_rate": rate}},
             })  # fmt: skip
             lines = [

@@ -109,9 +109,6 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
         method = METHODS[one["method"]]
         place = f"{one['method']}/{one['trainable']}"
         search(folder / "trials" / place)
-        for turn in (1, 2):
-            seconds = {"seconds_per_step": 0.7 + one["trainable"] / 1e6 + turn / 10}
-            write(folder / "times" / place / f"turn{turn}.json", seconds)
         right = method.right[method.trainable.index(one["trainable"])]
         taste = random.normal(0, 0.8, rows)  # rows that suit this method
         for seed in seeds:
@@ -165,6 +162,7 @@ def write_run(
         "parameters": {"trainable": trainable, "total": TOTAL, "percent": candidate["percent"]},
         "settings_from": candidate["settings_from"], "adapter_bytes": 4 * trainable + 900,
         "peak_memory_bytes": int(1.4e9 + 12 * trainable),
+        "seconds_per_step": 0.7 + trainable / 1e6 + seed / 10,
         "forgetting": {"text": "neutral.txt", "base": 3.21, "adapted": 3.21 + trainable / 3e6},
         "metrics": {HELD_OUT: {"n": len(scores), "exact_match": scores.mean()}},
         "history": history, "wall_time_s": float(random.uniform(60, 90)),

@@ -29,11 +29,11 @@ class Measured(NamedTuple):
     Attributes:
         scores: seeds × rows, in percent.
         losses: of the right answers, seeds × rows, in nats.
-        rates: the learning rate that each seed has found.
+        rates: the learning rate that the search has found, or the search of each seed.
         parameters: how many are trained; the task head is not counted.
-        seconds: of a step, measured when all else was done; None where it was not.
+        seconds: of a step; None where it was not measured.
         memory: the largest peak of a run's process, in bytes; None where it is not known.
-        map_rates: the learning rate of the map that each seed has found, where it was searched.
+        map_rates: the same of the map, where its rate was searched.
     """
 
     scores: np.ndarray
@@ -79,10 +79,11 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
 
 def _measured(each: CandidateResult) -> Measured:
     peaks = [run.result.get("peak_memory_bytes") for run in each.runs]
+    found = each.search
     return Measured(
-        each.scores, each.losses, [search["rate"] for search in each.searches],
+        each.scores, each.losses, [found["rate"]] if found else [],
         each.trainable, each.seconds_per_step, max(filter(None, peaks), default=None),
-        tuple(search["map_rate"] for search in each.searches if search.get("map_rate")),
+        (found["map_rate"],) if found.get("map_rate") else (),
     )  # fmt: skip
 
 

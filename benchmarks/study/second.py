@@ -18,7 +18,6 @@ from bootstrap import interval
 from kept import DOCS, Found, Measured, corrected, keep, kept, read, write_marked
 from picture import Difference, draw
 from run import (
-    COMPARISONS,
     DORA,
     DORA_4,
     HEAD,
@@ -29,6 +28,7 @@ from run import (
     LORA_4,
     PRINTED,
     PRINTED_ON_LORA,
+    SECOND,
     WRITER_METHODS,
 )
 
@@ -45,11 +45,7 @@ NAMES = {
 # The comparisons that this page is made of → the name of their rows; that on a model that writes
 # keeps its own name.
 WRITERS = "writers"
-WANTED = {
-    name: asked.rows
-    for name, asked in COMPARISONS.items()
-    if asked.search == "each-seed" and not name.startswith(("atlas_", "pilot_"))
-} | {WRITERS: WRITERS}
+WANTED = {name: asked.rows for name, asked in SECOND.items()} | {WRITERS: WRITERS}
 
 
 class Asked(NamedTuple):

@@ -10,7 +10,7 @@ from compared import model_and_rows
 from folders import ROWS, rows_file
 from trained import failing_for
 
-from lorada.compare import learning_rate
+from lorada.compare import learning_rate, run
 from lorada.compare.jobs.job import JOB_FILE
 from lorada.runs.folder import locked
 from lorada.training.train import Trained
@@ -50,12 +50,10 @@ MISTAKES = {
     "--trials -1": "--trials -1: input should be greater than or equal to 0",
     "--budget 1%,1%": "--budget names 1% twice",
     "--budget much": "budget 'much' is neither a share",
-    "--search twice": "--search twice: input should be 'once' or 'each-seed'",
     "--held-out leaked.jsonl": "are training rows too, so scores would reward",
     "--data none.jsonl": "none.jsonl: pass --data FILE",
     "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",
     "--task rte": "leave out",
-    "--shard 1/2 --overwrite": "--shard goes with neither --overwrite nor --until",
     "--until -1": "--until -1.0: input should be greater than or equal to 0",
     "learning_rate=1e-3": "learning_rate=0.001 is not for a comparison: it is searched",
     "method=lora": "method='lora' is not for a comparison: pass --methods",
@@ -201,12 +199,7 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     assert list(output.glob("runs/lora/*/seed1/result.json"))
     assert (output / "report.json").is_file()
 
-    def without_old_failures(recipe, **kwargs):
-        # Else `--until` and the report would take the run for failed once it has ended.
-        assert json.loads((output / "failures.json").read_text()) == {}
-        return train(recipe, **kwargs)
-
-    monkeypatch.setattr(learning_rate, "train", without_old_failures)
+    monkeypatch.setattr(learning_rate, "train", train)
     works("compare", output, "--resume")
     assert json.loads((output / "failures.json").read_text()) == {}
     assert {path.name for path in (output / "runs").iterdir()} == {"lmam", "lora"}
@@ -227,24 +220,101 @@ def test_ctrl_c_starts_no_further_job_and_says_how_to_go_on(
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
 
 
-def test_parts_join_and_one_leaves_what_failed_before_to_the_part_that_tries_it_again(
+def test_with_resume_a_command_begins_a_comparison_or_joins_the_same(
+    works, mistake, place, tmp_path
+):
+    output = tmp_path / "out"
+    asked = words(place, output, "--resume", methods="lora", seeds="1", trials=0)
+    works(*asked)
+    result = next(output.glob("runs/lora/*/seed1/result.json"))
+    before = result.stat().st_mtime_ns
+    _, err = works(*asked)
+    assert "1 of 1 jobs were done before" in err
+    assert result.stat().st_mtime_ns == before
+    line = mistake(*words(place, output, "--resume", methods="ia3", seeds="1", trials=0))
+    assert "the comparison to resume had --methods=lora, not ia3" in line
+
+
+def test_only_a_command_that_says_all_begins_by_resuming(mistake, place, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    line = mistake(*words(place, tmp_path / "other", "--resume"))
+    assert "is not empty (notes.txt) and holds no comparison" in line
+    for asked in (words(place, tmp_path / "new", "--resume", methods=None),
+                  ["compare", tmp_path / "new", "--resume", "--methods", "lora"]):  # fmt: skip
+        assert "new holds no comparison: it has no comparison.yaml" in mistake(*asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("others", ["lora", "ia3"])
+def test_of_comparisons_that_begin_at_once_only_the_same_is_joined(
+    call, works, place, tmp_path, monkeypatch, others
+):
+    output, make_plan = tmp_path / "out", run.make_plan
+
+    def slower(*given):
+        plan = make_plan(*given)
+        monkeypatch.setattr(run, "make_plan", make_plan)
+        works(*words(place, output, "--resume", methods=others, seeds="1", trials=0))
+        return plan
+
+    monkeypatch.setattr(run, "make_plan", slower)
+    code, _, err = call(*words(place, output, "--resume", methods="lora", seeds="1", trials=0))
+    if others == "lora":
+        assert code == 0
+        assert "1 of 1 jobs were done before" in err
+    else:
+        assert code == 2
+        assert "another command has begun another comparison in" in err
+    assert [path.name for path in (output / "runs").iterdir()] == [others]
+
+
+def test_what_another_command_works_on_is_left_to_it_and_so_is_what_it_said_of_it(
     call, works, place, tmp_path, jobs_here
 ):
     output = tmp_path / "out"
-    asked = words(place, output, methods="lora,ia3", seeds="1", trials=0)
+    asked = words(place, output, "--resume", methods="lora,ia3", seeds="1", trials=2)
     with patch.object(learning_rate, "train", side_effect=ValueError("out of memory")):
-        code, _, err = call(*asked, "--shard", "2/2")
+        code, _, err = call(*asked)
     assert code == 2
-    assert "1 jobs are left to other commands" in err
-    _, err = works(*asked, "--shard", "1/2")
-    assert "1 jobs are left to other commands" in err
+    failures = json.loads((output / "failures.json").read_text())
+    assert list(failures.values()) == ["out of memory"] * 2  # of the searches
+    report = json.loads((output / "report.json").read_text())
+    assert all(f"seed1 failed: {why}" in line["reason"]
+               for line, why in zip(report["lines"], failures.values(), strict=True))  # fmt: skip
+    (output / "report.json").unlink()
+    (search,) = output.glob("trials/ia3/*")
+    with locked(search, JOB_FILE):  # it is tried again elsewhere
+        _, err = works(*asked)
+    said = err.replace("\n", "")
+    assert "left to other commands, the last of which writes the report: 2 jobs" in said
+    assert f"next: lorada compare {output} --resume" in said
     assert "failed:" not in err
     assert not (output / "report.json").exists()
-    assert list(json.loads((output / "failures.json").read_text()).values()) == ["out of memory"]
-    works(*asked, "--shard", "2/2")
+    key = str(search.relative_to(output))
+    assert json.loads((output / "failures.json").read_text()) == {key: failures[key]}
+    works("compare", output, "--resume")
     assert (output / "report.json").is_file()
     assert json.loads((output / "failures.json").read_text()) == {}
     assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
+
+
+def test_the_scores_without_training_are_left_to_the_command_that_computes_them(
+    works, place, tmp_path
+):
+    output = tmp_path / "out"
+    asked = words(place, output, "--resume", methods="lora", seeds="1", trials=0)
+    works(*asked)
+    (run,) = output.glob("runs/lora/*/seed1")
+    for path in (output / "report.json", output / "baselines.json", run / "as_it_is.json"):
+        path.unlink()
+    with locked(run, JOB_FILE):
+        _, err = works(*asked)
+    assert "the last of which writes the report: 1 job" in err.replace("\n", " ")
+    assert not (output / "baselines.json").exists()
+    works(*asked)
+    assert (output / "report.json").is_file()
+    assert "row_scores" in json.loads((output / "baselines.json").read_text())["as_it_is"]
 
 
 def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place, tmp_path):

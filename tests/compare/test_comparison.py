@@ -145,7 +145,7 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
     assert re.search(r"\[6/6\] lmam \d+ seed 2: done", said)  # two searches, four runs
-    for kind in ("html", "md", "json"):
+    for kind in ("html", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said
     see = f"python -m webbrowser {folder}/report.html"
@@ -153,13 +153,13 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     assert f"next: {following}" in said
 
 
-def test_the_time_of_a_step_is_measured_for_all_in_turns_at_the_end(whole):
+def test_the_time_of_a_step_is_that_of_the_fastest_run(whole):
     folder, _ = whole
     for line in read(folder / "report.json")["lines"]:
-        place = folder / "times" / line["method"] / str(line["trainable"])
-        turns = [read(path)["seconds_per_step"] for path in sorted(place.glob("turn*.json"))]
-        assert len(turns) == 2
-        assert line["seconds_per_step"] == min(turns) > 0
+        runs = folder / "runs" / line["method"] / str(line["trainable"])
+        times = [read(path)["seconds_per_step"] for path in runs.glob("seed*/result.json")]
+        assert len(times) == 2
+        assert line["seconds_per_step"] == min(times) > 0
 
 
 KILLED_AT = {
@@ -260,6 +260,31 @@ def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(
     assert f"step 1 of {STEPS}" in log
 
 
+def test_two_commands_share_the_jobs_of_a_comparison_and_train_none_twice(
+    place, whole, works, tmp_path
+):
+    folder = tmp_path / "comparison"
+    asked = words(place, folder, "--resume", seeds="1")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "lorada.cli", *asked], stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: [*folder.rglob(JOB_FILE)] or other.poll() is not None, 240)
+    _, err = works(*asked)
+    _, of_other = other.communicate(timeout=240)
+    assert other.returncode == 0, of_other
+    done = re.findall(r"\] ([\w ]+): done in", err + of_other)
+    jobs = [name for name in done if name != "the model as it is"]
+    assert len(jobs) == len(set(jobs)) == 4  # two searches, two runs
+    assert searches(folder) == searches(whole[0])
+    expected = final_losses(whole[0])
+    assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
+    for run in folder.glob("runs/*/*/*"):
+        assert (run / LOG_FILE).read_text().count(f"step 1 of {STEPS}") == 1
+    assert len(read(folder / "report.json")["lines"]) == 2
+    assert read(folder / "baselines.json") == read(whole[0] / "baselines.json")
+    assert not (folder / "failures.json").exists()
+
+
 def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place, tmp_path):
     for name, rows in (("train", ROWS[:27]), ("test", ROWS[28:])):
         grouped = [{**row, "passage": f"p{number // 4}"} for number, row in enumerate(rows)]
@@ -300,8 +325,8 @@ def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, p
     assert line["sizes"] == f"lora.r={rank}"
     said = f"Of 2 settings of {name} the rows set aside chose lora+lmam:lora.r={rank}."
     assert said in summary["sentences"]
-    shown = f"{search['rate']:.2g} (map {search['map_rate']:.2g})"
-    assert shown in (folder / "report.md").read_text()
+    shown = f"{search['rate']:.2g}\n(map {search['map_rate']:.2g})"
+    assert shown in (folder / "report.html").read_text()
     (folder / "report.json").unlink()  # the only thing that is left to do
     assert lab.command(["compare", str(folder), "--resume"], folder)["steps"] == 0
     assert read(folder / "report.json") == summary

@@ -30,7 +30,7 @@ def test_scores_and_losses_are_seeds_by_rows_in_the_order_of_the_rows(folder):
     assert lora.scores[0].tolist() == [line["score"] for line in lines]
     assert lora.losses[0].tolist() == [line["loss"] for line in lines]
     assert lora.sizes == "lora.r=2 lora.lora_alpha=4"
-    assert [search["rate"] for search in lora.searches] == [2e-4]
+    assert lora.search["rate"] == 2e-4
 
 
 def test_two_budgets_that_give_one_size_share_a_candidate(folder):
@@ -49,22 +49,22 @@ def test_a_failed_run_and_a_method_that_does_not_fit_have_their_reason(folder):
 
 
 @pytest.mark.parametrize(
-    ("choices", "chosen", "rank"),
+    ("search", "chosen", "rank"),
     [
-        ([0], ("lora:r=2",), 2), ([1, 0], ("lora:r=2", "lora:r=4"), 4), ([], (), 4),
-        ([None], (), 4),
+        ({"choice": 0}, "lora:r=2", 2), ({"choice": 1}, "lora:r=4", 4), ({"choice": None}, "", 4),
+        (None, "", 4),
     ],
 )  # fmt: skip
-def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, choices, chosen, rank):
+def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, search, chosen, rank):
     plan = json.loads((folder / "plan.json").read_text())
     small, large, *_ = plan["candidates"]
     named = [{**one, "method": f"lora:r={one['parts']['lora']['r']}"} for one in (small, large)]
     plan["candidates"] = [{**large, "method": "lora:r=2|4", "choices": named}]
     (folder / "plan.json").write_text(json.dumps(plan))
-    for seed, choice in enumerate(choices, 1):
-        place = folder / "trials" / "lora:r=2%7C4" / str(large["trainable"]) / f"seed{seed}"
+    if search is not None:
+        place = folder / "trials" / "lora:r=2%7C4" / str(large["trainable"])
         place.mkdir(parents=True)
-        (place / "search.json").write_text(json.dumps({"choice": choice, "trials": []}))
+        (place / "search.json").write_text(json.dumps({**search, "trials": []}))
     (found,) = read_comparison(folder).candidates
     assert (found.method, found.chosen) == ("lora:r=2|4", chosen)
     assert found.sizes.startswith(f"lora.r={rank} ")

@@ -45,7 +45,7 @@ def results_of(
         ]  # fmt: skip
         one = Candidate(name, {}, trainable=9000 - 1000 * index)
         candidates.append(
-            CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, searches=[])
+            CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, search={})
         )
     seeds = list(range(1, 1 + max(map(len, scores.values()))))
     asked = Comparison(recipe={}, methods=list(scores), seeds=seeds)
@@ -241,13 +241,10 @@ def tried(*points):
 def test_how_rates_were_chosen_is_said_and_one_at_an_end_of_those_tried(trials, at_edge):
     results = results_of(alike())
     search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
-    results.candidates[0].searches.append({**search, "trials": trials})
+    results.candidates[0].search.update({**search, "trials": trials})
     said = summarize(results).sentences
     assert any("so another may be better: lora." in one for one in said) == at_edge
     assert any(one.startswith("Differences are those at the chosen") for one in said)
-    results.asked.search = "each-seed"
-    said = summarize(results).sentences
-    assert any(one.startswith("A learning rate was chosen with every seed") for one in said)
 
 
 @pytest.mark.parametrize(
@@ -356,10 +353,7 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     assert (line.low, line.high) == pytest.approx(mean_score(mine.scores, common).interval())
     assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
     assert line.value == pytest.approx(line.score, rel=TINY)
-    turns = [
-        json.loads(path.read_text()) for path in (made_up_folder / "times/lora/115200").iterdir()
-    ]
-    assert line.seconds_per_step == min(turn["seconds_per_step"] for turn in turns)
+    assert line.seconds_per_step == result["seconds_per_step"]  # the other seeds took longer
     assert line.peak_memory_gib == result["peak_memory_bytes"] / 2**30
     assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
     plain = line.plain()

@@ -1,7 +1,5 @@
 """The three steps that are measured: those of the real training, and nothing is logged of them."""
 
-import json
-
 import pytest
 from compared import comparison, model_and_rows
 
@@ -15,7 +13,7 @@ def place(tmp_path_factory):
 
 
 def measured(place, folder, method, monkeypatch, **training):
-    """The time of a step of a method, and the Trainer that measured it."""
+    """The time of a step of a method in a forecast, and the Trainer that measured it."""
     found = []
 
     def seen(*args, **kwargs):
@@ -29,14 +27,12 @@ def measured(place, folder, method, monkeypatch, **training):
         recipe={"max_length": 32, "training": training},
     )  # fmt: skip
     plan = planned(asked, folder, resume=False, report=print)
-    job = measure.time_jobs(asked, plan, folder)[0]
-    job.work()
-    (path,) = folder.glob("times/*/*/turn1.json")
-    return json.loads(path.read_text())["seconds_per_step"], found[0].trainer
+    (candidate,) = measure.forecast(asked, plan, 1, print)["candidates"]
+    return candidate["seconds_per_step"], found[0].trainer
 
 
 def test_a_schedule_in_steps_is_that_of_the_whole_training_and_nothing_is_logged(
-    place, tmp_path, monkeypatch
+    place, tmp_path, monkeypatch, jobs_here
 ):
     pytest.importorskip("tensorboard")
     training = {"max_steps": 20, "report_to": ["tensorboard"]}
@@ -57,7 +53,7 @@ def test_a_forecast_is_not_below_what_the_runs_of_one_method_take(place, tmp_pat
     assert found["seconds"] == found["candidates"][0]["seconds"] == 4.0 * plan.steps
 
 
-def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monkeypatch):
+def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monkeypatch, jobs_here):
     seconds, trainer = measured(place, tmp_path, "lora", monkeypatch, max_steps=1)
     assert seconds > 0
     assert trainer.state.global_step == 3

@@ -1,5 +1,6 @@
-"""The report of a comparison in its three forms; the page in a headless Chromium too."""
+"""The report of a comparison as a page and as JSON; the page in a headless Chromium too."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -15,7 +16,7 @@ pytest.importorskip("matplotlib", reason="needs the extra compare")
 from lorada.compare.plan import Candidate
 from lorada.compare.report.read import CandidateResult
 from lorada.compare.report.summary import Baseline, Disagreement, Summary
-from lorada.compare.report.write_report import markdown, write_report
+from lorada.compare.report.write_report import note, table, write_report
 from lorada.compare.report.write_report import page as comparison_page
 
 HOSTILE = (
@@ -98,10 +99,9 @@ def test_rows_where_candidates_disagree_are_shown_by_number_and_text(made_up_sum
     assert "<bdi>Is it?\nAnswer yes or no.</bdi><small>right: <bdi>Yes</bdi></small>" in page
 
 
-SIGNS = r"[x] a&b #{c}_d 5% ~y ^z \w ¬N <i> |"
 LORA = Candidate("lora", {}, trainable=9000, percent=0.5)
 LINE = CandidateResult("lora", LORA, score=71.24, low=60.0, high=80.0)
-NAMES = ["report.html", "report.md", "report.json"]
+NAMES = ["report.html", "report.json"]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def written(made_up_folder):
     return write_report(made_up_folder)[1]
 
 
-def test_the_report_is_written_in_three_forms_with_one_verdict(
+def test_the_report_is_written_as_a_page_and_as_json_with_one_verdict(
     made_up_folder, written, made_up_summary
 ):
     assert sorted(written) == sorted(made_up_folder / name for name in NAMES)
@@ -117,7 +117,6 @@ def test_the_report_is_written_in_three_forms_with_one_verdict(
     assert stored == json.loads(json.dumps(made_up_summary.plain()))
     verdict = stored["verdict"]
     assert f'<p class="verdict">{verdict}</p>' in (made_up_folder / "report.html").read_text()
-    assert verdict in (made_up_folder / "report.md").read_text()
 
 
 def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, made_up_folder):
@@ -130,43 +129,39 @@ def test_a_comparison_of_which_nothing_has_run_has_a_report(tmp_path, made_up_fo
     assert '<tr class="failed">\n<th scope="row"><bdi>boft</bdi>' in page
 
 
-def test_markdown_begins_with_the_verdict_and_shows_every_part(made_up_summary):
-    text = markdown(made_up_summary)
-    title, _, verdict = text.splitlines()[:3]
-    assert title == "# Comparison of methods: smollm2-135m, test.jsonl"
-    assert verdict == f"**{made_up_summary.verdict}**"
-    for part in (
-        *made_up_summary.sentences,
-        *made_up_summary.commands.values(),
-    ):
-        assert part in text
+def test_the_page_shows_every_part_and_the_table_every_candidate(made_up_summary):
+    page = comparison_page(made_up_summary)
+    for part in (*made_up_summary.sentences, *made_up_summary.commands.values()):
+        assert html.escape(part, quote=True).replace("&#x27;", "&#39;") in page
     top = made_up_summary.lines[0]
-    assert f"| {top.label} (the one to take; {top.sizes}) | {top.score:.1f} (" in text
-    assert f"| {top.trainable:,} ({top.candidate.percent:.3f} %) |" in text
-    assert "345,600 (0.257 %, above the budget) |" in text
-    assert "| the commonest answer (answer: Yes) | " in text
-
-
-def test_signs_that_markdown_reads_are_printed_as_they_are():
-    page = markdown(Summary("one\ntwo <b>", lines=(replace(LINE, label=SIGNS), LINE)))
-    assert "**one two &lt;b>**" in page
-    assert r"^z \w ¬N &lt;i> \| | 71.2 (60.0 to 80.0) | – |" in page
+    header, rows = table(made_up_summary)
+    found = {name: (kind, notes, dict(zip(header[1:], cells, strict=True)))
+             for name, kind, notes, cells in rows}  # fmt: skip
+    kind, notes, cells = found[top.label]
+    assert (kind, notes) == ("best", ["the one to take", top.sizes])
+    assert cells["score (95 % interval)"].startswith(f"{top.score:.1f} (")
+    size = "trained parameters (of the model)"
+    assert cells[size] == f"{top.trainable:,} ({top.candidate.percent:.3f} %)"
+    assert cells["time (s/step)"] == f"{top.seconds_per_step:.3f}"
+    assert found["vblora"][2][size] == "345,600 (0.257 %, above the budget)"
+    assert found["the commonest answer"][:2] == ("baseline", ["answer: Yes"])
 
 
 def test_scores_that_are_losses_have_three_digits():
     line = replace(LINE, score=3.2144, low=3.1, high=3.3)
     base = Baseline("the model as it is", 3.5, 3.4, 3.6)
-    text = markdown(Summary("v", metric="perplexity", lines=(line,), baselines=(base,)))
-    assert "| candidate | loss (95 % interval) |" in text
-    assert "| 3.214 (3.100 to 3.300) |" in text
-    assert "| the model as it is | 3.500 (3.400 to 3.600) |" in text
-    assert "Loss: nats, less is better, with" in text
+    summary = Summary("v", metric="perplexity", lines=(line,), baselines=(base,))
+    header, rows = table(summary)
+    assert header[:2] == ["candidate", "loss (95 % interval)"]
+    scores = {name: cells[0] for name, _, _, cells in rows}
+    assert scores == {"lora": "3.214 (3.100 to 3.300)", base.name: "3.500 (3.400 to 3.600)"}
+    assert note(summary).startswith("Loss: nats, less is better, with")
 
 
 def test_a_small_p_and_a_metric_of_its_own_are_shown():
     line = replace(LINE, p_best=1e-9, value=30.0, letter="ab")
-    text = markdown(Summary("v", metric="matthews", lines=(line,)))
-    assert "| matthews | expected loss | group | p (against the highest) |" in text
-    assert "| 30.00 | – | ab | &lt; 0.001 |" in text
+    header, (row,) = table(Summary("v", metric="matthews", lines=(line,)))
+    assert header[2:6] == ["matthews", "expected loss", "group", "p (against the highest)"]
+    assert row[3][1:5] == ["30.00", "–", "ab", "< 0.001"]
     same = replace(line, value=None)
-    assert "matthews" not in markdown(Summary("v", metric="matthews", lines=(same,)))
+    assert "matthews" not in table(Summary("v", metric="matthews", lines=(same,)))[0]

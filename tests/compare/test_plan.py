@@ -122,23 +122,17 @@ def test_copies_among_the_held_out_rows_are_said(place, caplog):
     assert "1 of 3 held-out rows" in caplog.text
 
 
-@pytest.mark.parametrize("search", ["once", "each-seed"])
-def test_a_rate_is_chosen_once_or_with_every_seed_on_rows_of_its_own(place, search):
-    asked = comparison(place, methods=["lora"], seeds=[4, 7], trials=2, search=search)
+def test_a_rate_is_chosen_once_with_the_first_seed_and_all_runs_wait_for_it(place):
+    asked = comparison(place, methods=["lora"], seeds=[4, 7], trials=2)
     plan = planned(asked)
-    jobs = comparison_jobs(asked, plan, place)
-    searches = [job for job in jobs if job.work.func is search_rate]
-    recipes = {job.folder.name: job.work.args[0].recipes[0] for job in searches}
-    found = {(name, one.training["seed"]): one.dev_seed for name, one in recipes.items()}
-    count = str(plan.candidates[0].trainable)
-    once = {(count, 4): 0}
-    assert found == (once if search == "once" else {("seed4", 4): 4, ("seed7", 7): 7})
-    for job in jobs:
-        if job.work.func is train_and_score:
-            assert job.work.args[1] == place / "trials" / "lora" / count / (
-                "" if search == "once" else job.folder.name
-            )
-            assert job.after == searches[0 if job.folder.name == "seed4" else -1].name
+    search, *runs = comparison_jobs(asked, plan, place)
+    assert search.work.func is search_rate
+    assert search.work.args[0].recipes[0].training["seed"] == 4
+    assert search.folder == place / "trials" / "lora" / str(plan.candidates[0].trainable)
+    assert [job.folder.name for job in runs] == ["seed4", "seed7"]
+    for job in runs:
+        assert job.work.func is train_and_score
+        assert (job.work.args[1], job.after) == (search.folder, search.name)
 
 
 def test_another_dev_seed_sets_other_rows_aside(place):

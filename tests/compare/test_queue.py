@@ -1,4 +1,4 @@
-"""The queue: order, failures, held jobs, what is printed, parts."""
+"""The queue: order, failures, held jobs, what is printed."""
 
 import time
 from dataclasses import replace
@@ -6,13 +6,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from lorada.compare.jobs import queue
 from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
-from lorada.compare.jobs.queue import run_queue, shard
+from lorada.compare.jobs.queue import run_queue
 from lorada.support.duration import duration
 from lorada.training.callbacks import DivergedError
 
@@ -103,16 +101,33 @@ def test_a_finished_job_is_never_started_again():
     assert "[5/6] d: nothing left to do" in said
 
 
-def test_a_held_job_is_tried_again_after_all_others_and_then_left():
-    held = Outcome("held", "held by process 7")
-    engine = Made(errors={"a": [held], "b": [held, held]})
-    jobs = [made("a"), made("b"), made("c", "a"), made("d", "b"), made("e")]
-    outcomes = run_queue(jobs, engine, report=quiet)
-    assert engine.started == ["a", "b", "e", "a", "b", "c"]
+HELD = Outcome("held", "held by process 7")
+
+
+def test_held_jobs_are_tried_again_after_all_others_as_long_as_any_has_ended():
+    engine, ends = Made(errors={"a": [HELD], "b": [HELD] * 3, "e": [Outcome("failed", "no")]}), []
+    jobs = [made("a"), made("b"), made("c", "a"), made("d", "b"), made("e"),
+            made("f", done=lambda: True)]  # fmt: skip
+    outcomes = run_queue(
+        jobs, engine, report=quiet, ended=lambda job, end: ends.append((job.name, end.status))
+    )
+    assert engine.started == ["a", "b", "e", "a", "b", "c", "b"]
     assert statuses(outcomes) == {
-        "a": "done", "b": "held", "c": "done", "d": "waiting", "e": "done",
+        "a": "done", "b": "held", "c": "done", "d": "waiting", "e": "failed", "f": "kept",
     }  # fmt: skip
     assert outcomes["b"].error == "held by process 7"
+    assert ends == [
+        ("f", "kept"), ("a", "held"), ("b", "held"), ("e", "failed"), ("a", "done"), ("b", "held"),
+        ("c", "done"), ("b", "held"),
+    ]  # fmt: skip
+
+
+def test_where_all_that_is_left_is_held_nothing_waits_for_it():
+    engine = Made(errors={"b": [HELD]})
+    jobs = [made("a", done=lambda: True), made("b"), made("c", "b")]
+    outcomes = run_queue(jobs, engine, report=quiet)
+    assert engine.started == ["b"]
+    assert statuses(outcomes) == {"a": "kept", "b": "held", "c": "waiting"}
 
 
 def test_an_interrupt_ends_all():
@@ -192,26 +207,3 @@ def test_a_run_that_is_not_picked_is_left_out():
     outcomes = run_queue([made(name) for name in "abc"], engine, report=quiet, pick=pick)
     assert statuses(outcomes) == {"a": "waiting", "b": "done", "c": "done"}
     assert seen[:3] == [(["a", "b", "c"], []), (["a", "b"], ["c"]), (["a"], ["c"])]
-
-
-@st.composite
-def graphs(draw):
-    """Jobs as name → the one that it waits for, an earlier one, or none."""
-    count = draw(st.integers(1, 9))
-    names = [f"job{i}" for i in range(count)]
-    return {name: draw(st.sampled_from(["", *names[:i]])) for i, name in enumerate(names)}
-
-
-@given(graphs(), st.integers(1, 5))
-def test_parts_are_a_partition_and_keep_together_what_waits(after, n):
-    jobs = [made(name, before) for name, before in after.items()]
-    parts = [[job.name for job in shard(jobs, i, n)] for i in range(1, n + 1)]
-    assert sorted(name for part in parts for name in part) == sorted(after)
-    for part in parts:
-        assert part == sorted(part)
-        assert all(after[name] in {"", *part} for name in part)
-
-
-def test_jobs_that_do_not_wait_are_dealt_evenly():
-    jobs = [made(f"job{i}") for i in range(10)]
-    assert [len(shard(jobs, i, 3)) for i in (1, 2, 3)] == [4, 3, 3]

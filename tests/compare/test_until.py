@@ -12,11 +12,13 @@ from paths import ROOT
 
 from lorada.compare import until
 from lorada.compare.expected_loss import expected_losses
+from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.make_plan import make_plan
 from lorada.compare.run import read, until_of
 from lorada.compare.statistics import by_group
 from lorada.compare.trainings import comparison_jobs
 from lorada.compare.until import Until, next_method
+from lorada.runs.folder import locked
 
 sys.path.append(str(ROOT / "scripts"))
 from made_up_worlds import BASE, made_up
@@ -127,3 +129,8 @@ def test_the_order_follows_from_what_is_stored(place, works, json_of, tmp_path):
     ready = [job for job in jobs if not job.done()]
     assert pick(ready, []).folder == first  # each has its first two runs before all others
     assert pick(ready[1:], [ready[0].name]) is None  # the choice waits for them
+    # Where another command has that run, this one chooses from what is stored.
+    with locked(first, JOB_FILE):
+        _, err = works(*asked, "--until", 100, "--resume")
+    assert "another process works on it" in err
+    assert (first.with_name("seed3") / "result.json").is_file()

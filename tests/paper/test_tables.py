@@ -2,19 +2,27 @@
 
 import fcntl
 import json
+import pickle
+import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import yaml
 from folders import bert_folder, split_file
+from programs import until
 from table_rows import SMALL
 from trained import failing_for
 
 from lorada.compare import learning_rate
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_page as pages
 from lorada.paper import table_spec
+from lorada.paper.table_runs import jobs, run_all
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_predictions
@@ -167,6 +175,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works
         assert not (place / "docs").exists()
         out, err = works(*ASKED)
         assert "1 of 2 jobs are held by other processes, which finish them" in err
+        assert "--resume goes on with what is left then" in err.replace("\n", " ")
         assert "Full" in out
         assert not list(place.rglob("results/**/lora/**/seed1.json"))
     works(*LORA)
@@ -261,13 +270,27 @@ def test_a_failed_run_does_not_end_the_table_and_leaves_no_old_numbers_if_overwr
     assert not list((place / "runs").rglob("result.json"))
 
 
-def test_parts_of_a_table_make_the_whole_and_each_shows_what_is_there(place, works, json_of):
-    words = ("table", "5", "--scale", "local", "--rows", "lora", "--seeds", "1")
-    folder = place / "docs/results/table5/local/lora"
-    for part, tasks in (("1/2", ["rte"]), ("2/2", ["rte", "sst2"])):
-        (planned,) = json_of(*words, "--shard", part, "--dry-run")
-        assert planned["tasks"] == tasks[-1:]
-        out, err = works(*words, "--shard", part)
-        assert sorted(path.parent.name for path in folder.rglob("seed1.json")) == tasks
-        assert "[1/1] lora" in err
-        assert all(task in out for task in tasks)
+BESIDE = """
+import pickle
+from pathlib import Path
+from lorada.compare.jobs.pool import Workers
+from lorada.paper.table_runs import run_all
+
+found = pickle.loads(Path("jobs").read_bytes())
+run_all(found, say=print, resume=True, overwrite=False, pool=Workers())
+"""
+
+
+def test_two_processes_share_the_runs_of_a_table_and_train_none_twice(place):
+    asked = {"tasks": ["rte"], "seeds": [1], "results": Path("r"), "output": Path("runs")}
+    found = jobs(load_table("table5"), "local", **asked)
+    (place / "jobs").write_bytes(pickle.dumps(found))
+    other = subprocess.Popen([sys.executable, "-c", BESIDE], stdout=subprocess.PIPE, text=True)
+    until(lambda: [*place.rglob(JOB_FILE)] or other.poll() is not None, 240)
+    said = list[str]()
+    run_all(found, say=said.append, resume=True, overwrite=False, pool=Workers())
+    out, _ = other.communicate(timeout=240)
+    assert other.returncode == 0
+    done = re.findall(r"\] ([\w, ]+): done in", "\n".join([out, *said]))
+    assert len(done) == len(set(done)) == len(found) == 2
+    assert all(job.stored.is_file() for job in found)

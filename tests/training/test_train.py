@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from functools import partial
 
 import pytest
@@ -35,6 +36,7 @@ def test_a_run_leaves_an_adapter_that_peft_loads_a_card_and_a_result(place, tmp_
     expected = {
         "recipe", "method", "model", "task", "seed", "data", "versions", "hardware", "parameters",
         "steps", "wall_time_s", "peak_memory_bytes", "relative_norm", "metrics", "history",
+        "seconds_per_step",
     }  # fmt: skip
     assert expected <= result.keys()
     assert result["steps"] == 6
@@ -75,6 +77,20 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(place, tmp_path, order, r
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_the_time_of_a_step_is_the_median_so_that_a_slow_save_does_not_count(place, tmp_path):
+    class SlowSave(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            time.sleep(1.0)
+
+    found = {}
+    for steps in (1, 2, 6):
+        asked = recipe(place, tmp_path / str(steps), f"max_steps={steps}", "save_steps=3")
+        found[steps] = train(asked, quiet=True, callbacks=[SlowSave()]).result["seconds_per_step"]
+    assert found[1] is None
+    assert 0 < found[2] < 1
+    assert 0 < found[6] < 1
+
+
 def test_ctrl_c_after_the_last_step_loses_no_training(place, tmp_path):
     class AtTheEnd(TrainerCallback):
         def on_train_end(self, args, state, control, **kwargs):
@@ -94,6 +110,7 @@ def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
     resumed = train(last, resume=True, quiet=True)
     assert resumed.result["steps"] == 4
     assert resumed.result["relative_norm"] > 0
+    assert resumed.result["seconds_per_step"] is None
     assert resumed.result["resumed_from"] == "checkpoint-4"
     assert_same(adapter_weights(run), expected)
 

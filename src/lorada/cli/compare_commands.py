@@ -81,7 +81,6 @@ def compare(
     seeds: opt.Seeds = None,
     trials: Annotated[int | None, typer.Option(help="rates that each method tries: 4")] = None,
     rates: Rates = None,
-    search: Annotated[str | None, typer.Option(help="once, or each-seed: for every seed")] = None,
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
     margin: Margin = None,
@@ -94,7 +93,6 @@ def compare(
     workers: opt.Workers = None,
     gpus_per_job: opt.GpusPerJob = 1.0,
     cluster: opt.Cluster = None,
-    shard: opt.Shard = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> Any:
@@ -111,19 +109,20 @@ def compare(
     }  # fmt: skip
     asked = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
-        "search": search, "until": until, "margin": margin, "held_out": held_out,
+        "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    if shard is not None and (overwrite or until is not None):
-        raise ValueError("--shard goes with neither --overwrite nor --until: parts run at once")
-    # Parts of one comparison may be started together: the later ones join the first.
-    resume = resume or (shard is not None and is_there(place))
-    chosen = _checked(place, pairs, options, asked, resume=resume, overwrite=overwrite)
+    from lorada.compare.spec import refuse_taken_by_other
+
+    refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
+    # A command that has all that it takes to begin may be given to each of several machines.
+    begins = not resume or (folder is None and methods is not None and not is_there(place))
+    chosen = _checked(place, pairs, options, asked, resume=not begins)
     pool = partial(pool_of, workers, cluster, gpus_per_job)
     if dry_run:
         _forecast(chosen, place, pool, resume=resume, as_json=as_json)
         return None
-    return _run(chosen, place, pool, shard, overwrite=overwrite, as_json=as_json)
+    return _run(chosen, place, pool, overwrite=overwrite, as_json=as_json)
 
 
 def _checked(
@@ -133,13 +132,11 @@ def _checked(
     asked: dict[str, Any],
     *,
     resume: bool,
-    overwrite: bool,
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
     from lorada.training.load_recipe import read_recipe
 
-    spec.refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
     if resume:
         saved = spec.saved_comparison(place)
         shared = spec.asked_again(saved, pairs, options)
@@ -155,16 +152,14 @@ def _checked(
         return spec.comparison_of(whole, asked)
 
 
-def _run(chosen: Any, place: Path, pool: Any, part: Any, *, overwrite: bool, as_json: bool) -> Any:
+def _run(chosen: Any, place: Path, pool: Any, *, overwrite: bool, as_json: bool) -> Any:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with importing():
         from lorada.compare.run import compare as run_comparison
 
     try:
         with prints_to_stderr(as_json):
-            compared = run_comparison(
-                chosen, place, pool, overwrite=overwrite, part=part, report=note
-            )
+            compared = run_comparison(chosen, place, pool, overwrite=overwrite, report=note)
     except KeyboardInterrupt:
         note("stopped and saved")
         suggest("compare", place, "--resume", on=errors)
@@ -172,7 +167,8 @@ def _run(chosen: Any, place: Path, pool: Any, part: Any, *, overwrite: bool, as_
     for job, error in compared.failures.items():
         note(f"failed: {job}: {error}")
     if compared.left:
-        note(f"{compared.left} jobs are left to other commands")
+        jobs = counted(compared.left, "job")
+        note(f"left to other commands, the last of which writes the report: {jobs}")
         suggest("compare", place, "--resume", on=errors)
     else:
         _show_report(compared.summary, compared.reports, as_json=as_json)
@@ -411,14 +407,11 @@ def quickstart(
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
-    if is_there(output) and not overwrite:
-        summary = compare(str(output), resume=True, workers=workers)
-    else:
-        summary = compare(
-            overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
-            methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
-            output=str(output), overwrite=overwrite, workers=workers,
-        )  # fmt: skip
+    summary = compare(
+        overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
+        methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
+        output=str(output), resume=not overwrite, overwrite=overwrite, workers=workers,
+    )  # fmt: skip
     if summary is None or "predict" not in summary.commands:
         return
     best = next(one for one in summary.lines if one.label == summary.best)

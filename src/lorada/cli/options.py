@@ -43,17 +43,6 @@ def refuse_columns(columns: Any, data: str | None) -> None:
         raise ValueError("--columns names the fields of --data: add --data FILE")
 
 
-def part_of(text: str) -> tuple[int, int]:
-    """Read the part ``i/n`` of some runs."""
-    try:
-        i, n = (int(number) for number in text.split("/"))
-    except ValueError:
-        i, n = 0, 0
-    if not 1 <= i <= n:
-        raise typer.BadParameter(f"{text} must be i/n with i from 1 to n, such as 1/4")
-    return i, n
-
-
 def gpus_of(text: str) -> float:
     """Read how many GPUs a job has: a whole number, or a share such as 0.25."""
     try:
@@ -112,9 +101,3 @@ GpusPerJob = Annotated[
     ),
 ]
 Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
-Shard = Annotated[
-    Any,
-    typer.Option(
-        parser=part_of, metavar="I/N", help="only the i-th of n parts of the runs, for job arrays"
-    ),
-]

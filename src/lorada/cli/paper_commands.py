@@ -55,7 +55,6 @@ def table(
     workers: opt.Workers = None,
     gpus_per_job: opt.GpusPerJob = 1.0,
     cluster: opt.Cluster = None,
-    shard: opt.Shard = None,
     data_dir: opt.DataDir = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -68,22 +67,20 @@ def table(
     chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
         from lorada.paper.table_page import page_of
-        from lorada.paper.table_runs import jobs, part_of, run_all
+        from lorada.paper.table_runs import jobs, run_all
     found = jobs(
         chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
         results=results, output=output, data_dir=data_dir,
     )  # fmt: skip
     again = [word for word in sys.argv[1:] if word not in ONCE]
     if dry_run:
-        begun = _show_plan(part_of(found, shard), as_json=as_json)
+        begun = _show_plan(found, as_json=as_json)
         if not as_json:
             suggest(*again, *(["--resume"] if begun else []))
         return
     pool = pool_of(workers, cluster, gpus_per_job)
     with prints_to_stderr(as_json):
-        complete, outcomes = run_all(
-            found, say=note, resume=resume, overwrite=overwrite, pool=pool, part=shard
-        )  # fmt: skip
+        complete, outcomes = run_all(found, say=note, resume=resume, overwrite=overwrite, pool=pool)
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
         _show_page(page_of(chosen, scale, kept, every=rows is None), as_json=as_json)
@@ -156,7 +153,10 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
     failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
     held = sum(outcome.status == "held" for outcome in outcomes.values())
     if held:
-        note(f"{held} of {len(outcomes)} jobs are held by other processes, which finish them")
+        note(
+            f"{held} of {len(outcomes)} jobs are held by other processes, which finish them; "
+            "--resume goes on with what is left then"
+        )
     for name in failed:
         note(f"{name} failed: {outcomes[name].error}")
     if failed:
@@ -288,9 +288,8 @@ def _plot_sweep(
         from lorada.paper.table_runs import jobs, run_all
     found = jobs(figure, at, seeds=seeds, results=results, output=Path("runs"), data_dir=data_dir)
     complete, outcomes = run_all(
-        found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0),
-        part=None,
-    )  # fmt: skip
+        found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0)
+    )
     scores: dict[tuple[int, int], list[float]] = {}  # by heads and rank, one for each seed
     for job, result in zip(found, complete, strict=True):
         if result:

@@ -1,9 +1,7 @@
-"""Measures a few training steps of each candidate, before a comparison and at its end.
+"""Measures a few training steps of each candidate for ``lorada compare --dry-run``.
 
-The steps are real: in a process of its own, with the model. ``lorada compare --dry-run`` measures
-the longest rows and says what the trainings would take. At the end of a comparison all candidates
-are measured in turns, on the first rows, with nothing else of the comparison beside them: the
-trainings' own times depend on what ran beside each.
+The steps are real: in a process of its own, with the model, on the longest rows. From them follows
+what the trainings of a comparison would take.
 """
 
 import json
@@ -17,19 +15,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.compare.jobs.job import Job, last_line, report
+from lorada.compare.jobs.job import Job
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import Report, run_queue
-from lorada.compare.plan import (
-    TIMES,
-    Candidate,
-    ComparisonPlan,
-    mapping_in,
-    searches_of,
-    settled,
-)
+from lorada.compare.plan import Candidate, ComparisonPlan, mapping_in
 from lorada.compare.spec import LEAST_RUNS, Comparison
-from lorada.compare.trainings import reads, trials_of
+from lorada.compare.trainings import trials_of
 from lorada.data.task_rows import Rows
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import peak_memory
@@ -38,7 +29,6 @@ from lorada.training.inputs import prepare_training
 from lorada.training.train import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
-TURNS = 2  # at the end; the fastest counts, since other work can only slow a step down
 STAGE = ("trainings", "probably", "seconds", "probably_seconds")
 UNTIL = 0.6  # of all runs, what `--until` needs in the made-up comparisons of docs/compare.md
 
@@ -113,7 +103,7 @@ def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> l
 
 def keep_steps(recipe: Recipe, path: Path) -> None:
     """Measure steps with the longest rows, and write what they take as JSON."""
-    write_atomic(path, json_text(measure_steps(recipe, longest=True)) + "\n")
+    write_atomic(path, json_text(measure_steps(recipe)) + "\n")
 
 
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
@@ -130,45 +120,16 @@ def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) 
     ).model_copy(update={"eval_data": None})
 
 
-def time_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
-    """The jobs that measure the time of a step, in turns and one after another."""
-    found: list[Job] = []
-    for turn in range(1, TURNS + 1):
-        for candidate in plan.runnable:
-            path = folder / TIMES / candidate.path / f"turn{turn}.json"
-            taken, _ = settled(candidate, searches_of(candidate, folder))
-            found.append(Job(
-                name=f"{candidate.name} time of a step, turn {turn}",
-                work=partial(keep_time, _recipe(comparison, plan, taken), path),
-                folder=path.parent,
-                done=path.is_file,
-                after=found[-1].name if found else "",
-                reads=reads(comparison),
-                trainings=STEPS / plan.steps,
-            ))  # fmt: skip
-    return found
+def measure_steps(recipe: Recipe) -> dict[str, Any]:
+    """Train the first few steps of a training on its longest rows; nothing is kept.
 
-
-def keep_time(recipe: Recipe, path: Path) -> None:
-    """Measure the time of a step, and write it as JSON: null where it cannot be measured."""
-    try:
-        seconds = measure_steps(recipe, longest=False)["seconds_per_step"]
-    except Exception as error:  # of any class: the method itself may not train
-        report(last_line(error))
-        seconds = None
-    write_atomic(path, json_text({"seconds_per_step": seconds}) + "\n")
-
-
-def measure_steps(recipe: Recipe, *, longest: bool) -> dict[str, Any]:
-    """Train the first few steps of a training, in this process; nothing is kept.
-
-    They are on the ``longest`` rows, or on the first. It returns ``seconds_per_step`` of the
-    fastest, and ``peak_memory_bytes`` of the process (or of the accelerator).
+    It returns ``seconds_per_step`` of the fastest, and ``peak_memory_bytes`` of the process (or of
+    the accelerator).
     """
     clock = _Clock()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
-        if longest and not recipe.packing:  # packed rows are all as long as they may be
+        if not recipe.packing:  # packed rows are all as long as they may be
             args = recipe.training
             size = args["per_device_train_batch_size"] * args.get("gradient_accumulation_steps", 1)
             prepared = replace(prepared, rows=_longest(prepared.rows, STEPS * size))

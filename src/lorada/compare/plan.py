@@ -16,7 +16,7 @@ from lorada.support.files import json_text, write_atomic
 
 # Files and folders of a comparison.
 PLAN_FILE, BASELINES_FILE, FAILURES_FILE = "plan.json", "baselines.json", "failures.json"
-TRIALS, RUNS, TIMES = "trials", "runs", "times"
+TRIALS, RUNS = "trials", "runs"
 STORED = ConfigDict(extra="forbid")  # of records that are read from a file
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 
@@ -107,25 +107,23 @@ def mapping_in(path: Path, kind: Any = dict[str, Any]) -> Any:
         raise damaged(path, ": ".join(filter(None, first_problem(error)))) from error
 
 
-def searches_of(one: Candidate, folder: Path) -> list[dict[str, Any]]:
-    """What the searches for a candidate's learning rate have found: one, or one of each seed."""
-    place = folder / TRIALS / one.path
-    found = map(mapping_in, [place / SEARCH_FILE, *sorted(place.glob(f"seed*/{SEARCH_FILE}"))])
-    return [search for search in found if search]
+def search_of(one: Candidate, folder: Path) -> dict[str, Any]:
+    """What the search for a candidate's learning rate has found; empty if it is not finished."""
+    found: dict[str, Any] = mapping_in(folder / TRIALS / one.path / SEARCH_FILE)
+    return found
 
 
-def settled(one: Candidate, searches: list[dict[str, Any]]) -> tuple[Candidate, tuple[str, ...]]:
-    """A candidate of several settings with the sizes of the chosen one, and what was chosen.
+def settled(one: Candidate, search: Mapping[str, Any]) -> tuple[Candidate, str]:
+    """A candidate of several settings with the sizes of the one that its search chose, and which.
 
-    If the searches of the seeds chose several, its sizes are those of the largest.
+    Of one setting, or where nothing is chosen, it is as it was, and the name is empty.
     """
-    numbers = {search.get("choice") for search in searches}
-    found = [each for number, each in enumerate(one.choices) if number in numbers]
-    if not found:
-        return one, ()
-    largest = max(found, key=lambda each: each.trainable or 0)
-    named = replace(largest, method=one.method, budgets=one.budgets, choices=one.choices)
-    return named, tuple(each.method for each in found)
+    choice = search.get("choice")
+    if choice is None or not one.choices:
+        return one, ""
+    found = one.choices[choice]
+    named = replace(found, method=one.method, budgets=one.budgets, choices=one.choices)
+    return named, found.method
 
 
 def damaged(path: Path, why: object) -> ValueError:

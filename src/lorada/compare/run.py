@@ -1,21 +1,24 @@
-"""Runs a comparison in its folder, from the check of the rows to the report; scores it again."""
+"""Runs a comparison in its folder, from the check of the rows to the report; scores it again.
 
-from collections.abc import Callable, Collection
+Several commands may run one comparison at once: each takes jobs that no other holds, and the last
+one writes the report.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
-from lorada.compare.jobs.queue import Report, first_of, run_queue, shard
+from lorada.compare.jobs.queue import Report, first_of, run_queue
 from lorada.compare.make_plan import about, make_plan
-from lorada.compare.measure import time_jobs
 from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
     PLAN_FILE,
     RUNS,
-    TIMES,
     TRIALS,
     ComparisonPlan,
     mapping_in,
@@ -35,8 +38,8 @@ from lorada.support.row_sources import Row
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
-REPORTS = tuple(f"report.{kind}" for kind in ("html", "md", "json"))
-OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, TIMES, BASELINES_FILE, FAILURES_FILE, *REPORTS)
+REPORTS = tuple(f"report.{kind}" for kind in ("html", "json"))
+OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORTS)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Compared:
 
     summary: Summary | None  # what the report shows; None if runs are left to other commands
     reports: list[Path]  # its files, the page first
-    failures: dict[str, str]  # folder of a job → the last line of its error
-    left: int  # how many jobs are left to other commands, such as other shards
+    failures: dict[str, str]  # folder of a job that failed here → the last line of its error
+    left: int  # how many jobs other commands work on, or are to run after these
 
 
 def compare(
@@ -55,7 +58,6 @@ def compare(
     pool: Callable[[], Any],
     *,
     overwrite: bool = False,
-    part: tuple[int, int] | None = None,
     report: Report = print,
 ) -> Compared:
     """Run what is not done yet of a comparison, then write its report.
@@ -65,7 +67,6 @@ def compare(
         folder: of the comparison.
         pool: makes the pool that runs the jobs.
         overwrite: delete the comparison in the folder first, once everything has been checked.
-        part: run only the i-th of n parts of the jobs, as (i, n); None for all.
         report: called with lines of progress.
 
     Raises:
@@ -78,28 +79,22 @@ def compare(
     if plan.metric is not None and plan.metric["reason"]:
         report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
     jobs = comparison_jobs(comparison, plan, folder)
-    mine = jobs if part is None else shard(jobs, *part)
-    own = {_key(job, folder) for job in mine}
-    before = _kept_failures(folder, own)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
-    outcomes = run_queue(mine, pool(), report=report, pick=pick)
-    others, failed = _kept_failures(folder, own), _failures(mine, outcomes, folder)
-    write_atomic(folder / FAILURES_FILE, json_text({**others, **failed}) + "\n")
-    # Of those of other parts that failed before this command, the parts may be trying again.
-    failed |= {key: error for key, error in others.items() if key not in before}
-    left = [job for job in jobs if not job.done() and _key(job, folder) not in failed]
-    if comparison.until is not None:  # runs that are not needed any more
-        left = [job for job in left if outcomes[job.name].status != "waiting"]
-    if left:
+    keep = partial(_keep_failure, folder)
+    outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep)
+    failed = {
+        _key(job, folder): end.error for job in jobs
+        if (end := outcomes[job.name]).status == "failed" and not job.done()
+    }  # fmt: skip
+    theirs = {name for name, end in outcomes.items() if end.status == "held"}
+    if left := [job for job in jobs if job.name in theirs or job.after in theirs]:
         return Compared(None, [], failed, len(left))
-    job = base_job(comparison, plan, folder)
+    as_it_is = _as_it_is(base_job(comparison, plan, folder), pool, report)
+    if as_it_is is None:
+        return Compared(None, [], failed, 1)
     metric = None if plan.metric is None else plan.metric["name"]
-    baselines = {
-        "as_it_is": _as_it_is(job, pool, report),
-        "commonest": score_commonest(data, metric),
-    }
+    baselines = {"as_it_is": as_it_is, "commonest": score_commonest(data, metric)}
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
-    run_queue(time_jobs(comparison, plan, folder), pool(), report=report)
     written = write_report(folder)
     return Compared(*written, failed, 0)
 
@@ -114,12 +109,17 @@ def until_of(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Unti
     })  # fmt: skip
 
 
-def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[str, Any]:
-    """The scores of the model without any training, or the reason why there are none."""
+def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[str, Any] | None:
+    """The scores of the model without any training, or the reason why there are none.
+
+    None while another command scores it, which is at its end too.
+    """
     if job is None:
         return {"reason": "no finished run has an adapter that could be switched off"}
     if not job.done():
         outcome = run_queue([job], pool(), report=report)[job.name]
+        if outcome.status == "held":
+            return None
         if not job.done():
             return {"reason": outcome.error}
     found: dict[str, Any] = mapping_in(job.folder / BASE_FILE)
@@ -134,7 +134,7 @@ def _begin(
     plan = None if overwrite else saved_plan(folder)
     if plan is None:
         made = make_plan(comparison, base, data, report)
-        with one_at_a_time(folder):  # shards may begin at once
+        with one_at_a_time(folder):  # several commands may begin at once
             plan = None if overwrite else saved_plan(folder)
             if plan is None:
                 if overwrite:
@@ -142,6 +142,11 @@ def _begin(
                 comparison.save(folder)
                 made.save(folder)
                 return made
+        if saved_comparison(folder).model_dump() != comparison.model_dump():
+            raise ValueError(
+                f"another command has begun another comparison in {folder} by now: choose another "
+                "--output"
+            )
     if (plan.train, plan.held_out) != about(data):
         raise ValueError(
             f"the rows are not those that {folder} began with: put them back, or start again "
@@ -183,24 +188,20 @@ def _key(job: Job, folder: Path) -> str:
     return str(job.folder.relative_to(folder))
 
 
-def _kept_failures(folder: Path, own: Collection[str]) -> dict[str, str]:
-    """What is in ``failures.json`` of other parts; one's ``own`` is removed there."""
-    found = mapping_in(folder / FAILURES_FILE)
-    left = {key: error for key, error in found.items() if key not in own}
-    if left != found:
-        write_atomic(folder / FAILURES_FILE, json_text(left) + "\n")
-    return left
+def _keep_failure(folder: Path, job: Job, outcome: Outcome) -> None:
+    """Put the error of a job into ``failures.json``, or take it out if the job is done.
 
-
-def _failures(jobs: list[Job], outcomes: dict[str, Outcome], folder: Path) -> dict[str, str]:
-    """The error of each job that failed; one that waits for such a job has the same."""
-    errors: dict[str, str] = {}  # by the name of the job
-    for job in jobs:
-        outcome = outcomes[job.name]
-        error = outcome.error if outcome.status == "failed" else errors.get(job.after, "")
-        if error and not job.done():
-            errors[job.name] = error
-    return {_key(job, folder): errors[job.name] for job in jobs if job.name in errors}
+    Errors of other jobs stay: other commands may run them.
+    """
+    if outcome.status == "held":
+        return
+    path, key = folder / FAILURES_FILE, _key(job, folder)
+    error = "" if job.done() else outcome.error
+    if not error and key not in mapping_in(path):
+        return
+    with one_at_a_time(path):
+        found = {name: each for name, each in mapping_in(path).items() if name != key}
+        write_atomic(path, json_text(found | ({key: error} if error else {})) + "\n")
 
 
 def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> None:

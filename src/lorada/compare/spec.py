@@ -3,7 +3,7 @@
 import re
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,7 +33,6 @@ SPEC_FILE = "comparison.yaml"
 NO_PARTS = "full"
 # Rows of like lengths in one batch have less padding, and the same for all methods.
 TRAINING = {"train_sampling_strategy": "group_by_length"}
-EACH_SEED = "each-seed"  # a learning rate is chosen with every seed, not once
 Rate = Annotated[float, Field(ge=RATE_RANGE[0], le=RATE_RANGE[1])]
 FIXED: dict[str, Any] = {"method": NO_PARTS, "output": "-"}
 # Settings that a comparison chooses by itself → what to give instead of them.
@@ -113,14 +112,12 @@ class Comparison(BaseModel):
     # choose: ``choices_of``.
     methods: list[str] = []
     budgets: list[str] = []  # of trained parameters, as ``limit_of`` reads them; [] for the default
-    # Of the final runs; a search takes the first, or each.
+    # Of the final runs; a search takes the first.
     seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
     # How many learning rates are tried for each method and size; 0 or 1 for its default rate,
     # unless it has several settings to choose from.
     trials: int = Field(4, ge=0)
     rates: list[Rate] = []  # the learning rates to try, the same for all; [] for each one's own
-    # With the first seed, or with each: scores then differ by that choice too.
-    search: Literal["once", "each-seed"] = "once"
     # The expected loss, in the unit of the metric, of the leading method at which no more seeds are
     # run; None to run every seed of each.
     until: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -271,10 +268,10 @@ def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> Non
     """Refuse a folder that a comparison may not be written to."""
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_file(folder)
-    if resume or not folder.is_dir():
+    if not folder.is_dir():
         return
     if (folder / SPEC_FILE).is_file():
-        if not overwrite:
+        if not (resume or overwrite):
             raise ValueError(
                 f"{folder} already holds a comparison: use --resume, --overwrite or another "
                 "--output"

@@ -12,7 +12,7 @@ from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
-from lorada.compare.spec import EACH_SEED, Comparison
+from lorada.compare.spec import Comparison
 from lorada.data.metrics import row_metrics, row_value
 from lorada.data.rows import answer_of, share_of
 from lorada.data.task_rows import Rows
@@ -36,64 +36,52 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
     """
     found: list[Job] = []
     for candidate in plan.runnable:
-        place = folder / TRIALS / candidate.path
-        # The folder of a search, and the seeds of the runs that take its rate.
-        searches: dict[Path | None, list[int]] = {None: comparison.seeds}
+        before = None
         if comparison.is_searched(candidate.method):
-            searches = {place: comparison.seeds}
-            if comparison.search == EACH_SEED:
-                searches = {place / f"seed{seed}": [seed] for seed in comparison.seeds}
-        for search, seeds in searches.items():
-            before = None
-            if search is not None:
-                before = _search_job(comparison, plan, candidate, search, seeds[0])
-                found.append(before)
-            for seed in seeds:
-                run = folder / candidate.run(seed)
-                space = _space(comparison, plan, candidate, run, seed)
-                work = partial(train_and_score, space, search, with_text=comparison.with_text)
-                found.append(Job(
-                    name=f"{candidate.name} seed {seed}",
-                    work=work,
-                    folder=run,
-                    done=partial(is_scored, run),
-                    after=before.name if before else "",
-                    reads=reads(comparison, *([search / SEARCH_FILE] if search else [])),
-                ))  # fmt: skip
+            before = _search_job(comparison, plan, candidate, folder / TRIALS / candidate.path)
+            found.append(before)
+        search = before.folder if before else None
+        for seed in comparison.seeds:
+            run = folder / candidate.run(seed)
+            space = _space(comparison, plan, candidate, run, seed)
+            work = partial(train_and_score, space, search, with_text=comparison.with_text)
+            found.append(Job(
+                name=f"{candidate.name} seed {seed}",
+                work=work,
+                folder=run,
+                done=partial(is_scored, run),
+                after=before.name if before else "",
+                reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
+            ))  # fmt: skip
     return sorted(found, key=lambda job: -job.trainings)
 
 
 def trials_of(
     comparison: Comparison, plan: ComparisonPlan, candidate: Candidate
 ) -> tuple[int, int]:
-    """How many trials the searches of a candidate take, at most and usually."""
+    """How many trials the search of a candidate takes, at most and usually."""
     if candidate.reason is not None or not comparison.is_searched(candidate.method):
         return 0, 0
-    searches = len(comparison.seeds) if comparison.search == EACH_SEED else 1
     space = _space(comparison, plan, candidate, Path("-"), 0)
-    return searches * space.most, searches * space.usual
+    return space.most, space.usual
 
 
 def _search_job(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, place: Path, seed: int
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, place: Path
 ) -> Job:
-    """The search for a learning rate.
-
-    A search of one seed sets rows of its own aside, so that the luck of these rows is among what
-    differs between the seeds.
-    """
+    """The search for a learning rate, with the first seed."""
     training = {"eval_strategy": "steps", "eval_steps": plan.steps}
-    alone = comparison.search == EACH_SEED
-    drawn: dict[str, Any] = {"dev_rows": plan.dev_rows, "dev_seed": seed if alone else 0}
+    drawn: dict[str, Any] = {"dev_rows": plan.dev_rows}
     if share_of(comparison.held_out) is None:  # a share must not be learned
         drawn["eval_data"] = None
+    seed = comparison.seeds[0]
     space = _space(comparison, plan, candidate, place, seed, training=training, **drawn)
     return Job(
-        name=f"{candidate.name} search{f' of seed {seed}' if alone else ''}",
+        name=f"{candidate.name} search",
         work=partial(search_rate, space, place),
         folder=place,
         done=(place / SEARCH_FILE).is_file,
-        reads=reads(comparison),
+        reads=_reads(comparison),
         trainings=space.usual,
     )
 
@@ -171,7 +159,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
                     work=partial(score_base, run, comparison.shared_recipe),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
-                    reads=reads(comparison),
+                    reads=_reads(comparison),
                 )
     return None
 
@@ -239,6 +227,6 @@ def commonest_answer(rows: Rows) -> Any:
     return Counter(answers).most_common(1)[0][0]
 
 
-def reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
+def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
     """The files and folders that a job reads, besides its own."""
     return (*(path for _, path in comparison.shared_recipe.local_paths()), *more)

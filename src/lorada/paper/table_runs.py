@@ -193,32 +193,23 @@ def run_all(
     resume: bool,
     overwrite: bool,
     pool: Any,
-    part: tuple[int, int] | None = None,
 ) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
 
-    ``resume`` keeps the results that exist, ``overwrite`` deletes them first. ``part`` (i, n) runs
-    the i-th of n parts of the jobs.
+    ``resume`` keeps the results that exist, ``overwrite`` deletes them first.
 
     Returns:
         The stored result of each job in order, None where there is none; and what became of each
         job that was to be run, by its name.
     """
-    mine = part_of(found, part)
-    stored = [job.stored for job in mine if job.stored.is_file()]
+    stored = [job.stored for job in found if job.stored.is_file()]
     if stored and not (resume or overwrite):
         raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
-    todo = mine if overwrite else [job for job in mine if not is_done(job)]
+    todo = found if overwrite else [job for job in found if not is_done(job)]
     for job in progress_bar(todo, "Counting parameters"):
         counts_of(job.recipe)  # fails for a row that cannot be built, before any row is trained
     if overwrite:
         delete_runs(todo)
-    queue = [job.in_queue() for job in mine]
+    queue = [job.in_queue() for job in found]
     outcomes = run_queue(queue, pool, report=say)
     return [usable_result(job, say) for job in found], outcomes
-
-
-def part_of(found: list[TableJob], part: tuple[int, int] | None) -> list[TableJob]:
-    """The i-th of n parts (i, n) of a table's jobs; all if no part is given."""
-    i, n = part or (1, 1)
-    return found[i - 1 :: n]

@@ -1,4 +1,4 @@
-"""Tables of texts as Markdown, for the paper's tables and for comparisons."""
+"""Tables of texts: how a cell without a number is shown, and a table as Markdown."""
 
 from collections.abc import Iterable, Sequence
 

@@ -2,8 +2,11 @@
 
 import logging
 import signal
+import time
 import weakref
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import Any
 
@@ -105,9 +108,20 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, *, measures: bool) -> None:
         self.measures = measures
+        self._ends: list[float] = []  # when each step of this process ended
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median time from the end of a step to that of the next; None before the second step.
+
+        Evaluations and saves lie between few steps, so they hardly move it.
+        """
+        between = [end - before for before, end in pairwise(self._ends)]
+        return median(between) if between else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare a save, and ask for a measurement before it, so that a resumed run has it too."""
+        self._ends.append(time.monotonic())
         last = state.global_step >= state.max_steps
         self._before_save(args, state, control, kwargs["model"], last=last)
         if self.measures and args.eval_strategy == "steps":

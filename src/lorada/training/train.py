@@ -99,6 +99,7 @@ class Setup:
     trainer: RunTrainer
     measured: list[str]  # the names of the metrics on held-out rows, besides the loss
     scale: ScoreScale | None  # how scores are learned; None for rows of another form
+    timed: RunCallback  # what has measured the time of a step, once it is trained
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "settings_from": plan.settings_from,
         "adapter_bytes": sum(path.stat().st_size for path in saved if path.is_file()),
         "steps": state.global_step,
+        "seconds_per_step": setup.timed.seconds_per_step,
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
         "relative_norm": effects[-1] if effects else None,
@@ -348,7 +350,7 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
-    return Setup(prepared, base, model, trainer, measured, scale)
+    return Setup(prepared, base, model, trainer, measured, scale, run)
 
 
 def checked_arguments(

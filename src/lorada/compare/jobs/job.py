@@ -54,9 +54,10 @@ def carry_out(job: Job) -> Outcome:
     """Do the work of a job in this process, which is its own, unless it is done."""
     try:
         with locked(job.folder, JOB_FILE):
-            if not job.done():
-                with _logged(job.folder / LOG_FILE), only_reports():
-                    job.work()
+            if job.done():  # by another process, since this one was started
+                return Outcome("kept")
+            with _logged(job.folder / LOG_FILE), only_reports():
+                job.work()
     except KeyboardInterrupt:
         return Outcome("interrupted")
     except HeldError as error:

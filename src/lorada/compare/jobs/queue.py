@@ -13,6 +13,8 @@ from lorada.support.progress import plain_console
 
 Report = Callable[[str], None]
 Pick = Callable[[Sequence[Job], Collection[str]], Job | None]
+Ended = Callable[[Job, Outcome], None]
+NOTHING_LEFT = "nothing left to do"  # as another process has done it
 KNOWN = 0.02  # of a training that is done, before the time left is told
 MINUTE = 60.0  # seconds between two lines on a running job, where there is no terminal
 
@@ -23,12 +25,14 @@ def first_of(ready: Sequence[Job], running: Collection[str]) -> Job | None:
 
 
 def run_queue(
-    jobs: Sequence[Job], pool: Any, *, report: Report, pick: Pick = first_of
-) -> dict[str, Outcome]:
+    jobs: Sequence[Job], pool: Any, *, report: Report, pick: Pick = first_of,
+    ended: Ended = lambda job, outcome: None,
+) -> dict[str, Outcome]:  # fmt: skip
     """Run jobs, each after the job that it waits for.
 
     A job that fails does not end the others. A job that another process holds is tried again after
-    all others.
+    all others, as long as any has ended in between. So of several processes that run the same jobs
+    the last one finds none that is held.
 
     Args:
         jobs: in their order.
@@ -37,6 +41,7 @@ def run_queue(
             how far the running jobs are; elsewhere each of them is reported once a minute.
         pick: chooses the next of the jobs that are ready, beside the names of those that run; None
             to begin no other.
+        ended: called with each job that was done before or has ended, and what became of it.
 
     Returns:
         What became of each job, by its name.
@@ -47,30 +52,23 @@ def run_queue(
     console = plain_console(stderr=True)
     try:
         with console.status("") if console.is_terminal else nullcontext() as line:
-            return _Queue(jobs, pool, report, pick, line).run()
+            return _Queue(jobs, pool, report, pick, ended, line).run()
     finally:
         pool.close()
-
-
-def shard(jobs: Sequence[Job], i: int, n: int) -> list[Job]:
-    """The i-th of n parts of a queue's jobs, from 1 on; a job is in the part that it waits for."""
-    part: dict[str, int] = {}
-    groups = 0
-    for job in jobs:
-        part[job.name] = part.get(job.after, groups)
-        groups += job.after not in part
-    return [job for job in jobs if part[job.name] % n == i - 1]
 
 
 class _Queue:
     """The state of a queue while it runs."""
 
     def __init__(
-        self, jobs: Sequence[Job], pool: Any, report: Report, pick: Pick, line: Any
+        self, jobs: Sequence[Job], pool: Any, report: Report, pick: Pick, ended: Ended, line: Any
     ) -> None:
         self._jobs = {job.name: job for job in jobs}
         self._pool, self._report, self._pick, self._line = pool, report, pick, line
-        self._outcomes = {job.name: Outcome("kept") for job in jobs if job.done()}
+        self._ended, self._outcomes = ended, dict[str, Outcome]()
+        for job in jobs:
+            if job.done():
+                self._set(job, Outcome("kept"))
         self._kept = len(self._outcomes)
         self._labels: dict[str, str] = {}  # how lines about a job begin, from its first start on
         self._running: dict[str, float] = {}  # name → when it started
@@ -80,11 +78,20 @@ class _Queue:
         """Run all jobs; return what became of each."""
         if self._kept:
             self._report(f"{self._kept} of {len(self._jobs)} jobs were done before")
-        self._run_ready()
-        for name in [name for name, end in self._outcomes.items() if end.status == "held"]:
-            del self._outcomes[name]
-        self._run_ready()
+        held, before = list[str](), -1
+        while len(self._outcomes) - len(held) > before:  # at first, and after more has ended
+            for name in held:
+                del self._outcomes[name]
+            before = len(self._outcomes)
+            self._run_ready()
+            held = [name for name, end in self._outcomes.items() if end.status == "held"]
+            if not held:
+                break
         return {name: self._outcomes.get(name, Outcome("waiting")) for name in self._jobs}
+
+    def _set(self, job: Job, outcome: Outcome) -> None:
+        self._outcomes[job.name] = outcome
+        self._ended(job, outcome)
 
     def _run_ready(self) -> None:
         """Run jobs until none runs and all that are left wait for others or are not picked."""
@@ -115,8 +122,8 @@ class _Queue:
         number = self._kept + len(self._labels) + 1
         label = self._labels.setdefault(job.name, f"[{number}/{len(self._jobs)}] {job.name}: ")
         if job.done():  # by another process, in the meantime
-            self._outcomes[job.name] = Outcome("kept")
-            self._report(f"{label}nothing left to do")
+            self._set(job, Outcome("kept"))
+            self._report(f"{label}{NOTHING_LEFT}")
             return
         self._report(f"{label}started")
         self._running[job.name] = time.monotonic()
@@ -130,9 +137,11 @@ class _Queue:
         if outcome.status == "interrupted":  # Ctrl-C reached its process
             raise KeyboardInterrupt
         seconds = time.monotonic() - self._running.pop(name)
-        self._outcomes[name], said = outcome, f"{outcome.status}: {outcome.error}"
-        if outcome.status == "done":
-            said = f"done in {duration(seconds)}"
+        self._set(self._jobs[name], outcome)
+        said = {
+            "done": f"done in {duration(seconds)}", "kept": NOTHING_LEFT,
+            "held": "another process works on it",
+        }.get(outcome.status, f"failed: {outcome.error}")  # fmt: skip
         self._report(f"{self._labels[name]}{said}{self._time_left()}")
 
     def _show(self) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 from lorada.compare.plan import (
     BASELINES_FILE,
     FAILURES_FILE,
-    TIMES,
+    TRIALS,
     Candidate,
     ComparisonPlan,
     as_given,
     mapping_in,
     saved_plan,
-    searches_of,
+    search_of,
     settled,
 )
 from lorada.compare.spec import Comparison, saved_comparison
@@ -57,11 +57,11 @@ class CandidateResult:
 
     label: str  # unique, such as ``lora`` or ``lora (0.2%)``
     candidate: Candidate  # of several settings, the one that the search chose
-    chosen: tuple[str, ...] = ()  # of several settings, those that searches chose
+    chosen: str = ""  # of several settings, the one that the search chose
     runs: Sequence[ScoredRun] = ()
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
-    searches: Sequence[dict[str, Any]] = ()  # ``search.json``: one, or one of each seed
+    search: dict[str, Any] = field(default_factory=dict)  # ``search.json``; empty if there is none
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
 
@@ -70,7 +70,7 @@ class CandidateResult:
     metric: str = ""  # the main metric, such as ``exact_match``
     value: float | None = None  # mean of that over seeds
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
-    seconds_per_step: float | None = None  # the fastest of the turns at the end
+    seconds_per_step: float | None = None  # of its fastest run: other work can only slow one down
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
     rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
     map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
@@ -187,27 +187,20 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
         missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
         budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
         label = one.method + budgets
-        searches = searches_of(one, folder)
+        search = search_of(one, folder)
         failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
-        candidate, chosen = settled(one, searches)
+        candidate, chosen = settled(one, search)
         losses = [[run.lines[row]["loss"] for row in rows] for run in same]
         measured.append(CandidateResult(
-            label, candidate, chosen, same, searches=searches, losses=_table(losses, rows),
+            label, candidate, chosen, same, search=search, losses=_table(losses, rows),
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
             diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
             reason=one.reason or "; ".join(missing) or None,
-            seconds_per_step=_seconds(folder / TIMES / one.path),
         ))  # fmt: skip
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
     return Results(folder, asked, plan, measured, rows, groups, baselines, by)
-
-
-def _seconds(folder: Path) -> float | None:
-    """The time of a step that was measured at the end: of the fastest turn, in seconds."""
-    turns = [mapping_in(path).get("seconds_per_step") for path in sorted(folder.glob("turn*.json"))]
-    return min((float(turn) for turn in turns if turn is not None), default=None)
 
 
 def _runs(
@@ -222,9 +215,12 @@ def _runs(
     runs, missing = [], []
     for seed in seeds if not one.reason else []:
         name = one.run(seed)
-        if name in failures:
-            missing.append(f"{name} failed: {failures[name]}")
-        elif not (folder / name / "predictions.jsonl").is_file():
+        scored = (folder / name / "predictions.jsonl").is_file()
+        # It waits for the search.
+        error = failures.get(name) or (not scored and failures.get(f"{TRIALS}/{one.path}"))
+        if error:
+            missing.append(f"{name} failed: {error}")
+        elif not scored:
             missing.append(f"{name}{UNFINISHED}")
         else:
             try:

@@ -163,6 +163,7 @@ def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
         one, score=as_score(score, metric), metric=metric,
         value=as_score(score, metric) if metric == LOSS else mean,
         peak_memory_gib=max((n / 2**30 for n in numbers("peak_memory_bytes")), default=None),
+        seconds_per_step=min(numbers("seconds_per_step"), default=None),
         forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
         rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
     )  # fmt: skip

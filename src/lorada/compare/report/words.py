@@ -10,7 +10,6 @@ import numpy as np
 
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
-from lorada.compare.spec import EACH_SEED
 from lorada.compare.statistics import detectable, rows_needed
 from lorada.support.duration import counted
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
@@ -197,9 +196,7 @@ def _at_edge(search: Mapping[str, Any]) -> bool:
 
 def _learning_rates(results: Results) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
-    searches = [search for one in results.candidates for search in one.searches]
-    trials = [trial for search in searches for trial in search["trials"]]
-    if not trials:
+    if not any(one.search.get("trials") for one in results.candidates):
         asked, given = results.asked, results.asked.rates
         if any(map(asked.is_searched, asked.methods)):
             yield "No search for a learning rate is finished yet."
@@ -207,18 +204,15 @@ def _learning_rates(results: Results) -> Iterator[str]:
         said = f"all train at {given[0]:g}" if given else "each method has its own default"
         yield f"No learning rate was searched: {said}."
         return
-    if results.asked.search == EACH_SEED:
-        yield "A learning rate was chosen with every seed: the standard deviation includes that."
-    else:
-        yield (
-            "Differences are those at the chosen learning rates: the standard deviation over seeds "
-            "does not include that choice."
-        )
+    yield (
+        "Differences are those at the chosen learning rates: the standard deviation over seeds "
+        "does not include that choice."
+    )
     for one in results.candidates:
         if one.chosen:
-            count, found = len(one.candidate.choices), _listed(one.chosen)
-            yield f"Of {count} settings of {one.label} the rows set aside chose {found}."
-    edge = [one.label for one in results.candidates if any(map(_at_edge, one.searches))]
+            count = len(one.candidate.choices)
+            yield f"Of {count} settings of {one.label} the rows set aside chose {one.chosen}."
+    edge = [one.label for one in results.candidates if one.search and _at_edge(one.search)]
     if edge:
         yield (
             "The best learning rate is still the lowest or the highest of those tried, so another "

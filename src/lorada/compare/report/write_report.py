@@ -1,6 +1,6 @@
-"""Writes the report of a comparison: a page, and the same as Markdown and JSON."""
+"""Writes the report of a comparison: a page, and the same as JSON."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorada.compare.report.pictures import cost_picture
@@ -8,7 +8,7 @@ from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summary import Baseline, Summary, summarize
 from lorada.support.files import json_text, write_atomic
 from lorada.support.html import render_page
-from lorada.support.tables import NOTHING, markdown_table
+from lorada.support.tables import NOTHING
 
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
 Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside the name, and cells
@@ -17,18 +17,14 @@ Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside th
 def write_report(
     folder: Path, metric: str | None = None, margin: float | None = None
 ) -> tuple[Summary, list[Path]]:
-    """Write ``report.html``, ``report.md`` and ``report.json`` into a comparison's folder.
+    """Write ``report.html`` and ``report.json`` into a comparison's folder.
 
     The comparison need not be finished: the report then says what is missing. ``metric`` is what
     methods are compared by, ``margin`` what a cheaper candidate may cost in its unit; None for the
     comparison's own. Returns what the report shows, and the written files, the page first.
     """
     summary = summarize(read_comparison(folder, metric), margin)
-    texts = {
-        "html": page(summary),
-        "md": markdown(summary),
-        "json": json_text(summary.plain()) + "\n",
-    }
+    texts = {"html": page(summary), "json": json_text(summary.plain()) + "\n"}
     paths = {folder / f"report.{kind}": text for kind, text in texts.items()}
     for path, text in paths.items():
         write_atomic(path, text)
@@ -52,30 +48,6 @@ def page(summary: Summary) -> str:
     )
 
 
-def markdown(summary: Summary) -> str:
-    """The whole summary as a Markdown page."""
-    lines = [f"# Comparison of methods: {_plain(summary.model)}, {_plain(summary.task)}", ""]
-    lines += [f"**{_plain(summary.verdict)}**", "", *_bullets(summary.sentences), ""]
-    lines += [*_table(*_table_texts(summary)), note(summary), ""]
-    commands = [f"{command}  # {what}" for what, command in summary.commands.items()]
-    if commands:
-        lines += ["## Commands", "", "```bash", *commands, "```", ""]
-    if summary.disagreements:
-        rows = [
-            [one.rows, str(one.row), ", ".join(one.right), ", ".join(one.wrong)]
-            for one in summary.disagreements
-        ]
-        lines += ["## Rows on which candidates disagree", ""]
-        lines += _table(["rows", "row", "right in most seeds", "wrong"], rows)
-    facts = [
-        f"seeds: {', '.join(map(str, summary.seeds))}",
-        *(f"machine: {machine}" for machine in summary.hardware),
-        ", ".join(f"{package} {version}" for package, version in summary.versions.items()),
-    ]
-    lines += ["## Runs", "", *_bullets(filter(None, facts)), ""]
-    return "\n".join(lines)
-
-
 def note(summary: Summary) -> str:
     """What the columns of the table are."""
     return (
@@ -84,8 +56,8 @@ def note(summary: Summary) -> str:
         "not significantly different. p: chance of such a difference between equal methods, "
         "corrected for the number of tests (Holm). Expected loss: how far the true mean is "
         "expected to be from the best one. Forgetting: growth of the model's loss on a neutral "
-        "text. Time: of a step, measured at the end for all candidates in turns, because the "
-        "times of the runs depend on what ran beside them."
+        "text. Time: the median of a run's steps, of the fastest run. Runs that shared a device or "
+        "a processor have slowed each other down, so there times can be compared only roughly."
     )
 
 
@@ -124,18 +96,12 @@ def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], st
         ("p (against the highest)", lambda one: _probability(one.p_best)),
         ("trained parameters (of the model)", _trained),
         ("peak memory (GiB)", lambda one: _number(one.peak_memory_gib, ".2f")),
-        ("time (s/step, in turns)", lambda one: _number(one.seconds_per_step, ".3f")),
+        ("time (s/step)", lambda one: _number(one.seconds_per_step, ".3f")),
         ("merges", lambda one: {None: NOTHING, True: "yes", False: "no"}[one.candidate.mergeable]),
         ("forgetting (nats/token)", lambda one: _number(one.forgetting, "+.3f")),
         ("learning rate", lambda one: _noted(
             _rates(one.rates), f"map {_rates(one.map_rates)}" if one.map_rates else "")),
     ]  # fmt: skip
-
-
-def _table_texts(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """The headings and the rows as texts."""
-    header, rows = table(summary)
-    return header, [[_noted(name, "; ".join(notes)), *cells] for name, _, notes, cells in rows]
 
 
 def _noted(text: str, note: str) -> str:
@@ -168,17 +134,3 @@ def _rates(rates: Sequence[float]) -> str:
     return (
         " to ".join(dict.fromkeys(f"{rate:.2g}" for rate in (*rates[:1], *rates[-1:]))) or NOTHING
     )
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    plain = [[_plain(cell) for cell in row] for row in rows]
-    return [*markdown_table(header, plain, 1), ""]
-
-
-def _bullets(sentences: Iterable[str]) -> list[str]:
-    return [f"- {_plain(sentence)}" for sentence in sentences]
-
-
-def _plain(text: str) -> str:
-    """The text in one line, with no tag for Markdown to read."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
