@@ -41,7 +41,7 @@ from lorada.runs.folder import Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import hardware, peak_memory, versions, write_result
 from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import atomic_path, remove_orphans
+from lorada.support.files import atomic_path
 from lorada.support.processes import (
     all_or_none,
     gather_values,
@@ -189,7 +189,6 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
-        remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or state is None or not _ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
