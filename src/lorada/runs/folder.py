@@ -32,7 +32,6 @@ RUN_FILES = (
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
 MAY_DIFFER = ("output", "trust_remote_code", "data_dir", "activation_checkpointing")
-FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,6 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
         clear(run)
     rows = run / ROWS_FILE
     before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
-    if not FINGERPRINT.fullmatch(before):
-        raise ValueError(
-            f"{rows} is damaged, so the rows cannot be compared with those that this run began "
-            "with: delete it if you know they are the same, or start again with --overwrite"
-        )
     if before != fingerprint:
         where = "" if recipe.data else " (--data-dir)"
         raise ValueError(
