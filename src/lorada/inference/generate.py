@@ -5,7 +5,7 @@ Answers come from a batch that is refilled, where that is known to give the toke
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
-from lorada.inference.refilled_batch import Ended, Writer, write_answers
+from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
@@ -41,6 +41,7 @@ NEUTRAL = {
     "num_beams": 1, "use_cache": True, "output_attentions": False, "output_hidden_states": False,
 }  # fmt: skip
 Settings = dict[str, Any]  # of transformers' ``generate``
+Watch = Callable[[Tensor], None]  # sees the ids of a batch (B, T) after each token
 
 
 class Text(NamedTuple):
@@ -104,12 +105,9 @@ def generate_parts(
 
 
 def write(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None = None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
 ) -> Iterator[tuple[int, Text]]:
-    """Continue prompts of token ids, and yield the index of each with its answer as it ends.
-
-    ``watch`` is called after each token, and may end answers too.
-    """
+    """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
     way = _refilled if reason_against(run, settings) is None else _padded
     try:
         for index, ids in way(run, prompts, settings, watch):
@@ -135,7 +133,7 @@ def _is_cut(run: Run, ids: list[int], text: str, settings: Settings) -> bool:
 
 
 def _refilled(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in a batch that is refilled as they end: indices and token ids."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
@@ -147,7 +145,9 @@ def _refilled(
         last = torch.isin(ids[:, -1], tokens)
         if found is not None:
             last = last | found(ids, None)
-        return last if watch is None else last | watch(ids)
+        if watch is not None:
+            watch(ids)
+        return last
 
     limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
     writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)
@@ -156,14 +156,19 @@ def _refilled(
 
 
 def _padded(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
     settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
     if "stop_strings" in settings:
         settings["tokenizer"] = run.tokenizer
     if watch is not None:
-        settings["stopping_criteria"] = StoppingCriteriaList([lambda ids, *_, **__: watch(ids)])
+
+        def told(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+            watch(ids)
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # ends none
+
+        settings["stopping_criteria"] = StoppingCriteriaList([told])
     side = "left" if run.kind == "decoder" else None
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
