@@ -38,7 +38,7 @@ SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when P
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
+        str | None, typer.Argument(help="a YAML file, or the built-in recipe syllogisms")
     ] = None,
     overrides: opt.Overrides = None,
     method: Annotated[str | None, opt.METHOD] = None,
