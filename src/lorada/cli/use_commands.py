@@ -122,10 +122,9 @@ def explore(
     remote: opt.Remote = False,
 ) -> None:
     """Show what an adapter does to sentences."""
-    from lorada.runs.folder import finished_run, refuse_no_adapter
+    from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
-    refuse_no_adapter(run)
     refuse_there(output, overwrite=overwrite)
     with needs_extra("explore"):
         import jinja2  # noqa: F401

@@ -126,14 +126,6 @@ def refuse_filled(target: Path) -> None:
         raise ValueError(f"{target} is not empty: choose a new folder")
 
 
-def refuse_no_adapter(folder: Path) -> None:
-    """Refuse to explore a finished run that trained the model itself."""
-    if not (folder / "adapter").is_dir():
-        raise ValueError(
-            f"{folder} has no adapter, as its method trained the model itself: explore another run"
-        )
-
-
 def trains_base(run: Path) -> bool:
     """Whether a finished run has trained the base itself."""
     return (run / "model").exists()
