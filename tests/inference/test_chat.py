@@ -6,7 +6,7 @@ from peft import PeftModel
 
 from lorada.data.tokenize import prompt_of
 from lorada.inference.chat import open_chat
-from lorada.inference.generate import continue_prompts
+from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=32", "max_new_tokens=8"]
@@ -43,12 +43,12 @@ def of_base(chat):
 
 def base_alone(run, question=QUESTION):
     with run.model.disable_adapter():
-        return continue_prompts(run, [question])[0]
+        return generate(run, [question])[0]
 
 
 @pytest.mark.parametrize("name", ["mine.v1", "talk", "seq2seq", "whole"])
 def test_an_answer_is_what_generate_writes(name, chat_of, folder):
-    assert answer(chat_of(name)) == continue_prompts(load_run(folder(name)), [QUESTION])[0]
+    assert answer(chat_of(name)) == generate(load_run(folder(name)), [QUESTION])[0]
 
 
 @pytest.mark.parametrize("name", ["mine.v1", "talk", "seq2seq"])
@@ -109,7 +109,7 @@ def test_beam_search_shows_its_answer_at_once(chat_of, folder):
     shown = []
     text = chat.ask(QUESTION, shown.append)
     assert shown == [text]
-    assert [text] == continue_prompts(chat.run, [QUESTION])
+    assert [text] == generate(chat.run, [QUESTION])
 
 
 def test_what_has_no_answer_is_refused(chat_of):

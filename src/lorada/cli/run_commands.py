@@ -307,9 +307,9 @@ def generate(
 
     recipe = writer(run)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference.generate import continue_prompts
+    from lorada.inference import generate as generation
 
-    outputs = continue_prompts(loaded, prompt, max_new_tokens)
+    outputs = generation.generate(loaded, prompt, max_new_tokens)
     if as_json:
         print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
         return

@@ -48,7 +48,8 @@ def predict(
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.rows import read_rows
     from lorada.data.task_rows import rows_to_answer
-    from lorada.inference.predict import beside, predict, predict_to, say_cut
+    from lorada.inference.generate import say_cut
+    from lorada.inference.predict import beside, predict, predict_to
 
     given = [{"text": one} for one in texts] if data is None else read_rows(data)
     named = None if data is None else recipe.columns
@@ -56,7 +57,7 @@ def predict(
     rows = rows_to_answer(given, data or "--text", *learned, columns, named, pairs=loaded.pairs)
     if output is None:
         answers = [answer for part in predict(loaded, rows) for answer in part]
-        say_cut(loaded, answers)
+        say_cut(loaded, [answer.get("cut", False) for answer in answers])
         if as_json:
             print_json(beside(given, answers))
             return

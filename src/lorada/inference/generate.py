@@ -51,40 +51,34 @@ class Text(NamedTuple):
     cut: bool
 
 
-def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
-    """Continue a user's prompts, as turns of a chat if the run was trained on chats."""
-    chats = run.form == "messages"
-    if chats:
-        prompts = [chat_prompt(run, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    return generate(run, prompts, templated=chats, max_new_tokens=max_new_tokens)
-
-
 def chat_prompt(run: Run, turns: list[Row]) -> str:
     """The text that the answer to a conversation's last turn starts from, by the chat template."""
     whole = [*turns, {"role": "assistant", "content": ""}]
     return prompt_of({"messages": whole}, "messages", run.tokenizer)
 
 
-def generate(
-    run: Run,
-    prompts: list[str],
-    *,
-    templated: bool = False,
-    max_new_tokens: int | None = None,
-) -> list[str]:
-    """Continue prompts, with the generation settings of the run's first task.
+def generate(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
+    """Continue a user's prompts, as turns of a chat if the run was trained on chats.
 
-    Too long prompts lose their beginning (an encoder–decoder's, their end), with a warning.
-    ``templated`` prompts have special tokens already, from a chat template. ``max_new_tokens`` are
-    the most of an answer; None for the recipe's number.
+    The settings are those of the run's first task. Too long prompts lose their beginning (an
+    encoder–decoder's, their end), with a warning. ``max_new_tokens`` are the most of an answer;
+    None for the recipe's number.
     """
+    chats = run.form == "messages"
+    if chats:
+        prompts = [chat_prompt(run, [{"role": "user", "content": prompt}]) for prompt in prompts]
     settings, parts = generation_settings(run, max_new_tokens), [range(len(prompts))]
-    outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
-    cut = sum(one.cut for one in outputs.values())
-    if cut and max_new_tokens is None:
-        limit = settings["max_new_tokens"]
-        logger.warning("%d of %d answers were cut at %d tokens", cut, len(prompts), limit)
+    outputs = dict(generate_parts(run, prompts, parts, settings, templated=chats))
+    if max_new_tokens is None:
+        say_cut(run, [one.cut for one in outputs.values()])
     return [outputs[i].text for i in range(len(prompts))]
+
+
+def say_cut(run: Run, cut: list[bool]) -> None:
+    """Say how many answers were cut at the most tokens of one, if any."""
+    if any(cut):
+        limit = generation_settings(run)["max_new_tokens"]
+        logger.warning("%d of %d answers were cut at %d tokens", sum(cut), len(cut), limit)
 
 
 def generate_parts(
