@@ -65,7 +65,7 @@ def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
     assert json.loads(out)["steps"] == 2
     assert json_of("evaluate", tmp_path / "run", "--data", place / "rows.jsonl")["n"] == 36
     assert json_of("generate", tmp_path / "run", "--prompt", "1 + 1 =")[0]["prompt"] == "1 + 1 ="
-    for command in ("methods", "tasks", "recipes"):
+    for command in ("methods", "tasks"):
         assert json_of(command)
 
 

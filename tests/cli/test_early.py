@@ -73,7 +73,6 @@ MISTAKES = {
     ),
     "chat scorer": "is a scorer and writes no text: ask it with lorada predict",
     "evaluate run": "no data: pass --data FILE",
-    "explore run --text a": "as its method trained the model itself: explore another run",
     "chat run --system a": "run continues each line",
     "report run": "run holds no comparison: it has no plan.json",
     "plot 3 run": "no data: pass --data FILE",

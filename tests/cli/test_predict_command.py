@@ -74,7 +74,7 @@ def test_a_file_is_written_and_named(works, json_of, mistake, folder, place, tmp
 MISTAKES = {
     "label --data rows.jsonl": "row 1 has fields prompt, response;",
     "pair --text a": "--text row 1 has no text_pair, and this run has learned pairs of texts: pass",
-    "choice --text a": "has fields prompt; each needs prompt/candidates",
+    "choice --text a": "has fields text; each needs prompt/candidates",
 }
 
 

@@ -9,7 +9,7 @@ from folders import TURNS, bart_folder, llama_folder, rows_file
 from servers import Process
 from trained import train_once
 
-from lorada.inference.generate import continue_prompts
+from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
     run = folder("talk")
-    expected = continue_prompts(load_run(run), [QUESTION])[0]
+    expected = generate(load_run(run), [QUESTION])[0]
     turns = {"model": "talk", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 9}
     written = run / "served" / "talk" / "model.safetensors"
     times = []

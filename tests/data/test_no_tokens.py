@@ -9,7 +9,7 @@ from trained import QUICK, run_recipe
 from transformers import PreTrainedTokenizerFast
 
 from lorada.inference.evaluate import evaluate
-from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.training.train import train
 
@@ -54,10 +54,9 @@ def trained(place, output, model, rows="rows", *pairs):
 @pytest.mark.parametrize("model", ["llama", "bart"])
 def test_a_prompt_without_a_token_is_named(place, tmp_path, model):
     run, said = trained(place, tmp_path / "run", model), f"the prompt '{NOTHING}' has no token"
-    refused(said, lambda: continue_prompts(run, [NOTHING]))
-    refused(said, lambda: continue_prompts(run, ["1 + 2 =", NOTHING, "a"]))
-    refused(said, lambda: generate(run, [NOTHING], templated=True))
-    assert len(continue_prompts(run, [f"a{NOTHING}b", "1"])) == 2
+    refused(said, lambda: generate(run, [NOTHING]))
+    refused(said, lambda: generate(run, ["1 + 2 =", NOTHING, "a"]))
+    assert len(generate(run, [f"a{NOTHING}b", "1"])) == 2
 
 
 @pytest.mark.parametrize(("rows", "pairs"), [("choices", ()), ("rows", ("packing=true",))])

@@ -249,18 +249,5 @@ def test_hostile_texts_stay_text_and_nothing_is_wider_than_the_page(opened, widt
     least = "all => Math.min(...all.map(one => Math.min(one.offsetHeight, one.offsetWidth)))"
     assert page.locator("[role=gridcell]").evaluate_all(least) >= 16
     # Where there is room, all layers are in sight.
-    fits = page.locator(".heads").evaluate("one => one.scrollWidth <= one.clientWidth")
-    assert fits == (width >= 800)
-
-
-def test_colours_follow_the_system(opened):
-    page = opened(made_up_page([SENTENCE]), color_scheme="dark")
-    open_head(page, 0, 0)
-    for scheme in ("dark", "light"):
-        page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(100)
-        rgb = page.locator("body").evaluate("one => getComputedStyle(one).backgroundColor")
-        behind = sum(map(int, rgb[4:-1].split(","))) / 3
-        assert (behind > 200) == (scheme == "light")
-        zero = pixels(page, 0)[-1][0, 8] / 3  # a token does not look at a later one
-        assert abs(zero - behind) < 20
+    grid = page.locator(".heads").first.evaluate("one => [one.scrollWidth, one.clientWidth]")
+    assert (grid[0] <= grid[1]) == (width >= 800)

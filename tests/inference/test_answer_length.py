@@ -12,7 +12,7 @@ from lorada.inference import generate as module
 from lorada.inference.chat import stream
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
-from lorada.inference.generate import continue_prompts, end_tokens, generation_settings
+from lorada.inference.generate import end_tokens, generate, generation_settings
 from lorada.inference.load import load_run
 from lorada.runs.result import read_predictions, read_result
 
@@ -88,10 +88,10 @@ def test_answers_that_nothing_ended_are_counted_and_said(name, folder, place, wo
     assert f"{rows} of {rows} answers were cut at {limit} tokens" in out
     metric = read_result(run.folder)["metric"]
     assert f"answers are scored by {metric['name']}, because {metric['reason']}" in out
-    continue_prompts(run, ["a"])
+    generate(run, ["a"])
     assert f"1 of 1 answers were cut at {limit} tokens" in caplog.text
     caplog.clear()
-    continue_prompts(run, ["a"], 3)  # who asks for three tokens knows that they are three
+    generate(run, ["a"], 3)  # who asks for three tokens knows that they are three
     assert "cut" not in caplog.text
 
 
@@ -146,12 +146,18 @@ def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeyp
     ends = ["<e>", "<x>"] if templated else ["<s>", "<e>"]
     assert end_tokens(run) == run.tokenizer.convert_tokens_to_ids(ends)
     prompts = [prompt_of(row, run.form, run.tokenizer) for row in rows]
-    assert module.generate(run, prompts, templated=templated) == right
+
+    def answers():
+        settings, parts = generation_settings(run), [range(len(prompts))]
+        found = module.generate_parts(run, prompts, parts, settings, templated=templated)
+        return [text.text for _, text in sorted(found)]
+
+    assert answers() == right
     shown = []
-    assert stream(run, prompts[0], shown.append, lambda: False) == right[0]
+    assert stream(run, prompts[0], shown.append) == right[0]
     assert "".join(shown) == right[0]
     monkeypatch.setattr(module, "reason_against", lambda *_: "asked to")
-    assert module.generate(run, prompts, templated=templated) == right
+    assert answers() == right
     assert evaluate(run, str(place / f"{RUNS[name][2]}.jsonl"))["exact_match"] == 100
     export(run.folder, tmp_path / "out")
     writer = pipeline("text-generation", str(tmp_path / "out"), device="cpu")

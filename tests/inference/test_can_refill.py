@@ -12,7 +12,6 @@ from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate as generating
 from lorada.inference.generate import (
-    continue_prompts,
     generate,
     generation_settings,
     reason_against,
@@ -85,7 +84,7 @@ def test_models_and_adapters_with_steps_of_their_own_are_left_to_generate(run):
 
 @pytest.mark.parametrize("ended_by", ["tokens", "texts of the task", "a text of the base"])
 def test_a_run_answers_the_same_either_way(run, ended_by, monkeypatch):
-    plain = continue_prompts(run, PROMPTS, 12)
+    plain = generate(run, PROMPTS, 12)
     # A letter from the middle of an answer.
     stop = next(c for answer in plain for c in answer[1:-1] if c.isascii() and c.isprintable())
     settings = {"stop_strings": [stop]} if ended_by == "texts of the task" else {}
@@ -127,7 +126,7 @@ def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, mo
     prompts, answers = ["x" * 80 + "1", "2"], []
     for why in (None, "for a test"):
         monkeypatch.setattr(generating, "reason_against", lambda *_, why=why: why)
-        answers.append(continue_prompts(run, prompts, 20))
+        answers.append(generate(run, prompts, 20))
     assert answers[0] == answers[1]
     assert caplog.text.count("1 of 2 prompts lost their beginning") == 2
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lorada.inference import export
-from lorada.inference.generate import continue_prompts
+from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -70,7 +70,7 @@ def test_the_graph_of_a_decoder_writes_what_generate_does(finished, tmp_path, js
     imported = set(re.findall(r"^(?:import|from) (\w+)", program, flags=re.M))
     assert imported == {"numpy", "onnxruntime", "transformers"}
     exec(program, names)
-    expected = continue_prompts(load_run(finished), PROMPTS, 12)
+    expected = generate(load_run(finished), PROMPTS, 12)
     assert names["generate"](PROMPTS, 12) == expected
     assert len(set(expected)) > 1
     card = (target / "README.md").read_text()

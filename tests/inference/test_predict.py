@@ -16,7 +16,7 @@ from lorada.data.rows import read_rows
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference import predict as module
 from lorada.inference.evaluate import Answered, evaluate
-from lorada.inference.generate import continue_prompts
+from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict, predict_to
 from lorada.runs.result import read_predictions
@@ -99,7 +99,7 @@ def test_a_writer_answers_as_generate_does(name, folder):
     run = load_run(folder(name))
     prompts = ["1 + 1 =", "2 +", "9 + 9 = 18. 1 + 7 ="]
     found = answers(run, [{"prompt": prompt} for prompt in prompts])
-    assert [one["answer"] for one in found] == continue_prompts(run, prompts)
+    assert [one["answer"] for one in found] == generate(run, prompts)
 
 
 CHILD = """

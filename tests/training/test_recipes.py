@@ -270,15 +270,6 @@ def test_a_secret_inside_of_a_dictionary_is_not_stored_either():
     assert recipe.model_dump()["training"] == {"fsdp_config": {"comet": {"project": "p"}}}
 
 
-def test_damage_is_not_called_other_rows(run, tmp_path):
-    folder = shutil.copytree(run.run, tmp_path / "run")
-    (folder / "result.json").unlink()
-    recipe = load_recipe(str(folder / "recipe.yaml"), [], {"output": str(folder)})
-    for content in (b"\x00\xff", b""):
-        (folder / "rows.sha256").write_bytes(content)
-        refused("rows.sha256 is damaged", lambda: train(recipe, resume=True, quiet=True))
-
-
 def test_settings_of_benchmarks_and_of_windows_are_refused_for_rows_of_ones_own(place, tmp_path):
     for pair in ("protocol=bogus", "train_on=x", f"data_dir={tmp_path}", "eval_lengths=[8]",
                  "eval_windows=2"):  # fmt: skip

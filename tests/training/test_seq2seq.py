@@ -30,7 +30,7 @@ from transformers import (
 
 from lorada.data.tokenize import EncodeOptions, collator, encode
 from lorada.inference.evaluate import evaluate, evaluate_tasks
-from lorada.inference.generate import continue_prompts, generate
+from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.training.inputs import prepare_training
 from lorada.training.models.loading import language_settings, set_languages
@@ -94,7 +94,7 @@ def test_a_run_learns_its_answers(place, tmp_path):
     train(recipe(place, tmp_path / "run", "bart", "full", *pairs, data=data), quiet=True)
     run = load_run(tmp_path / "run")
     assert evaluate(run, data)["exact_match"] == 100
-    assert continue_prompts(run, ["aaaa", "bbbb"]) == ["yes", "no"]
+    assert generate(run, ["aaaa", "bbbb"]) == ["yes", "no"]
 
 
 @pytest.mark.fp64

@@ -3,10 +3,9 @@
 Answers go to the output, everything else to the error stream, so that a script gets answers alone.
 """
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -103,27 +102,9 @@ def _obey(chat: Any, line: str) -> None:
 
 def _answer(write: Callable[..., object]) -> None:
     """Show an answer piece by piece, until Ctrl-C."""
-    with _stoppable() as stopped:
-        write(_show, stopped)
+    write(_show)
     _show("\n")
 
 
 def _show(piece: str) -> None:
     print(piece, end="", flush=True)  # as it is: rich would make blanks of tabs
-
-
-@contextmanager
-def _stoppable() -> Iterator[Any]:
-    """Give a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the command."""
-    pressed: list[bool] = []
-
-    def press(*_: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(True)
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""The commands ``methods``, ``tasks``, ``recipes`` and ``params``."""
+"""The commands ``methods``, ``tasks`` and ``params``."""
 
 import json
 from collections.abc import Mapping
@@ -90,20 +90,6 @@ def tasks(as_json: opt.Json = False) -> None:
         table.add_row(name, task.benchmark, task.summary, ", ".join(task.protocols))
     console.print(table)
     suggest("train", "--model", "smollm2-135m", "--data", "FILE", "--output", "runs/mine")
-
-
-@app.command(rich_help_panel=opt.PAPER)
-def recipes(as_json: opt.Json = False) -> None:
-    """List the built-in recipes."""
-    from lorada.runs.recipe import builtin_recipes
-
-    rows = {name: str(path) for name, path in builtin_recipes().items()}
-    if as_json:
-        print_json(rows)
-        return
-    for name, path in rows.items():
-        say(f"{name}: {path}")
-    suggest("train", "syllogisms")
 
 
 @app.command(rich_help_panel=opt.COMPARE)

@@ -38,7 +38,7 @@ SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when P
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="a YAML file or the name of a built-in recipe")
+        str | None, typer.Argument(help="a YAML file, or the built-in recipe syllogisms")
     ] = None,
     overrides: opt.Overrides = None,
     method: Annotated[str | None, opt.METHOD] = None,
@@ -302,9 +302,9 @@ def generate(
 
     recipe = writer(run)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference.generate import continue_prompts
+    from lorada.inference import generate as generation
 
-    outputs = continue_prompts(loaded, prompt, max_new_tokens)
+    outputs = generation.generate(loaded, prompt, max_new_tokens)
     if as_json:
         print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
         return

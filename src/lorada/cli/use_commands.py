@@ -44,21 +44,20 @@ def predict(
     """Label, score or answer texts with a finished run."""
     opt.refuse_columns(columns, data)
     texts = text or []
-    recipe, rows = _checked(run, texts, data, output, overwrite=overwrite)
+    recipe = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.rows import read_rows
     from lorada.data.task_rows import rows_to_answer
-    from lorada.inference.predict import beside, predict, predict_to, say_cut
+    from lorada.inference.generate import say_cut
+    from lorada.inference.predict import beside, predict, predict_to
 
-    given = [{"text": one} for one in texts] if rows is not None else read_rows(str(data))
-    if rows is None:
-        learned = loaded.form, loaded.labels
-        rows = rows_to_answer(
-            given, str(data), *learned, columns, recipe.columns, pairs=loaded.pairs
-        )
+    given = [{"text": one} for one in texts] if data is None else read_rows(data)
+    named = None if data is None else recipe.columns
+    learned = loaded.form, loaded.labels
+    rows = rows_to_answer(given, data or "--text", *learned, columns, named, pairs=loaded.pairs)
     if output is None:
         answers = [answer for part in predict(loaded, rows) for answer in part]
-        say_cut(loaded, answers)
+        say_cut(loaded, [answer.get("cut", False) for answer in answers])
         if as_json:
             print_json(beside(given, answers))
             return
@@ -81,14 +80,12 @@ def predict(
 
 def _checked(
     run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
-) -> tuple[Any, Any]:
-    """The recipe of a run, and the texts as rows, None for rows of a file; before torch loads."""
+) -> Any:
+    """The recipe of a run, if what is asked of it can be done; before torch loads."""
     from lorada.data.rows import there
-    from lorada.data.task_rows import rows_to_answer
     from lorada.runs.folder import finished_run
-    from lorada.runs.result import read_result
 
-    recipe, result = finished_run(run), read_result(run)
+    recipe = finished_run(run)
     if bool(texts) == (data is not None):
         raise ValueError("pass either --text TEXT or --data FILE")
     if output is not None:
@@ -97,10 +94,7 @@ def _checked(
         refuse_there(output, overwrite=overwrite)
     if data is not None:
         there(data)
-        return recipe, None
-    rows: Any = [{"text" if result["form"] in HEADED else "prompt": text} for text in texts]
-    learned = result["form"], tuple(result["labels"])
-    return recipe, rows_to_answer(rows, "--text", *learned, pairs=result.get("pairs", False))
+    return recipe
 
 
 def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
@@ -129,10 +123,9 @@ def explore(
     remote: opt.Remote = False,
 ) -> None:
     """Show what an adapter does to sentences."""
-    from lorada.runs.folder import finished_run, refuse_no_adapter
+    from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
-    refuse_no_adapter(run)
     refuse_there(output, overwrite=overwrite)
     with needs_extra("explore"):
         import jinja2  # noqa: F401

@@ -388,7 +388,7 @@ def rows_to_answer(
         if not row.get("text_pair"):
             raise ValueError(
                 f"{path} row {number} has no text_pair, and this run has learned pairs of texts: "
-                "pass rows that have both, with --data FILE or in a request"
+                "pass rows that have both, with --data FILE"
             )
     if form == "text":
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"

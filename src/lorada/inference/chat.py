@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from lorada.inference.generate import (
@@ -22,41 +20,34 @@ from lorada.support.row_sources import Row
 logger = logging.getLogger(__name__)
 
 Show = Callable[[str], object]  # is called with each piece of an answer's text
-Stopped = Callable[[], bool]
 
 
-def stream(
-    run: Run,
-    prompt: str,
-    show: Show,
-    stopped: Stopped | None = None,
-    max_new_tokens: int | None = None,
-) -> str:
+def stream(run: Run, prompt: str, show: Show, max_new_tokens: int | None = None) -> str:
     """Continue one prompt greedily, as ``generate`` does, and show the text piece by piece.
 
-    The pieces together are the answer; with beam search there is one. It ends at the token after
-    which ``stopped`` says True.
+    The pieces together are the answer; with beam search there is one. Ctrl-C ends it.
     """
     settings = generation_settings(run, max_new_tokens)
     room = room_for_prompts(run, settings["max_new_tokens"])
     tokens = tokens_of(run, [prompt], room, templated=run.form == "messages")
     beams = settings.get("num_beams") or run.model.generation_config.num_beams or 1
-    pieces = DecodeStream(skip_special_tokens=True) if run.tokenizer.is_fast else None
     begin = len(tokens[0]) if run.kind == "decoder" else 1  # behind the prompt, or a start token
     shown = ""
 
-    def watch(ids: Tensor) -> Tensor:
+    def watch(ids: Tensor) -> None:
         nonlocal shown
-        if beams == 1 and pieces is not None and ids.shape[1] > begin:
-            new = pieces.step(run.tokenizer.backend_tokenizer, int(ids[0, -1])) or ""
+        text = run.tokenizer.decode(ids[0, begin:], skip_special_tokens=True)
+        # The last character may be cut yet, and some tokenizers take back what they gave before.
+        if beams == 1 and text.startswith(shown) and not text.endswith("\ufffd"):
+            new, shown = text[len(shown) :], text
             show(new)
-            shown += new
-        return torch.full(ids.shape[:1], bool(stopped and stopped()), device=ids.device)
 
-    ((_, found),) = write(run, tokens, settings, watch)
-    # What is left of it, or all of it again: a tokenizer may take back what it had given before.
-    whole = found.text
-    show(whole[len(shown) :] if whole.startswith(shown) else f"\n{whole}")
+    try:
+        ((_, (whole, _)),) = write(run, tokens, settings, watch)
+        # What is left of it, or all of it again.
+        show(whole[len(shown) :] if whole.startswith(shown) else f"\n{whole}")
+    except KeyboardInterrupt:
+        return shown
     return whole
 
 
@@ -70,7 +61,7 @@ class Chat:
     turns: list[Row] = field(default_factory=list)  # so far, if the run learned conversations
     last: str | None = None  # the text that the run continued last
 
-    def ask(self, question: str, show: Show, stopped: Stopped | None = None) -> str:
+    def ask(self, question: str, show: Show) -> str:
         """Let the run answer a question by ``stream``, and remember both.
 
         A conversation that has outgrown the model's context loses its first questions and their
@@ -78,7 +69,7 @@ class Chat:
         """
         if self.run.form != "messages":
             self.last = question
-            return self.write(question, show, stopped)
+            return self.write(question, show)
         turns = [*self.turns, {"role": "user", "content": question}]
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         settings = generation_settings(self.run, self.max_new_tokens)
@@ -93,7 +84,7 @@ class Chat:
             first_ones = "question" if left_out == 1 else f"{left_out} questions"
             logger.warning("left out the first %s to fit the model's context", first_ones)
         self.last = prompt
-        text = self.write(self.last, show, stopped)
+        text = self.write(self.last, show)
         self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
 
@@ -104,12 +95,10 @@ class Chat:
         with scoring(self.run, base=True):
             return self.last
 
-    def write(
-        self, prompt: str, show: Show, stopped: Stopped | None = None, *, base: bool = False
-    ) -> str:
+    def write(self, prompt: str, show: Show, *, base: bool = False) -> str:
         """Let the run, or its ``base`` alone, continue a prompt; nothing is remembered of it."""
         with scoring(self.run, base=base):
-            return stream(self.run, prompt, show, stopped, self.max_new_tokens)
+            return stream(self.run, prompt, show, self.max_new_tokens)
 
     def reset(self) -> None:
         """Forget the conversation."""

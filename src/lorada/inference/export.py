@@ -25,7 +25,7 @@ from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run
-from lorada.runs.folder import SERVED, finished_run, refuse_filled, refuse_target
+from lorada.runs.folder import SERVED, finished_run, refuse_filled
 from lorada.support.errors import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
 from lorada.support.row_sources import HEADED
@@ -55,14 +55,9 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
-    ``target`` is a new or empty folder, not inside the run; if an error ends the export, it is not
-    there, or empty. Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
+    ``target`` is a new or empty folder; if an error ends the export, it is not there, or empty.
+    Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
-    refuse_target(folder, target)
-    return _export(folder, target, trust_remote_code)
-
-
-def _export(folder: Path, target: Path, trust_remote_code: bool) -> dict[str, Any]:
     run = _to_export(folder, trust_remote_code)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
@@ -92,7 +87,7 @@ def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
     if not target.is_dir():
         with one_at_a_time(target):
             if not target.is_dir():
-                _export(folder, target, trust_remote_code)
+                export(folder, target, trust_remote_code=trust_remote_code)
     return target
 
 
@@ -207,7 +202,6 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
     Returns what ``export`` does, with the opset and the largest ``difference`` of a logit from
     torch's; the graph is refused if that is large.
     """
-    refuse_target(folder, target)
     run = _to_export(folder, trust_remote_code)
     recipe = run.recipe
     if run.kind == "encoder_decoder":

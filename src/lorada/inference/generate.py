@@ -5,7 +5,7 @@ Answers come from a batch that is refilled, where that is known to give the toke
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.load import Run
-from lorada.inference.refilled_batch import Ended, Writer, write_answers
+from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.errors import out_of_memory
@@ -41,6 +41,7 @@ NEUTRAL = {
     "num_beams": 1, "use_cache": True, "output_attentions": False, "output_hidden_states": False,
 }  # fmt: skip
 Settings = dict[str, Any]  # of transformers' ``generate``
+Watch = Callable[[Tensor], None]  # sees the ids of a batch (B, T) after each token
 
 
 class Text(NamedTuple):
@@ -50,40 +51,34 @@ class Text(NamedTuple):
     cut: bool
 
 
-def continue_prompts(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
-    """Continue a user's prompts, as turns of a chat if the run was trained on chats."""
-    chats = run.form == "messages"
-    if chats:
-        prompts = [chat_prompt(run, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    return generate(run, prompts, templated=chats, max_new_tokens=max_new_tokens)
-
-
 def chat_prompt(run: Run, turns: list[Row]) -> str:
     """The text that the answer to a conversation's last turn starts from, by the chat template."""
     whole = [*turns, {"role": "assistant", "content": ""}]
     return prompt_of({"messages": whole}, "messages", run.tokenizer)
 
 
-def generate(
-    run: Run,
-    prompts: list[str],
-    *,
-    templated: bool = False,
-    max_new_tokens: int | None = None,
-) -> list[str]:
-    """Continue prompts, with the generation settings of the run's first task.
+def generate(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
+    """Continue a user's prompts, as turns of a chat if the run was trained on chats.
 
-    Too long prompts lose their beginning (an encoder–decoder's, their end), with a warning.
-    ``templated`` prompts have special tokens already, from a chat template. ``max_new_tokens`` are
-    the most of an answer; None for the recipe's number.
+    The settings are those of the run's first task. Too long prompts lose their beginning (an
+    encoder–decoder's, their end), with a warning. ``max_new_tokens`` are the most of an answer;
+    None for the recipe's number.
     """
+    chats = run.form == "messages"
+    if chats:
+        prompts = [chat_prompt(run, [{"role": "user", "content": prompt}]) for prompt in prompts]
     settings, parts = generation_settings(run, max_new_tokens), [range(len(prompts))]
-    outputs = dict(generate_parts(run, prompts, parts, settings, templated=templated))
-    cut = sum(one.cut for one in outputs.values())
-    if cut and max_new_tokens is None:
-        limit = settings["max_new_tokens"]
-        logger.warning("%d of %d answers were cut at %d tokens", cut, len(prompts), limit)
+    outputs = dict(generate_parts(run, prompts, parts, settings, templated=chats))
+    if max_new_tokens is None:
+        say_cut(run, [one.cut for one in outputs.values()])
     return [outputs[i].text for i in range(len(prompts))]
+
+
+def say_cut(run: Run, cut: list[bool]) -> None:
+    """Say how many answers were cut at the most tokens of one, if any."""
+    if any(cut):
+        limit = generation_settings(run)["max_new_tokens"]
+        logger.warning("%d of %d answers were cut at %d tokens", sum(cut), len(cut), limit)
 
 
 def generate_parts(
@@ -104,12 +99,9 @@ def generate_parts(
 
 
 def write(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None = None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
 ) -> Iterator[tuple[int, Text]]:
-    """Continue prompts of token ids, and yield the index of each with its answer as it ends.
-
-    ``watch`` is called after each token, and may end answers too.
-    """
+    """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
     way = _refilled if reason_against(run, settings) is None else _padded
     try:
         for index, ids in way(run, prompts, settings, watch):
@@ -135,7 +127,7 @@ def _is_cut(run: Run, ids: list[int], text: str, settings: Settings) -> bool:
 
 
 def _refilled(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in a batch that is refilled as they end: indices and token ids."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
@@ -147,7 +139,9 @@ def _refilled(
         last = torch.isin(ids[:, -1], tokens)
         if found is not None:
             last = last | found(ids, None)
-        return last if watch is None else last | watch(ids)
+        if watch is not None:
+            watch(ids)
+        return last
 
     limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
     writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)
@@ -156,14 +150,19 @@ def _refilled(
 
 
 def _padded(
-    run: Run, prompts: list[list[int]], settings: Settings, watch: Ended | None
+    run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
     settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
     if "stop_strings" in settings:
         settings["tokenizer"] = run.tokenizer
     if watch is not None:
-        settings["stopping_criteria"] = StoppingCriteriaList([lambda ids, *_, **__: watch(ids)])
+
+        def told(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+            watch(ids)
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # ends none
+
+        settings["stopping_criteria"] = StoppingCriteriaList([told])
     side = "left" if run.kind == "decoder" else None
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))

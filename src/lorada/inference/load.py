@@ -15,7 +15,7 @@ from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
 from lorada.runs.folder import finished_run
-from lorada.runs.recipe import JSONL, Recipe
+from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
 from lorada.training.arguments import accelerator
@@ -108,21 +108,9 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
         revision = getattr(prepared.config, "_commit_hash", None)
         warn_of_other_revision(revision, result, folder)
     model = model.to(base.model.device)
-    return _run(recipe, prepared, result, folder, model, base.drawn)
-
-
-def _run(
-    recipe: Recipe,
-    prepared: Prepared,
-    result: dict[str, Any],
-    folder: Path,
-    model: PeftModel | PreTrainedModel,
-    drawn: frozenset[str],
-) -> Run:
-    """A run of these, with lengths and languages that fit its model."""
     run = Run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
-        folder, model, result["form"], tuple(result["labels"]), drawn,
+        folder, model, result["form"], tuple(result["labels"]), base.drawn,
         (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
         result.get("pairs", False),
     )  # fmt: skip

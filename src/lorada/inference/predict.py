@@ -21,7 +21,7 @@ import torch
 
 from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import Answered, answer_rows
-from lorada.inference.generate import generation_settings
+from lorada.inference.generate import say_cut
 from lorada.inference.load import Run
 from lorada.runs.recipe import RECIPE_FILE
 from lorada.support.errors import full_disk_in_one_line
@@ -86,13 +86,6 @@ def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
     return found
 
 
-def say_cut(run: Run, answers: list[Answer]) -> None:
-    """Say how many answers were cut at the most tokens of one, if any."""
-    if cut := sum(answer.get("cut", False) for answer in answers):
-        limit = generation_settings(run)["max_new_tokens"]
-        logger.warning("%d of %d answers were cut at %d tokens", cut, len(answers), limit)
-
-
 def predict_to(
     run: Run, rows: Rows, given: list[Row], output: Path, *, overwrite: bool = False
 ) -> int:
@@ -123,7 +116,7 @@ def predict_to(
             write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
         else:
             write_atomic(output, json_lines(beside(given, answers)))
-    say_cut(run, answers)
+    say_cut(run, [answer.get("cut", False) for answer in answers])
     part.unlink(missing_ok=True)
     return before
 

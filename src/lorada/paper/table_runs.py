@@ -82,7 +82,7 @@ def done(job: TableJob) -> dict[str, Any] | None:
     if not job.stored.is_file():
         return None
     try:
-        result = result_in(job.stored, of_table=True)
+        result = result_in(job.stored)
         before, scored = Recipe(**result["recipe"]), _is_scored(job, result)
     except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error

@@ -34,7 +34,6 @@ RUN_FILES = (
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
 MAY_DIFFER = ("output", "trust_remote_code", "data_dir", "activation_checkpointing")
-FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,6 @@ def refuse_filled(target: Path) -> None:
         raise ValueError(f"{target} is not empty: choose a new folder")
 
 
-def refuse_no_adapter(folder: Path) -> None:
-    """Refuse to explore a finished run that trained the model itself."""
-    if not (folder / "adapter").is_dir():
-        raise ValueError(
-            f"{folder} has no adapter, as its method trained the model itself: explore another run"
-        )
-
-
 def trains_base(run: Path) -> bool:
     """Whether a finished run has trained the base itself."""
     return (run / "model").exists()
@@ -162,11 +153,6 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
         clear(run)
     rows = run / ROWS_FILE
     before = rows.read_text(errors="replace").strip() if rows.is_file() else fingerprint
-    if not FINGERPRINT.fullmatch(before):
-        raise ValueError(
-            f"{rows} is damaged, so the rows cannot be compared with those that this run began "
-            "with: delete it if you know they are the same, or start again with --overwrite"
-        )
     if before != fingerprint:
         where = "" if recipe.data else " (--data-dir)"
         raise ValueError(

@@ -25,56 +25,17 @@ RESULT_FILE = "result.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
-class _Part(BaseModel):
-    """Fields of a stored result that the package reads; other fields are for people."""
+class _Result(BaseModel):
+    """Fields of a stored result that every use of a run reads; others are not checked."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-
-class _Scored(_Part):
-    metrics: dict[str, dict[str, float | str | None]]
-    unparsable: dict[str, float] | None = None
-
-
-class _Result(_Scored):
     labels: list[str]
     form: Form
     pairs: bool = False  # of texts, in every row that it learned
     history: list[dict[str, float | None]]
-
-
-class _Parameters(_Part):
-    percent: float
-
-
-class _Data(_Part):
-    rows: int
-
-
-class _Hardware(_Part):
-    cpu: str
-    cores: int | None
-    threads: int
-    accelerator: str | None
-
-
-class _Versions(_Part):
-    torch: str
-    transformers: str
-    peft: str
-
-
-class _TableResult(_Scored):
-    """The fields that the page of a table reads."""
-
-    seed: int
-    model: str
-    recipe: dict[str, Any]
-    parameters: _Parameters
-    wall_time_s: float
-    data: _Data | None = None
-    hardware: _Hardware
-    versions: _Versions
+    metrics: dict[str, dict[str, float | str | None]]
+    unparsable: dict[str, float] | None = None
 
 
 def versions() -> dict[str, str]:
@@ -128,14 +89,14 @@ def read_result(run: Path) -> dict[str, Any]:
     return result_in(path)
 
 
-def result_in(path: Path, *, of_table: bool = False) -> dict[str, Any]:
-    """The result in a file; ``of_table`` asks for all fields that the page of a table reads."""
+def result_in(path: Path) -> dict[str, Any]:
+    """The result in a file."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     try:
-        (_TableResult if of_table else _Result).model_validate(result)
+        _Result.model_validate(result)
     except ValidationError as error:
         where, wrong = first_problem(error)
         raise ValueError(f"{path} is not the result of a run: {where or 'it'}: {wrong}") from error
