@@ -251,3 +251,25 @@ def test_hostile_texts_stay_text_and_nothing_is_wider_than_the_page(opened, widt
     # Where there is room, all layers are in sight.
     grid = page.locator(".heads").first.evaluate("one => [one.scrollWidth, one.clientWidth]")
     assert (grid[0] <= grid[1]) == (width >= 800)
+
+
+def test_colours_follow_the_system(opened):
+    page = opened(made_up_page([SENTENCE]), color_scheme="dark")
+    open_head(page, 0, 0)
+    zero = """() => {
+        const { canvas, place } = view.pictures[0];
+        const at = (place.edge + place.side - 3) * devicePixelRatio;
+        const [r, g, b] = canvas.getContext("2d").getImageData(at, place.edge + 3, 1, 1).data;
+        const style = getComputedStyle(document.body);
+        return {zero: `rgb(${r}, ${g}, ${b})`, page: style.backgroundColor, text: style.color,
+                line: getComputedStyle(document.querySelector("#change svg text")).fill};
+    }"""
+    for shown in ("dark", "light"):
+        page.emulate_media(color_scheme=shown)
+        page.wait_for_timeout(100)
+        light = {name: sum(map(int, rgb[4:-1].split(","))) / 3
+                 for name, rgb in page.evaluate(zero).items()}  # fmt: skip
+        assert (light["page"] > 200) == (shown == "light")
+        assert abs(light["text"] - light["page"]) > 180
+        assert abs(light["line"] - light["page"]) > 180
+        assert abs(light["zero"] - light["page"]) < 20

@@ -58,8 +58,20 @@ function quoted(token) {
 
 /* Colours. Blue and orange differ for every kind of colour vision; lightness alone tells sizes. */
 
-const ABOVE = [[250, 250, 250], [180, 209, 235], [94, 158, 204], [24, 100, 170], [6, 40, 92]];
-const BELOW = [[250, 250, 250], [253, 208, 150], [236, 140, 40], [178, 84, 8], [92, 40, 4]];
+const STOPS = {
+  light: {
+    above: [[250, 250, 250], [180, 209, 235], [94, 158, 204], [24, 100, 170], [6, 40, 92]],
+    below: [[250, 250, 250], [253, 208, 150], [236, 140, 40], [178, 84, 8], [92, 40, 4]],
+  },
+  dark: {
+    above: [[30, 33, 38], [24, 72, 120], [40, 116, 182], [112, 178, 228], [226, 241, 252]],
+    below: [[30, 33, 38], [104, 56, 14], [190, 98, 16], [246, 160, 72], [255, 232, 200]],
+  },
+};
+
+function theme() {
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
 
 /** [red, green, blue] at a place from 0 to 1 on a scale of colours. */
 function colourAt(stops, place) {
@@ -70,7 +82,7 @@ function colourAt(stops, place) {
 
 /** The colour of a share, or of a size between two ends. */
 function shareColour(value, low, high) {
-  return `rgb(${colourAt(ABOVE, high > low ? (value - low) / (high - low) : 0)})`;
+  return `rgb(${colourAt(STOPS[theme()].above, high > low ? (value - low) / (high - low) : 0)})`;
 }
 
 const LEAST = 0.15; // how far from the colour of 0 the smallest values are
@@ -80,9 +92,10 @@ const LEAST = 0.15; // how far from the colour of 0 the smallest values are
  * beside large ones; whatever is above 0 is bluish, whatever is below 0 is orange.
  */
 function entryColour(value, most) {
-  if (!value || !most) return ABOVE[0];
+  const stops = STOPS[theme()];
+  if (!value || !most) return stops.above[0];
   const place = LEAST + (1 - LEAST) * Math.sqrt(Math.abs(value) / most);
-  return colourAt(value > 0 ? ABOVE : BELOW, place);
+  return colourAt(value > 0 ? stops.above : stops.below, place);
 }
 
 /** A strip of colours with the numbers at its ends and in its middle. */

@@ -1,7 +1,10 @@
 "use strict";
 /* Charts: the next token's probabilities, and the change through the layers. */
 
-const SERIES = ["#1b1b1b", "#0064a8", "#b34a00", "#007a5a", "#9a3f7d", "#7a6200", "#5a5aa8"];
+const SERIES = [
+  ["#1b1b1b", "#f0f0f0"], ["#0064a8", "#56b4e9"], ["#b34a00", "#f0983c"], ["#007a5a", "#35c99b"],
+  ["#9a3f7d", "#e09bc6"], ["#7a6200", "#e3cf4a"], ["#5a5aa8", "#a9a9f5"],
+].map((pair) => `light-dark(${pair})`);
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 2", "10 4", "4 2"];
 
 /** The names that the page gives to the settings of the next token's probabilities. */

@@ -69,14 +69,14 @@ class MatrixPicture {
 
   /** The matrix with one pixel an entry. */
   image() {
-    if (this.painted) return this.painted;
+    if (this.painted?.theme === theme()) return this.painted.canvas;
     const { values, size } = this.matrix;
     const canvas = element("canvas", { width: size, height: size });
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(size, size);
     values.forEach((value, i) => pixels.data.set([...entryColour(value, this.most), 255], 4 * i));
     context.putImageData(pixels, 0, 0);
-    this.painted = canvas;
+    this.painted = { theme: theme(), canvas };
     return canvas;
   }
 

@@ -101,6 +101,7 @@ function listen() {
     drawAll();
   });
   onChange("measure", (value) => { chosen.measure = value; drawHeads(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth === width) return; // a phone's bars come and go without it
