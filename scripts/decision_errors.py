@@ -20,7 +20,7 @@ from made_up_worlds import WORLDS, World, made_up
 
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
-from lorada.compare.statistics import ALPHA, Common, by_group, fixed_p, holm, paired_p
+from lorada.compare.statistics import ALPHA, Common, by_group, holm, mean_score, paired_p
 
 ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"
 NEAR = ("lora", "dora", "lmam", "lora+lmam", "adapter_ffn", "pfeiffer")  # of about one size
@@ -35,6 +35,12 @@ def pair_ps(tables: list[np.ndarray]) -> dict[tuple[int, int], float]:
     return {(a, b): paired_p(tables[a], tables[b], common) for a, b in combinations(tested, 2)}
 
 
+def within(gains: np.ndarray) -> bool:
+    """Whether the mean of runs' gains over a baseline is not significantly different from 0."""
+    low, high = mean_score(gains).interval(1 - ALPHA)
+    return low <= 0 <= high
+
+
 def cheapest_not_different(
     tables: list[np.ndarray], ps: dict[tuple[int, int], float], sizes: np.ndarray,
     baseline: np.ndarray | None,
@@ -46,7 +52,7 @@ def cheapest_not_different(
     alike = [k for k in tested
              if k == top or corrected[min(k, top), max(k, top)] >= ALPHA]  # fmt: skip
     if baseline is not None:
-        learned = [k for k in alike if fixed_p(tables[k], baseline) < ALPHA]
+        learned = [k for k in alike if not within(tables[k] - baseline)]
         alike = learned or alike
     return min(alike, key=lambda k: sizes[k])
 

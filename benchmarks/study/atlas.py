@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from bootstrap import interval
+from foretold import detectable
 from kept import DOCS, Found, Measured, keep, kept, read, write_marked
 from run import ATLAS, ATLAS_TASKS, MAPS
 
 from lorada.compare.decide import decide
 from lorada.compare.statistics import (
     ALPHA,
-    detectable,
     holm,
     letters,
     paired_p,

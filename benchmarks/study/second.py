@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from bootstrap import interval
+from foretold import detectable, fixed_p
 from kept import DOCS, Found, Measured, corrected, keep, kept, read, write_marked
 from picture import Difference, draw
 from run import (
@@ -32,7 +33,7 @@ from run import (
     WRITER_METHODS,
 )
 
-from lorada.compare.statistics import ALPHA, detectable, fixed_p, holm
+from lorada.compare.statistics import ALPHA, holm
 
 KEPT = DOCS / "results" / "study2.json.gz"
 SCRIPT = "study/second.py"

@@ -16,7 +16,6 @@ from lorada.compare.statistics import (
     ALPHA,
     Common,
     detectable,
-    fixed_p,
     holm,
     letters,
     mean_score,
@@ -54,7 +53,6 @@ def test_without_spread_between_runs_the_test_is_the_exact_sign_test_of_the_rows
     a, b = (np.repeat(each[None], 3, axis=0) for each in rows)
     expected = stats.binomtest(int((rows[0] < rows[1]).sum()), 40).pvalue
     assert paired_p(a, b) == pytest.approx(expected, rel=SAME)
-    assert fixed_p(a, rows[1]) == pytest.approx(expected, rel=SAME)
 
 
 def test_runs_that_differ_little_are_tested_as_rows_are():
@@ -68,7 +66,6 @@ def test_runs_that_differ_little_are_tested_as_rows_are():
 def test_all_right_against_all_wrong_is_certain_from_six_rows_on(rows, seeds, others):
     right, wrong = np.full((seeds, rows), 100.0), np.zeros((others, rows))
     assert paired_p(right, wrong) == pytest.approx(2 / 2**rows, rel=SAME)
-    assert fixed_p(right, wrong[0]) == pytest.approx(2 / 2**rows, rel=SAME)
     assert paired_p(right[:, :5], wrong[:, :5]) > ALPHA
 
 
@@ -97,12 +94,6 @@ def test_p_falls_as_a_difference_grows(pair, shift, more):
     a, b = pair
     shift += max(0.0, b.mean() - a.mean())  # so that a is not worse
     assert paired_p(a + shift + more, b) <= paired_p(a + shift, b)
-
-
-def test_scores_without_training_are_tested_against_the_runs():
-    runs = np.array([60.0, 64.0, 61.0])
-    found = fixed_p(np.repeat(runs[:, None], 40, axis=1), np.full(40, 55.0))
-    assert found == pytest.approx(stats.ttest_1samp(runs, 55.0).pvalue, rel=SAME)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 5.0])
@@ -167,8 +158,6 @@ def test_a_test_needs_two_seeds_two_rows_and_the_same_rows():
             paired_p(a, b)
     with pytest.raises(ValueError, match="20 and 19 rows"):
         paired_p(scores, scores[:, 1:])
-    with pytest.raises(ValueError, match="two seeds of the method"):
-        fixed_p(scores[:1], scores[0])
 
 
 def test_holm_multiplies_the_smallest_by_all_and_never_goes_down():
@@ -202,16 +191,6 @@ def test_a_detectable_difference_is_found_with_the_power_that_is_asked_for():
     step = np.median([detectable(pair) for pair in pairs])
     found = np.mean([paired_p(a, b + step) < ALPHA for a, b in pairs])
     assert 0.7 <= found <= 0.9
-
-
-def test_what_more_seeds_or_rows_would_show_is_foretold():
-    random = np.random.default_rng(9)
-    pairs = [made_up_scores(random, 20, 300, run=0.5, taste=0.5) for _ in range(60)]
-    whole = np.median([detectable(pair) for pair in pairs])
-    from_5 = np.median([detectable([each[:5] for each in pair], seeds=20) for pair in pairs])
-    from_75 = np.median([detectable([each[:, :75] for each in p], rows=300) for p in pairs])
-    assert from_5 == pytest.approx(whole, rel=0.1)
-    assert from_75 == pytest.approx(whole, rel=0.15)
 
 
 def test_more_seeds_show_smaller_differences_and_more_tests_larger_ones():

@@ -188,7 +188,7 @@ def _fit(setup: Setup, start: Start, effect: RelativeNorm, interrupt: SaveOnInte
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
-    state = checkpoint and TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
     if state is None or not _ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     else:
