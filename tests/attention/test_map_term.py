@@ -8,6 +8,7 @@ from conftest import assert_close, assert_same_gradients, rounding
 from double import in_double
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from library.llama_layer import kept_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +20,6 @@ from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
-from lorada.paper.map_costs import kept_bytes
 
 pytestmark = pytest.mark.fp64
 

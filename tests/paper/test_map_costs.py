@@ -4,18 +4,19 @@ from functools import cache
 
 import pytest
 import torch
+from library.llama_layer import attend, kept_bytes, mapped_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from lorada import bake
 from lorada.paper.map_costs import (
     MIB,
     PRINTED,
+    bytes_here,
     computed_parts,
     cost_table,
     formula_bytes,
-    kept_bytes,
-    measured_bytes,
 )
 from lorada.support.models import named_config
 
@@ -35,12 +36,19 @@ def test_the_formulas_give_the_printed_megabytes(case):
     assert found["training"] == (12 * h * n * n if case[1] == "FMAM" else 2 * h * n * (12 * r + n))
 
 
-@pytest.mark.parametrize("name", HEADS)  # the larger one has eight query heads for each V
-def test_no_activations_are_kept_for_the_map_as_run_here(name):
-    h, n, r = HEADS[name], 128, 2
-    found = measured_bytes(named_config(name), full=False)
-    assert found["activations"] == 0
-    assert found["weights"] == 8 * h * n * r
+@pytest.mark.parametrize("case", PRINTED, ids=lambda case: "-".join(case))
+def test_a_map_as_run_here_takes_the_bytes_that_the_table_says(case):
+    name, full = case[0], case[1] == "FMAM"  # the larger model has eight query heads for each V
+    model = mapped_model(named_config(name), "full_rank" if full else None).train()
+    factors = [p for name, p in model.named_parameters() if ".lmam." in name]
+    plain, kept = (
+        kept_bytes(lambda base=base: attend(model, base=base), factors) for base in (True, False)
+    )
+    found, size = bytes_here(HEADS[name], full=full), sum(factor.nbytes for factor in factors)
+    assert found["activations"] == kept - plain == 0
+    assert found["weights"] == size
+    assert found["Adam"] == 2 * size
+    assert found["inference"] == size + 4 * HEADS[name] * 128**2
 
 
 def test_memory_that_is_kept_twice_counts_once_and_parameters_do_not():
@@ -68,8 +76,14 @@ def test_table_2_counts_no_multiplication_for_a_merged_lora_or_a_map_that_is_add
     found = {row[0]: row[3:] for row in table(2)["rows"]}
     assert found["LMAM, map added to Attn: extra multiplications"][0] == 0
     assert found["LMAM, map added to Attn: extra additions"][0] == 32 * 128**2
+    model, counts = mapped_model(named_config("llama-7b")), []
+    bake(model)
+    for base in (False, True):
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            attend(model, base=base)
+        counts.append(flops.get_total_flops() // 2)  # a FLOP is a multiplication or its addition
     own = found["LMAM, as run here (own term on V): extra multiplications"]
-    assert own == [128**2 * 4096] * 2
+    assert own == [counts[0] - counts[1]]
 
 
 def test_the_printed_share_of_additions_is_that_of_128_tokens():

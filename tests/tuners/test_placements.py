@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, inputs, logits
 from conftest import TINY, assert_all_close, assert_close, gradients
 from folders import refused
+from library.llama_layer import kept_bytes
 from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from placements import CASES as PLACED
 from placements import (
@@ -31,7 +32,6 @@ from torch import Tensor, nn
 from transformers import BloomConfig, BloomModel, LlamaConfig
 
 from lorada import BottleneckConfig, LoradaConfig
-from lorada.paper.map_costs import kept_bytes
 from lorada.tuners.bottleneck.bottleneck import BottleneckLayer, hook_at
 
 pytestmark = pytest.mark.fp64

@@ -1,4 +1,4 @@
-"""Tables 2 and 3: what a map costs in one layer, by the paper's formulas and measured.
+"""Tables 2 and 3: what a map costs in one layer, by the paper's formulas and as it is run here.
 
 Table 2: a map adds h·min(n,N)² numbers to the attention map, and needs no multiplications. The
 paper's ``t_a``/``t_m`` weighting is left out of both sides. Table 3, for 16-bit numbers (Adam's in
@@ -10,24 +10,11 @@ paper's ``t_a``/``t_m`` weighting is left out of both sides. Table 3, for 16-bit
 A full-rank map (FMAM) has one weight of n·n where LMAM has two of n·r.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
-import torch
-from peft import PeftModel, get_peft_model
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from lorada.functional.maps import Ablation
 from lorada.support.models import MODELS, named_config
-from lorada.tuners import LmamConfig, LoradaConfig
-from lorada.tuners.lmam import bake
 
 LENGTH, TOKENS, RANK = 128, 512, 2  # n and N of section 3.3, and r
-HEAD_WIDTH = 128
-NARROW = 64  # width of the residual stream; a map does not depend on it
 MIB = 2**20
 Bytes = dict[str, int]
 
@@ -55,25 +42,24 @@ def cost_table(number: int) -> dict[str, Any]:
 def _operations() -> dict[str, Any]:
     config = named_config("llama-7b")
     heads, width = config.num_attention_heads, config.hidden_size
-    own = own_multiplications(config)
+    own = LENGTH**2 * width
     rows: list[list[Any]] = [
-        ["LoRA, merged: extra multiplications", "0", "0", 0, "—"],
-        ["LoRA, merged: extra additions", "0", "0", 0, "—"],
-        ["LMAM, map added to Attn: extra multiplications", "0", "0", 0, "—"],
+        ["LoRA, merged: extra multiplications", "0", "0", 0],
+        ["LoRA, merged: extra additions", "0", "0", 0],
+        ["LMAM, map added to Attn: extra multiplications", "0", "0", 0],
         ["LMAM, map added to Attn: extra additions", "h·min(n,N)²", "h·min(n,N)²",
-         heads * LENGTH**2, "—"],
-        ["LMAM, as run here (own term on V): extra multiplications", "min(n,N)²·d", "—",
-         LENGTH**2 * width, own],
+         heads * LENGTH**2],
+        ["LMAM, as run here (own term on V): extra multiplications", "min(n,N)²·d", "—", own],
     ]  # fmt: skip
     for tokens in (TOKENS, LENGTH):
         share = heads * LENGTH**2 / sum(computed_parts(config, tokens).values())
         what = f"share of the additions in the model with its head, N = {tokens}"
-        rows.append([what, "L(4Nd²+2N²d+3Ndf)+NdV", "1.97e-5", f"{share:.3g}", "—"])
+        rows.append([what, "L(4Nd²+2N²d+3Ndf)+NdV", "1.97e-5", f"{share:.3g}"])
     whole = computed_parts(config, TOKENS)["layer"]
     return {
         "title": "Table 2: extra operations of LoRA and LMAM in one layer of LLaMA-7B at inference "
         f"(N = {TOKENS}, n = {LENGTH}, h = {heads}, d = {width})",
-        "columns": ["what", "formula", "printed", "computed", "measured"],
+        "columns": ["what", "formula", "printed", "computed"],
         "rows": rows,
         "notes": [
             f"With the printed N = {TOKENS} no count that we tried gives 1.97e-5; on a text of n "
@@ -94,26 +80,11 @@ def computed_parts(config: Any, tokens: int) -> dict[str, float]:
     }
 
 
-def own_multiplications(config: Any) -> int:
-    """What a finished map adds to a layer as run here, by torch's FLOP counter."""
-    model, counts = mapped_model(config), []
-    bake(model)
-    for base in (False, True):
-        with FlopCounterMode(display=False) as flops, torch.no_grad():
-            attend(model, base=base)
-        counts.append(flops.get_total_flops() // 2)  # a FLOP is a multiplication or its addition
-    return int(counts[0] - counts[1])
-
-
 def _memory() -> dict[str, Any]:
     rows: list[list[Any]] = []
     for (name, method), printed in PRINTED.items():
-        config, full = named_config(name), method == "FMAM"
-        heads = config.num_attention_heads
-        columns = [
-            formula_bytes(heads, full=full),
-            measured_bytes(config, full=full),
-        ]
+        heads, full = named_config(name).num_attention_heads, method == "FMAM"
+        columns = [formula_bytes(heads, full=full), bytes_here(heads, full=full)]
         shown = {"training": printed[0], "inference": printed[1]}
         for part, formulas in FORMULAS.items():
             values = [round(column[part] / MIB, 4) for column in columns]
@@ -123,7 +94,7 @@ def _memory() -> dict[str, Any]:
         "title": f"Table 3: extra memory of a map in one layer (n = {LENGTH}, r = {RANK})",
         "columns": [
             "model", "method", "part", "bytes", "printed MB", "formula MiB",
-            f"as run here MiB, N = {TOKENS}",
+            "as run here MiB",
         ],
         "rows": rows,
         "notes": [
@@ -145,16 +116,10 @@ def formula_bytes(heads: int, *, full: bool) -> Bytes:
     return _parts(weights, 4 * weights, 0 if full else finished, finished)
 
 
-def measured_bytes(config: Any, *, full: bool) -> Bytes:
-    """Bytes measured on the map of a real layer, as ``lorada train`` runs it."""
-    model = mapped_model(config, "full_rank" if full else None).train()
-    factors = [p for name, p in model.named_parameters() if ".lmam." in name]
-    plain = kept_bytes(lambda: attend(model, base=True), factors)
-    kept = kept_bytes(lambda: attend(model), factors) - plain
-    weights = sum(f.nbytes for f in factors)
-    moments = sum(8 * f.numel() for f in factors)  # which mixed precision keeps in 32 bits
-    finished = 4 * config.num_attention_heads * LENGTH**2
-    return _parts(weights, moments, kept, finished + weights)
+def bytes_here(heads: int, *, full: bool) -> Bytes:
+    """The same as ``lorada train`` runs a map: in 32 bits, and autograd keeps nothing for it."""
+    numbers = heads * LENGTH * (LENGTH if full else 2 * RANK)
+    return _parts(4 * numbers, 8 * numbers, 0, 4 * heads * LENGTH**2 + 4 * numbers)
 
 
 def _parts(weights: int, moments: int, activations: int, inference: int) -> Bytes:
@@ -162,43 +127,3 @@ def _parts(weights: int, moments: int, activations: int, inference: int) -> Byte
         "weights": weights, "gradients": weights, "Adam": moments, "activations": activations
     }  # fmt: skip
     return {**parts, "training": sum(parts.values()), "inference": inference}
-
-
-def kept_bytes(forward: Callable[[], Tensor], parameters: list[Any]) -> int:
-    """Bytes that autograd keeps after a forward pass; each storage once, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in parameters}
-    kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    total = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
-    del output
-    return total
-
-
-def mapped_model(config: Any, ablation: Ablation | None = None) -> PeftModel:
-    """One layer with the heads of a config but narrow projections, with a map."""
-    narrow = LlamaConfig(
-        hidden_size=NARROW, intermediate_size=8, vocab_size=8, num_hidden_layers=1,
-        head_dim=HEAD_WIDTH, num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-    )  # fmt: skip
-    base = LlamaForCausalLM(narrow).to(torch.bfloat16)
-    part = LmamConfig(rank=RANK, length=LENGTH, ablation=ablation)
-    return get_peft_model(base, LoradaConfig(parts=[part])).eval()
-
-
-def attend(model: PeftModel, *, base: bool = False, batch: int = 1) -> Tensor:
-    """Self-attention of its layer over N tokens, with the map or without."""
-    hidden = torch.zeros(batch, TOKENS, NARROW, dtype=torch.bfloat16, requires_grad=True)
-    turned = torch.ones(1, TOKENS, HEAD_WIDTH, dtype=torch.bfloat16)
-    attention = model.get_base_model().model.layers[0].self_attn
-    with model.disable_adapter() if base else nullcontext():
-        output: Tensor = attention(
-            hidden_states=hidden, position_embeddings=(turned, turned), attention_mask=None
-        )[0]
-    return output
