@@ -57,7 +57,7 @@ def note(summary: Summary) -> str:
         "corrected for the number of tests (Holm). Expected loss: how far the true mean is "
         "expected to be from the best one. Forgetting: growth of the model's loss on a neutral "
         "text. Time: the median of a run's steps, of the fastest run. Runs that shared a device or "
-        "a processor have slowed each other down, so there times can be compared only roughly."
+        "a processor have slowed each other down, so their times can be compared only roughly."
     )
 
 
