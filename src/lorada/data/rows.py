@@ -14,7 +14,7 @@ import random
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -155,15 +155,7 @@ def _file_rows(path: Path) -> list[Row]:
         lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None) if line.strip()]
         logger.info("%s: each line is a text, %d of them", path, len(lines))
         return [{"text": line} for line in lines]
-    if ending in (".csv", ".tsv"):
-        return _table_rows(path, text)
-    found = _json_values(path, text) if ending == ".json" else _json_lines(path, text)
-    rows = []
-    for place, row in found:
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} {place} is not a JSON object with named fields")
-        rows.append(row)
-    return rows
+    return (_table_rows if ending in (".csv", ".tsv") else _json_rows)(path, text)
 
 
 def _parquet_rows(path: Path) -> list[Row]:
@@ -178,10 +170,9 @@ def _parquet_rows(path: Path) -> list[Row]:
     return [_as_json(row) for row in table.to_pylist()]
 
 
-def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Where each row stands, and the row: of one list, or of objects one after another."""
-    decoder, rows = json.JSONDecoder(), list[Any]()
-    at = len(text) - len(text.lstrip())
+def _json_rows(path: Path, text: str) -> list[Row]:
+    """The rows of JSON or JSON Lines: objects one after another, or one list of them."""
+    decoder, rows, at = json.JSONDecoder(), list[Any](), len(text) - len(text.lstrip())
     try:
         while at < len(text):
             value, end = decoder.raw_decode(text, at)
@@ -189,18 +180,10 @@ def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             at = BLANKS.match(text, end).end()  # type: ignore[union-attr] # it fits any text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
-            raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} row {number} is not a JSON object with named fields")
+    return rows
 
 
 def _refuse_twice(path: Path, columns: list[str]) -> None:
