@@ -15,8 +15,6 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import date, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +110,20 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
     return rows
 
 
-def _json_value(value: Any) -> Any:
-    """A value of Arrow in JSON's types; keys that are null are left out, but for a turn's content.
+def _as_json(row: Row) -> Row:
+    """A row of Arrow in JSON's types; keys that are null are left out, but for a turn's content.
 
     Arrow gives all objects of a column the same keys, and what one lacks would be an argument of
     its tool.
     """
-    if isinstance(value, dict):
-        kept = ((k, one) for k, one in value.items() if one is not None or k == "content")
-        return {k: _json_value(one) for k, one in kept}
-    if isinstance(value, list):
-        return [_json_value(one) for one in value]
-    return str(value) if isinstance(value, Decimal | date | time | timedelta) else value
+    return {
+        name: json.loads(json.dumps(value, default=str), object_hook=_without_nulls)
+        for name, value in row.items()
+    }
 
 
-def _as_json(row: Row) -> Row:
-    return {name: _json_value(value) for name, value in row.items()}
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: one for k, one in value.items() if one is not None or k == "content"}
 
 
 def _file_rows(path: Path) -> list[Row]:
@@ -255,13 +251,10 @@ def read_source(source: Source, folder: Path | None) -> list[Row]:
     if folder is None:
         return _from_hub(source)
     stem = folder / source.folder / source.split
-    found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
-    if not found:
-        place = stem.parent
-        splits = sorted({p.name.split(".")[0] for p in place.glob("*.jsonl*")})
-        has = f"{place} has {', '.join(splits)}" if splits else f"there is no {place}"
-        raise FileNotFoundError(f"no data at {stem}.jsonl.gz: {has}")
-    return read_rows(found[0])
+    for path in (Path(f"{stem}.jsonl.gz"), Path(f"{stem}.jsonl")):
+        if path.is_file():
+            return read_rows(path)
+    raise FileNotFoundError(f"no data at {stem}.jsonl.gz: correct --data-dir or {DATA_VARIABLE}")
 
 
 def _from_hub(source: Source) -> list[Row]:
