@@ -28,6 +28,7 @@ from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, sco
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import (
     IGNORED,
+    Lost,
     collator,
     encode_each,
     encode_options,
@@ -294,8 +295,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
-        each = encode_each(rows, run.tokenizer, encode_options(rows, run.recipe, run.kind))
-        kept = [index for index, one in each if one is not None and one.features]
+        options = encode_options(rows, run.recipe, run.kind)
+        kept = [index for index, _ in encode_each(rows, run.tokenizer, options, Lost(list))]
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
