@@ -1,7 +1,7 @@
 """Finds the form of a user's rows, checks each row, and converts rows as other tools write them.
 
 ``READINGS`` is the table of all fields that rows may have, and the form that each comes to; errors
-and the guide take their fields from it.
+take their fields from it. What a model learns of each is in docs/guides/train.md.
 """
 
 import json
@@ -78,8 +78,7 @@ class Reading(NamedTuple):
 
     form: Form  # that the row comes to
     fields: str  # what it must have; if there are several, the last holds the right answer
-    others: tuple[str, ...]  # other names for these fields, in their order
-    learned: str  # what a model learns of such rows
+    others: tuple[str, ...] = ()  # other names for these fields, in their order
     optional: str = ""  # what it may have
     convert: Callable[[Row], Row] = dict  # makes a row of the form from these fields
 
@@ -97,38 +96,21 @@ class Reading(NamedTuple):
 
 
 READINGS = (
-    Reading("prompt", "prompt response", ("prompt completion", "prompt chosen"),
-            "to write the response after the prompt"),
-    Reading("messages", "messages", ("chosen[]",),
-            "to write [every turn of the assistant](#the-assistants-turns), in the chat template",
-            "system tools", _chat),
+    Reading("prompt", "prompt response", ("prompt completion", "prompt chosen")),
+    Reading("messages", "messages", ("chosen[]",), "system tools", _chat),
     Reading("label", "text label",
-            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:],
-            "to name the class of a text"),
-    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR),
-            "to name the class of a pair of texts"),
-    Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:]),
-            "to give a text a number"),
-    Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR),
-            "to give a pair of texts a number"),
-    Reading("choice", "prompt candidates answer", (),
-            "to find the right [candidate](#candidates); `answer` is its index (from 0), "
-            "its letter or its text"),
-    Reading("text", "text", ("chosen",), "to continue the [text](#plain-text)"),
-    Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",),
-            "to write the assistant's turns; both fields are lists of turns (TRL)",
-            "tools", _continued),
-    Reading("messages", "conversations", (),
-            "to write the turns from gpt; turns have `from` and `value` (ShareGPT)",
-            "system tools", _sharegpt),
-    Reading("prompt", "instruction output", ("instruction response",),
-            "to write the output after Alpaca's prompt, which holds the input or context (Dolly); "
-            "a system message stands before it", "input context system", _instruction),
-    Reading("prompt", "question answer", (),
-            "to write the answer after `Question: …`, a new line and `Answer:`", convert=_question),
-    Reading("prompt", "dialogue summary", (),
-            "to write the summary after the dialogue, an empty line and `Summary:`",
-            convert=_dialogue),
+            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:]),
+    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR)),
+    Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:])),
+    Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR)),
+    Reading("choice", "prompt candidates answer"),
+    Reading("text", "text", ("chosen",)),
+    Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",), "tools", _continued),
+    Reading("messages", "conversations", (), "system tools", _sharegpt),
+    Reading("prompt", "instruction output", ("instruction response",), "input context system",
+            _instruction),
+    Reading("prompt", "question answer", convert=_question),
+    Reading("prompt", "dialogue summary", convert=_dialogue),
 )  # fmt: skip
 KNOWN = {
     GROUP,
@@ -142,16 +124,6 @@ KNOWN = {
 STAND_INS: dict[Form, Any] = {
     "prompt": "", "choice": 0, "score": 0.0, "messages": [{"role": "assistant", "content": ""}],
 }  # fmt: skip
-
-
-def field_table() -> str:
-    """``READINGS`` as a table of Markdown."""
-    lines = ["| Fields | What the model learns |", "|---|---|"]
-    for one in READINGS:
-        ways = "; ".join(", ".join(f"`{n.removesuffix(TURNS)}`" for n in way) for way in one.ways)
-        more = ", ".join(f"`{name}`" for name in one.optional.split())
-        lines.append(f"| {ways}{f'; perhaps {more}' if more else ''} | {one.learned} |")
-    return "\n".join(lines) + "\n"
 
 
 def in_form(
