@@ -29,9 +29,7 @@ ROLES = {
 # Other names of a text, and of a pair of texts, that has a label or a score.
 ONE = "text", "sentence", "review"
 PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
-NO_NOTE = "text", "rejected"  # fields beside others that are known to be left out
 GROUP = "group"  # what a row shares with others, such as the passage of its question; in any form
-NOTICED = 20  # rows that are searched for texts that are not read
 Columns = Mapping[str, str]  # a name of ours → the user's name for that field
 
 
@@ -141,7 +139,9 @@ def in_form(
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
     found, first = _read(rows, where, READINGS, columns or before or {})
-    _name_unread(rows[:NOTICED], first, path)
+    fields = dict.fromkeys(key for row in rows for key in row)
+    if unread := [repr(key) for key in fields if key not in first.keys.values()]:
+        logger.info("%s: %s not read", path, ", ".join(unread))
     form = first.reading.form
     for index, row in enumerate(rows if form in ("prompt", "messages") else ()):
         if str(row.get("label")).strip().casefold() == "false":
@@ -336,18 +336,6 @@ def _unreadable(where: str, row: Row, readings: Sequence[Reading], *, answered: 
         f"{where} has fields {', '.join(row)}; each needs {needed}: --columns says which of your "
         "fields they are"
     )
-
-
-def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
-    """Warn of fields that hold sentences and are not read."""
-    unread = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in first.keys.values() and _plain(key) not in NO_NOTE
-        and any(len(text.split()) > 2 for row in rows if isinstance(text := row.get(key), str))
-    ]  # fmt: skip
-    if unread:
-        logger.warning("%s: the texts in %s are not read", path, ", ".join(map(repr, unread)))
 
 
 def _is_text(value: Any) -> bool:
