@@ -59,7 +59,7 @@ def test_a_task_trains_and_scores_on_rows_of_a_local_folder(place, tmp_path, tas
 
 def test_the_rows_that_wmt16_learns_from_are_the_hubs_own_unless_others_are_named(place, tmp_path):
     wrong = recipe(place, tmp_path / "run", "bart", "wmt16_en_ro")
-    with pytest.raises(FileNotFoundError, match="ro-en has test"):
+    with pytest.raises(FileNotFoundError, match="wmt16/ro-en/train"):
         train(wrong, quiet=True)
     assert not (tmp_path / "run").exists()
     wrong = recipe(place, tmp_path / "run", "bart", "wmt16_en_ro", "train_on=europarl")

@@ -26,7 +26,7 @@ from lorada.data.rows import (
     share_of,
     there,
 )
-from lorada.data.task import Kind, Protocol, Source, Task
+from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.duration import counted
@@ -254,7 +254,11 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     for name in recipe.tasks:
         task = TASKS[name]
         protocol = task.protocol(recipe.protocol, kind)
-        sources[_train_source(name, task, recipe.train_on)] = protocol
+        source = recipe.train_on or next(iter(task.train), None)
+        if source not in task.train:
+            known = ", ".join(task.train) or "nothing"
+            raise ValueError(f"train_on={source!r}: {name} can learn from {known}")
+        sources[task.train[source]] = protocol
     forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
         raise ValueError(
@@ -267,28 +271,15 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
 
 
-def _train_source(name: str, task: Task, train_on: str | None) -> Source:
-    if not task.train:
-        raise ValueError(f"task={name} has no training rows: choose another task")
-    if train_on is None:
-        return next(iter(task.train.values()))
-    if train_on not in task.train:
-        raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
-    return task.train[train_on]
-
-
 def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
     converted = []
     for number, row in enumerate(rows, start=1):
         where = f"{source.folder}/{source.split} row {number}"
         try:
             converted.append(convert(row))
-        except (KeyError, IndexError) as error:
-            raise ValueError(
-                f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:  # a field of another type
-            raise ValueError(f"{where}: {error}") from error
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            lacks = f"no {error} in {', '.join(row)}" if isinstance(error, LookupError) else error
+            raise ValueError(f"{where}: {lacks}") from error
     return converted
 
 
@@ -355,8 +346,7 @@ def load_rows(
     rows, form = in_form(every, path, columns, before, counts)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
-    if trained not in (None, form) and "messages" in (trained, form):
-        rows, form = _as_chat(rows, form, path)
+    rows, form = _as_learned(rows, form, trained or form, path)
     classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
     if labels and not set(classes) <= set(labels):
         new = sorted(set(classes) - set(labels))[0]
@@ -392,30 +382,22 @@ def rows_to_answer(
             )
     if form == "text":
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
-    if form == "prompt" and learned == "messages":
-        rows, form = _users_turns(rows), "messages"
-    elif form == "messages" and learned != "messages":
-        rows, form = _as_chat(rows, form, path)
+    rows, form = _as_learned(rows, form, learned, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
 
 
-def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
-    """Rows to score, when either they or the training rows are chats, but not both."""
-    if form == "prompt":
-        logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
-                       "turn, through the chat template", path)  # fmt: skip
-        return _users_turns(rows), "messages"
-    goes, did = ("go", "did not") if form == "messages" else ("do not go", "did")
-    logger.warning("%s has %s rows, which %s through the chat template; what this run has learned "
-                   "%s", path, form, goes, did)  # fmt: skip
-    return rows, form
-
-
-def _users_turns(rows: list[Row]) -> list[Row]:
-    """Chats in which each prompt is the user's turn."""
+def _as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
+    """The rows as chats, if they are prompts and a run has ``learned`` chats."""
+    if learned == form or "messages" not in (learned, form):
+        return rows, form
+    if form != "prompt":
+        logger.warning("%s has %s rows, and this run has learned %s rows: only one of the two goes "
+                       "through the chat template", path, form, learned)  # fmt: skip
+        return rows, form
+    logger.info("%s has prompts, and this run has learned chats: each is a user's turn", path)
     names = (("user", "prompt"), ("assistant", "response"))
     turns = [[{"role": role, "content": row[name]} for role, name in names] for row in rows]
-    return [{"messages": each} for each in turns]
+    return [{"messages": each} for each in turns], "messages"
 
 
 def protocol_settings(

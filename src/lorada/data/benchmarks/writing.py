@@ -26,10 +26,10 @@ def _article(row: Row) -> Row:
 
 
 def _sentence(row: Row) -> Row:
-    pair = row["translation"]
-    if not isinstance(pair, dict):
-        raise ValueError(f"translation is not an object with en and ro: {pair!r}")
-    return {"prompt": text_of(pair, "en"), "response": text_of(pair, "ro")}
+    return {
+        "prompt": text_of(row["translation"], "en"),
+        "response": text_of(row["translation"], "ro"),
+    }
 
 
 def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") -> Row:
