@@ -401,37 +401,31 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _answers(candidates: list[str]) -> list[dict[str, int]]:
-    """What texts may stand for the candidates → their indices: the texts, letters or numbers."""
-    count = range(len(candidates))
-    letters = (string.ascii_uppercase, string.ascii_lowercase)
-    return [
-        {candidates[index].strip(): index for index in reversed(count)},
-        {letter: index for case in letters for letter, index in zip(case, count, strict=False)},
-        {str(index): index for index in count},
-    ]
-
-
 def _as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
     """Rows of choices, each ``answer`` as the index of one of its ``candidates``.
 
     Texts are read in one way in all rows: as candidates if they all are, else as letters or as
     numbers, whichever most of them are. So "2" among the candidates 1, 2 and 3 is the text.
     """
-    fitting = [0, 0, 0]
-    for row in rows:
-        for way, known in enumerate(_answers(row["candidates"])):
-            fitting[way] += isinstance(row["answer"], str) and row["answer"].strip() in known
-    best, found = fitting.index(max(fitting)), []
-    for index, row in enumerate(rows):
-        answer, candidates = row["answer"], row["candidates"]
-        if isinstance(answer, str):
-            known = _answers(candidates)[best]
-            answer = known.get(answer.strip(), known.get(answer.strip().lstrip("0") or "0"))
-        if type(answer) is not int or answer not in range(len(candidates)):
+    ways = list(zip(*map(_indices, rows), strict=True))
+    best = max(ways, key=lambda way: sum(index is not None for index in way))
+    for number, (row, index) in enumerate(zip(rows, best, strict=True)):
+        if index is None:
             raise ValueError(
-                f"{where(index)}: answer must be the index of one of the candidates, from 0, its "
+                f"{where(number)}: answer must be the index of one of the candidates, from 0, its "
                 f"letter or its text: {row['answer']!r}"
             )
-        found.append({**row, "answer": answer})
-    return found
+    return [{**row, "answer": index} for row, index in zip(rows, best, strict=True)]
+
+
+def _indices(row: Row) -> list[int | None]:
+    """The index of a row's right candidate if the answer is its text, its letter or its number."""
+    answer, texts = row["answer"], [text.strip() for text in row["candidates"]]
+    known = range(len(texts))
+    if not isinstance(answer, str):
+        return [answer if type(answer) is int and answer in known else None] * 3
+    answer = answer.strip()
+    letter = string.ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
+    number = int(answer) if answer.isdecimal() else -1
+    by_text = texts.index(answer) if answer in texts else -1
+    return [index if index in known else None for index in (by_text, letter, number)]
