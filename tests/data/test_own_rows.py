@@ -150,8 +150,8 @@ def test_prompts_are_put_to_a_run_of_chats_as_a_users_turn(tmp_path, caplog):
 def test_a_difference_in_the_chat_template_that_cannot_be_mended_is_told(tmp_path, caplog):
     choice = {"prompt": "a", "candidates": ["b", "c"], "answer": 0}
     for row, trained, told in (
-        (chat("user", "assistant"), "prompt", "has messages rows, and this run has learned prompt rows: only one"),
-        (choice, "messages", "has choice rows, and this run has learned messages rows: only one"),
+        (chat("user", "assistant"), "prompt", "has messages rows, .* prompt rows: only one"),
+        (choice, "messages", "has choice rows, .* messages rows: only one"),
     ):
         caplog.clear()
         rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", [row])), trained)

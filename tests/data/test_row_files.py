@@ -162,12 +162,12 @@ BROKEN = [
     ("list.jsonl", b"[1]\n", "row 1 is not a JSON object"),
     ("none.jsonl", b"\n", "has no rows"),
     ("too_deep.jsonl", b"[" * 100_000 + b"\n", "is not JSON"),
-    ("latin-1.jsonl", '{"prompt": "ü", "response": "b"}'.encode("latin-1"), "not UTF-8"),
+    ("latin-1.jsonl", '{"prompt": "ü", "response": "b"}'.encode("latin-1"), "not text in UTF-8"),
     ("rows.csv", b"text,label\na,1\nb\n", "line 3 has another number of fields"),
     ("twice.csv", b"text,text\na,b\n", "two columns 'text'"),
     ("header.csv", b'"text,label\na,b\n', "is not CSV: unexpected end of data"),
     ("quote.csv", b'text,label\na,b\n"c"d,e\n', "line 3 is not CSV"),
-    ("rows.xlsx", b"PK\x03\x04\xff\xfe", "rows.xlsx is not a text file: give "),
+    ("rows.xlsx", b"PK\x03\x04\xff\xfe", "rows.xlsx is not text in UTF-8 .* give one of "),
 ]
 
 

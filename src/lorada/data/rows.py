@@ -139,12 +139,9 @@ def _file_rows(path: Path) -> list[Row]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if ending not in TEXTS:
-            raise ValueError(
-                f"{path} is not a text file: give {', '.join(TEXTS)} or {PARQUET}"
-            ) from error
         raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
+            f"{path} is not text in UTF-8 (byte {error.start}): convert it, or give one of "
+            f"{', '.join(TEXTS)} or {PARQUET}"
         ) from error
     if ending == ".txt":
         # Not splitlines(), here and below: a text may hold U+2028, which ends no line.
@@ -162,7 +159,6 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
-    _refuse_twice(path, table.column_names)
     return [_as_json(row) for row in table.to_pylist()]
 
 
@@ -180,12 +176,6 @@ def _json_rows(path: Path, text: str) -> list[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"{path} row {number} is not a JSON object with named fields")
     return rows
-
-
-def _refuse_twice(path: Path, columns: list[str]) -> None:
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
 
 
 def _table_rows(path: Path, text: str) -> list[Row]:
@@ -219,12 +209,14 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
     try:
-        _refuse_twice(path, [*(reader.fieldnames or ())])
+        names = [*(reader.fieldnames or ())]
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise ValueError(f"{path} has two columns {twice[0]!r}: rename one or leave it out")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
                     f"{path} line {before + reader.line_num} has another number of fields than "
-                    f"the header ({', '.join(reader.fieldnames or ())})"
+                    f"the header ({', '.join(names)})"
                 )
             rows.append(row)
     except csv.Error as error:
@@ -285,13 +277,6 @@ def place_of(path: str, counts: Sequence[int], index: int) -> str:
             return f"{name} row {index + 1}"
         index -= count
     return f"{path} row {index + 1}"
-
-
-def text_of(row: Row, name: str) -> str:
-    """A field of a benchmark's row that must hold a text."""
-    if not isinstance(row[name], str):
-        raise ValueError(f"{name} is not a text: {row[name]!r}")
-    return str(row[name])
 
 
 def content_of(row: Row) -> str:

@@ -7,7 +7,6 @@ usual Matthews' and Pearson's correlations, so those come first here.
 from functools import partial
 
 from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
-from lorada.data.rows import text_of
 from lorada.data.task import ANY_KIND, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
@@ -19,8 +18,8 @@ def _row(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
     label, last = row["label"], len(labels) - 1 if labels else 5
     if type(label) not in (int, float) or not 0 <= label <= last:
         raise ValueError(f"label {label!r} is not in 0–{last}: is this a test split?")
-    named = zip(("text", "text_pair"), (text_of(row, name) for name in texts), strict=False)
-    return {**dict(named), **({"label": labels[label]} if labels else {"score": float(label)})}
+    named = dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False))
+    return {**named, **({"label": labels[label]} if labels else {"score": float(label)})}
 
 
 def _task(
