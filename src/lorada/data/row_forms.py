@@ -190,7 +190,6 @@ class _Fit(NamedTuple):
     reading: Reading
     names: tuple[str, ...]  # without that of the right answer, where rows are to be answered
     keys: dict[str, str]
-    shown: str  # the names of the reading that the row has, for an error
 
 
 def _read(
@@ -209,7 +208,7 @@ def _read(
             named = _named(dict(kind), columns, where(index))
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
-        ways = [fit.shown for fit in fits]
+        ways = ["/".join(fit.names) for fit in fits]
         if first is None and not fits:
             raise _unreadable(where(0), row, readings, answered=stand_ins is None)
         if len(fits) > 1:
@@ -221,7 +220,7 @@ def _read(
         if not fits or fits[0][:2] != first[:2]:
             has = ways[0] if fits else "/".join(named) or "none of them"
             raise ValueError(
-                f"{where(0)} has {first.shown} and {where(index)} has {has}: all rows "
+                f"{where(0)} has {'/'.join(first.names)} and {where(index)} has {has}: all rows "
                 "must have the fields of one form"
             )
         found.append(_converted(row, fits[0], partial(where, index), stand_ins))
@@ -317,8 +316,7 @@ def _fits(
             if set(names) <= named.keys():
                 fields = {**way, **{name: name for name in (*reading.optional.split(), GROUP)}}
                 keys = {fields[name]: named[name] for name in fields if name in named}
-                shown = "/".join(name for name in way if name in named)
-                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys, shown))
+                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys))
     chosen = {named[n] for name in columns for n in (name, f"{name}{TURNS}") if n in named}
     most = {read: fit for read, fit in found.items() if not any(read < more for more in found)}
     most = {read: fit for read, fit in most.items() if read >= chosen} or most

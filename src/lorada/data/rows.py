@@ -15,6 +15,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,22 +187,22 @@ def _table_rows(path: Path, text: str) -> list[Row]:
     blank = BLANK_LINES.match(text)[0]  # type: ignore[index] # it fits any text
     text = text.removeprefix(blank)
 
-    def names(delimiter: str) -> list[str]:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-
-    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
-    spaced = any(name.startswith(" ") for name in names(delimiter)[1:])  # as in "text, label"
+    names = {
+        one: next(csv.reader(io.StringIO(text, newline=""), delimiter=one), [])
+        for one in DELIMITERS
+    }
+    delimiter = max(DELIMITERS, key=lambda one: len(names[one]))
+    spaced = any(name.startswith(" ") for name in names[delimiter][1:])  # as in "text, label"
     before = blank.count("\n")
     try:
         options = {"skipinitialspace": spaced, "strict": True}
         return _delimited(path, text, before, delimiter=delimiter, **options)
-    except ValueError as error:
-        if delimiter != "\t":
-            raise
-        try:  # many files with tabs quote nothing, and have quotes as they stand in the text
-            return _delimited(path, text, before, delimiter="\t", quoting=csv.QUOTE_NONE)
-        except ValueError:
-            raise error from None
+    except ValueError:
+        # Many files with tabs quote nothing, and have quotes as they stand in the text.
+        with suppress(ValueError):
+            if delimiter == "\t":
+                return _delimited(path, text, before, delimiter="\t", quoting=csv.QUOTE_NONE)
+        raise
 
 
 def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
