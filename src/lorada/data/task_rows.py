@@ -125,12 +125,6 @@ def training_rows(
         raise ValueError(
             f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
         )
-    for name in () if rows.protocol.lengths else ("eval_lengths", "eval_windows"):
-        if (value := getattr(recipe, name)) is not None:
-            raise ValueError(
-                f"{name}={value}: only long texts are scored by windows, and {rows.path} has none: "
-                "leave it out, or take task=proof_pile"
-            )
     learned, drawn_out, dev = _divided(rows, recipe)
     _log_rows(learned, drawn_out, recipe)
     return learned, dev or drawn_out or held_out
@@ -225,7 +219,8 @@ def refuse_kind(rows: Rows, kind: Kind) -> None:
 def _refuse_both_kinds(recipe: Recipe) -> None:
     """Refuse settings of benchmarks beside rows of one's own, and such rows beside benchmarks."""
     own = recipe.task == JSONL
-    for name in ("protocol", "train_on", "data_dir") if own else ("data", "eval_data"):
+    benchmarks = ("protocol", "train_on", "data_dir", "eval_lengths", "eval_windows")
+    for name in benchmarks if own else ("data", "eval_data"):
         if (value := getattr(recipe, name)) is not None:
             why = "benchmarks" if own else f"rows of your own, and task={recipe.task} has others"
             raise ValueError(f"{name}={value} is for {why}: leave it out, or change --task")
@@ -254,11 +249,11 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     for name in recipe.tasks:
         task = TASKS[name]
         protocol = task.protocol(recipe.protocol, kind)
-        source = recipe.train_on or next(iter(task.train), None)
-        if source not in task.train:
+        chosen = recipe.train_on or next(iter(task.train), None)
+        if chosen not in task.train:
             known = ", ".join(task.train) or "nothing"
-            raise ValueError(f"train_on={source!r}: {name} can learn from {known}")
-        sources[task.train[source]] = protocol
+            raise ValueError(f"train_on={chosen!r}: {name} can learn from {known}")
+        sources[task.train[chosen]] = protocol
     forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
         raise ValueError(
@@ -413,18 +408,11 @@ def protocol_settings(
     return settings
 
 
-@dataclass(frozen=True)
-class ChosenMetric:
-    """One of ``NAMES``, or ``FILE.py:function``; and why, if rows have decided it."""
-
-    name: str
-    reason: str = ""
-
-
-def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
+def metric_of(rows: Rows, recipe: Recipe) -> dict[str, str] | None:
     """The metric that answers are scored by: the recipe's, or the usual one for rows like these.
 
-    None for a benchmark, which has its own.
+    Its ``name`` is one of ``NAMES`` or ``FILE.py:function``; the ``reason`` is empty unless rows
+    have decided it. None for a benchmark, which has its own.
     """
     asked, form = recipe.metric, rows.form
     if recipe.task != JSONL:
@@ -435,12 +423,12 @@ def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
         )
     if asked is not None:
         refuse_metric(asked, form)
-        return ChosenMetric(asked)
+        return {"name": asked, "reason": ""}
     if form not in FREE:
-        return ChosenMetric(NAMES[form][0])
+        return {"name": NAMES[form][0], "reason": ""}
     long = any(len(WORD.findall(text)) > MOST_WORDS for text in rows.responses)
     reason = f"{'a' if long else 'no'} response of the training rows is longer than five words"
-    return ChosenMetric("loss" if long else "exact_match", reason)
+    return {"name": "loss" if long else "exact_match", "reason": reason}
 
 
 def answer_limit(
