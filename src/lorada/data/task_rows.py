@@ -249,7 +249,7 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     for name in recipe.tasks:
         task = TASKS[name]
         protocol = task.protocol(recipe.protocol, kind)
-        chosen = recipe.train_on or next(iter(task.train), None)
+        chosen = recipe.train_on or next(iter(task.train), "")
         if chosen not in task.train:
             known = ", ".join(task.train) or "nothing"
             raise ValueError(f"train_on={chosen!r}: {name} can learn from {known}")

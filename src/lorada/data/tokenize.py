@@ -62,7 +62,10 @@ class Encoded(NamedTuple):
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """Tokenise rows of any form except ``text``, which ``windows`` tokenises."""
+    """Tokenise rows; texts are joined, and what is yielded of them are ``windows``."""
+    if form == "text":
+        yield from windows(rows, tokenizer, options)
+        return
     prompts = _joint_texts if options.joint else _prompts_and_responses
     encode_chunk = {
         "messages": _conversations,
@@ -326,13 +329,8 @@ def encode_each(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, lost: Lost
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The index of each row that has something to learn, and its features; of texts, windows."""
-    texts, index = rows.form == "text", 0
-    each = (
-        windows(rows.rows, tokenizer, options)
-        if texts
-        else encode(rows.rows, rows.form, tokenizer, options)
-    )
-    total = None if texts else len(rows.rows)
+    index, total = 0, None if rows.form == "text" else len(rows.rows)
+    each = encode(rows.rows, rows.form, tokenizer, options)
     try:
         for one in progress_bar(each, f"Encoding {rows.path}", total=total):
             if one.features is None:
