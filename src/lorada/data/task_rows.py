@@ -9,7 +9,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import shorten
@@ -193,10 +193,10 @@ def _refuse_unanswered(rows: Rows) -> None:
             )
 
 
-def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
+def refuse_empty_prompts(rows: Rows) -> None:
     """Refuse prompts that no decoder could continue."""
-    for index, prompt in enumerate(prompts):
-        if not prompt:
+    for index, row in enumerate(rows.rows):
+        if not row["prompt"]:
             raise ValueError(
                 f"{rows.place(index)} has an empty prompt, and there is nothing to continue: leave "
                 "such rows out of the file"
@@ -402,10 +402,9 @@ def protocol_settings(
 
     ``most`` is the most tokens of an answer if neither says it; None for 32.
     """
-    settings = {"max_new_tokens": most or LEAST_ANSWER, **protocol.generation}
-    if recipe.max_new_tokens is not None:
-        settings["max_new_tokens"] = recipe.max_new_tokens
-    return settings
+    asked = recipe.max_new_tokens
+    own = {} if asked is None else {"max_new_tokens": asked}
+    return {"max_new_tokens": most or LEAST_ANSWER, **protocol.generation, **own}
 
 
 def metric_of(rows: Rows, recipe: Recipe) -> dict[str, str] | None:

@@ -24,7 +24,7 @@ from lorada.data.metrics import (
 from lorada.data.row_forms import Columns
 from lorada.data.rows import answer_of
 from lorada.data.task import Metrics
-from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, scored_rows
+from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import (
     IGNORED,
@@ -267,8 +267,6 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
             yield from zip(chosen, found, strict=True)
     else:
         prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
-        if run.kind == "decoder":
-            refuse_empty_prompts(rows, prompts)
         # Rows of a user's own file have no generation settings; generate takes those of the task.
         protocol = rows.protocol if rows.protocol.generation else None
         settings = generation_settings(run, protocol=protocol)
