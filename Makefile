@@ -85,7 +85,6 @@ format: $(VENV)/.installed-dev
 pages: $(VENV)/.installed-dev
 	$(BIN)/python scripts/tasks_page.py
 	$(BIN)/python scripts/configs_page.py
-	$(BIN)/python scripts/rows_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/architectures_page.py
 	PYTHONPATH=tests $(BIN)/python scripts/exact_page.py
 

@@ -133,7 +133,7 @@ BAD_TRAINING = {
     "from_adapter=missing": "no adapter folder at missing",
     "training.report_to=[comet_ml]": "comet-ml",
     "data=builtin:../../../../etc/passwd": "no data file at",
-    "data=broken.jsonl": "broken.jsonl line 2 is not JSON",
+    "data=broken.jsonl": "broken.jsonl is not JSON: Expecting...line",
 }
 
 

@@ -57,13 +57,13 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     asked = Rows(rows, form, (), "rows", TASKS["jsonl"].protocols[form])
     recipe = load_recipe(None, [], {"model": "-", "output": "-"})
     chosen = metric_of(asked, recipe)
-    assert chosen.name == metric
+    assert chosen["name"] == metric
     how = "no" if metric == "exact_match" else "a"
-    assert chosen.reason.startswith(f"{how} response of the training rows is longer than five")
+    assert chosen["reason"].startswith(f"{how} response of the training rows is longer than five")
     limit = answer_limit(asked, recipe, byte_tokenizer(), "decoder", None)
     assert limit == max(32, math.ceil(1.1 * tokens))
     named = metric_of(asked, recipe.model_copy(update={"metric": "contains"}))
-    assert (named.name, named.reason) == ("contains", "")
+    assert named == {"name": "contains", "reason": ""}
 
 
 @pytest.mark.parametrize(

@@ -142,13 +142,10 @@ def sample(task, **changes):
 BAD = [
     ("rte", sample("rte", label=-1), ": label -1 is not in 0–1: is this a test split"),
     ("stsb", sample("stsb", label=float("nan")), ": label nan is not in 0–5"),
-    ("cola", sample("cola", label="1"), ": label '1' is not a whole number in 0–1"),
-    ("qnli", sample("qnli", label=True), ": label True is not a whole number in 0–1"),
-    ("sst2", sample("sst2", sentence=None), ": sentence is not a text: None"),
-    ("qqp", sample("qqp", question2=None), ": question2 is not a text: None"),
-    ("xsum", {"document": "a"}, " has no 'summary'; its fields are document"),
-    ("wmt16_en_ro", {"translation": {"en": "a"}}, " has no 'ro'"),
-    ("wmt16_en_ro", {"translation": "a"}, ": translation is not an object"),
+    ("cola", sample("cola", label="1"), ": label '1' is not in 0–1"),
+    ("qnli", sample("qnli", label=True), ": label True is not in 0–1"),
+    ("xsum", {"document": "a"}, ": no 'summary' in document"),
+    ("wmt16_en_ro", {"translation": {"en": "a"}}, ": no 'ro' in translation"),
 ]
 
 
@@ -183,9 +180,6 @@ def test_the_options_are_those_of_the_row_and_without_them_or_its_text_it_is_ref
     assert boolq["generate"].convert_test(row)["answer"] == "answer3"
     bare = row | {"instruction": "x?"}
     refused("no 'Answer format: a/b'", lambda: boolq["likelihood"].convert(bare))
-    learn = TASKS["gsm8k"].protocols["generate"].convert
-    row = problem("Two and two?", "4", "4") | {"instruction": None}
-    refused("^instruction is not a text: None$", lambda: learn(row))
 
 
 NO_NUMBERS = ["four", "", "3/4", "$5", "nan", "inf", None, True]

@@ -170,7 +170,7 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
 
 def test_an_empty_prompt_is_named(folder):
     run, rows = load_run(folder("prompt")), [{"prompt": "1"}, {"prompt": ""}]
-    refused("rows row 2 has an empty prompt", lambda: answers(run, rows))
+    refused("prompt 2 of . is empty", lambda: answers(run, rows))
 
 
 TOLD = [{"id": f"n{i}", **row, "tags": ["ä", i]} for i, row in enumerate(LABELS[:7])]

@@ -65,7 +65,7 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
                 "own: differences look more certain than they are", copies, len(rows.rows), name,
             )  # fmt: skip
         if kind == "decoder" and rows.form == "prompt":
-            refuse_empty_prompts(rows, [row["prompt"] for row in rows.rows])
+            refuse_empty_prompts(rows)
     searched = any(map(comparison.is_searched, comparison.methods))
     dev_rows = min(MOST, max(LEAST, len(train.rows) // 10)) if searched else 0
     if dev_rows >= len(train.rows):

@@ -1,7 +1,7 @@
 """Makes the plan of a comparison: which methods run at which size, and for how many steps."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from lorada.compare.comparison_rows import Data
@@ -43,7 +43,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
         train=about(data)[0],
         held_out=about(data)[1],
         overlap=data.overlap,
-        metric=None if metric is None else asdict(metric),
+        metric=metric,
         versions=versions(),
         hardware=hardware(),
     )

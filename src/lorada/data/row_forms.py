@@ -1,7 +1,7 @@
 """Finds the form of a user's rows, checks each row, and converts rows as other tools write them.
 
 ``READINGS`` is the table of all fields that rows may have, and the form that each comes to; errors
-and the guide take their fields from it.
+take their fields from it. What a model learns of each is in docs/guides/train.md.
 """
 
 import json
@@ -29,9 +29,7 @@ ROLES = {
 # Other names of a text, and of a pair of texts, that has a label or a score.
 ONE = "text", "sentence", "review"
 PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
-NO_NOTE = "text", "rejected"  # fields beside others that are known to be left out
 GROUP = "group"  # what a row shares with others, such as the passage of its question; in any form
-NOTICED = 20  # rows that are searched for texts that are not read
 Columns = Mapping[str, str]  # a name of ours → the user's name for that field
 
 
@@ -78,8 +76,7 @@ class Reading(NamedTuple):
 
     form: Form  # that the row comes to
     fields: str  # what it must have; if there are several, the last holds the right answer
-    others: tuple[str, ...]  # other names for these fields, in their order
-    learned: str  # what a model learns of such rows
+    others: tuple[str, ...] = ()  # other names for these fields, in their order
     optional: str = ""  # what it may have
     convert: Callable[[Row], Row] = dict  # makes a row of the form from these fields
 
@@ -97,38 +94,21 @@ class Reading(NamedTuple):
 
 
 READINGS = (
-    Reading("prompt", "prompt response", ("prompt completion", "prompt chosen"),
-            "to write the response after the prompt"),
-    Reading("messages", "messages", ("chosen[]",),
-            "to write [every turn of the assistant](#the-assistants-turns), in the chat template",
-            "system tools", _chat),
+    Reading("prompt", "prompt response", ("prompt completion", "prompt chosen")),
+    Reading("messages", "messages", ("chosen[]",), "system tools", _chat),
     Reading("label", "text label",
-            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:],
-            "to name the class of a text"),
-    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR),
-            "to name the class of a pair of texts"),
-    Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:]),
-            "to give a text a number"),
-    Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR),
-            "to give a pair of texts a number"),
-    Reading("choice", "prompt candidates answer", (),
-            "to find the right [candidate](#candidates); `answer` is its index (from 0), "
-            "its letter or its text"),
-    Reading("text", "text", ("chosen",), "to continue the [text](#plain-text)"),
-    Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",),
-            "to write the assistant's turns; both fields are lists of turns (TRL)",
-            "tools", _continued),
-    Reading("messages", "conversations", (),
-            "to write the turns from gpt; turns have `from` and `value` (ShareGPT)",
-            "system tools", _sharegpt),
-    Reading("prompt", "instruction output", ("instruction response",),
-            "to write the output after Alpaca's prompt, which holds the input or context (Dolly); "
-            "a system message stands before it", "input context system", _instruction),
-    Reading("prompt", "question answer", (),
-            "to write the answer after `Question: …`, a new line and `Answer:`", convert=_question),
-    Reading("prompt", "dialogue summary", (),
-            "to write the summary after the dialogue, an empty line and `Summary:`",
-            convert=_dialogue),
+            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:]),
+    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR)),
+    Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:])),
+    Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR)),
+    Reading("choice", "prompt candidates answer"),
+    Reading("text", "text", ("chosen",)),
+    Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",), "tools", _continued),
+    Reading("messages", "conversations", (), "system tools", _sharegpt),
+    Reading("prompt", "instruction output", ("instruction response",), "input context system",
+            _instruction),
+    Reading("prompt", "question answer", convert=_question),
+    Reading("prompt", "dialogue summary", convert=_dialogue),
 )  # fmt: skip
 KNOWN = {
     GROUP,
@@ -142,16 +122,6 @@ KNOWN = {
 STAND_INS: dict[Form, Any] = {
     "prompt": "", "choice": 0, "score": 0.0, "messages": [{"role": "assistant", "content": ""}],
 }  # fmt: skip
-
-
-def field_table() -> str:
-    """``READINGS`` as a table of Markdown."""
-    lines = ["| Fields | What the model learns |", "|---|---|"]
-    for one in READINGS:
-        ways = "; ".join(", ".join(f"`{n.removesuffix(TURNS)}`" for n in way) for way in one.ways)
-        more = ", ".join(f"`{name}`" for name in one.optional.split())
-        lines.append(f"| {ways}{f'; perhaps {more}' if more else ''} | {one.learned} |")
-    return "\n".join(lines) + "\n"
 
 
 def in_form(
@@ -169,7 +139,9 @@ def in_form(
     where = partial(place_of, path, counts)
     _check_columns(rows, path, columns or {})
     found, first = _read(rows, where, READINGS, columns or before or {})
-    _name_unread(rows[:NOTICED], first, path)
+    fields = dict.fromkeys(key for row in rows for key in row)
+    if unread := [repr(key) for key in fields if key not in first.keys.values()]:
+        logger.info("%s: %s not read", path, ", ".join(unread))
     form = first.reading.form
     for index, row in enumerate(rows if form in ("prompt", "messages") else ()):
         if str(row.get("label")).strip().casefold() == "false":
@@ -218,7 +190,6 @@ class _Fit(NamedTuple):
     reading: Reading
     names: tuple[str, ...]  # without that of the right answer, where rows are to be answered
     keys: dict[str, str]
-    shown: str  # the names of the reading that the row has, for an error
 
 
 def _read(
@@ -237,7 +208,7 @@ def _read(
             named = _named(dict(kind), columns, where(index))
             known[kind] = named, _fits(named, readings, columns, answered=stand_ins is None)
         named, fits = known[kind]
-        ways = [fit.shown for fit in fits]
+        ways = ["/".join(fit.names) for fit in fits]
         if first is None and not fits:
             raise _unreadable(where(0), row, readings, answered=stand_ins is None)
         if len(fits) > 1:
@@ -249,7 +220,7 @@ def _read(
         if not fits or fits[0][:2] != first[:2]:
             has = ways[0] if fits else "/".join(named) or "none of them"
             raise ValueError(
-                f"{where(0)} has {first.shown} and {where(index)} has {has}: all rows "
+                f"{where(0)} has {'/'.join(first.names)} and {where(index)} has {has}: all rows "
                 "must have the fields of one form"
             )
         found.append(_converted(row, fits[0], partial(where, index), stand_ins))
@@ -345,8 +316,7 @@ def _fits(
             if set(names) <= named.keys():
                 fields = {**way, **{name: name for name in (*reading.optional.split(), GROUP)}}
                 keys = {fields[name]: named[name] for name in fields if name in named}
-                shown = "/".join(name for name in way if name in named)
-                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys, shown))
+                found.setdefault(frozenset(keys.values()), _Fit(reading, names, keys))
     chosen = {named[n] for name in columns for n in (name, f"{name}{TURNS}") if n in named}
     most = {read: fit for read, fit in found.items() if not any(read < more for more in found)}
     most = {read: fit for read, fit in most.items() if read >= chosen} or most
@@ -364,18 +334,6 @@ def _unreadable(where: str, row: Row, readings: Sequence[Reading], *, answered: 
         f"{where} has fields {', '.join(row)}; each needs {needed}: --columns says which of your "
         "fields they are"
     )
-
-
-def _name_unread(rows: list[Row], first: _Fit, path: str) -> None:
-    """Warn of fields that hold sentences and are not read."""
-    unread = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in first.keys.values() and _plain(key) not in NO_NOTE
-        and any(len(text.split()) > 2 for row in rows if isinstance(text := row.get(key), str))
-    ]  # fmt: skip
-    if unread:
-        logger.warning("%s: the texts in %s are not read", path, ", ".join(map(repr, unread)))
 
 
 def _is_text(value: Any) -> bool:
@@ -441,37 +399,31 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _answers(candidates: list[str]) -> list[dict[str, int]]:
-    """What texts may stand for the candidates → their indices: the texts, letters or numbers."""
-    count = range(len(candidates))
-    letters = (string.ascii_uppercase, string.ascii_lowercase)
-    return [
-        {candidates[index].strip(): index for index in reversed(count)},
-        {letter: index for case in letters for letter, index in zip(case, count, strict=False)},
-        {str(index): index for index in count},
-    ]
-
-
 def _as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
     """Rows of choices, each ``answer`` as the index of one of its ``candidates``.
 
     Texts are read in one way in all rows: as candidates if they all are, else as letters or as
     numbers, whichever most of them are. So "2" among the candidates 1, 2 and 3 is the text.
     """
-    fitting = [0, 0, 0]
-    for row in rows:
-        for way, known in enumerate(_answers(row["candidates"])):
-            fitting[way] += isinstance(row["answer"], str) and row["answer"].strip() in known
-    best, found = fitting.index(max(fitting)), []
-    for index, row in enumerate(rows):
-        answer, candidates = row["answer"], row["candidates"]
-        if isinstance(answer, str):
-            known = _answers(candidates)[best]
-            answer = known.get(answer.strip(), known.get(answer.strip().lstrip("0") or "0"))
-        if type(answer) is not int or answer not in range(len(candidates)):
+    ways = list(zip(*map(_indices, rows), strict=True))
+    best = max(ways, key=lambda way: sum(index is not None for index in way))
+    for number, (row, index) in enumerate(zip(rows, best, strict=True)):
+        if index is None:
             raise ValueError(
-                f"{where(index)}: answer must be the index of one of the candidates, from 0, its "
+                f"{where(number)}: answer must be the index of one of the candidates, from 0, its "
                 f"letter or its text: {row['answer']!r}"
             )
-        found.append({**row, "answer": answer})
-    return found
+    return [{**row, "answer": index} for row, index in zip(rows, best, strict=True)]
+
+
+def _indices(row: Row) -> list[int | None]:
+    """The index of a row's right candidate if the answer is its text, its letter or its number."""
+    answer, texts = row["answer"], [text.strip() for text in row["candidates"]]
+    known = range(len(texts))
+    if not isinstance(answer, str):
+        return [answer if type(answer) is int and answer in known else None] * 3
+    answer = answer.strip()
+    letter = string.ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
+    number = int(answer) if answer.isdecimal() else -1
+    by_text = texts.index(answer) if answer in texts else -1
+    return [index if index in known else None for index in (by_text, letter, number)]

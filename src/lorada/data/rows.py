@@ -14,9 +14,8 @@ import random
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from datetime import date, time, timedelta
-from decimal import Decimal
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +111,20 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
     return rows
 
 
-def _json_value(value: Any) -> Any:
-    """A value of Arrow in JSON's types; keys that are null are left out, but for a turn's content.
+def _as_json(row: Row) -> Row:
+    """A row of Arrow in JSON's types; keys that are null are left out, but for a turn's content.
 
     Arrow gives all objects of a column the same keys, and what one lacks would be an argument of
     its tool.
     """
-    if isinstance(value, dict):
-        kept = ((k, one) for k, one in value.items() if one is not None or k == "content")
-        return {k: _json_value(one) for k, one in kept}
-    if isinstance(value, list):
-        return [_json_value(one) for one in value]
-    return str(value) if isinstance(value, Decimal | date | time | timedelta) else value
+    return {
+        name: json.loads(json.dumps(value, default=str), object_hook=_without_nulls)
+        for name, value in row.items()
+    }
 
 
-def _as_json(row: Row) -> Row:
-    return {name: _json_value(value) for name, value in row.items()}
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: one for k, one in value.items() if one is not None or k == "content"}
 
 
 def _file_rows(path: Path) -> list[Row]:
@@ -143,27 +140,16 @@ def _file_rows(path: Path) -> list[Row]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if ending not in TEXTS:
-            raise ValueError(
-                f"{path} is not a text file: give {', '.join(TEXTS)} or {PARQUET}"
-            ) from error
         raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv"
+            f"{path} is not text in UTF-8 (byte {error.start}): convert it, or give one of "
+            f"{', '.join(TEXTS)} or {PARQUET}"
         ) from error
     if ending == ".txt":
         # Not splitlines(), here and below: a text may hold U+2028, which ends no line.
         lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None) if line.strip()]
         logger.info("%s: each line is a text, %d of them", path, len(lines))
         return [{"text": line} for line in lines]
-    if ending in (".csv", ".tsv"):
-        return _table_rows(path, text)
-    found = _json_values(path, text) if ending == ".json" else _json_lines(path, text)
-    rows = []
-    for place, row in found:
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} {place} is not a JSON object with named fields")
-        rows.append(row)
-    return rows
+    return (_table_rows if ending in (".csv", ".tsv") else _json_rows)(path, text)
 
 
 def _parquet_rows(path: Path) -> list[Row]:
@@ -174,14 +160,12 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
-    _refuse_twice(path, table.column_names)
     return [_as_json(row) for row in table.to_pylist()]
 
 
-def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Where each row stands, and the row: of one list, or of objects one after another."""
-    decoder, rows = json.JSONDecoder(), list[Any]()
-    at = len(text) - len(text.lstrip())
+def _json_rows(path: Path, text: str) -> list[Row]:
+    """The rows of JSON or JSON Lines: objects one after another, or one list of them."""
+    decoder, rows, at = json.JSONDecoder(), list[Any](), len(text) - len(text.lstrip())
     try:
         while at < len(text):
             value, end = decoder.raw_decode(text, at)
@@ -189,24 +173,10 @@ def _json_values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             at = BLANKS.match(text, end).end()  # type: ignore[union-attr] # it fits any text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
-            raise ValueError(f"{path} line {number} is not JSON: {reason}") from error
-
-
-def _refuse_twice(path: Path, columns: list[str]) -> None:
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{path} has two columns {twice!r}: rename one or leave it out")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} row {number} is not a JSON object with named fields")
+    return rows
 
 
 def _table_rows(path: Path, text: str) -> list[Row]:
@@ -217,22 +187,22 @@ def _table_rows(path: Path, text: str) -> list[Row]:
     blank = BLANK_LINES.match(text)[0]  # type: ignore[index] # it fits any text
     text = text.removeprefix(blank)
 
-    def names(delimiter: str) -> list[str]:
-        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-
-    delimiter = max(DELIMITERS, key=lambda one: len(names(one)))
-    spaced = any(name.startswith(" ") for name in names(delimiter)[1:])  # as in "text, label"
+    names = {
+        one: next(csv.reader(io.StringIO(text, newline=""), delimiter=one), [])
+        for one in DELIMITERS
+    }
+    delimiter = max(DELIMITERS, key=lambda one: len(names[one]))
+    spaced = any(name.startswith(" ") for name in names[delimiter][1:])  # as in "text, label"
     before = blank.count("\n")
     try:
         options = {"skipinitialspace": spaced, "strict": True}
         return _delimited(path, text, before, delimiter=delimiter, **options)
-    except ValueError as error:
-        if delimiter != "\t":
-            raise
-        try:  # many files with tabs quote nothing, and have quotes as they stand in the text
-            return _delimited(path, text, before, delimiter="\t", quoting=csv.QUOTE_NONE)
-        except ValueError:
-            raise error from None
+    except ValueError:
+        # Many files with tabs quote nothing, and have quotes as they stand in the text.
+        with suppress(ValueError):
+            if delimiter == "\t":
+                return _delimited(path, text, before, delimiter="\t", quoting=csv.QUOTE_NONE)
+        raise
 
 
 def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
@@ -240,12 +210,14 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
     try:
-        _refuse_twice(path, [*(reader.fieldnames or ())])
+        names = [*(reader.fieldnames or ())]
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise ValueError(f"{path} has two columns {twice[0]!r}: rename one or leave it out")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
                     f"{path} line {before + reader.line_num} has another number of fields than "
-                    f"the header ({', '.join(reader.fieldnames or ())})"
+                    f"the header ({', '.join(names)})"
                 )
             rows.append(row)
     except csv.Error as error:
@@ -272,13 +244,10 @@ def read_source(source: Source, folder: Path | None) -> list[Row]:
     if folder is None:
         return _from_hub(source)
     stem = folder / source.folder / source.split
-    found = [p for end in (".jsonl.gz", ".jsonl") if (p := Path(f"{stem}{end}")).is_file()]
-    if not found:
-        place = stem.parent
-        splits = sorted({p.name.split(".")[0] for p in place.glob("*.jsonl*")})
-        has = f"{place} has {', '.join(splits)}" if splits else f"there is no {place}"
-        raise FileNotFoundError(f"no data at {stem}.jsonl.gz: {has}")
-    return read_rows(found[0])
+    for path in (Path(f"{stem}.jsonl.gz"), Path(f"{stem}.jsonl")):
+        if path.is_file():
+            return read_rows(path)
+    raise FileNotFoundError(f"no data at {stem}.jsonl.gz: correct --data-dir or {DATA_VARIABLE}")
 
 
 def _from_hub(source: Source) -> list[Row]:
@@ -309,13 +278,6 @@ def place_of(path: str, counts: Sequence[int], index: int) -> str:
             return f"{name} row {index + 1}"
         index -= count
     return f"{path} row {index + 1}"
-
-
-def text_of(row: Row, name: str) -> str:
-    """A field of a benchmark's row that must hold a text."""
-    if not isinstance(row[name], str):
-        raise ValueError(f"{name} is not a text: {row[name]!r}")
-    return str(row[name])
 
 
 def content_of(row: Row) -> str:

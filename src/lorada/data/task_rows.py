@@ -9,7 +9,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import shorten
@@ -26,7 +26,7 @@ from lorada.data.rows import (
     share_of,
     there,
 )
-from lorada.data.task import Kind, Protocol, Source, Task
+from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.duration import counted
@@ -125,12 +125,6 @@ def training_rows(
         raise ValueError(
             f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
         )
-    for name in () if rows.protocol.lengths else ("eval_lengths", "eval_windows"):
-        if (value := getattr(recipe, name)) is not None:
-            raise ValueError(
-                f"{name}={value}: only long texts are scored by windows, and {rows.path} has none: "
-                "leave it out, or take task=proof_pile"
-            )
     learned, drawn_out, dev = _divided(rows, recipe)
     _log_rows(learned, drawn_out, recipe)
     return learned, dev or drawn_out or held_out
@@ -199,10 +193,10 @@ def _refuse_unanswered(rows: Rows) -> None:
             )
 
 
-def refuse_empty_prompts(rows: Rows, prompts: Sequence[str]) -> None:
+def refuse_empty_prompts(rows: Rows) -> None:
     """Refuse prompts that no decoder could continue."""
-    for index, prompt in enumerate(prompts):
-        if not prompt:
+    for index, row in enumerate(rows.rows):
+        if not row["prompt"]:
             raise ValueError(
                 f"{rows.place(index)} has an empty prompt, and there is nothing to continue: leave "
                 "such rows out of the file"
@@ -225,7 +219,8 @@ def refuse_kind(rows: Rows, kind: Kind) -> None:
 def _refuse_both_kinds(recipe: Recipe) -> None:
     """Refuse settings of benchmarks beside rows of one's own, and such rows beside benchmarks."""
     own = recipe.task == JSONL
-    for name in ("protocol", "train_on", "data_dir") if own else ("data", "eval_data"):
+    benchmarks = ("protocol", "train_on", "data_dir", "eval_lengths", "eval_windows")
+    for name in benchmarks if own else ("data", "eval_data"):
         if (value := getattr(recipe, name)) is not None:
             why = "benchmarks" if own else f"rows of your own, and task={recipe.task} has others"
             raise ValueError(f"{name}={value} is for {why}: leave it out, or change --task")
@@ -254,7 +249,11 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     for name in recipe.tasks:
         task = TASKS[name]
         protocol = task.protocol(recipe.protocol, kind)
-        sources[_train_source(name, task, recipe.train_on)] = protocol
+        chosen = recipe.train_on or next(iter(task.train), "")
+        if chosen not in task.train:
+            known = ", ".join(task.train) or "nothing"
+            raise ValueError(f"train_on={chosen!r}: {name} can learn from {known}")
+        sources[task.train[chosen]] = protocol
     forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in sources.values()}
     if len(forms) > 1:
         raise ValueError(
@@ -267,28 +266,15 @@ def _benchmark_rows(recipe: Recipe, kind: Kind) -> Rows:
     return Rows(rows, protocol.form, protocol.labels, path, protocol)
 
 
-def _train_source(name: str, task: Task, train_on: str | None) -> Source:
-    if not task.train:
-        raise ValueError(f"task={name} has no training rows: choose another task")
-    if train_on is None:
-        return next(iter(task.train.values()))
-    if train_on not in task.train:
-        raise ValueError(f"train_on={train_on!r}: {name} can learn from {', '.join(task.train)}")
-    return task.train[train_on]
-
-
 def _convert(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
     converted = []
     for number, row in enumerate(rows, start=1):
         where = f"{source.folder}/{source.split} row {number}"
         try:
             converted.append(convert(row))
-        except (KeyError, IndexError) as error:
-            raise ValueError(
-                f"{where} has no {error.args[0]!r}; its fields are {', '.join(row)}"
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:  # a field of another type
-            raise ValueError(f"{where}: {error}") from error
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            lacks = f"no {error} in {', '.join(row)}" if isinstance(error, LookupError) else error
+            raise ValueError(f"{where}: {lacks}") from error
     return converted
 
 
@@ -355,8 +341,7 @@ def load_rows(
     rows, form = in_form(every, path, columns, before, counts)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
-    if trained not in (None, form) and "messages" in (trained, form):
-        rows, form = _as_chat(rows, form, path)
+    rows, form = _as_learned(rows, form, trained or form, path)
     classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
     if labels and not set(classes) <= set(labels):
         new = sorted(set(classes) - set(labels))[0]
@@ -392,30 +377,22 @@ def rows_to_answer(
             )
     if form == "text":
         rows, form = [{"prompt": row["text"], "response": ""} for row in rows], "prompt"
-    if form == "prompt" and learned == "messages":
-        rows, form = _users_turns(rows), "messages"
-    elif form == "messages" and learned != "messages":
-        rows, form = _as_chat(rows, form, path)
+    rows, form = _as_learned(rows, form, learned, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
 
 
-def _as_chat(rows: list[Row], form: Form, path: str) -> tuple[list[Row], Form]:
-    """Rows to score, when either they or the training rows are chats, but not both."""
-    if form == "prompt":
-        logger.warning("%s has prompts, and this run has learned chats: each is put as a user's "
-                       "turn, through the chat template", path)  # fmt: skip
-        return _users_turns(rows), "messages"
-    goes, did = ("go", "did not") if form == "messages" else ("do not go", "did")
-    logger.warning("%s has %s rows, which %s through the chat template; what this run has learned "
-                   "%s", path, form, goes, did)  # fmt: skip
-    return rows, form
-
-
-def _users_turns(rows: list[Row]) -> list[Row]:
-    """Chats in which each prompt is the user's turn."""
+def _as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
+    """The rows as chats, if they are prompts and a run has ``learned`` chats."""
+    if learned == form or "messages" not in (learned, form):
+        return rows, form
+    if form != "prompt":
+        logger.warning("%s has %s rows, and this run has learned %s rows: only one of the two goes "
+                       "through the chat template", path, form, learned)  # fmt: skip
+        return rows, form
+    logger.info("%s has prompts, and this run has learned chats: each is a user's turn", path)
     names = (("user", "prompt"), ("assistant", "response"))
     turns = [[{"role": role, "content": row[name]} for role, name in names] for row in rows]
-    return [{"messages": each} for each in turns]
+    return [{"messages": each} for each in turns], "messages"
 
 
 def protocol_settings(
@@ -425,24 +402,16 @@ def protocol_settings(
 
     ``most`` is the most tokens of an answer if neither says it; None for 32.
     """
-    settings = {"max_new_tokens": most or LEAST_ANSWER, **protocol.generation}
-    if recipe.max_new_tokens is not None:
-        settings["max_new_tokens"] = recipe.max_new_tokens
-    return settings
+    asked = recipe.max_new_tokens
+    own = {} if asked is None else {"max_new_tokens": asked}
+    return {"max_new_tokens": most or LEAST_ANSWER, **protocol.generation, **own}
 
 
-@dataclass(frozen=True)
-class ChosenMetric:
-    """One of ``NAMES``, or ``FILE.py:function``; and why, if rows have decided it."""
-
-    name: str
-    reason: str = ""
-
-
-def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
+def metric_of(rows: Rows, recipe: Recipe) -> dict[str, str] | None:
     """The metric that answers are scored by: the recipe's, or the usual one for rows like these.
 
-    None for a benchmark, which has its own.
+    Its ``name`` is one of ``NAMES`` or ``FILE.py:function``; the ``reason`` is empty unless rows
+    have decided it. None for a benchmark, which has its own.
     """
     asked, form = recipe.metric, rows.form
     if recipe.task != JSONL:
@@ -453,12 +422,12 @@ def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
         )
     if asked is not None:
         refuse_metric(asked, form)
-        return ChosenMetric(asked)
+        return {"name": asked, "reason": ""}
     if form not in FREE:
-        return ChosenMetric(NAMES[form][0])
+        return {"name": NAMES[form][0], "reason": ""}
     long = any(len(WORD.findall(text)) > MOST_WORDS for text in rows.responses)
     reason = f"{'a' if long else 'no'} response of the training rows is longer than five words"
-    return ChosenMetric("loss" if long else "exact_match", reason)
+    return {"name": "loss" if long else "exact_match", "reason": reason}
 
 
 def answer_limit(

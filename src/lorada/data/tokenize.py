@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby, islice, repeat
-from typing import Any, Literal
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -51,25 +52,20 @@ class EncodeOptions:
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Features of one row, and whether it had to be cut."""
+class Encoded(NamedTuple):
+    """Features of one row, None if it has no token to learn, and whether it had to be cut."""
 
-    features: dict[str, Any]
+    features: dict[str, Any] | None
     truncated: bool
-
-
-# For a row in which this tokenizer finds no token to read, or none to learn.
-EMPTY = Encoded({}, False)
 
 
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[Encoded | None]:
-    """Tokenise rows of any form except ``text``, which ``windows`` tokenises.
-
-    Yields ``EMPTY`` for a row without a token to learn, and None if cutting it left none.
-    """
+) -> Iterator[Encoded]:
+    """Tokenise rows; texts are joined, and what is yielded of them are ``windows``."""
+    if form == "text":
+        yield from windows(rows, tokenizer, options)
+        return
     prompts = _joint_texts if options.joint else _prompts_and_responses
     encode_chunk = {
         "messages": _conversations,
@@ -96,12 +92,12 @@ def _classified_texts(
             ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
         scored = "score" in row
         label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
-        yield Encoded({**ids, "labels": label}, cut) if ids["input_ids"] else EMPTY
+        yield Encoded({**ids, "labels": label} if ids["input_ids"] else None, cut)
 
 
 def _prompts_and_responses(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[Encoded | None]:
+) -> Iterator[Encoded]:
     """Prompt and response, tokenised separately."""
     end = tokenizer.eos_token or ""
     responses = [str(row["response"]) + end for row in rows]
@@ -137,7 +133,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _conversations(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[Encoded | None]:
+) -> Iterator[Encoded]:
     """Conversations, in which every answer of the assistant counts, or the last alone."""
     for row in rows:
         ids, learned = chat_tokens(row, tokenizer, last=options.loss_on == "last")
@@ -146,7 +142,7 @@ def _conversations(
 
 def _sequence(
     ids: list[int], learned: Iterable[bool], options: EncodeOptions, cut: bool = False
-) -> Encoded | None:
+) -> Encoded:
     """Ids, of which some are ``learned``, with their labels, cut to ``max_length``."""
     cut = cut or len(ids) > options.max_length
     ids = ids[: options.max_length]
@@ -155,13 +151,13 @@ def _sequence(
         one if every or counts else IGNORED for one, counts in zip(ids, learned, strict=False)
     ]
     if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
-        return None if cut else EMPTY
+        return Encoded(None, cut)
     return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut)
 
 
 def _joint_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[Encoded | None]:
+) -> Iterator[Encoded]:
     """Prompt and response tokenised as one text, with an end token if there is room for it."""
     end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
@@ -181,7 +177,7 @@ def _sources_and_targets(
     writes = tokenizer(text_target=[str(row["response"]) for row in rows])["input_ids"]
     for row, read, given in zip(rows, reads, writes, strict=True):
         if not read:
-            yield EMPTY
+            yield Encoded(None, False)
             continue
         cut = len(read) > most or len(given) > most_given
         if len(read) > most:  # truncation keeps the special tokens at the end
@@ -197,13 +193,13 @@ def _sources_and_targets(
 
 def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[Encoded | None]:
+) -> Iterator[Encoded]:
     """A prompt and the texts that may follow it; a long prompt loses its beginning."""
     by, prompts = options.length_norm, _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     for row, prompt, candidates in zip(rows, prompts, _candidates(rows, tokenizer), strict=True):
         room = options.max_length - max(len(ids) for ids in candidates)
         if room < 1 or not prompt or not all(candidates):
-            yield None if prompt and all(candidates) else EMPTY
+            yield Encoded(None, bool(prompt and all(candidates)))
             continue
         features = {
             "prompt": prompt[-room:],
@@ -243,10 +239,10 @@ def windows(
         whole = len(left) - len(left) % length if length > 1 else 0  # one token predicts nothing
         for start in range(0, whole, length):
             filled = True
-            yield _window(left[start : start + length])
+            yield _sequence(left[start : start + length], repeat(True), options)
         del left[:whole]
     if 1 < len(left) < length and not (filled and options.full):
-        yield _window(left)
+        yield _sequence(left, repeat(True), options)
 
 
 def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -254,10 +250,6 @@ def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     # Not verbose: a document may well be longer than the model's context.
     ids: list[int] = tokenizer(str(row["text"]), verbose=False)["input_ids"]
     return without_end(ids, tokenizer) + _end(tokenizer)
-
-
-def _window(ids: list[int]) -> Encoded:
-    return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}, False)
 
 
 def prompt_of(row: Row, form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -304,8 +296,8 @@ def encode_rows(
     refuse_kind(rows, kind)
     options = encode_options(rows, recipe, kind)
     length, target = options.max_length, options.target_length
-    lost: Lost = defaultdict(list)
-    dataset = dataset_of(one.features for _, one in _kept(rows, tokenizer, options, lost))
+    lost = Lost(list)
+    dataset = dataset_of(one for _, one in encode_each(rows, tokenizer, options, lost))
     cut, dropped, empty = (len(lost[name]) for name in ("cut", "dropped", "empty"))
     # An encoder–decoder may have to answer held-out rows while it trains.
     if (answered or kind == "encoder_decoder") and (dropped or empty):
@@ -333,32 +325,20 @@ def encode_rows(
     return dataset
 
 
-def _kept(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, lost: Lost
-) -> Iterator[tuple[int, Encoded]]:
-    """The index of each row that has something to learn, and the row as it is encoded."""
-    total = None if rows.form == "text" else len(rows.rows)
-    each = encode_each(rows, tokenizer, options)
-    for index, one in progress_bar(each, f"Encoding {rows.path}", total=total):
-        if one is None or one is EMPTY:
-            lost["dropped" if one is None else "empty"].append(index)
-        else:
-            if one.truncated:
-                lost["cut"].append(index)
-            yield index, one
-
-
 def encode_each(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
-) -> Iterator[tuple[int, Encoded | None]]:
-    """The index of each row and what ``encode`` gives for it; 0 and a window for plain texts."""
-    if rows.form == "text":
-        yield from zip(repeat(0), windows(rows.rows, tokenizer, options))
-        return
-    index = 0
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, lost: Lost
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The index of each row that has something to learn, and its features; of texts, windows."""
+    index, total = 0, None if rows.form == "text" else len(rows.rows)
+    each = encode(rows.rows, rows.form, tokenizer, options)
     try:
-        for one in encode(rows.rows, rows.form, tokenizer, options):
-            yield index, one
+        for one in progress_bar(each, f"Encoding {rows.path}", total=total):
+            if one.features is None:
+                lost["dropped" if one.truncated else "empty"].append(index)
+            else:
+                if one.truncated:
+                    lost["cut"].append(index)
+                yield index, one.features
             index += 1
     except TurnsRefused as error:
         raise ValueError(f"{rows.place(index)}: {error}") from error
@@ -449,9 +429,8 @@ def lost_and_first(
 
     The counts are those of ``Lost``, and ``copies`` of earlier rows.
     """
-    lost: Lost = defaultdict(list)
-    first = None
-    for index, one in _kept(rows, tokenizer, encode_options(rows, recipe, kind), lost):
+    lost, first = Lost(list), None
+    for index, one in encode_each(rows, tokenizer, encode_options(rows, recipe, kind), lost):
         first = first or _first_row(rows, index, one, tokenizer, kind)
     counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
     if rows.form == "text":  # which are joined
@@ -461,32 +440,30 @@ def lost_and_first(
 
 
 def _first_row(
-    rows: Rows, index: int, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: Kind
+    rows: Rows,
+    index: int,
+    features: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
 ) -> dict[str, Any]:
     """A row as it is encoded: its stretches of text, each with whether its tokens count."""
-    features = encoded.features
-    marked = _marked(rows, features, kind)
-    pieces = [
-        (tokenizer.decode([token for token, _ in group]), counts)
-        for counts, group in groupby(marked, key=lambda pair: pair[1])
-    ]
-    learned: Any = features["labels"] if rows.form in HEADED else None
-    return {
-        "row": None if rows.form == "text" else rows.number(index),  # None for a window
-        "tokens": len(marked), "counted": sum(c for _, c in marked), "pieces": pieces,
-        "learned": rows.labels[learned] if rows.form == "label" else learned,  # by a head
-    }  # fmt: skip
-
-
-def _marked(rows: Rows, features: dict[str, Any], kind: Kind) -> list[tuple[int, bool]]:
-    """Each token that is read or written, with whether it counts in the loss."""
+    learned: Any = None  # by a head
     if rows.form == "choice":
         right = features["candidates"][features["answer"]]
-        return [(t, False) for t in features["prompt"]] + [(t, True) for t in right]
-    read, labels = features["input_ids"], features["labels"]
-    if rows.form in HEADED:
-        return [(token, False) for token in read]
-    if kind == "encoder_decoder":
-        return [(token, False) for token in read] + [(token, True) for token in labels]
-    # The first token is never predicted.
-    return [(t, i > 0 and labels[i] != IGNORED) for i, t in enumerate(read)]
+        pieces = [(features["prompt"], False), (right, True)]
+    elif rows.form in HEADED:
+        pieces, learned = [(features["input_ids"], False)], features["labels"]
+    elif kind == "encoder_decoder":
+        pieces = [(features["input_ids"], False), (features["labels"], True)]
+    else:
+        counts = [label != IGNORED for label in features["labels"]]
+        counts[0] = False  # the first token is never predicted
+        marked = groupby(zip(features["input_ids"], counts, strict=True), itemgetter(1))
+        pieces = [([token for token, _ in group], one) for one, group in marked]
+    return {
+        "row": None if rows.form == "text" else rows.number(index),  # None for a window
+        "tokens": sum(len(ids) for ids, _ in pieces),
+        "counted": sum(len(ids) for ids, one in pieces if one),
+        "pieces": [(tokenizer.decode(ids), one) for ids, one in pieces],
+        "learned": rows.labels[learned] if rows.form == "label" else learned,
+    }

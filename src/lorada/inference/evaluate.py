@@ -24,10 +24,11 @@ from lorada.data.metrics import (
 from lorada.data.row_forms import Columns
 from lorada.data.rows import answer_of
 from lorada.data.task import Metrics
-from lorada.data.task_rows import Rows, refuse_empty_prompts, rows_to_score, scored_rows
+from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import (
     IGNORED,
+    Lost,
     collator,
     encode_each,
     encode_options,
@@ -266,8 +267,6 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
             yield from zip(chosen, found, strict=True)
     else:
         prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
-        if run.kind == "decoder":
-            refuse_empty_prompts(rows, prompts)
         # Rows of a user's own file have no generation settings; generate takes those of the task.
         protocol = rows.protocol if rows.protocol.generation else None
         settings = generation_settings(run, protocol=protocol)
@@ -294,8 +293,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
-        each = encode_each(rows, run.tokenizer, encode_options(rows, run.recipe, run.kind))
-        kept = [index for index, one in each if one is not None and one.features]
+        options = encode_options(rows, run.recipe, run.kind)
+        kept = [index for index, _ in encode_each(rows, run.tokenizer, options, Lost(list))]
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import shlex
 import shutil
@@ -60,12 +59,8 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _finite(data: Any) -> Any:
-    """The data with None for NaN and infinity."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    """The data as JSON gives it back, with None for NaN and infinity."""
+    return json.loads(json.dumps(data), parse_constant=lambda _: None)
 
 
 @contextmanager

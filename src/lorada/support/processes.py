@@ -58,11 +58,16 @@ def join_processes(settings: Mapping[str, Any]) -> None:
             f"{process_count()} processes were started, and accelerate has not joined them"
         )
     if not is_first():
-        import datasets
-        import transformers
+        hide_bars()
 
-        transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
+
+def hide_bars() -> None:
+    """Show no progress bars of other libraries from now on in this process."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def leave_processes() -> None:

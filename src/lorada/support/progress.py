@@ -1,9 +1,6 @@
 """Consoles without markup, and a progress bar that disappears when it is done."""
 
-import io
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from contextvars import ContextVar
+from collections.abc import Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,7 +10,6 @@ from rich.progress import track
 from lorada.support.processes import is_first
 
 Item = TypeVar("Item")
-_shown: ContextVar[bool] = ContextVar("_shown", default=True)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -28,31 +24,5 @@ def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None)
     """
     console = plain_console(stderr=True)
     return track(
-        items,
-        escape(title),
-        total=total,
-        transient=True,
-        console=console,
-        disable=not (is_first() and _shown.get()),
+        items, escape(title), total=total, transient=True, console=console, disable=not is_first()
     )
-
-
-@contextmanager
-def only_reports() -> Iterator[None]:
-    """Hide progress bars and printed losses in a ``with`` block, for jobs that report lines."""
-    import datasets
-    from transformers.utils import logging
-
-    before = logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
-    token = _shown.set(False)
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        _shown.reset(token)
-        if before[0]:
-            logging.enable_progress_bar()
-        if before[1]:
-            datasets.enable_progress_bars()

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from lorada.data.task import Kind
-from lorada.data.task_rows import ChosenMetric, Rows, answer_limit, metric_of, training_rows
+from lorada.data.task_rows import Rows, answer_limit, metric_of, training_rows
 from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, build_method
 from lorada.methods.lookup import method_named
@@ -53,7 +53,7 @@ class PreparedTraining(Prepared):
     plan: Plan
     rows: Rows
     held_out: Rows | None  # which are measured while training
-    metric: ChosenMetric | None  # None for a benchmark, which has its own
+    metric: dict[str, str] | None  # None for a benchmark, which has its own
 
     @cached_property
     def context(self) -> int | None:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -277,7 +277,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "task": recipe.task,
         "form": rows.form,
         "labels": list(rows.labels),
-        "metric": None if prepared.metric is None else asdict(prepared.metric),
+        "metric": prepared.metric,
         "max_new_tokens": recipe.max_new_tokens or prepared.most_answer_tokens,
         "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
         "pairs": all(row.get("text_pair") for row in rows.rows),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorada.runs.folder import LOCK_FILE, HeldError, locked
-from lorada.support.progress import only_reports
+from lorada.support.processes import hide_bars
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
 LOG_FILE = "job.log"
@@ -56,7 +56,8 @@ def carry_out(job: Job) -> Outcome:
         with locked(job.folder, JOB_FILE):
             if job.done():  # by another process, since this one was started
                 return Outcome("kept")
-            with _logged(job.folder / LOG_FILE), only_reports():
+            hide_bars()
+            with _logged(job.folder / LOG_FILE):
                 job.work()
     except KeyboardInterrupt:
         return Outcome("interrupted")

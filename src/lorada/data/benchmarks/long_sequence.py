@@ -14,7 +14,6 @@ does not say which, so only numbers on the same sample can be compared with each
 
 import math
 
-from lorada.data.rows import text_of
 from lorada.data.task import Metrics, Protocol, Source, Task
 from lorada.support.row_sources import Row
 
@@ -49,7 +48,7 @@ def perplexities(answers: list[Losses], rows: list[Row]) -> Metrics:
 
 
 def _text(row: Row) -> Row:
-    return {"text": text_of(row, "text")}
+    return {"text": row["text"]}
 
 
 LONG_SEQUENCE = {

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.data.rows import text_of
 from lorada.data.task import Protocol, Score
 from lorada.support.row_sources import Row
 
@@ -83,7 +82,7 @@ def _to_learn(row: Row) -> Row:
 
     Case matters, because outputs are searched for options in lower case.
     """
-    instruction, answer = text_of(row, "instruction"), row["answer"]
+    instruction, answer = row["instruction"], row["answer"]
     if FORMAT in instruction.lower() and answer not in (options := candidates(instruction)):
         raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
     prompt = training_prompt(instruction, row.get("input") or "")

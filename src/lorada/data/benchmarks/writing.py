@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from lorada.data.metrics import bleu, rouge
-from lorada.data.rows import text_of
 from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
@@ -22,14 +21,11 @@ TRANSLATION = {"num_beams": 5, "max_new_tokens": 200}
 
 
 def _article(row: Row) -> Row:
-    return {"prompt": text_of(row, "document"), "response": text_of(row, "summary")}
+    return {"prompt": row["document"], "response": row["summary"]}
 
 
 def _sentence(row: Row) -> Row:
-    pair = row["translation"]
-    if not isinstance(pair, dict):
-        raise ValueError(f"translation is not an object with en and ro: {pair!r}")
-    return {"prompt": text_of(pair, "en"), "response": text_of(pair, "ro")}
+    return {"prompt": row["translation"]["en"], "response": row["translation"]["ro"]}
 
 
 def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") -> Row:
