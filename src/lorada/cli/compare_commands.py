@@ -112,11 +112,12 @@ def compare(
         "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    from lorada.compare.spec import refuse_taken_by_other
+    from lorada.compare.spec import SPEC_FILE, refuse_taken_by_other
 
     refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
     # A command that has all that it takes to begin may be given to each of several machines.
-    begins = not resume or (folder is None and methods is not None and not is_there(place))
+    there = (place / SPEC_FILE).is_file()
+    begins = not resume or (folder is None and methods is not None and not there)
     chosen = _checked(place, pairs, options, asked, resume=not begins)
     pool = partial(pool_of, workers, cluster, gpus_per_job)
     if dry_run:
@@ -228,13 +229,6 @@ def _show_forecast(found: dict[str, Any]) -> None:
         "Times are those of a few steps with the longest rows; the start of each process, mostly "
         "the loading of the model, and the scoring come on top."
     )
-
-
-def is_there(place: Path) -> bool:
-    """Whether a folder holds a comparison."""
-    from lorada.compare.spec import SPEC_FILE
-
-    return (place / SPEC_FILE).is_file()
 
 
 @app.command(rich_help_panel=opt.COMPARE)

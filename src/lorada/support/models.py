@@ -6,12 +6,9 @@ It needs no torch, so that a command can check a name at once.
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorada.support.errors import unknown_name
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Sizes = dict[str, Any]
 
@@ -148,7 +145,7 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / package.folder
 
 
-def named_config(name: str) -> "PretrainedConfig":
+def named_config(name: str) -> Any:
     """The config of a model from its sizes in ``MODELS``."""
     from transformers import AutoConfig
 
