@@ -1,12 +1,15 @@
 """Runs that tests share, each trained at its first use, and what tests of runs begin with."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from lorada.runs.recipe import Recipe
 from lorada.training.load_recipe import load_recipe
@@ -56,6 +59,17 @@ def before_its_end(run: Path, target: Path) -> Path:
     for path in (*later, *(copy / name for name in SAVED)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return copy
+
+
+class PressCtrlC(TrainerCallback):
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

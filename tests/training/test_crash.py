@@ -29,7 +29,7 @@ QUICK = {
     "half the weights of the last checkpoint": ("safetensors checkpoint-4", "kill half"),
     "an optimizer of no bytes": ("torch.save checkpoint-4/optimizer", "kill empty"),
     "half of an older checkpoint removed": ("remove checkpoint-2/(optimizer|adapter_m)", "kill"),
-    "no checksums of the last checkpoint": ("open checkpoint-4/.*files.sha256", "kill"),
+    "half the state of the last checkpoint": ("open checkpoint-4/trainer_state", "kill half"),
     "half the final adapter": ("safetensors .*adapter/", "kill half"),
     "an adapter but no result": ("open .*result.json", "kill"),
 }

@@ -19,8 +19,7 @@ from folders import (
     writing_folder,
 )
 from method_cases import small
-from test_train import PressCtrlC
-from trained import assert_same, run_recipe
+from trained import PressCtrlC, assert_same, run_recipe
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,

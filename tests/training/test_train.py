@@ -1,7 +1,6 @@
 """Training runs on tiny local models: what is written, resumed, stopped and refused."""
 
 import json
-import os
 import signal
 from functools import partial
 
@@ -10,7 +9,7 @@ import torch
 from folders import ROWS, adapter_weights, refused, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from trained import QUICK, assert_same, before_its_end, run_recipe
+from trained import QUICK, PressCtrlC, assert_same, before_its_end, run_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lorada.inference.evaluate import evaluate
@@ -47,15 +46,6 @@ def test_a_run_leaves_an_adapter_that_peft_loads_a_card_and_a_result(place, tmp_
     loaded = PeftModel.from_pretrained(base, run / "adapter")(ids).logits
     assert torch.equal(loaded, expected)
     assert (loaded - before).abs().max() > 1e-4
-
-
-class PressCtrlC(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import printed
 from test_processes import TORCHRUN
-from test_train import PressCtrlC
+from trained import PressCtrlC
 
 from lorada.data.tokenize import collator
 from lorada.training import train as training

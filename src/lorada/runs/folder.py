@@ -1,11 +1,9 @@
 """Decides whether a run may write to its folder or continue there, and which runs answer together.
 
 A folder holds a run if it has ``recipe.yaml`` or ``result.json``; with ``result.json`` the run is
-complete. ``files.sha256`` in a checkpoint is written last and checked before any file is read, as a
-library may read a damaged file without an error and get another number in a weight.
+complete. A checkpoint is whole if it has its last file, ``trainer_state.json``.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,12 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from lorada.runs.recipe import AUTO, PATHS, RECIPE_FILE, Recipe, saved_recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_result, refuse_no_text
-from lorada.support.files import SCRATCH, scratch_folder, write_atomic
+from lorada.support.files import scratch_folder, write_atomic
 from lorada.support.processes import process_count
 from lorada.support.row_sources import HEADED
 
@@ -60,6 +60,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
     else:
+        refuse_damaged(checkpoint)
         if recipe.training.get("save_only_model"):
             refuse_weights_only(checkpoint)
         # If several processes wrote it, each has saved its own random state.
@@ -256,7 +257,6 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
 
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-CHECKSUM_FILE = "files.sha256"
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last
 
 
@@ -267,16 +267,39 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def last_whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole and undamaged; a warning names each newer one."""
+    """The newest checkpoint that was written to its end; a warning names each newer one."""
     for _, path in checkpoints(run):
-        sealed = (path / CHECKSUM_FILE).is_file()  # not if its process ended too early
-        if sealed and (damaged := _damaged_file(path)):
-            logger.warning("%s is damaged: going back to an earlier checkpoint", path / damaged)
-        elif not sealed and not _is_whole(path):
-            logger.warning("%s was not written to its end: going back to an earlier one", path)
-        else:
+        if _is_whole(path):
             return path
+        logger.warning("%s was not written to its end: going back to an earlier one", path)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written up to its last file, the state."""
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        return isinstance(state["global_step"], int)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def refuse_damaged(checkpoint: Path) -> None:
+    """Refuse a checkpoint with a file that was cut or emptied; weights are not read for this."""
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # whose header says how long the file is
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin"):  # torch's archives, listed at their end
+                ZipFile(path).close()
+        except (ValueError, SafetensorError, BadZipFile) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete {checkpoint}, and --resume goes on from what "
+                "was saved before it"
+            ) from error
 
 
 def refuse_weights_only(checkpoint: Path) -> None:
@@ -288,46 +311,6 @@ def refuse_weights_only(checkpoint: Path) -> None:
             f"{checkpoint} has weights without an optimizer, as training.save_only_model=true asks "
             "for, so the run cannot go on as it was: start again with --overwrite"
         )
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint without checksums was written up to its last file, the state."""
-    # The Trainer removes older ones before the checksums are written, so it may be the only one.
-    try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        return isinstance(state["global_step"], int)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-
-
-def write_checksums(checkpoint: Path) -> None:
-    """Write the checksums of a checkpoint's files into it."""
-    lines = [f"{_sum(checkpoint / name)}  {name}\n" for name in _files(checkpoint)]
-    write_atomic(checkpoint / CHECKSUM_FILE, "".join(lines))
-
-
-def _damaged_file(checkpoint: Path) -> str | None:
-    """A file of a checkpoint with checksums that has changed, if any."""
-    found = set(_files(checkpoint))
-    text = (checkpoint / CHECKSUM_FILE).read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines():
-        expected, _, name = line.partition("  ")
-        if not name or name not in found or _sum(checkpoint / name) != expected:
-            return name or CHECKSUM_FILE
-        found.remove(name)
-    return min(found) if found else None
-
-
-def _files(checkpoint: Path) -> list[str]:
-    """The files of a checkpoint, without the half-written ones of a killed process."""
-    paths = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
-    done = (path for path in paths if not path.parts[0].startswith(SCRATCH))
-    return sorted(path.as_posix() for path in done if path.as_posix() != CHECKSUM_FILE)
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Settings of a recipe that change the base itself.

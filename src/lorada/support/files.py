@@ -76,7 +76,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     and are removed first.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    remove_orphans(parent)
+    _remove_orphans(parent)
     folder, lock = _locked_folder(parent)
     try:
         yield folder
@@ -98,7 +98,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
         # Before it was locked, another process removed it as an orphan: try again.
 
 
-def remove_orphans(parent: Path) -> None:
+def _remove_orphans(parent: Path) -> None:
     """Remove the temporary folders in ``parent`` that killed processes have left."""
     for folder in parent.glob(f"{SCRATCH}*"):
         with suppress(OSError):  # its owner is alive, or has removed it

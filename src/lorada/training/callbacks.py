@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
-from lorada.runs.folder import CHECKSUM_FILE, checkpoints, write_checksums
+from lorada.runs.folder import STATE_FILE, checkpoints
 from lorada.support.processes import all_or_none, gather_values, in_any_process
 
 logger = logging.getLogger(__name__)
@@ -121,23 +121,18 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     @staticmethod
     def _before_save(args: Any, state: Any, control: Any, model: nn.Module, *, last: bool) -> None:
-        if control.should_save or last:
-            refuse_broken(model, args, state)  # losses do not show what the last update broke
         if control.should_save:
             # The Trainer does not save the sum of the losses since its last log line, so a run that
             # resumes between two lines would log another mean than an uninterrupted run.
             control.should_log |= args.logging_strategy != "no"
-            if state.is_world_process_zero:  # a damaged checkpoint, which is overwritten
-                (_checkpoint(args, state) / CHECKSUM_FILE).unlink(missing_ok=True)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint, now that it is complete, with checksums of its files."""
-        if state.is_world_process_zero and _checkpoint(args, state).is_dir():
-            write_checksums(_checkpoint(args, state))
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            if state.is_world_process_zero:
+                # A checkpoint that is written again is whole when it is written to its end again.
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                (checkpoint / STATE_FILE).unlink(missing_ok=True)
+        if control.should_save or last:
+            # Losses do not show what the last update broke. The processes wait for each other here,
+            # so that none writes into a checkpoint that still counts as whole.
+            refuse_broken(model, args, state)
 
 
 Sums = dict[str, list[tuple[Tensor, Tensor]]]  # layer → squared norms of each call

@@ -37,11 +37,11 @@ from transformers import (
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.task_head import narrow_trained, widen_trained
-from lorada.runs.folder import Start, begin, check_folder, locked
+from lorada.runs.folder import STATE_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import hardware, peak_memory, versions, write_result
 from lorada.support.errors import full_disk_in_one_line
-from lorada.support.files import atomic_path, remove_orphans
+from lorada.support.files import atomic_path
 from lorada.support.processes import (
     all_or_none,
     gather_values,
@@ -189,9 +189,8 @@ def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one; refuse broken weights at the end."""
     state = None
     if checkpoint is not None:
-        remove_orphans(checkpoint)  # of a process that was killed while it wrote the checksums
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if checkpoint is None or state is None or not _ended(state):
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    if state is None or not _ended(state):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     else:
         # The run ended between its last checkpoint and its result. The Trainer would take one step
@@ -315,7 +314,7 @@ def set_up(
     base = load_base(prepared, head_size(prepared.rows), loading_device(args))
     scale = scale_of(prepared.rows, base.model)
     begun = recipe.from_adapter
-    if scale is not None and begun is not None and Path(begun, "trainer_state.json").is_file():
+    if scale is not None and begun is not None and Path(begun, STATE_FILE).is_file():
         raise ValueError(f"{begun} is a checkpoint, whose head learns other numbers than the rows "
                          "have: start from the adapter of the finished run")  # fmt: skip
     train_rows, eval_rows, pad = _encode(prepared, base, scale)
