@@ -1,6 +1,7 @@
 """Training runs on tiny local models: what is written, resumed, stopped and refused."""
 
 import json
+import os
 import signal
 from functools import partial
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
+from lorada.runs.folder import locked
 from lorada.runs.result import read_result
 from lorada.training.train import train
 
@@ -90,6 +92,9 @@ def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
 
 def test_a_folder_that_holds_a_run_is_left_alone_unless_overwrite_is_said(place, tmp_path):
     again = recipe(place, tmp_path / "run", "max_steps=2")
+    with locked(tmp_path / "run"):
+        refused(f"run is being trained by process {os.getpid()}: ", lambda: train(again))
+    assert not (tmp_path / "run").exists()
     run = train(again, quiet=True).run
     (run / "notes.txt").write_text("mine")
     before = (run / "result.json").read_bytes()
