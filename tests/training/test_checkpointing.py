@@ -8,33 +8,26 @@ import pytest
 import test_device_settings
 import torch
 from conftest import assert_close
-from folders import ROWS, llama_folder, rows_file
-from trained import QUICK
+from folders import ROWS
+from trained import QUICK, run_recipe
 from transformers import GPT2Config, LlamaConfig, TrainerCallback
 
 from lorada.methods import meta_model
+from lorada.runs.recipe import Recipe
 from lorada.training import training_memory
-from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
 on = test_device_settings.on
+LLAMA = {"attention_dropout": 0.0, "num_hidden_layers": 4}
 # Without dropout, whose random numbers are others in fp64.
 PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "llama"
-    return str(llama_folder(folder, attention_dropout=0.0, num_hidden_layers=4))
-
-
 @pytest.fixture
-def asked(llama, tmp_path):
-    def make(setting, *overrides):
-        data = rows_file(tmp_path / "rows.jsonl")
-        words = [f"activation_checkpointing={setting}", *QUICK, *overrides]
-        options = {"method": "lorada_la", "model": llama, "data": str(data)}
-        return load_recipe(None, words, {**options, "output": str(tmp_path / f"run-{setting}")})
+def asked(place, tmp_path):
+    def make(setting, *pairs):
+        run, own = tmp_path / f"run-{setting}", f"activation_checkpointing={setting}"
+        return run_recipe(QUICK, place, run, own, *pairs, rows="rows", method="lorada_la")
 
     return make
 
@@ -62,8 +55,7 @@ def check_same(asked, setting, same=assert_close):
     plain, expected = trained(asked("off", *PLAIN, setting))
     again, found = trained(asked("full", *PLAIN, setting))
     assert (expected.recomputes, found.recomputes) == ({False}, {True})
-    losses = [torch.tensor([e["loss"] for e in r["history"]]) for r in (plain, again)]
-    same(losses[1], losses[0])
+    same(*(torch.tensor([e["loss"] for e in one["history"]]) for one in (again, plain)))
     for step, other in zip(found.steps, expected.steps, strict=True):
         assert step.keys() == other.keys()
         for name, gradient in other.items():
@@ -114,21 +106,23 @@ def takes_full(on, monkeypatch):
     ],
 )
 def test_auto_takes_full_on_an_accelerator_where_large_models_and_long_rows_do_not_fit(
-    asked, on, takes_full, device, config, length, full
+    asked, on, takes_full, caplog, device, config, length, full
 ):
     on(device)
-    long = f"max_length={length}"
+    long, line = f"max_length={length}", "activation_checkpointing=auto takes full: "
+    assert not takes_full(asked("auto", long), config, 85.0)
     assert takes_full(asked("auto", long), config) == full
     assert takes_full(asked("auto", long), config, None) == full
-    assert not takes_full(asked("auto", long), config, 85.0)
+    assert caplog.messages == full * [
+        f"{line}a step with off needs 90.0 GiB of this device's 100.0 GiB",
+        f"{line}the memory of a step cannot be computed: no shape",
+    ]
     assert takes_full(asked("full"), config)
     assert not takes_full(asked("off", long), config)
 
 
-def test_auto_is_the_default_and_leaves_out_what_cannot_be(
-    asked, on, takes_full, llama, monkeypatch
-):
-    assert load_recipe(None, [], {"model": llama, "output": "-"}).activation_checkpointing == "auto"
+def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, on, takes_full, monkeypatch):
+    assert Recipe(model="-", output="-").activation_checkpointing == "auto"
     on("cuda")
     assert not takes_full(asked("auto", "use_cpu=true"), LARGE)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
@@ -139,35 +133,20 @@ def test_auto_is_the_default_and_leaves_out_what_cannot_be(
     assert not takes_full(asked("auto"), LARGE)
 
 
-def test_a_line_says_that_auto_takes_full_and_why(asked, on, takes_full, caplog):
-    on("cuda")
-    takes_full(asked("auto"), SMALL)
-    takes_full(asked("auto"), LARGE, 80.0)
-    assert not caplog.messages
-    takes_full(asked("auto", "max_length=2000"), SMALL)
-    takes_full(asked("auto"), LARGE, None)
-    assert caplog.messages == [
-        "activation_checkpointing=auto takes full: a step with off needs 90.0 GiB of this device's "
-        "100.0 GiB",
-        "activation_checkpointing=auto takes full: the memory of a step cannot be computed: no "
-        "shape",
-    ]
+DRY = {
+    "lora": ([], "a step needs 0.00 GiB with off, 0.00 GiB with full"),
+    "shira": (["r=1"], "the memory of a step cannot be computed (SHiRA's sparse weights"),
+}
 
 
-@pytest.mark.parametrize("method", ["lora", "shira"])
-def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, tmp_path, method):
-    data, run = rows_file(tmp_path / "rows.jsonl"), tmp_path / "run"
-    words = ["train", "--method", method, "--model", llama, "--data", data, "--output", run]
-    words += ["--dry-run", *QUICK, *(["r=1"] if method == "shira" else [])]
-    out, _ = works(*words)
-    said = {
-        "lora": "auto takes off: a step needs 0.00 GiB with off, 0.00 GiB with full",
-        "shira": "auto takes off: the memory of a step cannot be computed (SHiRA's sparse weights",
-    }[method]
-    assert f"activation_checkpointing={said}" in out
+@pytest.mark.parametrize("method", DRY)
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, place, tmp_path, method):
+    (own, said), run = DRY[method], tmp_path / "run"
+    words = ["train", "--method", method, "--model", place / "llama", "--output", run]
+    words += ["--data", place / "rows.jsonl", "--dry-run", *QUICK, *own]
+    assert f"activation_checkpointing=auto takes off: {said}" in works(*words)[0]
     found = json.loads(works(*words, "--json")[0])
-    assert found["activation_checkpointing"] == "off"
-    assert found["rows"] == len(ROWS)
+    assert (found["activation_checkpointing"], found["rows"]) == ("off", len(ROWS))
     if method == "lora":
         assert found["step_bytes"]["full"] < found["step_bytes"]["off"]
     else:

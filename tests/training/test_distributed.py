@@ -43,38 +43,27 @@ LAUNCH = {
 }  # fmt: skip
 
 
-def arguments(output: str, reentrant: str | None) -> TrainingArguments:
-    own = TrainingArguments(
-        output_dir=output,
-        use_cpu=True,
-        max_steps=4,
-        learning_rate=1e-2,
-        logging_steps=1,
-        save_steps=2,
-        report_to=[],
-        disable_tqdm=True,
-        gradient_checkpointing=reentrant is not None,
-        gradient_checkpointing_kwargs={"use_reentrant": reentrant == "1"},
-        # DDP's search for unused parameters and reentrant checkpoints exclude each other.
-        ddp_find_unused_parameters=False if reentrant == "1" else None,
-    )
-    own.per_device_train_batch_size = BATCH // own.world_size
-    if os.environ.get("ACCELERATE_USE_FSDP"):
-        # accelerate allows FSDP between accelerators only, by this one name; torch also between
-        # CPUs. Sharding, training and saving are then what they are on accelerators.
-        PartialState().distributed_type = DistributedType.MULTI_GPU
-    return own
-
-
 @in_double()
 def trained(folder: str, output: str, reentrant: str | None = None) -> Trainer:
     """Train, and save ``OUTPUT/adapter``."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    args = TrainingArguments(
+        output, use_cpu=True, max_steps=4, learning_rate=1e-2, logging_steps=1, save_steps=2,
+        report_to=[], disable_tqdm=True, gradient_checkpointing=reentrant is not None,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant == "1"},
+        # DDP's search for unused parameters and reentrant checkpoints exclude each other.
+        ddp_find_unused_parameters=False if reentrant == "1" else None,
+    )  # fmt: skip
+    args.per_device_train_batch_size = BATCH // args.world_size
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        # accelerate allows FSDP between accelerators only, by this one name; torch also between
+        # CPUs. Sharding, training and saving are then what they are on accelerators.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
     tokenizer = AutoTokenizer.from_pretrained(folder)
     trainer = Trainer(
         get_peft_model(AutoModelForCausalLM.from_pretrained(folder).double(), training_stack()),
-        arguments(output, reentrant),
+        args,
         train_dataset=[tokenizer(row["prompt"] + row["response"]) for row in ROWS],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
