@@ -131,8 +131,18 @@ def train(model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_
     assert all(gradient.device == GPU for gradient in found)
 
 
-def reads_of_step(model: str) -> Counter[str]:
-    return +Counter({LOSS: 1, LABELS: int(model == "llama")})
+def reads_of(
+    model: nn.Module, kind: str = "llama", *, padded: bool = True, tokens: int = TOKENS,
+    plan: Any = NO_PLAN, answers: bool = True,
+) -> Counter[str]:  # fmt: skip
+    """What the host reads in a step of training; for an answer it reads nothing."""
+    with fake_gpu(ALLOWED) as gpu:
+        move(model)
+        if answers:
+            answer(model, batch(kind, padded, tokens))
+            assert not gpu.reads
+        train(model, kind, batch(kind, padded, tokens), plan)
+    return gpu.reads
 
 
 @pytest.fixture(autouse=True)
@@ -178,25 +188,17 @@ def ids(part: str | bool) -> str:
 @pytest.mark.parametrize(("name", "model", "padded"), CASES, ids=ids)
 def test_a_method_answers_and_trains(name, model, padded):
     adapted, plan = placed(name, model, inputs(model))
-    with fake_gpu(ALLOWED) as gpu:
-        move(adapted)
-        if in_attention(name):  # a step of training has the forward pass of the others too
-            answer(adapted, batch(model, padded))
-            assert not gpu.reads
-        train(adapted, model, batch(model, padded), plan)
-    assert (gpu.reads.pop(BUDGET, 0) > 0) == (name == "adalora")
-    assert gpu.reads == reads_of_step(model)
+    # A step of training has the forward pass of methods that are not in attention too.
+    how = {"padded": padded, "plan": plan, "answers": in_attention(name)}
+    reads = reads_of(adapted, model, **how)
+    assert (reads.pop(BUDGET, 0) > 0) == (name == "adalora")
+    assert reads == Counter([LOSS] + [LABELS] * (model == "llama"))
 
 
 @pytest.mark.parametrize("stack", [stack for stack in BESIDE if stack not in METHODS])
 def test_a_stack_answers_and_trains(stack):
     model = get_peft_model(TINY["llama"](), config_of(stack, "llama")).eval()
-    with fake_gpu(ALLOWED) as gpu:
-        move(model)
-        answer(model, batch("llama", padded=True))
-        assert not gpu.reads
-        train(model, "llama", batch("llama", padded=True))
-    assert gpu.reads == reads_of_step("llama")
+    assert reads_of(model) == Counter([LABELS, LOSS])
 
 
 # More tokens than a map of 6, and than a block of the product with a causal map.
@@ -216,11 +218,7 @@ MAPS = {
 )
 def test_a_map_works_on_long_rows(form, padded):
     model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS[form])).eval()
-    with fake_gpu(ALLOWED) as gpu:
-        move(model)
-        answer(model, batch("llama", padded, LONG))
-        train(model, "llama", batch("llama", padded, LONG))
-    assert gpu.reads == Counter([LABELS, LOSS])
+    assert reads_of(model, padded=padded, tokens=LONG) == Counter([LABELS, LOSS])
 
 
 @pytest.mark.parametrize("name", ["lorada_la", "longlora"])
@@ -248,11 +246,6 @@ def test_losses_of_windows_need_no_fp64_of_the_device(monkeypatch):
     assert gpu.reads == {WINDOWS: 2}
 
 
-def test_fp64_on_a_device_that_may_lack_it_is_found():
-    with fake_gpu({}), pytest.raises(Fp64):
-        torch.zeros(2, device=GPU).double()
-
-
 def test_a_graph_that_is_captured_reads_no_number(monkeypatch):
     """Neither a prompt with positions of its own nor a token behind a static cache."""
     model = get_peft_model(TINY["llama"](), LmamConfig(**MAPS["long"])).eval()
@@ -276,6 +269,7 @@ FAULTS = {
     "a boolean mask": lambda term: term[term > 0],
     "a value under a mask": lambda term: term.index_put((term > 0,), term.new_ones(())),
     "a copy": lambda term: term.cpu(),
+    "fp64": lambda term: term.double(),
     "repeats": lambda term: term.repeat_interleave(torch.ones_like(term[:, 0, 0, 0]).long(), 0),
 }
 
@@ -286,12 +280,11 @@ def test_a_fault_in_attention_is_found(fault, monkeypatch):
     broken = lambda *given: FAULTS[fault](plain(*given))  # noqa: E731
     monkeypatch.setattr(map_term.Term, "compute", broken)
     model = get_peft_model(TINY["llama"](), lmam()).eval()
-    error, said = HostRead, "map_term.py:add_term"
-    if fault == "a CPU tensor":
-        error, said = FakeTensorDeviceMismatchError, None
+    errors = {"a CPU tensor": FakeTensorDeviceMismatchError, "fp64": Fp64}
     with fake_gpu(ALLOWED):
         move(model)
-        with pytest.raises(error, match=said):
+        said = None if fault == "a CPU tensor" else "map_term.py:add_term"
+        with pytest.raises(errors.get(fault, HostRead), match=said):
             answer(model, batch("llama", padded=True))
 
 

@@ -65,33 +65,25 @@ def test_names_that_are_no_paths_stay_names(tmp_path, monkeypatch):
         assert recipe.with_absolute_paths().model == name
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize("how", ["run, by itself", "run, with its paths", "old, with its paths"])
 def test_a_run_goes_on_however_its_paths_are_written(
-    works, mistake, trained, tmp_path, monkeypatch, old
+    works, mistake, trained, tmp_path, monkeypatch, how
 ):
-    run = shutil.copytree(trained / ("old" if old else "run"), tmp_path / "run")
+    name = how.partition(",")[0]
+    run = shutil.copytree(trained / name, tmp_path / "run")
     (run / "result.json").unlink()
-    monkeypatch.chdir(trained if old else tmp_path)
+    monkeypatch.chdir(trained if name == "old" else tmp_path)
     (tmp_path / "link").symlink_to(trained)
     words = ["train", "--resume", "--output", run, "--json"]
-    paths = ["--model", tmp_path / "link" / "llama", "--data", trained / "rows.jsonl",
-             f"eval_data={trained / 'rows.jsonl'}"]  # fmt: skip
-    same = ["--method", "lora", *SETTINGS, "training.save_steps=1"]
-    out, _ = works(*words, *paths, *same)
-    assert json.loads(out)["resumed_from"] == "checkpoint-2"
+    if "with" in how:
+        words += ["--model", tmp_path / "link" / "llama", "--data", trained / "rows.jsonl"]
+        words += [f"eval_data={trained / 'rows.jsonl'}", "--method", "lora", *SETTINGS]
+        words += ["training.save_steps=1"]
+    assert json.loads(works(*words)[0])["resumed_from"] == "checkpoint-2"
     (run / "result.json").unlink()
     other = shutil.copy(trained / "rows.jsonl", tmp_path / "other.jsonl")
-    line = mistake(*words, *paths, *same, "--data", other)
-    assert f"had data='{trained / 'rows.jsonl'}'" in line
-
-
-def test_a_run_of_relative_paths_goes_on_by_itself_from_any_folder(
-    works, trained, tmp_path, monkeypatch
-):
-    run = shutil.copytree(trained / "run", tmp_path / "run")
-    (run / "result.json").unlink()
-    monkeypatch.chdir(tmp_path)
-    works("train", "--resume", "--output", "run", "--json")
+    if "with" in how:
+        assert f"had data='{trained / 'rows.jsonl'}'" in mistake(*words, "--data", other)
 
 
 def test_answers_and_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, caplog):

@@ -151,13 +151,13 @@ def test_scoring_with_text_adds_what_was_asked_and_the_right_answer(scored, tmp_
         assert (run.folder / PREDICTIONS_FILE).read_bytes() == before
         return
     first, row = lines[0], rows[0]
-    right = {"label": lambda: str(row["label"]), "score": lambda: row["score"],
-             "choice": lambda: 0}.get(run.form, lambda: ROWS[0]["response"])  # fmt: skip
-    assert first["right"] == right()
-    text = {"label": lambda: row["text"], "score": lambda: row["text"],
-            "choice": lambda: "0?\n0:  a\n1:  no\n2:  c",
-            "messages": lambda: "<|user|>0 + 0 =<e><|assistant|>"}  # fmt: skip
-    assert first["text"] == text.get(run.form, lambda: ROWS[0]["prompt"])()
+    right = row.get("label", row.get("score", ROWS[0]["response"]))
+    asked = row.get("text", ROWS[0]["prompt"])
+    if run.form == "choice":
+        asked, right = "0?\n0:  a\n1:  no\n2:  c", 0
+    elif run.form == "messages":
+        asked = "<|user|>0 + 0 =<e><|assistant|>"
+    assert (first["text"], first["right"]) == (asked, right)
     evaluate(run, file)
     assert (run.folder / PREDICTIONS_FILE).read_bytes() == before
 
@@ -173,8 +173,10 @@ def test_the_base_and_each_set_of_rows_keep_lines_of_their_own(copied, tmp_path)
         for name, start, stop in (("one", 0, 4), ("two", 4, 9))
     )
     assert read_predictions(copied.folder) == []  # it was never scored
-    for file, base in ((one, False), (two, False), (one, True), (two, False)):
-        evaluate(copied, file, base=base)
+    given = ((one, False), (two, False), (one, True), (two, False))
+    losses = [evaluate(copied, file, base=base)["loss"] for file, base in given]
+    assert losses[0] < losses[2]  # the base's own
+    assert losses[1] == losses[3]
     lines = read_predictions(copied.folder)
     names = [line["rows"] for line in lines]
     assert names == [one] * 4 + [two] * 5 + [f"{one} (base)"] * 4

@@ -146,3 +146,17 @@ def test_the_loss_of_a_step_is_the_mean_over_what_counts_in_its_rows(form, name,
         count += own
     trainer = trained(form, name, (), tmp_path, 7, 1)
     assert_close(logged(trainer, "loss")[0].float(), torch.tensor(total / count))
+
+
+@pytest.mark.parametrize("name", ["bart", "llama"])
+def test_smoothed_labels_take_their_share_of_every_token(name, tmp_path):
+    model = built("prompt", name)
+    pad = collator("prompt", byte_tokenizer(), model)
+    batch = pad([features("prompt", name, number) for number in range(7)])
+    ahead = 0 if name == "bart" else 1  # a decoder's logits are of the next token
+    labels = batch["labels"][:, ahead:]
+    log_p = model(**batch).logits[:, : labels.shape[1]].log_softmax(-1)
+    right = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    expected = -(0.9 * right + 0.1 * log_p.mean(-1))[labels != IGNORED].mean()
+    trainer = trained("prompt", name, SMOOTH, tmp_path, 7, 1)
+    assert_close(logged(trainer, "loss")[0].float(), expected.detach().float())

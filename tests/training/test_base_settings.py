@@ -94,13 +94,6 @@ def test_an_export_merges_into_the_unquantised_base_and_says_so(
     assert not getattr(config, "quantization_config", None)
 
 
-@pytest.mark.parametrize("method", ["full", "owlore_full"])
-def test_a_method_that_trains_the_base_needs_it_unquantised(place, tmp_path, method):
-    asked = recipe(place, tmp_path / "run", "quantization=nf4", method=method)
-    said = f"quantization=nf4 and method={method}, which trains"
-    refused(said, lambda: prepare_training(asked))
-
-
 @pytest.mark.parametrize(("bits", "package", "extra"), PACKAGES)
 def test_a_missing_package_is_named_with_its_extra(
     place, tmp_path, monkeypatch, bits, package, extra
@@ -125,7 +118,13 @@ def test_a_run_is_trained_and_loaded_with_the_attention_asked_for(place, tmp_pat
 
 
 REFUSED = {
-    "an unknown one": (
+    "a quantised base that would train": (
+        ("quantization=nf4",), "full", "quantization=nf4 and method=full, which trains the base",
+    ),
+    "a quantised base that would train in turns": (
+        ("quantization=nf4",), "owlore_full", "quantization=nf4 and method=owlore_full, which",
+    ),
+    "an unknown attention": (
         ("attn_implementation=sdp",), "lora", 'attn_implementation=sdp: .*"sdp"` is not supported'
     ),
     "one mask for all heads": (
@@ -143,7 +142,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_attention_that_a_part_cannot_use_is_refused_with_those_that_work(place, tmp_path, case):
+def test_what_a_method_cannot_use_is_refused_with_what_works(place, tmp_path, case):
     pairs, method, message = REFUSED[case]
     asked = recipe(place, tmp_path / "run", *pairs, method=method)
     refused(message, lambda: prepare_training(asked))

@@ -1,25 +1,23 @@
 """Choosing by likelihood: scores by hand, the shared cache beside whole sequences, training."""
 
 import json
-from functools import partial
 from itertools import chain
 
 import pytest
 import torch
 from conftest import assert_close
-from folders import byte_tokenizer, llama_folder, rows_file
+from folders import byte_tokenizer, llama_folder
 from peft import get_peft_model
 from stacks import randomise
 from trained import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
+from lorada.data.tokenize import EncodeOptions, collator, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.models.candidate_scores import (
     cached_scores,
-    log_likelihoods,
     needs_whole,
     only_last,
     sequence_scores,
@@ -56,13 +54,6 @@ def model(request, base):
     adapted = get_peft_model(base, LoradaConfig(parts=STACKS[request.param])).eval()
     randomise(adapted)
     return adapted
-
-
-def test_the_log_probability_of_a_candidate_is_the_sum_over_its_tokens():
-    logits = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]]])
-    labels = torch.tensor([[IGNORED, 1, 0]])
-    by_hand = 1 - torch.log1p(torch.tensor(1.0).exp()) + 2 - torch.log1p(torch.tensor(2.0).exp())
-    assert_close(log_likelihoods(logits, labels), by_hand[None])
 
 
 @pytest.mark.parametrize(("norm", "divisors"), [
@@ -127,40 +118,24 @@ def test_candidates_of_one_token_need_no_second_pass(model):
     assert_close(cached_scores(model, batch), sequence_scores(model, batch))
 
 
-@pytest.fixture
-def recipe(tmp_path):
-    """Makes recipes for rows with two or three candidates."""
-    llama_folder(tmp_path / "llama")
-    rows = [
-        {"prompt": "ab"[n % 2] * 4, "candidates": [" no", " yes", " so"][: 2 + n % 2],
-         "answer": n % 2}
-        for n in range(8)
-    ]  # fmt: skip
-    rows_file(tmp_path / "llama.jsonl", rows)
-    settings = ["learning_rate=1e-2", "report_to=[]", "lora.r=8", "lora.lora_dropout=0"]
-    return partial(run_recipe, settings, tmp_path, tmp_path / "run")
+CANDIDATES = [" no", " yes", " so"]
+ROW_FILES = {"llama": [{"prompt": "ab"[n % 2] * 4, "candidates": CANDIDATES[: 2 + n % 2],
+                        "answer": n % 2} for n in range(8)]}  # fmt: skip
 
 
 @pytest.mark.fp64(False)
-def test_a_run_learns_which_candidate_is_right(recipe):
-    pairs = ("max_steps=60", "training.train_sampling_strategy=group_by_length")
-    asked = recipe(*pairs, method="lorada_la")
-    trained = train(asked, quiet=True)
-    assert trained.result["form"] == "choice"
-    assert evaluate(load_run(trained.run), asked.data)["accuracy"] == 100
-
-
-@pytest.mark.fp64(False)
-def test_the_best_model_is_the_one_that_chooses_right_most_often(recipe, tmp_path):
-    data = str(tmp_path / "llama.jsonl")
-    every = ["eval_strategy=steps", "eval_steps=1", "save_steps=1", "load_best_model_at_end=true"]
-    every += ["max_steps=8", "per_device_eval_batch_size=3", "metric_for_best_model=accuracy"]
-    asked = recipe(*every, method="lora", eval_data=data)
-    history = train(asked, quiet=True).result["history"]
-    measured = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
-    assert len(measured) == 8
-    assert max(measured) > min(measured)
-    assert evaluate(load_run(tmp_path / "run"), data)["accuracy"] == pytest.approx(max(measured))
-    (last,) = (tmp_path / "run").glob("checkpoint-8")
-    state = json.loads((last / "trainer_state.json").read_text())
-    assert state["best_metric"] == pytest.approx(max(measured))  # and not a loss
+def test_a_run_learns_which_candidate_is_right_and_keeps_the_best_model(place, tmp_path):
+    data = str(place / "llama.jsonl")
+    pairs = ["learning_rate=1e-2", "report_to=[]", "lora.r=8", "lora.lora_dropout=0"]
+    pairs += ["eval_strategy=steps", "eval_steps=1", "save_steps=1", "load_best_model_at_end=true"]
+    pairs += ["max_steps=12", "per_device_eval_batch_size=3", "metric_for_best_model=accuracy"]
+    pairs += ["training.train_sampling_strategy=group_by_length"]
+    asked = run_recipe(pairs, place, tmp_path / "run", method="lorada_la", eval_data=data)
+    result = train(asked, quiet=True).result
+    assert result["form"] == "choice"
+    measured = [e["eval_accuracy"] for e in result["history"] if "eval_accuracy" in e]
+    assert len(measured) == 12
+    assert min(measured) < max(measured) == 100
+    assert evaluate(load_run(tmp_path / "run"), data)["accuracy"] == 100
+    state = json.loads((tmp_path / "run" / "checkpoint-12" / "trainer_state.json").read_text())
+    assert state["best_metric"] == 100  # and not a loss

@@ -56,10 +56,14 @@ def on(monkeypatch):
         ("cuda", "float32", "float32"),
         ("cuda", None, "float32"),
         ("xpu", "bfloat16", "mixed"),
+        ("cuda without bf16", "bfloat16", "mixed_float16"),
+        ("cuda without bf16", "float16", "mixed_float16"),
+        ("cuda without bf16", "float32", "float32"),
+        ("xpu without bf16", "bfloat16", "float32"),
     ],
 )
 def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, device, saved, dtype):
-    on(device)
+    on(device and device.split()[0], bf16=not (device and "without" in device))
     config = LlamaConfig(dtype=saved and getattr(torch, saved))
     assert recipe().dtype == "auto"
     assert with_dtype(recipe(), config).dtype == dtype
@@ -67,48 +71,41 @@ def test_auto_is_the_dtype_of_the_checkpoint_on_an_accelerator(on, recipe, devic
     assert with_dtype(recipe("use_cpu=true"), config).dtype == "float32"
 
 
-def test_a_card_without_bf16_has_fp16_with_a_scaled_loss_where_the_checkpoint_has_16_bits(
-    on, recipe, caplog, monkeypatch
-):
+LOADER = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
+
+
+def test_fp16_has_a_scaled_loss_and_needs_an_accelerator(on, recipe, caplog):
     refused(
         "dtype=mixed_float16 trains on an accelerator alone",
         lambda: arguments.training_arguments(recipe("dtype=mixed_float16")),
     )
     on("cuda", bf16=False, capability=(7, 5))
-    loader = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
-    for saved in (torch.bfloat16, torch.float16):
-        found = with_dtype(recipe(), LlamaConfig(dtype=saved))
-        assert (found.dtype, found.base_dtype, found.mixed) == ("mixed_float16", "float16", True)
+    found = with_dtype(recipe(), LlamaConfig(dtype=torch.float16))
+    assert (found.base_dtype, found.mixed) == ("float16", True)
     # The Trainer scales the loss where it is told fp16.
-    assert device_settings(found) == {**loader, "fp16": True}
+    assert device_settings(found) == {**LOADER, "fp16": True}
     assert "takes mixed_float16 on this device, which is float16 with float32" in caplog.text
-    assert with_dtype(recipe(), LlamaConfig(dtype=torch.float32)).dtype == "float32"
-    assert device_settings(recipe("dtype=float32")) == loader
-    on("xpu", bf16=False)
-    assert with_dtype(recipe(), LlamaConfig(dtype=torch.bfloat16)).dtype == "float32"
+    assert device_settings(recipe("dtype=float32")) == LOADER
 
 
 def test_the_trainer_gets_autocast_tf32_and_workers_on_an_accelerator_only(on, recipe):
     narrow = recipe("dtype=bfloat16")
     assert device_settings(narrow) == {}
     assert device_settings(recipe("dtype=mixed")) == {"bf16": True, "use_cpu": True}
-    loader = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
     on("cuda")
-    assert device_settings(narrow) == {**loader, "bf16": True, "tf32": True}
-    assert device_settings(recipe("dtype=float32")) == {**loader, "tf32": True}
-    assert device_settings(recipe("dtype=bfloat16", "fp16=true")) == {**loader, "tf32": True}
+    assert device_settings(narrow) == {**LOADER, "bf16": True, "tf32": True}
+    assert device_settings(recipe("dtype=float32")) == {**LOADER, "tf32": True}
+    assert device_settings(recipe("dtype=bfloat16", "fp16=true")) == {**LOADER, "tf32": True}
     assert device_settings(recipe("dtype=bfloat16", "use_cpu=true")) == {}
     on("xpu")
-    assert device_settings(narrow) == {**loader, "bf16": True}
+    assert device_settings(narrow) == {**LOADER, "bf16": True}
 
 
 def test_a_setting_of_the_recipe_goes_before_that_of_the_device(recipe, monkeypatch):
-    ours = {"dataloader_num_workers": 2, "dataloader_pin_memory": True}
-    monkeypatch.setattr(arguments, "device_settings", lambda given: ours)
-    args = arguments.training_arguments(recipe("dataloader_num_workers=0"))
-    assert args.dataloader_num_workers == 0
-    assert args.dataloader_pin_memory
-    assert arguments.training_arguments(recipe()).dataloader_num_workers == 2
+    monkeypatch.setattr(arguments, "device_settings", lambda given: LOADER)
+    for pairs, workers in ((("dataloader_num_workers=0",), 0), ((), 2)):
+        args = arguments.training_arguments(recipe(*pairs))
+        assert (args.dataloader_num_workers, args.dataloader_pin_memory) == (workers, True)
 
 
 def test_of_several_devices_the_first_is_taken_and_a_line_says_how_to_use_all(tmp_path, caplog):

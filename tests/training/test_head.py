@@ -13,7 +13,7 @@ from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_fil
 from paths import TESTS
 from programs import printed
 from safetensors.torch import load_file, save_file
-from trained import QUICK
+from trained import QUICK, run_recipe
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,7 +26,6 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.methods.task_head import head_modules, in_head
-from lorada.training.load_recipe import load_recipe
 from lorada.training.models.adapters import load_adapted
 from lorada.training.models.loading import load_model
 from lorada.training.train import train
@@ -50,43 +49,45 @@ def checkpoint(folder: Path, name: str) -> Path:
     return folder
 
 
+SETTINGS = [*QUICK, "max_steps=2", "save_strategy=no"]
+RUNS = {
+    **{f"{name}-trained": (name, "lora", "labels", []) for name in HEADS},
+    **{f"{name}-frozen": (name, "lora", "labels", ["train_head=false"])
+       for name in ("deberta_v2", "bert")},
+}  # fmt: skip
+
+
 def trained(model: Path, rows: Path, run: Path, *pairs: str, method: str = "lora") -> Path:
     """A run of two steps."""
-    options = {"method": method, "model": str(model), "data": str(rows), "output": str(run)}
-    settings = [*QUICK, "max_steps=2", "save_strategy=no"]
-    train(load_recipe(None, [*settings, *pairs], options), quiet=True)
-    return run
+    given = {"model": str(model), "data": str(rows), "method": method}
+    return train(run_recipe(SETTINGS, Path(), run, *pairs, **given), quiet=True).run
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory):
-    return rows_file(tmp_path_factory.mktemp("rows") / "labels.jsonl", LABELS)
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    rows_file(place / "labels.jsonl", LABELS)
+    for name in HEADS:
+        checkpoint(place / name, name)
+    return place
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, labels):
-    """A run of every architecture, and two whose head does not train."""
-    root = tmp_path_factory.mktemp("runs")
-    found = {
-        name: trained(checkpoint(root / f"model-{name}", name), labels, root / name)
-        for name in HEADS
-    }
-    for name in ("deberta_v2", "bert"):
-        frozen = root / f"{name}-frozen"
-        found[frozen.name] = trained(root / f"model-{name}", labels, frozen, "train_head=false")
-    return found
+@pytest.fixture
+def labels(place):
+    return place / "labels.jsonl"
 
 
-def test_every_process_that_loads_a_run_scores_it_the_same(runs, labels):
-    command = (sys.executable, TESTS / "score_runs.py", labels, *runs.values())
+def test_every_process_that_loads_a_run_scores_it_the_same(folder, labels):
+    runs = [folder(name) for name in RUNS]
+    command = (sys.executable, TESTS / "score_runs.py", labels, *runs)
     there = json.loads(printed(*command, OMP_NUM_THREADS="1").splitlines()[-1])
-    assert there == {str(run): evaluate(load_run(run), str(labels)) for run in runs.values()}
+    assert there == {str(run): evaluate(load_run(run), str(labels)) for run in runs}
 
 
 @pytest.mark.first
-@pytest.mark.parametrize("name", [*HEADS, "deberta_v2-frozen", "bert-frozen"])
-def test_what_a_checkpoint_lacks_of_a_head_is_saved_as_it_was_trained_or_drawn(name, runs):
-    run, head = runs[name], HEADS[name.removesuffix("-frozen")]
+@pytest.mark.parametrize("name", RUNS)
+def test_what_a_checkpoint_lacks_of_a_head_is_saved_as_it_was_trained_or_drawn(name, folder):
+    run, head = folder(name), HEADS[name.rpartition("-")[0]]
     recipe = load_run(run).recipe
     set_seed(42)
     base, drawn = load_model(recipe.model, 2)
@@ -105,20 +106,20 @@ def test_what_a_checkpoint_lacks_of_a_head_is_saved_as_it_was_trained_or_drawn(n
     )
 
 
-def test_an_adapter_without_what_its_base_lacks_is_refused(runs, tmp_path):
-    run = runs["deberta_v2"]
+def test_an_adapter_without_what_its_base_lacks_is_refused(folder, tmp_path):
+    run = folder("deberta_v2-trained")
     base, drawn = load_model(load_run(run).recipe.model, 2)
-    folder = shutil.copytree(run / "adapter", tmp_path / "adapter")
-    weights = load_file(folder / "adapter_model.safetensors")
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
     kept = {key: value for key, value in weights.items() if ".pooler." not in key}
-    save_file(kept, folder / "adapter_model.safetensors")
+    save_file(kept, adapter / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"has no pooler\.dense\.bias, nor has its model"):
-        load_adapted(base, folder, drawn)
+        load_adapted(base, adapter, drawn)
 
 
-def test_a_base_whose_head_is_drawn_has_no_scores_of_its_own(runs, labels):
+def test_a_base_whose_head_is_drawn_has_no_scores_of_its_own(folder, labels):
     with pytest.raises(ValueError, match="drawn anew at each load"):
-        evaluate(load_run(runs["bert"]), str(labels), base=True)
+        evaluate(load_run(folder("bert-trained")), str(labels), base=True)
 
 
 @pytest.fixture
@@ -197,24 +198,25 @@ def test_classes_are_in_the_order_of_the_model_or_of_numbers():
     assert class_order((), own) == ()
 
 
+SCORES = [{"text": row["text"], "score": i / 4} for i, row in enumerate(LABELS)]
+
+
 @pytest.mark.parametrize(
-    ("changes", "rows"),
+    ("was", "classes", "rows", "kind", "outputs"),
     [
-        ({"problem_type": "single_label_classification", "num_labels": 3}, "score"),
-        ({"problem_type": "regression", "num_labels": 1}, "label"),
-        ({"problem_type": "multi_label_classification", "num_labels": 2}, "label"),
+        ("single_label_classification", 3, SCORES, "regression", 1),
+        ("regression", 1, LABELS, "single_label_classification", 2),
+        ("multi_label_classification", 2, LABELS, "single_label_classification", 2),
     ],
 )
-def test_the_rows_say_what_a_head_is_for_and_not_what_it_was(changes, rows, tmp_path):
-    model = bert_folder(tmp_path / "bert", **changes)
-    made = LABELS
-    if rows == "score":
-        made = [{"text": row["text"], "score": i / 4} for i, row in enumerate(LABELS)]
-    run = trained(model, rows_file(tmp_path / "rows.jsonl", made), tmp_path / "run")
-    loaded = load_run(run)
-    wanted = {"score": ("regression", 1), "label": ("single_label_classification", 2)}[rows]
-    assert (loaded.model.config.problem_type, loaded.model.config.num_labels) == wanted
-    assert loaded.model.get_base_model().classifier.out_features == wanted[1]
+def test_the_rows_say_what_a_head_is_for_and_not_what_it_was(
+    was, classes, rows, kind, outputs, tmp_path
+):
+    model = bert_folder(tmp_path / "bert", problem_type=was, num_labels=classes)
+    run = trained(model, rows_file(tmp_path / "rows.jsonl", rows), tmp_path / "run")
+    loaded = load_run(run).model
+    assert (loaded.config.problem_type, loaded.config.num_labels) == (kind, outputs)
+    assert loaded.get_base_model().classifier.out_features == outputs
 
 
 def test_an_answer_is_the_same_where_config_and_tokenizer_name_other_pads(tmp_path):

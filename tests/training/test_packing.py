@@ -1,10 +1,12 @@
 """Packed training rows: which share a sequence, and that each trains as it would alone."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import TINY, assert_close
 from datasets import Dataset
-from folders import byte_tokenizer, llama_folder, refused, rows_file
+from folders import byte_tokenizer, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
@@ -83,31 +85,29 @@ def test_a_model_that_would_mix_rows_is_refused(monkeypatch):
     refused("see each other", lambda: refuse_mixing(model, 2))
 
 
-def recipe(tmp_path, *overrides, rows=ROWS, method="lorada_la"):
-    llama_folder(tmp_path / "llama")
-    rows_file(tmp_path / "llama.jsonl", rows)
-    settings = ["packing=true", "max_length=24", "max_steps=2", "report_to=[]", *overrides]
-    return run_recipe(settings, tmp_path, tmp_path / "run", method=method)
+SETTINGS = ["packing=true", "max_length=24", "max_steps=2", "report_to=[]"]
+recipe = partial(run_recipe, SETTINGS, rows="few")
+CHOICE = {"prompt": "a", "candidates": [" b", " c"], "answer": 0}
+ROW_FILES = {"few": ROWS, "choices": [CHOICE] * 4}
 
 
-def test_a_recipe_trains_on_as_many_sequences_as_its_rows_fill(tmp_path):
+def test_a_recipe_trains_on_as_many_sequences_as_its_rows_fill(place, tmp_path):
     sequences = len(pack(dataset(), ROOM))
     assert sequences < len(ROWS)
     once = ("max_steps=-1", "num_train_epochs=1", "per_device_train_batch_size=1")
-    held_out = (f"eval_data={tmp_path / 'llama.jsonl'}", "eval_strategy=epoch")
-    result = train(recipe(tmp_path, *once, *held_out), quiet=True).result
+    held_out = (f"eval_data={place / 'few.jsonl'}", "eval_strategy=epoch")
+    asked = recipe(place, tmp_path / "run", *once, *held_out, method="lorada_la")
+    result = train(asked, quiet=True).result
     assert result["steps"] == sequences
     assert any("eval_loss" in entry for entry in result["history"])
 
 
-CHOICE = {"prompt": "a", "candidates": [" b", " c"], "answer": 0}
-
-
-@pytest.mark.parametrize(("pairs", "options", "message"), [
-    ([], {"rows": [CHOICE] * 4, "method": "lora"}, "form 'choice'"),
-    ([], {"method": "longlora"}, "LongLoRA"),
-    (["training.torch_compile=true"], {}, "torch_compile=true: in a compiled model"),
+@pytest.mark.parametrize(("method", "rows", "pairs", "message"), [
+    ("lora", "choices", [], "form 'choice'"),
+    ("longlora", "few", [], "LongLoRA"),
+    ("lorada_la", "few", ["training.torch_compile=true"], "torch_compile=true: in a comp"),
 ])  # fmt: skip
-def test_what_cannot_be_packed_is_refused(pairs, options, message, tmp_path):
-    refused(message, lambda: train(recipe(tmp_path, *pairs, **options), quiet=True))
+def test_what_cannot_be_packed_is_refused(place, tmp_path, method, rows, pairs, message):
+    asked = recipe(place, tmp_path / "run", *pairs, method=method, rows=rows)
+    refused(message, lambda: train(asked, quiet=True))
     assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -5,11 +5,9 @@ import re
 import shutil
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import assert_close
 from folders import (
     ROWS,
@@ -155,9 +153,6 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     other = recipe(place, cut, *pairs, "pooling=cls", method=method)
     (cut / "result.json").unlink()
     refused("the run to resume had pooling='mean', not 'cls'", lambda: train(other, resume=True))
-    if method == "lora":
-        scaled = recipe(place, cut, *pairs, "lora.lora_alpha=3", method=method)
-        refused("the run to resume had parts=", lambda: train(scaled, resume=True))
 
 
 def test_an_adapter_to_start_from_keeps_its_pooling(folder, place, tmp_path):
@@ -179,21 +174,14 @@ def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(els
         assert_close(torch.tensor(found), expected)
 
 
-def changed(run: Path, target: Path, **settings) -> Path:
-    copy = shutil.copytree(run, target)
-    path = copy / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **settings}))
-    return copy
-
-
 @pytest.mark.parametrize("name", ["bert-lora", "bert-full"])
 def test_a_recipe_with_another_pooling_than_the_weights_is_refused(name, folder, tmp_path):
-    for i, pooling in enumerate((None, "cls")):
-        copy = changed(folder(name), tmp_path / f"{i}", pooling=pooling)
-        refused(
-            "was trained with pooling=mean, and the recipe has|holds an adapter beside its base",
-            lambda copy=copy: load_run(copy),
-        )
+    copy = shutil.copytree(folder(name), tmp_path / "run")
+    recipe = (copy / "recipe.yaml").read_text()
+    said = "was trained with pooling=mean, and the recipe has|holds an adapter beside its base"
+    for pooling in ("null", "cls"):
+        (copy / "recipe.yaml").write_text(recipe.replace("pooling: mean", f"pooling: {pooling}"))
+        refused(said, lambda: load_run(copy))
 
 
 def test_a_pooling_from_nowhere_is_refused(folder, place, tmp_path):

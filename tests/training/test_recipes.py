@@ -56,28 +56,16 @@ def test_overrides_win_over_options_and_options_over_the_file(tmp_path):
     assert (recipe.model, recipe.output, recipe.parts["lora"]["r"]) == ("a/b", "three", 5)
 
 
-def test_values_take_the_type_of_their_field():
-    recipe = load("learning_rate=1e-3", "lmam.inverse_scale=255", "save_strategy=no", "bf16=no")
-    assert recipe.training["learning_rate"] == 1e-3
-    assert recipe.parts["lmam"]["inverse_scale"] == 255
-    assert recipe.training["save_strategy"] == "no"
+def test_values_take_the_type_of_their_field_which_a_bare_key_finds_by_its_name():
+    recipe = load("learning_rate=1e-3", "inverse_scale=255", "r=3", "save_strategy=no", "bf16=no")
+    assert recipe.parts == {"lmam": {"inverse_scale": 255}, "lora": {"r": 3}}
+    assert recipe.training == {"learning_rate": 1e-3, "save_strategy": "no", "bf16": False}
     assert recipe.training["bf16"] is False
-
-
-def test_a_bare_key_finds_the_one_field_of_that_name():
-    recipe = load("length=64", "r=3", "gradient_accumulation_steps=2")
-    assert recipe.parts == {"lmam": {"length": 64}, "lora": {"r": 3}}
-    assert recipe.training == {"gradient_accumulation_steps": 2}
 
 
 @pytest.mark.parametrize("key", ["output_dir", "resume_from_checkpoint"])
 def test_what_the_run_itself_decides_cannot_be_overridden(key):
     refused("unknown setting of training", lambda: load(f"training.{key}=x"))
-
-
-def test_what_training_arguments_refuse_is_one_line():
-    both = load("training.fp16=true", "training.bf16=true")
-    refused("TrainingArguments: ", lambda: training_arguments(both))
 
 
 def test_a_recipe_without_a_model_or_an_output_says_so():
@@ -126,36 +114,32 @@ def foreign(run, tmp_path):
     return folder, marker
 
 
+# A command, and whether its user says that code may run.
 COMMANDS = {
-    "train --resume": ["train", "--resume", "--output", "RUN"],
-    "evaluate": ["evaluate", "RUN", "--data", "ROWS"],
-    "export": ["export", "RUN", "NEW"],
-}
+    "train --resume": (["train", "--resume", "--output", "RUN"], False),
+    "evaluate": (["evaluate", "RUN", "--data", "ROWS"], False),
+    "export": (["export", "RUN", "NEW"], False),
+    "train with a setting": (
+        ["train", "trust_remote_code=true", "--resume", "--output", "RUN"], True
+    ),
+    "train with an option": (["train", "--trust-remote-code", "--resume", "--output", "RUN"], True),
+    "generate": (["generate", "--trust-remote-code", "--prompt", "a", "RUN"], True),
+}  # fmt: skip
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_runs_the_code_of_a_model_that_a_recipe_names(command, foreign, place, mistake):
-    folder, marker = foreign
-    if command == "train --resume":
-        (folder / "result.json").unlink()
-    names = {"RUN": folder, "NEW": folder.parent / "new", "ROWS": place / "rows.jsonl"}
-    line = mistake(*[names.get(word, word) for word in COMMANDS[command]])
-    if command == "train --resume":
-        assert "trust_remote_code=True, and code of a model's repository runs only if" in line
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("words", [
-    ["train", "trust_remote_code=true", "--resume", "--output"],
-    ["train", "--trust-remote-code", "--resume", "--output"],
-    ["generate", "--trust-remote-code", "--prompt", "a"],
-])  # fmt: skip
-def test_code_runs_where_the_user_says_so_now(words, foreign, call):
-    folder, marker = foreign
+def test_code_of_a_model_that_a_recipe_names_runs_only_where_the_user_says_so(
+    command, foreign, place, call, mistake
+):
+    (folder, marker), (words, told) = foreign, COMMANDS[command]
     if words[0] == "train":
         (folder / "result.json").unlink()
-    call(*words, folder)
-    assert marker.exists()
+    names = {"RUN": folder, "NEW": folder.parent / "new", "ROWS": place / "rows.jsonl"}
+    said = (call if told else mistake)(*[names.get(word, word) for word in words])
+    assert marker.exists() == told
+    if command == "train --resume":
+        assert "trust_remote_code=True, and code of a model's repository runs only if" in said
 
 
 def test_a_file_cannot_switch_remote_code_on_and_the_command_can(tmp_path):
@@ -213,8 +197,8 @@ def test_a_saved_recipe_loads_as_it_was_with_lists_of_one_object_written_out(tmp
 
 def test_dates_are_texts_and_numbers_need_no_point():
     assert load("output=2024-01-01").output == "2024-01-01"
-    warmed = load("training.lr_scheduler_kwargs={min_lr: 1e-5}", "lr_scheduler_type=cosine")
-    assert warmed.training["lr_scheduler_kwargs"] == {"min_lr": 1e-5}
+    warmed = training_arguments(load(SCHEDULE, "training.lr_scheduler_kwargs={min_lr: 1e-5}"))
+    assert warmed.lr_scheduler_kwargs == {"min_lr": 1e-5}
 
 
 @pytest.mark.parametrize(
@@ -233,20 +217,21 @@ def test_half_a_character_is_refused_before_it_cannot_be_written():
     refused_recipe(r"output='\\udc80' is not UTF-8 text", output="\udc80")
 
 
-SCHEDULES = {
-    "unknown": ("cosine", "{bogus: 1}", "bogus"),
-    "a text": ("cosine", "{num_cycles: x}", ""),
-    "missing": ("cosine_with_min_lr", "{num_cycles: 1}", "min_lr"),
-}
+SCHEDULE = "lr_scheduler_type=cosine_with_min_lr"
+REFUSED = {
+    "two precisions": (("training.fp16=true", "training.bf16=true"), ""),
+    "an unknown setting of a schedule": (("lr_scheduler_kwargs={bogus: 1}",), "bogus"),
+    "a text for a number": (
+        ("lr_scheduler_type=cosine", "lr_scheduler_kwargs={num_cycles: x}"), ""
+    ),
+    "what a schedule needs": ((SCHEDULE, "lr_scheduler_kwargs={num_cycles: 1}"), "min_lr"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SCHEDULES)
-def test_an_argument_that_a_schedule_lacks_is_known_before_training(case):
-    name, given, message = SCHEDULES[case]
-    recipe = load(f"lr_scheduler_type={name}", f"lr_scheduler_kwargs={given}")
-    refused(f"TrainingArguments: .*{message}", lambda: training_arguments(recipe))
-    good = load("lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs={min_lr: 1e-5}")
-    assert training_arguments(good).lr_scheduler_kwargs == {"min_lr": 1e-5}
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_training_arguments_refuse_is_known_before_training(case):
+    pairs, message = REFUSED[case]
+    refused(f"TrainingArguments: .*{message}", lambda: training_arguments(load(*pairs)))
 
 
 def test_a_token_is_used_and_stored_nowhere(run):

@@ -10,13 +10,12 @@ from architectures import ARCHITECTURES
 from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_file
 from programs import printed
 from safetensors.torch import load_file
-from trained import QUICK, assert_same, before_its_end
+from trained import QUICK, assert_same, before_its_end, run_recipe
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.runs.result import read_result
-from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
 WORDS = ("awful", "poor", "fair", "good", "great")
@@ -57,14 +56,11 @@ def place(tmp_path_factory):
     return place
 
 
-def recipe(place: Path, case: str, unit: str, *pairs: str, output: str = "", **options: str):
+def recipe(place: Path, case: str, unit: str, *pairs: str, output: object = "", **options: str):
     model, method, _ = CASES[case]
-    rows = str(place / f"{unit}.jsonl")
-    given = {
-        "model": str(place / model), "method": method, "data": rows, "eval_data": rows,
-        "output": str(place / (output or f"{case} {unit}")), **options,
-    }  # fmt: skip
-    return load_recipe(None, [*SETTINGS, *pairs], given)
+    given = {"model": model, "rows": unit, "method": method, **options}
+    given["eval_data"] = str(place / f"{unit}.jsonl")
+    return run_recipe(SETTINGS, place, place / (output or f"{case} {unit}"), *pairs, **given)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +105,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("case", ["bert-lora", "roberta-lora", "bert-full", "llama-lora"])
+@pytest.mark.parametrize("case", CASES)
 def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, tmp_path, case):
     folder = run(case, CASES[case][2])
     export(folder, tmp_path / "model")
@@ -129,7 +125,7 @@ def test_a_run_that_was_resumed_is_the_same(run, place, tmp_path, case):
     begun = before_its_end(whole, tmp_path / "begun")
     (checkpoint,) = begun.glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-40"
-    asked = recipe(place, case, CASES[case][2]).model_copy(update={"output": str(begun)})
+    asked = recipe(place, case, CASES[case][2], output=begun)
     assert train(asked, quiet=True, resume=True).result["resumed_from"] == checkpoint.name
     assert_same(weights_of(begun), weights_of(whole))
 
@@ -142,11 +138,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_the_best_checkpoint_is_loaded_with_its_own_head(place, tmp_path):
     pairs = ("load_best_model_at_end=true", "eval_steps=10", "save_steps=10", "max_steps=30")
-    asked = recipe(place, "bert-lora", "1500 to 5500", *pairs).model_copy(
-        update={"output": str(tmp_path / "run")}
-    )
-    result = train(asked, quiet=True).result
-    best = min(entry["eval_loss"] for entry in result["history"] if "eval_loss" in entry)
+    asked = recipe(place, "bert-lora", "1500 to 5500", *pairs, output=tmp_path / "run")
+    history = train(asked, quiet=True).result["history"]
+    best = min(entry["eval_loss"] for entry in history if "eval_loss" in entry)
     found = evaluate(load_run(tmp_path / "run"))
     assert found["loss"] == pytest.approx(best * 2e6, rel=1e-3)
 
@@ -161,8 +155,8 @@ def test_a_run_that_starts_from_another_begins_where_that_ended(run, place, tmp_
     else:
         changed = {"from_adapter": str(before / "adapter")}
     slow = ("max_steps=1", "learning_rate=1e-9")
-    asked = recipe(place, case, CASES[case][2], *slow, **changed)
-    train(asked.model_copy(update={"output": str(tmp_path / "again")}), quiet=True)
+    asked = recipe(place, case, CASES[case][2], *slow, output=tmp_path / "again", **changed)
+    train(asked, quiet=True)
     again, first = evaluate(load_run(tmp_path / "again")), evaluate(load_run(before))
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-3)
 

@@ -1,6 +1,7 @@
 """Training runs on tiny local models: what is written, resumed, stopped and refused."""
 
 import json
+import os
 import signal
 import time
 from functools import partial
@@ -16,12 +17,13 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
+from lorada.runs.folder import locked
 from lorada.runs.result import read_result
 from lorada.training.train import train
 
 recipe = partial(run_recipe, [*QUICK, "logging_steps=2"], rows="rows", method="lorada_la")
 CHOICES = [{"prompt": row["prompt"], "candidates": [" 0", " 1"], "answer": 0} for row in ROWS]
-ROW_FILES = {"choices": CHOICES}
+ROW_FILES = {"choices": CHOICES, "single": [{"text": "a", "label": "x"}] * 4}
 
 
 def test_a_run_leaves_an_adapter_that_peft_loads_a_card_and_a_result(place, tmp_path):
@@ -107,6 +109,9 @@ def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
 
 def test_a_folder_that_holds_a_run_is_left_alone_unless_overwrite_is_said(place, tmp_path):
     again = recipe(place, tmp_path / "run", "max_steps=2")
+    with locked(tmp_path / "run"):
+        refused(f"run is being trained by process {os.getpid()}: ", lambda: train(again))
+    assert not (tmp_path / "run").exists()
     run = train(again, quiet=True).run
     (run / "notes.txt").write_text("mine")
     before = (run / "result.json").read_bytes()
@@ -215,15 +220,6 @@ def test_the_rate_of_maps_may_be_a_multiple_of_the_others(place, tmp_path):
     assert any(not torch.equal(found[0][key], found[2][key]) for key in found[0])
 
 
-def test_the_base_is_scored_with_the_adapter_switched_off(place, tmp_path):
-    train(recipe(place, tmp_path / "run", "max_steps=6", "learning_rate=1e-2"), quiet=True)
-    run, data = load_run(tmp_path / "run"), str(place / "rows.jsonl")
-    ours, base = evaluate(run, data), evaluate(run, data, base=True)
-    assert ours["loss"] < base["loss"]
-    assert evaluate(run, data) == ours
-    assert set(read_result(tmp_path / "run")["metrics"]) == {data, f"{data} (base)"}
-
-
 def test_a_classifier_trains_on_labelled_texts(place, tmp_path):
     rows = [{"text": f"{i % 2} is here", "label": ["no", "yes"][i % 2]} for i in range(24)]
     texts = str(rows_file(tmp_path / "texts.jsonl", rows))
@@ -237,15 +233,38 @@ def test_a_classifier_trains_on_labelled_texts(place, tmp_path):
     refused("'maybe'; training knew no, yes", lambda: evaluate(run, str(other)))
 
 
-def test_a_head_that_is_not_there_cannot_stay_as_it_was_drawn(place, tmp_path):
-    asked = recipe(place, tmp_path / "run", "train_head=false")
-    refused("puts no head on a model", lambda: train(asked, quiet=True))
+SMOOTH = "label_smoothing_factor=0.1"
+NO_LABELS = f"training.{SMOOTH} is for classes and texts"
+# Model, rows, settings, and what is said.
+REFUSED = {
+    "no epoch": ("llama", "rows", "num_train_epochs=0", "num_train_epochs=0 must be above 0"),
+    "no step": ("llama", "rows", "max_steps=-3", "max_steps=-3 must be above 0"),
+    "no batch": (
+        "llama", "rows", "dataloader_drop_last=true per_device_train_batch_size=64",
+        "leaves no batch of 36 rows",
+    ),
+    "a head that is not there": ("llama", "rows", "train_head=false", "puts no head on a model"),
+    "a response of an encoder": (
+        "bert", "rows", "", "prompt rows, which are not for an encoder: take rows with text and"
+    ),
+    "a single label": ("bert", "single", "", "only the label 'x'"),
+    "held-out rows of another form": (
+        "llama", "rows", "eval_data={}/single.jsonl eval_strategy=steps",
+        "has label rows; this run has learned prompt rows",
+    ),
+    "smoothed choices": ("llama", "choices", SMOOTH, NO_LABELS),
+    "smoothed scores": ("bert", "scores", SMOOTH, NO_LABELS),
+}  # fmt: skip
 
 
-def test_an_encoder_cannot_be_asked_for_a_response(place, tmp_path):
-    asked = recipe(place, tmp_path / "run", model="bert", method="lmam")
-    said = "prompt rows, which are not for an encoder: take rows with text and label, or a decoder"
-    refused(said, lambda: train(asked, quiet=True))
+@pytest.mark.first
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(place, tmp_path, case):
+    model, rows, pairs, message = REFUSED[case]
+    pairs = pairs.format(place).split()
+    asked = recipe(place, tmp_path / "run", *pairs, model=model, rows=rows, method="lora")
+    refused(message, lambda: train(asked, quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_max_length_never_exceeds_the_models_context(place, tmp_path, caplog):

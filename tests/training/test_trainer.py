@@ -19,11 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import printed
 from test_processes import TORCHRUN
-from trained import PressCtrlC
+from trained import QUICK, PressCtrlC, run_recipe
 
 from lorada.data.tokenize import collator
 from lorada.training import train as training
-from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 from lorada.training.trainer import _GroupedByLength
 
@@ -98,14 +97,11 @@ def main(llama, folder, stop=None):
         return note
 
     training.collator = noting
-    asked = load_recipe(
-        None,
-        ["num_train_epochs=2", "dtype=float64", "lora_dropout=0", "per_device_train_batch_size=3",
-         "training.train_sampling_strategy=group_by_length", "max_length=32", "logging_steps=1",
-         "report_to=[]"],
-        {"method": "lora", "model": llama, "data": str(rows_file(folder / "rows.jsonl", ROWS)),
-         "output": str(folder / "run")},
-    )  # fmt: skip
+    rows_file(folder / "rows.jsonl", ROWS)
+    own = ["num_train_epochs=2", "dtype=float64", "lora_dropout=0", "per_device_train_batch_size=3"]
+    own += ["training.train_sampling_strategy=group_by_length"]
+    given = {"model": llama, "rows": "rows", "method": "lora"}
+    asked = run_recipe([*QUICK, *own], folder, folder / "run", **given)
     callbacks = [] if stop is None else [PressCtrlC(int(stop))]
     resume = (folder / "run" / "recipe.yaml").is_file()
     result = train(asked, resume=resume, quiet=True, callbacks=callbacks).result
