@@ -8,6 +8,7 @@ import pytest
 from folders import TURNS, bart_folder, llama_folder, rows_file
 from servers import Process
 from trained import train_once
+from transformers import GenerationConfig
 
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
@@ -25,6 +26,8 @@ QUESTION = "1 + 1 ="
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("served runs")
     llama_folder(place / "llama", max_position_embeddings=512)
+    draws = GenerationConfig(do_sample=True, temperature=0.9, eos_token_id=2)
+    draws.save_pretrained(place / "llama")
     bart_folder(place / "bart")
     rows_file(place / "rows.jsonl")
     rows_file(place / "turns.jsonl", TURNS)
@@ -35,7 +38,7 @@ def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
     run = folder("talk")
     expected = generate(load_run(run), [QUESTION])[0]
     turns = {"model": "talk", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 9}
-    written = run / "served" / "talk" / "model.safetensors"
+    written = run / ".served" / "talk" / "model.safetensors"
     times = []
     for _ in range(2):
         server = Process(run)
@@ -44,6 +47,9 @@ def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
             (choice,) = server.asked("/v1/chat/completions", turns)["choices"]
             assert choice["message"]["content"] == expected
             stream = server.asked("/v1/chat/completions", {**turns, "stream": True})
+            hot = {"model": "talk", "prompt": QUESTION, "max_tokens": 40, "temperature": 1.5}
+            each = [server.asked("/v1/completions", hot)["choices"][0]["text"] for _ in range(3)]
+            assert len(set(each)) > 1
         finally:
             server.end()
         parts = [json.loads(line) for line in re.findall(r"data: ({.*})", stream)]

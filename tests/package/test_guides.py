@@ -33,7 +33,7 @@ WRITES = {
     "guides/share": "runs/shared/adapter/README.md",
     "compare": "comparison/report.html",
     "explore": "explanation.html",
-    "serve": "runs/adder/served/adder/config.json",
+    "serve": "runs/adder/.served/adder/config.json",
 }
 
 

@@ -332,7 +332,8 @@ def become(command: list[str], folder: Path | None = None) -> None:
     program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
     if program is None:
         raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
-    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH"))))
+    own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join((str(SITE), *map(os.path.abspath, own)))
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts
         signal.signal(number, signal.SIG_DFL)
     if folder is not None:

@@ -425,5 +425,6 @@ def _indices(row: Row) -> list[int | None]:
     answer = answer.strip()
     letter = string.ascii_uppercase.find(answer.upper()) if len(answer) == 1 else -1
     number = int(answer) if answer.isdecimal() else -1
-    by_text = texts.index(answer) if answer in texts else -1
+    texts_of = (texts.index(one) for one in (answer, answer.lstrip("0") or "0") if one in texts)
+    by_text = next(texts_of, -1)
     return [index if index in known else None for index in (by_text, letter, number)]

@@ -119,8 +119,9 @@ def _as_json(row: Row) -> Row:
     """
     return {
         name: json.loads(json.dumps(value, default=str), object_hook=_without_nulls)
+        if not isinstance(value, bytes) else value  # which is refused where a text has to be
         for name, value in row.items()
-    }
+    }  # fmt: skip
 
 
 def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +161,13 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not Parquet: {str(error).splitlines()[0]}") from error
+    _refuse_twice(path, table.column_names)
     return [_as_json(row) for row in table.to_pylist()]
+
+
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise ValueError(f"{path} has two columns {twice[0]!r}: rename one or leave it out")
 
 
 def _json_rows(path: Path, text: str) -> list[Row]:
@@ -210,9 +217,7 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
     try:
-        names = [*(reader.fieldnames or ())]
-        if twice := [name for name in names if name and names.count(name) > 1]:
-            raise ValueError(f"{path} has two columns {twice[0]!r}: rename one or leave it out")
+        _refuse_twice(path, [*(reader.fieldnames or ())])
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(

@@ -37,8 +37,11 @@ def stream(run: Run, prompt: str, show: Show, max_new_tokens: int | None = None)
     def watch(ids: Tensor) -> None:
         nonlocal shown
         text = run.tokenizer.decode(ids[0, begin:], skip_special_tokens=True)
-        # The last character may be cut yet, and some tokenizers take back what they gave before.
-        if beams == 1 and text.startswith(shown) and not text.endswith("\ufffd"):
+        # The last character may be cut yet: bytes that follow may change those before. And some
+        # tokenizers take back what they gave before.
+        cut = run.tokenizer.convert_ids_to_tokens(int(ids[0, -1])).startswith("<0x")
+        cut = cut or text.endswith("\ufffd")
+        if beams == 1 and text.startswith(shown) and not cut:
             new, shown = text[len(shown) :], text
             show(new)
 

@@ -7,6 +7,7 @@ transformers loads too once lorada has been imported. A graph has all parts in i
 
 import io
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,17 +49,24 @@ from lorada.tuners.stack.stack import refuse_without_peft_model
 logger = logging.getLogger(__name__)
 
 Inputs = dict[str, Tensor]
+NEARLY_GREEDY = 1e-4  # a temperature
 # The texts that a licence may ask to pass on with the weights.
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def export(
+    folder: Path, target: Path, *, trust_remote_code: bool = False, served: bool = False
+) -> dict[str, Any]:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder; if an error ends the export, it is not there, or empty.
-    Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
+    ``served`` makes one of which ``transformers serve`` takes the likeliest tokens. Returned are
+    ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
     run = _to_export(folder, trust_remote_code)
+    if served:  # it draws where the config says so, then by the temperature of a request if any
+        settings: Any = run.model.generation_config
+        settings.update(do_sample=True, temperature=NEARLY_GREEDY)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
         refuse_without_peft_model(model.peft_config["default"].parts)
@@ -73,33 +81,45 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
 
 
 def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
-    """The export of a finished run that ``transformers serve`` loads: ``RUN/served/NAME``.
+    """The export of a finished run that ``transformers serve`` loads, by the name of its folder.
 
-    It is written at the first call. Its name is that of the run's folder.
+    It is written at the first call, into the run.
     """
-    recipe = finished_run(folder)
-    if kind_of(load_config(recipe.model, trust_remote_code=trust_remote_code)) != "decoder":
+    recipe, place = finished_run(folder), folder.resolve() / SERVED
+    config = load_config(recipe.model, trust_remote_code=trust_remote_code)
+    if kind_of(config) != "decoder":
         raise ValueError(
             f"{recipe.model} is no decoder, and transformers' server answers with those alone: "
             "lorada generate and lorada predict answer with it"
         )
-    target = folder.resolve() / SERVED / folder.resolve().name
-    if not target.is_dir():
-        with one_at_a_time(target):
-            if not target.is_dir():
-                export(folder, target, trust_remote_code=trust_remote_code)
-    return target
+    _refuse_quantised(recipe.model, config)
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        other = f"lorada export {folder} DIR, then lorada run transformers serve DIR"
+        raise OSError(f"{place} cannot be written ({error.strerror}): {other}") from error
+    with one_at_a_time(place / "model"):
+        if not (place / "model").is_dir():
+            export(folder, place / "model", trust_remote_code=trust_remote_code, served=True)
+    named = place / Path(os.path.abspath(folder)).name  # a link to a run has a name of its own
+    if not named.exists():
+        named.symlink_to("model")
+    return named
+
+
+def _refuse_quantised(model: str, config: Any) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{model} is quantised, and merging would round its weights again: train "
+            "on the same model unquantised, or load base and adapter as they are"
+        )
 
 
 def _to_export(folder: Path, trust_remote_code: bool) -> Run:
     """Load the finished run; write its classes, and what ends a text, into its base's configs."""
     run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
-    if getattr(base.config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"{run.recipe.model} is quantised, and merging would round its weights again: train "
-            "on the same model unquantised, or load base and adapter as they are"
-        )
+    _refuse_quantised(run.recipe.model, base.config)
     if run.labels:
         base.config.id2label = dict(enumerate(run.labels))
         base.config.label2id = {label: i for i, label in enumerate(run.labels)}

@@ -26,7 +26,7 @@ from lorada.support.processes import process_count
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lorada.lock"
-SERVED = "served"  # holds the export that ``lorada serve`` has written
+SERVED = ".served"  # holds the export that ``lorada serve`` has written
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 RUN_FILES = (
     RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "adapter", "model", SERVED, "runs",
