@@ -9,11 +9,20 @@ import test_device_settings
 import torch
 from conftest import assert_close
 from folders import ROWS, llama_folder, rows_file
+from peft import get_peft_model
 from trained import QUICK
-from transformers import LlamaConfig, TrainerCallback
+from transformers import (
+    BartConfig,
+    BltConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MusicgenDecoderConfig,
+    TrainerCallback,
+)
 
 from lorada.methods import meta_model
-from lorada.training.arguments import recomputes
+from lorada.methods.build import build_method
+from lorada.training.arguments import KEPT, recomputes
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
@@ -79,6 +88,33 @@ def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
     check_same(asked, "dtype=bfloat16", same=partial(torch.testing.assert_close, rtol=0, atol=0))
 
 
+@pytest.mark.parametrize(("dtype", "kept"), zip((torch.bfloat16, torch.float32), KEPT, strict=True))
+def test_auto_reckons_with_what_torch_keeps_of_a_layer(dtype, kept):
+    width, layers, ids = 256, 4, torch.arange(512).view(2, 256) % 64
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=896, num_hidden_layers=layers, vocab_size=64,
+        num_attention_heads=8, num_key_value_heads=2,
+    )  # fmt: skip
+    base = LlamaForCausalLM(config).to(dtype)
+    model = get_peft_model(base, build_method("lora+lmam", config).config)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    saved = {}  # address → the tensor, which is held so that no other gets its address
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+    ):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert 0.8 * kept < found / (ids.numel() * layers * width) < kept
+
+
 # 1e9 parameters: 2 GiB of weights in 16 bits, 4 in fp32.
 LARGE = LlamaConfig(
     hidden_size=2048, intermediate_size=8192, num_hidden_layers=14, max_position_embeddings=4096
@@ -99,26 +135,28 @@ def card(on, monkeypatch):
     return set_card
 
 
-# A row of 4096 tokens in 14 layers of width 2048 keeps 3.7 GiB in 16 bits.
+# A row of 4096 tokens in 14 layers of width 2048 keeps 9.8 GiB in 16 bits.
 @pytest.mark.parametrize(
-    ("device", "settings", "about"),
+    ("device", "settings", "more", "about"),
     [
-        (None, "max_length=4096", None),
-        ("mps", "max_length=4096", None),
-        ("cuda", "dtype=mixed", None),  # 8 rows of 512 tokens, 6 GiB
-        ("cuda", "dtype=mixed max_length=4096", 32),
-        ("xpu", "dtype=mixed max_length=4096", 32),
-        ("cuda", "dtype=mixed max_length=4096 per_device_train_batch_size=2", None),
-        ("cuda", "dtype=float32 max_length=2048", 34),
-        ("cuda", "dtype=mixed max_length=99999", 32),  # the context ends at 4096
+        (None, "max_length=4096", {}, None),
+        ("mps", "max_length=4096", {}, None),
+        ("cuda", "dtype=mixed max_length=512", {}, None),  # 8 rows of 512 tokens, 12 GiB
+        ("cuda", "dtype=mixed max_length=512", {"sequences": 2}, 22),
+        ("cuda", "dtype=mixed max_length=512", {"whole": True}, 26),
+        ("cuda", "dtype=mixed max_length=4096", {}, 81),
+        ("xpu", "dtype=mixed max_length=4096", {}, 81),
+        ("cuda", "dtype=mixed max_length=4096 per_device_train_batch_size=1", {}, None),
+        ("cuda", "dtype=float32 max_length=2048", {}, 59),
+        ("cuda", "dtype=mixed max_length=99999", {}, 81),  # the context ends at 4096
     ],
 )
 def test_auto_takes_full_where_a_step_would_hardly_fit_and_says_so(
-    asked, card, caplog, device, settings, about
+    asked, card, caplog, device, settings, more, about
 ):
     card(device)
     settings = ["per_device_train_batch_size=8", *settings.split()]
-    assert recomputes(asked("auto", *settings), LARGE) == (about is not None)
+    assert recomputes(asked("auto", *settings), LARGE, **more) == (about is not None)
     said = (
         f"activation_checkpointing=auto takes full, as weights and activations of a step would "
         f"be about {about} of the 24 GiB here: off is faster where they fit"
@@ -126,6 +164,19 @@ def test_auto_takes_full_where_a_step_would_hardly_fit_and_says_so(
     assert caplog.messages == ([] if about is None else [said])
     assert recomputes(asked("full"), LARGE)
     assert not recomputes(asked("off", *settings), LARGE)
+
+
+@pytest.mark.parametrize("make", [BartConfig, MusicgenDecoderConfig, BltConfig])
+def test_auto_knows_both_halves_of_a_model_and_leaves_alone_what_it_does_not_know(
+    asked, card, make
+):
+    config = (
+        make(d_model=1024, encoder_layers=6, decoder_layers=6) if make is BartConfig else make()
+    )
+    card("cuda", gib=8)
+    settings = ("dtype=mixed", "max_length=1024", "per_device_train_batch_size=8")
+    found = recomputes(asked("auto", *settings), config)
+    assert found == (make is BartConfig)  # 9 GiB
 
 
 def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, card, llama, monkeypatch):

@@ -126,7 +126,7 @@ def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
     run = train(recipe(), quiet=True).run
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stored["dtype"], stored["activation_checkpointing"]) == ("float32", "off")
-    monkeypatch.setattr(training, "recomputes", lambda *args: True)
+    monkeypatch.setattr(training, "recomputes", lambda *args, **kwargs: True)
     train(recipe("dtype=bfloat16"), quiet=True, overwrite=True)
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stored["dtype"], stored["activation_checkpointing"]) == ("bfloat16", "full")

@@ -204,6 +204,9 @@ def serve(
     """Serve a finished run to OpenAI's clients, by transformers' server."""
     from lorada.runs.folder import writer
 
+    more = [*(options or ()), *(["--trust-remote-code"] if remote else [])]
+    if str(run).startswith("-") or not all(word.startswith("-") for word in more[:1]):
+        raise ValueError("give one run, then options of transformers: lorada serve RUN --port 8001")
     recipe = writer(run)
     with needs_extra("serve"):
         for package in ("fastapi", "openai", "uvicorn"):
@@ -213,6 +216,5 @@ def serve(
 
         served = served_folder(run, trust_remote_code=remote)
     note(f"the name for clients: {served.name}")
-    more = [*(options or ()), *(["--trust-remote-code"] if remote else [])]
     # The folder's own name is the shortest that clients can be asked to give.
     become(["transformers", "serve", served.name, *more], folder=served.parent)

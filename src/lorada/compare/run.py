@@ -142,11 +142,14 @@ def _begin(
                 comparison.save(folder)
                 made.save(folder)
                 return made
-        if saved_comparison(folder).model_dump() != comparison.model_dump():
-            raise ValueError(
-                f"another command has begun another comparison in {folder} by now: choose another "
-                "--output"
-            )
+    both = [one.model_dump() for one in (saved_comparison(folder), comparison)]
+    for one in both:  # the same rows may lie in another folder by now
+        one["recipe"].pop("data_dir", None)
+    if both[0] != both[1]:
+        raise ValueError(
+            f"another command has begun another comparison in {folder} by now: choose another "
+            "--output"
+        )
     if (plan.train, plan.held_out) != about(data):
         raise ValueError(
             f"the rows are not those that {folder} began with: put them back, or start again "

@@ -86,13 +86,14 @@ def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
     It is written at the first call, into the run.
     """
     recipe, place = finished_run(folder), folder.resolve() / SERVED
-    config = load_config(recipe.model, trust_remote_code=trust_remote_code)
-    if kind_of(config) != "decoder":
-        raise ValueError(
-            f"{recipe.model} is no decoder, and transformers' server answers with those alone: "
-            "lorada generate and lorada predict answer with it"
-        )
-    _refuse_quantised(recipe.model, config)
+    if not (place / "model").is_dir():  # later the base is not needed
+        config = load_config(recipe.model, trust_remote_code=trust_remote_code)
+        if kind_of(config) != "decoder":
+            raise ValueError(
+                f"{recipe.model} is no decoder, and transformers' server answers with those alone: "
+                "lorada generate and lorada predict answer with it"
+            )
+        _refuse_quantised(recipe.model, config)
     try:
         place.mkdir(exist_ok=True)
     except OSError as error:

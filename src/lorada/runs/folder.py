@@ -59,7 +59,6 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     if checkpoint is None:
         logger.warning("%s has no whole checkpoint yet: starting from the beginning", run)
     else:
-        refuse_damaged(checkpoint)
         if recipe.training.get("save_only_model"):
             refuse_weights_only(checkpoint)
         # If several processes wrote it, each has saved its own random state.
@@ -258,25 +257,25 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def last_whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a warning names each newer one."""
+    """The newest checkpoint that is whole; a warning names each newer one."""
     for _, path in checkpoints(run):
-        if _is_whole(path):
+        if (problem := _problem(path)) is None:
             return path
-        logger.warning("%s was not written to its end: going back to an earlier one", path)
+        logger.warning("%s %s: going back to an earlier one", path, problem)
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written up to its last file, the state."""
+def _problem(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it was written up to its last file, and none is cut.
+
+    Weights are not read for this.
+    """
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        return isinstance(state["global_step"], int)
+        if not isinstance(state["global_step"], int):
+            raise TypeError
     except (OSError, ValueError, TypeError, KeyError):
-        return False
-
-
-def refuse_damaged(checkpoint: Path) -> None:
-    """Refuse a checkpoint with a file that was cut or emptied; weights are not read for this."""
+        return "was not written to its end"
     for path in sorted(checkpoint.iterdir()):
         try:
             if path.suffix == ".json":
@@ -287,10 +286,8 @@ def refuse_damaged(checkpoint: Path) -> None:
             elif path.suffix in (".pt", ".pth", ".bin"):  # torch's archives, listed at their end
                 ZipFile(path).close()
         except (ValueError, SafetensorError, BadZipFile) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete {checkpoint}, and --resume goes on from what "
-                "was saved before it"
-            ) from error
+            return f"is damaged ({path.name}: {error})"
+    return None
 
 
 def refuse_weights_only(checkpoint: Path) -> None:

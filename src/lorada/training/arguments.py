@@ -31,10 +31,12 @@ from lorada.training.models.loading import stretched
 logger = logging.getLogger(__name__)
 
 AMPERE = (8, 0)  # the first generation of NVIDIA's cards with TF32
-# What a layer keeps of a token for each unit of width, in bytes, if attention keeps no maps and
-# numbers have 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
-# Models", 2022, Eq. 2); and the share of the memory that this may take with the weights.
-KEPT, FITS = 34, 0.7
+# What a layer of LLaMA with LoRA and a map keeps of a token for each unit of width, in bytes, with
+# numbers of 16 and of 32 bits (measured in ``test_checkpointing.py``); and the share of the memory
+# that this may take with the weights.
+KEPT, FITS = (90, 125), 0.7
+TRAINED_BYTES = 16  # of a parameter in fp32, its gradient and AdamW's two moments
+LAYERS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")  # of encoder and decoder
 WEIGHT_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a parameter that is quantised
 WORKERS = 2  # processes that make batches while the accelerator computes
 # TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
@@ -118,12 +120,15 @@ def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
     return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
 
 
-def recomputes(recipe: Recipe, config: Any) -> bool:
-    """Whether a training computes its activations again; where ``auto`` does, a line says so."""
+def recomputes(recipe: Recipe, config: Any, *, sequences: int = 1, whole: bool = False) -> bool:
+    """Whether a training computes its activations again; where ``auto`` does, a line says so.
+
+    A row has up to ``sequences``, one for each candidate; a method may train the ``whole`` base.
+    """
     asked, memory = recipe.activation_checkpointing, device_bytes(recipe)
     if asked != AUTO or memory is None:
         return asked == "full"
-    need = _rough_bytes(recipe, config)
+    need = _rough_bytes(recipe, config, sequences, whole)
     if need > FITS * memory and is_first():
         sizes = (f"{size / 2**30:.0f}" for size in (need, memory))
         logger.warning("activation_checkpointing=auto takes full, as weights and activations of a "
@@ -140,21 +145,25 @@ def device_bytes(recipe: Recipe) -> int | None:
     return int(getattr(torch, device.type).get_device_properties(device).total_memory)
 
 
-def _rough_bytes(recipe: Recipe, config: Any) -> float:
+def _rough_bytes(recipe: Recipe, config: Any, sequences: int, whole: bool) -> float:
     """What the weights and the activations of a step take, if all that a layer makes is kept.
 
-    0 where the model cannot compute activations again, or the Trainer is told whether to.
+    0 where the model cannot compute activations again, the Trainer is told whether to, or the
+    config does not say how many layers there are and how wide.
     """
     model, text = meta_model(config), config.get_text_config()
     own = any(name in recipe.training for name in TRAINERS_OWN)
-    if own or model is None or not model.supports_gradient_checkpointing:
+    layers = sum(getattr(text, name, None) or 0 for name in LAYERS)
+    width = getattr(text, "hidden_size", None)
+    if own or model is None or not model.supports_gradient_checkpointing or not (layers and width):
         return 0.0
-    wide = 2 if recipe.base_dtype == "float32" else 1
+    wide = recipe.base_dtype == "float32"
     context = context_of(stretched(config, recipe.rope_factor)) or recipe.max_length
-    rows = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"]
-    units = text.num_hidden_layers * text.hidden_size * rows * min(recipe.max_length, context)
-    weight = WEIGHT_BYTES.get(recipe.quantization or "", 2.0 * wide)
-    return float(model.num_parameters() * weight + KEPT * wide * units)
+    rows = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"] * sequences
+    units = layers * width * rows * min(recipe.max_length, context)
+    weight = WEIGHT_BYTES.get(recipe.quantization or "", 4.0 if wide else 2.0)
+    weight = TRAINED_BYTES if whole else weight
+    return float(model.num_parameters() * weight + KEPT[wide] * units)
 
 
 DEFAULTS: dict[str, Any] = {

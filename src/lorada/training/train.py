@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
+    PrinterCallback,
     Seq2SeqTrainingArguments,
     Trainer,
     TrainerCallback,
@@ -36,6 +37,7 @@ from transformers import (
 
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
+from lorada.methods.method import EVERYTHING
 from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.folder import STATE_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
@@ -341,6 +343,8 @@ def set_up(
     with argument_errors():
         _refuse_no_batch(args, len(train_rows))
         trainer = make(model, args, pad, train_rows, eval_rows, callbacks=callbacks)
+        if quiet:  # what it would print is logged too
+            trainer.remove_callback(PrinterCallback)
         # RelativeNorm adds to a log line, so it must see the line before any logger does.
         listeners = trainer.callback_handler.callbacks
         listeners.sort(key=lambda callback: not isinstance(callback, RelativeNorm))
@@ -354,7 +358,10 @@ def checked_arguments(
     prepared: PreparedTraining, *, quiet: bool = False
 ) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., RunTrainer]]:
     """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
-    again = recomputes(prepared.recipe, prepared.config)
+    rows, plan = prepared.rows, prepared.plan
+    most = max((len(row.get("candidates", " ")) for row in rows.rows), default=1)
+    whole = plan.trainable == EVERYTHING
+    again = recomputes(prepared.recipe, prepared.config, sequences=most, whole=whole)
     args = training_arguments(prepared.recipe, prepared.plan.arguments, quiet=quiet, again=again)
     config = prepared.plan.config
     has_map = any(isinstance(part, LmamConfig) for part in getattr(config, "parts", [config]))
