@@ -238,7 +238,7 @@ def test_a_damaged_result_is_one_line_of_any_command(mistake, run, tmp_path, key
     result = json.loads((run / "result.json").read_text())
     spoilt = json.dumps({**result, key: WRONG[key]}) if key in WRONG else "[" * 100_000
     (run / "result.json").write_text(spoilt)
-    for words in (["plot", "loss", run, "--output", tmp_path], ["generate", run, "--prompt", "a"]):
+    for words in (["plot", "1", run, "--output", tmp_path], ["generate", run, "--prompt", "a"]):
         line = mistake(*words)
         assert "result.json" in line
         assert key == "whole" or key in line

@@ -77,7 +77,7 @@ def test_rows_of_another_form_than_the_run_has_learned_are_shown_in_their_own(ru
     assert found == len(run.tokenizer("<|user|>ab<e><|assistant|>")["input_ids"])
 
 
-@pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3"), ("loss", "loss")])
+@pytest.mark.parametrize(("what", "name"), [("1", "figure1"), ("3", "figure3")])
 def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
     text = ("--text", TEXT) if what == "1" else ()
     out, _ = works("plot", what, runs / "bert", "--output", tmp_path, "--rows", 2, *text)
@@ -116,16 +116,14 @@ def test_without_matplotlib_the_extra_is_named_when_something_is_drawn(tmp_path,
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match="install the extra `plots`"):
-        importlib.import_module("lorada.paper.figures").loss_png({}, tmp_path / "loss.png")
+        importlib.import_module("lorada.paper.figures").attention_maps(["a"], {}, tmp_path)
 
 
 def test_dollars_in_names_and_tokens_are_no_formulas(drawn, tmp_path):
-    history = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
-    plots.loss_png(dict.fromkeys(["_runs $x^$", "$y_$/b"], history), tmp_path)
     plots.attention_maps(["$$", "$a^$"], {"a": ([[0.5, -1], [1, 0]], 0.1)}, tmp_path, title="$_$")
     named = (figure.findobj(lambda one: hasattr(one, "get_text")) for figure in drawn)
     shown = {text.get_text() for texts in named for text in texts}
-    assert {r"_runs \$x^\$", r"\$y_\$/b", r"\$\$", r"\$a^\$", r"\$_\$"} <= shown
+    assert {r"\$\$", r"\$a^\$", r"\$_\$"} <= shown
 
 
 def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
@@ -139,9 +137,8 @@ def test_the_sweep_has_a_cell_for_every_heads_and_rank(drawn, tmp_path):
 
 
 BAD = {
-    "plot 1": "lorada plot 1 takes 1 run, not 0",
-    "plot 1 bert llama": "lorada plot 1 takes 1 run, not 2",
-    "plot 4 bert": "lorada plot 4 takes 0 runs, not 1",
+    "plot 1": "lorada plot 1 takes a run",
+    "plot 4 bert": "lorada plot 4 takes no run",
     "plot 1 plain --text a": "this model has no active map",
 }
 

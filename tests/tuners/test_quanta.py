@@ -19,7 +19,6 @@ from lorada.tuners.base.merged_weights import merge_all
 from lorada.tuners.quanta.gates import (
     apply_gates,
     apply_to_width,
-    as_matrix_reference,
     default_dims,
     draw_gates,
     factorisations,
@@ -35,6 +34,26 @@ MATRICES = {
     "bart": 12, "mbart": 12, "t5": 12, "gpt2": 2, "opt": 4,
 }  # fmt: skip
 WIDTH_32 = 240  # numbers of the gates of 4-2-2-2
+
+
+def as_matrix_reference(gates, dims):
+    """T as a dense D × D matrix: the slow twin of ``apply_gates``.
+
+    Each gate becomes a D × D matrix, G on its two axes and the identity on all others. T is the
+    product of these matrices, with that of the first gate on the right.
+    """
+    n, width = len(dims), math.prod(dims)
+    whole = torch.eye(width, dtype=gates[0].dtype, device=gates[0].device)
+    for (a, b), gate in zip(pairs(n), gates, strict=True):
+        d_a, d_b = dims[a - 1], dims[b - 1]
+        # einsum gets index c for axis c of the output, and n + c for axis c of the input.
+        operands = [gate.reshape(d_a, d_b, d_a, d_b), [a, b, n + a, n + b]]
+        # The gate does not change the other axes.
+        for c in set(range(1, n + 1)) - {a, b}:
+            operands += [torch.eye(dims[c - 1]).to(gate), [c, n + c]]
+        dense = torch.einsum(*operands, list(range(1, 2 * n + 1)))
+        whole = dense.reshape(width, width) @ whole
+    return whole
 
 
 def layers(model: nn.Module) -> list[QuantaLayer]:

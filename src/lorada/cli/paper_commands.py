@@ -1,4 +1,4 @@
-"""The commands ``table`` and ``plot``: the paper's tables and figures, and loss curves."""
+"""The commands ``table`` and ``plot``: the paper's tables and figures."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
-from lorada.cli.run_commands import scored_run, suggest_scoring
+from lorada.cli.run_commands import scored_run
 from lorada.support.duration import counted
 from lorada.support.files import write_atomic
 from lorada.support.metric_names import main_metric
@@ -199,8 +199,8 @@ def _planned(one: dict[str, Any]) -> list[str]:
 
 @app.command(rich_help_panel=opt.PAPER)
 def plot(
-    what: Annotated[Literal["1", "3", "4", "loss"], typer.Argument(help="figure, or loss curves")],
-    runs: Annotated[list[Path] | None, typer.Argument(help="finished runs (1, 3, loss)")] = None,
+    what: Annotated[Literal["1", "3", "4"], typer.Argument(help="figure")],
+    run: Annotated[Path | None, typer.Argument(help="a finished run (1, 3)")] = None,
     text: Annotated[
         str, typer.Option(help="the sentence that 1 shows")
     ] = "an exquisitely written and superbly acted film that moved me deeply",
@@ -218,31 +218,17 @@ def plot(
     ] = None,
     data_dir: opt.DataDir = None,
 ) -> None:
-    """Draw a figure of the paper, or loss curves."""
-    given = runs or []
-    takes = {"4": 0, "loss": len(given) or 1}.get(what, 1)
-    if len(given) != takes:
-        raise ValueError(f"lorada plot {what} takes {counted(takes, 'run')}, not {len(given)}")
-    if what == "4":
+    """Draw a figure of the paper."""
+    if (run is None) != (what == "4"):
+        raise ValueError(f"lorada plot {what} takes {'no' if run else 'a'} run")
+    if run is None:
         _plot_sweep(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite
         )  # fmt: skip
-    elif what == "loss":
-        _plot_losses(given, output)
     elif what == "1":
-        _plot_maps(given[0], text, output)
+        _plot_maps(run, text, output)
     else:
-        _plot_layers(given[0], rows, output, data, data_dir)
-
-
-def _plot_losses(runs: list[Path], output: Path) -> None:
-    from lorada.paper.figures import loss_png
-    from lorada.runs.recipe import RECIPE_FILE, saved_recipe
-    from lorada.runs.result import read_result
-
-    histories = {str(run): read_result(run)["history"] for run in runs}
-    _draw("loss", output, lambda *paths: loss_png(histories, *paths))
-    suggest_scoring(runs[0], saved_recipe(runs[0] / RECIPE_FILE))
+        _plot_layers(run, rows, output, data, data_dir)
 
 
 def _plot_maps(run: Path, text: str, output: Path) -> None:

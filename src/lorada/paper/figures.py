@@ -1,34 +1,15 @@
-"""Draws loss curves, attention maps and the paper's figures."""
+"""Draws attention maps and the paper's figures."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from lorada.support.errors import needs_extra
 from lorada.support.files import atomic_path
 
-STYLES = ("o-", "s--", "^-.", "v:", "D-", "x--", "P-.", "*:")  # distinct without colours
 LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
-
-
-def loss_png(runs: dict[str, Sequence[dict[str, Any]]], *paths: Path) -> None:
-    """Draw the loss of runs over steps: name → history of a ``result.json``."""
-    figure = _figure(6, 3.6 + 0.22 * (len(runs) if len(runs) > 1 else 0))
-    axes = figure.subplots()
-    for history, style in zip(runs.values(), cycle(STYLES), strict=False):
-        lines = [e for e in history if None not in (e.get("loss"), e.get("step"))]
-        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-        axes.plot(steps, losses, style, markersize=4)
-    axes.set(xlabel="optimizer steps", ylabel="training loss")
-    axes.grid(alpha=0.3)
-    if len(runs) > 1:
-        # Pass the names, because matplotlib leaves out labels that begin with an underscore.
-        names = map(_literal, runs)
-        figure.legend(axes.lines, names, loc="outside lower center", fontsize="small")
-    _save(figure, paths)
 
 
 def attention_maps(

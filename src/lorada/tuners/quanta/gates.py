@@ -1,4 +1,4 @@
-"""The operator T of QuanTA as pure functions: a fast form, and a slow form to test it.
+"""The operator T of QuanTA as pure functions.
 
 Chen et al., "QuanTA: Efficient High-Rank Fine-Tuning of LLMs with Quantum-Informed Tensor
 Adaptation" (2024). A vector of D = d_1 ⋯ d_n numbers is seen as a tensor with axes 1 … n. Each pair
@@ -101,25 +101,3 @@ def apply_to_width(
 ) -> Float[Tensor, "*B _"]:
     """T x for an x and a result of any width: both are cropped or padded to fit D."""
     return crop_or_pad(apply_gates(crop_or_pad(x, math.prod(dims)), gates, dims), width)
-
-
-def as_matrix_reference(
-    gates: Sequence[Float[Tensor, "_ _"]], dims: Sequence[int]
-) -> Float[Tensor, "D D"]:
-    """T as a dense D × D matrix: the slow twin of ``apply_gates``.
-
-    Each gate becomes a D × D matrix, G on its two axes and the identity on all others. T is the
-    product of these matrices, with that of the first gate on the right.
-    """
-    n, width = len(dims), math.prod(dims)
-    whole = torch.eye(width, dtype=gates[0].dtype, device=gates[0].device)
-    for (a, b), gate in zip(pairs(n), gates, strict=True):
-        d_a, d_b = dims[a - 1], dims[b - 1]
-        # einsum gets index c for axis c of the output, and n + c for axis c of the input.
-        operands: list[object] = [gate.reshape(d_a, d_b, d_a, d_b), [a, b, n + a, n + b]]
-        # The gate does not change the other axes.
-        for c in set(range(1, n + 1)) - {a, b}:
-            operands += [torch.eye(dims[c - 1]).to(gate), [c, n + c]]
-        dense = torch.einsum(*operands, list(range(1, 2 * n + 1)))  # type: ignore[arg-type]
-        whole = dense.reshape(width, width) @ whole
-    return whole
