@@ -23,7 +23,7 @@ endif
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
 
-# Every contract once, in five minutes on two cores; test-more has what that leaves out. Some of
+# Every contract once, in three minutes on two cores; test-more has what that leaves out. Some of
 # them: make test TESTS="tests/cli tests/test_architecture.py"
 TESTS ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -1,6 +1,6 @@
 """Which tests ``make test`` runs, and which are left to ``make test-more``.
 
-``make test`` has every contract once, in five minutes on two cores. Left to the second tier are
+``make test`` has every contract once, in three minutes on two cores. Left to the second tier are
 
 - tests that took more than ``LONGEST`` seconds (``durations.txt``);
 - of a test with many cases all but ``MOST_CASES``, evenly spread over the list.
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 DURATIONS = Path(__file__).with_name("durations.txt")
-LONGEST = 2.0  # seconds
+LONGEST = 1.0  # seconds
 MOST_CASES = 4
 LINE = re.compile(r"^([0-9.]+)s (?:call|setup|teardown) +(tests/\S+::.+)$")
 
