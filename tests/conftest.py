@@ -42,7 +42,7 @@ with install_import_hook(SHAPED, "beartype.beartype"):
 # Everything here is tiny: a second thread would only wait for a core that another test uses.
 THREADS = os.environ.get("LORADA_TEST_THREADS", "1")
 torch.set_num_threads(int(THREADS))
-os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # processes that tests start add in its order
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)  # of the processes that tests start
 
 # The same examples on every run. With LORADA_TEST_SEED, which other random tests start from,
 # hypothesis draws new ones, or those of its own --hypothesis-seed.
