@@ -217,7 +217,8 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader, rows = csv.DictReader(io.StringIO(text, newline=""), **options), list[Row]()
     try:
-        _refuse_twice(path, [*(reader.fieldnames or ())])
+        names = [*(reader.fieldnames or ())]
+        _refuse_twice(path, names)
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
