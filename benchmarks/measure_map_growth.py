@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.attention.attend import with_parts
+from lorada.attention.with_parts import with_parts
 
 HEADS, GROUPS, WIDTH, RANK = 9, 3, 64, 2  # of SmolLM2-135M; the paper's rank
 Attend = Callable[..., tuple[Tensor, Any]]

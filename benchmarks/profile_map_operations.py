@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorada.attention import attend
+from lorada.attention import with_parts
 
 FORWARD, BACKWARD = "the map, forward", "_AddTermBackward"
 SHOWN, STEPS = 12, 3
@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     batch = text_batch(settings.model, settings.data, given.rows, given.length)
     off = profile_steps(lorada_setup("lora", bare_model(settings.model), batch), batch)
-    attend.add_term = labelled(attend.add_term)
+    with_parts.add_term = labelled(with_parts.add_term)
     on = profile_steps(setup_with_map(settings, batch), batch)
     print(
         f"{given.rows} × {given.length} tokens, per step. The lines of the map include what it "

@@ -13,10 +13,10 @@ from transformers import ElectraConfig, ElectraForMaskedLM
 
 from lorada import METHODS, build_method
 from lorada.methods.build import Plan, choose_settings
+from lorada.methods.head_modules import select_trainable
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import family_of
 from lorada.methods.method import SHIFTED_ATTENTION
-from lorada.methods.task_head import select_trainable
 from lorada.training.load_recipe import load_recipe
 from lorada.training.parameter_counts import parameters_of
 

@@ -37,7 +37,7 @@ def measure(machine: Machine, case: str) -> dict[str, Any]:
     from architectures import inputs
     from method_cases import defined, placed, with_labels
 
-    from lorada.methods.task_head import widen_trained
+    from lorada.methods.head_modules import widen_trained
 
     kind = "llama" if defined(case, "llama") else "bert"
     torch.manual_seed(0)

@@ -24,8 +24,8 @@ from lorada.data.tokenize import EncodeOptions, encode
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.ist import ISTCallback
 from lorada.methods.callbacks.owlore import OwLoreCallback
+from lorada.methods.head_modules import select_trainable
 from lorada.methods.lookup import method_named
-from lorada.methods.task_head import select_trainable
 from lorada.training.models.loading import load_model, load_tokenizer
 
 Batch = dict[str, Tensor]

@@ -14,11 +14,11 @@ from stacks import assert_loads, lmam, logits, moved
 from torch import Tensor, nn
 
 from lorada import LoradaConfig
-from lorada.attention.attend import SHIFTED
 from lorada.attention.call import AttentionCall
 from lorada.attention.interface import CROSS_ATTENTION as CROSS
 from lorada.attention.interface import install
 from lorada.attention.shifted_sparse import ShiftedGroups
+from lorada.attention.with_parts import SHIFTED
 from lorada.methods.callbacks.longlora import ShiftedAttention
 
 pytestmark = pytest.mark.fp64

@@ -8,11 +8,11 @@ from conftest import TINY
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
+from lorada.methods.head_modules import select_trainable
 from lorada.methods.lookup import describe
 from lorada.methods.method import PARTS, Method, part_class, peft_configs
 from lorada.methods.overrides import TRAINING, names_of, settings_of
 from lorada.methods.sizes import RATE_RANGE, RATES, SIZES, default_rate
-from lorada.methods.task_head import select_trainable
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 

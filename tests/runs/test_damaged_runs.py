@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run, warn_of_other_revision
 from lorada.runs.result import read_result
-from lorada.support.errors import out_of_memory
+from lorada.support.error_messages import out_of_memory
 from lorada.training.train import train
 
 SETTINGS = [*QUICK, "max_steps=2", "max_new_tokens=2", "save_strategy=no"]

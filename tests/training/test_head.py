@@ -25,7 +25,7 @@ from lorada.data.task_rows import class_order
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
-from lorada.methods.task_head import head_modules, in_head
+from lorada.methods.head_modules import head_modules, in_head
 from lorada.training.models.adapters import load_adapted
 from lorada.training.models.loading import load_model
 from lorada.training.train import train

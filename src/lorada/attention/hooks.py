@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lorada.attention.attend import MapSource, add_maps
 from lorada.attention.call import AttentionCall, CallShape, head_count
+from lorada.attention.with_parts import MapSource, add_maps
 
 
 class FollowingHook:

@@ -1,6 +1,6 @@
 """The only file that uses transformers' attention interface, its table of attention functions.
 
-``install`` wraps each function of the table in place (``with_parts`` in ``attend.py``), so
+``install`` wraps each function of the table in place (``with_parts`` in ``with_parts.py``), so
 implementation names, masks and saved configs do not change.
 """
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lorada.attention.attend import with_parts
 from lorada.attention.call import AttentionCall, implementation_of
 from lorada.attention.hooks import is_deberta
+from lorada.attention.with_parts import with_parts
 
 
 def install() -> None:

@@ -22,7 +22,7 @@ from lorada.cli import (  # noqa: F401
     use_commands,
 )
 from lorada.cli.app import app, errors
-from lorada.support.errors import out_of_memory
+from lorada.support.error_messages import out_of_memory
 from lorada.support.processes import OtherProcessError, is_first, leave_processes, refuse_several
 from lorada.support.version import __version__
 

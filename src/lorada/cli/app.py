@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 from lorada.support.files import as_typed, json_text
 from lorada.support.progress import plain_console
 

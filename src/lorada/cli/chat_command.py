@@ -15,7 +15,7 @@ from rich.text import Text
 from lorada.cli import options as opt
 from lorada.cli.app import app, errors, loading_model, note, say
 from lorada.cli.run_commands import suggest_scoring
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 
 KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
 COMMANDS = {

@@ -27,7 +27,7 @@ from lorada.cli.app import (
 from lorada.cli.run_commands import check_inputs
 from lorada.cli.use_commands import predict
 from lorada.support.duration import counted, duration
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 from lorada.support.files import as_typed
 from lorada.support.tables import NOTHING
 

@@ -23,7 +23,7 @@ from lorada.cli.app import (
 )
 from lorada.cli.run_commands import become
 from lorada.support.duration import counted
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 from lorada.support.files import as_typed, refuse_there, write_atomic
 from lorada.support.row_sources import HEADED
 

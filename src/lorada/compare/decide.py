@@ -24,7 +24,7 @@ from lorada.compare.statistics import (
     rows_needed,
     seeds_correlate,
 )
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 
 MARGIN = 1.0  # points that a cheaper method may cost
 LOSS_MARGIN = 0.02  # of the lowest loss: the same for losses

@@ -32,7 +32,7 @@ from lorada.compare.plan import SEARCH_FILE, mapping_in
 from lorada.runs.folder import HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result
-from lorada.support.errors import out_of_memory
+from lorada.support.error_messages import out_of_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.training.callbacks import DivergedError
 from lorada.training.train import train

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lorada.support.errors import first_problem
+from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
 
 # Files and folders of a comparison.

@@ -23,7 +23,7 @@ from lorada.runs.recipe import (
     settings_in,
     write_yaml,
 )
-from lorada.support.errors import first_problem
+from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import CODE, absolute_files
 from lorada.training.load_recipe import Asked, read_recipe

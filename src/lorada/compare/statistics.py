@@ -37,7 +37,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 
 Scores = NDArray[np.float64]
 LEVEL = 0.95  # of intervals

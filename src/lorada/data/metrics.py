@@ -16,7 +16,7 @@ import numpy as np
 
 from lorada.data.rows import answer_of
 from lorada.data.task import Metrics, Protocol
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import CODE, Form, Row
 
 Window = tuple[float, int]  # mean loss in nats, and the number of tokens that it is the mean of

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lorada.data.benchmarks.published_prompts import clean_prompt
 from lorada.data.rows import place_of
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 from lorada.support.row_sources import Form, Row
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from lorada.data.tokenize import context_of, prompt_of, without_end
 from lorada.explore.explanation import Explanation, explain, shown
 from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run
-from lorada.methods.task_head import PEFT_NAMES
+from lorada.methods.head_modules import PEFT_NAMES
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.progress import progress_bar

@@ -27,7 +27,7 @@ from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run
 from lorada.runs.folder import SERVED, finished_run, refuse_filled
-from lorada.support.errors import full_disk_in_one_line, out_of_memory
+from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text

@@ -20,7 +20,7 @@ from lorada.inference.load import Run
 from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
-from lorada.support.errors import out_of_memory
+from lorada.support.error_messages import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
 from lorada.training.models.candidate_scores import accepted

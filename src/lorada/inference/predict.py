@@ -24,7 +24,7 @@ from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import say_cut
 from lorada.inference.load import Run
 from lorada.runs.recipe import RECIPE_FILE
-from lorada.support.errors import full_disk_in_one_line
+from lorada.support.error_messages import full_disk_in_one_line
 from lorada.support.files import json_lines, json_text, refuse_there, write_atomic
 from lorada.support.row_sources import Row, files_of
 

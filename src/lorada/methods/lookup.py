@@ -23,7 +23,7 @@ from lorada.methods.method import (
     peft_configs,
 )
 from lorada.methods.table import METHODS, QUERY_VALUE, UNPUBLISHED
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 
 OUTSIDE_LAYERS = "PEFT does not place it in the model's layers"
 NEEDS_TOKENS = "it trains the tokens that its config names, so it has no defaults"

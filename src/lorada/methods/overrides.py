@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from lorada.methods.method import PARTS, Settings, part_class
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 
 TRAINING = "training"
 # Where the classes of sections are, in each package.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 from lorada.support.files import atomic_path
 
 LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
 from lorada.runs.recipe import Recipe
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 from lorada.training.load_recipe import load_recipe
 
 Scale = Literal["paper", "local"]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from lorada.support.errors import first_problem
+from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
 from lorada.support.models import PACKAGED
 from lorada.support.row_sources import BUILTIN, CODE, absolute_files, files_of

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorada.support.errors import first_problem
+from lorada.support.error_messages import first_problem
 from lorada.support.files import as_typed, json_lines, json_text, write_atomic
 from lorada.support.row_sources import HEADED, Form
 from lorada.support.version import __version__

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 
 with needs_extra("explore"):
     import jinja2

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 
 Sizes = dict[str, Any]
 

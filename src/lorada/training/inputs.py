@@ -16,12 +16,12 @@ from lorada.data.task import Kind
 from lorada.data.task_rows import Rows, answer_limit, metric_of, training_rows
 from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, build_method
+from lorada.methods.head_modules import HEADS, POOLER
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, load
-from lorada.methods.task_head import HEADS, POOLER
 from lorada.runs.recipe import Recipe
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import HEADED, Form
 from lorada.training.arguments import with_dtype
 from lorada.training.models.loading import (

@@ -27,7 +27,7 @@ from lorada.runs.recipe import (
     refuse_unstorable,
     settings_in,
 )
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 
 # Fields that are not themselves sections of settings.
 PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}

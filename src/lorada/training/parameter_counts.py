@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from lorada.methods.build import Plan, build_method
-from lorada.methods.task_head import select_trainable
+from lorada.methods.head_modules import select_trainable
 from lorada.runs.recipe import Recipe
 from lorada.training.arguments import device_bytes
 from lorada.training.models.adapters import (

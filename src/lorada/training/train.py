@@ -37,12 +37,12 @@ from transformers import (
 
 from lorada.data.task_rows import Rows, head_size, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
+from lorada.methods.head_modules import narrow_trained, widen_trained
 from lorada.methods.method import EVERYTHING
-from lorada.methods.task_head import narrow_trained, widen_trained
 from lorada.runs.folder import STATE_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import hardware, peak_memory, versions, write_result
-from lorada.support.errors import full_disk_in_one_line
+from lorada.support.error_messages import full_disk_in_one_line
 from lorada.support.files import atomic_path
 from lorada.support.processes import (
     all_or_none,

@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import nn
 
 from lorada.attention import interface
-from lorada.attention.attend import CHILD
 from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import head_count
 from lorada.attention.forward_inputs import (
@@ -28,6 +27,7 @@ from lorada.attention.forward_inputs import (
 )
 from lorada.attention.hooks import DebertaHooks, is_deberta
 from lorada.attention.interface import attention_classes, self_attentions
+from lorada.attention.with_parts import CHILD
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
 from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from lorada.attention.attend import SHIFTED
 from lorada.attention.forward_inputs import forward_listener
 from lorada.attention.interface import dispatches, install, self_attentions
 from lorada.attention.shifted_sparse import ShiftedGroups
+from lorada.attention.with_parts import SHIFTED
 from lorada.tuners.base.part_config import Count, check_values
 
 

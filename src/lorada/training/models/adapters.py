@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan
+from lorada.methods.head_modules import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.methods.method import part_class
-from lorada.methods.task_head import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.runs.recipe import Recipe
 from lorada.training.inputs import Prepared, loading_settings
 from lorada.training.models.loading import (

@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from lorada.data.task import Kind
+from lorada.methods.head_modules import head_modules, may_be_drawn
 from lorada.methods.matrix_names import family_of
-from lorada.methods.task_head import head_modules, may_be_drawn
-from lorada.support.errors import full_disk_in_one_line, out_of_memory
+from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time
 from lorada.support.models import MODELS, PACKAGED, check_name, named_config, package_folder
 

@@ -14,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper, _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from lorada.support.errors import MOST, unknown_name
+from lorada.support.error_messages import MOST, unknown_name
 from lorada.tuners.base.layer import AttachedLayer, LoradaTunerLayer, detach_all
 from lorada.tuners.base.linears import linear_names, one_line_errors, within_layer, wrappers
 from lorada.tuners.base.merged_weights import (

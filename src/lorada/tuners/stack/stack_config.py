@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 
-from lorada.support.errors import unknown_name
+from lorada.support.error_messages import unknown_name
 from lorada.tuners.base.part_config import LoradaPeftConfig, known_types
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.

@@ -17,9 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import lorada
 from lorada import LmamConfig
 from lorada.attention import interface
-from lorada.attention.attend import mask_with_map
 from lorada.attention.map_term import expand_map
 from lorada.attention.observation import observe
+from lorada.attention.with_parts import mask_with_map
 from lorada.functional.maps import add_map_reference, full_rank_map, low_rank_map
 
 pytestmark = pytest.mark.fp64

@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any
 
 from lorada.compare.report.summary import Summary
-from lorada.support.errors import needs_extra
+from lorada.support.error_messages import needs_extra
 
 with needs_extra("compare"):
     import matplotlib
