@@ -18,7 +18,7 @@ from typing import Any
 from library import fresh_process
 
 from lorada.data.benchmarks.commonsense import MIX
-from lorada.data.rows import data_folder, read_source
+from lorada.data.read_rows import data_folder, read_source
 from lorada.data.task_rows import training_rows
 from lorada.data.tokenize import encode_rows
 from lorada.runs.result import hardware

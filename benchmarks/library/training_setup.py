@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.data.read_rows import read_rows
 from lorada.data.row_forms import in_form
-from lorada.data.rows import read_rows
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.ist import ISTCallback

@@ -11,7 +11,7 @@ from lorada.cli.run_commands import _asked
 from lorada.compare.plan import saved_plan
 from lorada.compare.spec import saved_comparison
 from lorada.compare.trainings import comparison_jobs
-from lorada.data.rows import drawn, read_rows
+from lorada.data.read_rows import drawn, read_rows
 from lorada.data.task_rows import training_rows
 
 SETTINGS = ["max_steps=2", "max_length=16", "report_to=[]"]

@@ -9,7 +9,7 @@ from made_up_comparison import renamed
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
-from lorada.compare.report import loss_over_cost
+from lorada.compare.report import expected_loss_plot
 
 
 def with_lines(summary, **changes):
@@ -23,31 +23,31 @@ def points(axis):
 
 
 def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):
-    axes = loss_over_cost.over_costs(made_up_summary).axes
+    axes = expected_loss_plot.over_costs(made_up_summary).axes
     known = [line for line in made_up_summary.lines if line.expected_loss is not None]
-    for axis, field in zip(axes, loss_over_cost.COSTS, strict=True):
+    for axis, field in zip(axes, expected_loss_plot.COSTS, strict=True):
         each = {line.method: [] for line in known}
         for line in known:
             each[line.method].append([getattr(line, field), line.expected_loss])
         assert points(axis) == list(each.values())
         assert set(axis.lines[-1].get_ydata()) == {made_up_summary.margin} == {1.0}
-    drawn = loss_over_cost.cost_picture(made_up_summary)
-    assert loss_over_cost.cost_picture(made_up_summary) == drawn
+    drawn = expected_loss_plot.cost_picture(made_up_summary)
+    assert expected_loss_plot.cost_picture(made_up_summary) == drawn
     ElementTree.fromstring(drawn)
     assert "currentColor" in drawn
-    assert loss_over_cost.cost_picture(with_lines(made_up_summary, expected_loss=None)) == ""
+    assert expected_loss_plot.cost_picture(with_lines(made_up_summary, expected_loss=None)) == ""
 
 
 def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_logarithmic(
     made_up_summary,
 ):
     two = with_lines(made_up_summary, peak_memory_gib=None)
-    axes = loss_over_cost.over_costs(two).axes
+    axes = expected_loss_plot.over_costs(two).axes
     assert [axis.get_xlabel() for axis in axes] == ["trained parameters", "seconds per step"]
     assert [axis.get_xscale() for axis in axes] == ["linear", "linear"]
     first, second = two.lines[:2]
     sizes = renamed(first, "ia3", trainable=13_824), renamed(second, "large", trainable=400_000)
-    figure = loss_over_cost.over_costs(replace(two, lines=sizes))
+    figure = expected_loss_plot.over_costs(replace(two, lines=sizes))
     figure.draw_without_rendering()
     axis = figure.axes[0]
     assert axis.get_xscale() == "log"
@@ -63,7 +63,7 @@ def test_56_methods_have_styles_of_their_own_and_names_are_no_formulas(made_up_s
     line = made_up_summary.lines[0]
     many = tuple(renamed(line, f"$m_{i}$") for i in range(56))
     many = replace(made_up_summary, lines=many)
-    keys = loss_over_cost.over_costs(many).legends[0].get_lines()
+    keys = expected_loss_plot.over_costs(many).legends[0].get_lines()
     styles = {(key.get_color(), key.get_marker()) for key in keys}
-    assert styles == set(product(loss_over_cost.COLOURS, loss_over_cost.MARKERS))
-    assert ">$m_0$<" in loss_over_cost.cost_picture(many)
+    assert styles == set(product(expected_loss_plot.COLOURS, expected_loss_plot.MARKERS))
+    assert ">$m_0$<" in expected_loss_plot.cost_picture(many)

@@ -10,7 +10,7 @@ from folders import byte_tokenizer, refused
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.data.rows import answer_of
+from lorada.data.read_rows import answer_of
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, learned_ends, prompt_of
 
 HEAD = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -23,7 +23,7 @@ from lorada.data.metrics import (
     row_metrics,
     row_value,
 )
-from lorada.data.rows import answer_of
+from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows, answer_limit, metric_of
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trained import run_recipe
 
 from lorada.data import tokenize
-from lorada.data.rows import content_of, drawn, share_of
+from lorada.data.read_rows import content_of, drawn, share_of
 from lorada.data.task_rows import load_rows
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, encode_rows, prompt_of
 from lorada.inference.evaluate import evaluate

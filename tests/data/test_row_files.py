@@ -15,7 +15,7 @@ from folders import ROWS, TURNS, llama_folder, refused, rows_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.data.rows import (
+from lorada.data.read_rows import (
     DATA_VARIABLE,
     _table_rows,
     data_folder,

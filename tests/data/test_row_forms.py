@@ -6,8 +6,8 @@ import pytest
 from folders import refused, rows_file
 from paths import ROOT
 
+from lorada.data.read_rows import content_of
 from lorada.data.row_forms import READINGS, in_form
-from lorada.data.rows import content_of
 from lorada.data.task_rows import load_rows, rows_to_answer
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}

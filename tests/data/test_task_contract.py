@@ -8,8 +8,8 @@ from paths import DATA
 from reasoning import problem, question, recipe
 from sample_rows import FOLDER, samples
 
+from lorada.data.read_rows import answer_of, read_source
 from lorada.data.row_forms import in_form
-from lorada.data.rows import answer_of, read_source
 from lorada.data.task_rows import scored_rows, training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows

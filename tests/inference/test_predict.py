@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from folders import ROWS, refused, rows_file
 
-from lorada.data.rows import read_rows
+from lorada.data.read_rows import read_rows
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference import predict as module
 from lorada.inference.evaluate import Answered, evaluate

@@ -111,7 +111,7 @@ def test_a_signed_map_is_centred_at_0(drawn, tmp_path):
 
 
 def test_without_matplotlib_the_extra_is_named_when_something_is_drawn(tmp_path, monkeypatch):
-    for module in ("lorada.paper.figures", "lorada.compare.report.loss_over_cost"):
+    for module in ("lorada.paper.figures", "lorada.compare.report.expected_loss_plot"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)

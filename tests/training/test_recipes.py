@@ -9,7 +9,7 @@ import yaml
 from folders import refused
 from trained import run_recipe
 
-from lorada.data.rows import read_rows
+from lorada.data.read_rows import read_rows
 from lorada.runs.folder import same_recipe
 from lorada.runs.recipe import Recipe, builtin_recipes, saved_recipe
 from lorada.training.arguments import training_arguments

@@ -27,7 +27,7 @@ from lorada.attention.covered_tokens import covered_tokens
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
 from lorada.attention.map_term import Term, add_term, expand_map
 from lorada.attention.observation import Observation
-from lorada.attention.prefix_keys import Attend, attend_with_prefixes
+from lorada.attention.prefix_attention import Attend, attend_with_prefixes
 from lorada.attention.shifted_sparse import ShiftedGroups
 from lorada.functional.precision import nothing_is_recorded, wide_dtype
 

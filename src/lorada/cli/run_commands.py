@@ -110,7 +110,7 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
 
 def check_inputs(recipe: Any, held_out: str | None) -> None:
     """Check the model's name and that the rows are there, before torch loads."""
-    from lorada.data.rows import share_of, there
+    from lorada.data.read_rows import share_of, there
     from lorada.data.task_rows import refuse_absent
 
     check_name(recipe.model)
@@ -210,7 +210,7 @@ def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | 
     ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
     """
     from lorada.data.metrics import refuse_unnamed
-    from lorada.data.rows import share_of
+    from lorada.data.read_rows import share_of
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL

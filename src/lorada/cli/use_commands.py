@@ -46,7 +46,7 @@ def predict(
     texts = text or []
     recipe = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.data.rows import read_rows
+    from lorada.data.read_rows import read_rows
     from lorada.data.task_rows import rows_to_answer
     from lorada.inference.generate import say_cut
     from lorada.inference.predict import beside, predict, predict_to
@@ -82,7 +82,7 @@ def _checked(
     run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
 ) -> Any:
     """The recipe of a run, if what is asked of it can be done; before torch loads."""
-    from lorada.data.rows import there
+    from lorada.data.read_rows import there
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)

@@ -4,8 +4,8 @@ import logging
 from dataclasses import dataclass
 
 from lorada.compare.spec import Comparison
+from lorada.data.read_rows import content_of
 from lorada.data.row_forms import GROUP
-from lorada.data.rows import content_of
 from lorada.data.task import Kind
 from lorada.data.task_rows import (
     OwnClasses,

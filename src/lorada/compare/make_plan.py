@@ -14,7 +14,7 @@ from lorada.compare.spec import Comparison, choices_of
 from lorada.data.task_rows import metric_of
 from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import build_method
-from lorada.methods.sizes import default_rate
+from lorada.methods.size_settings import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
 from lorada.support.row_sources import file_names

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lorada.compare.statistics import Scores
-from lorada.data.rows import read_rows
+from lorada.data.read_rows import read_rows
 from lorada.runs.recipe import read_yaml
 
 COLUMNS = ["method", "seed", "row", "score"]

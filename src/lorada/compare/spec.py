@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorada.compare.plan import damaged
 from lorada.data.metrics import refuse_unnamed
-from lorada.data.rows import share_of
+from lorada.data.read_rows import share_of
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.overrides import checked, owner_of
-from lorada.methods.sizes import RATE_RANGE
+from lorada.methods.size_settings import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both, refuse_file
 from lorada.runs.recipe import (
     JSONL,

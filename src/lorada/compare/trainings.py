@@ -14,7 +14,7 @@ from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
 from lorada.compare.spec import Comparison
 from lorada.data.metrics import row_metrics, row_value
-from lorada.data.rows import answer_of, share_of
+from lorada.data.read_rows import answer_of, share_of
 from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.data.rows import answer_of
+from lorada.data.read_rows import answer_of
 from lorada.data.task import Metrics, Protocol
 from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import CODE, Form, Row

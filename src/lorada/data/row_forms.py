@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lorada.data.benchmarks.published_prompts import clean_prompt
-from lorada.data.rows import place_of
+from lorada.data.read_rows import place_of
 from lorada.support.error_messages import unknown_name
 from lorada.support.row_sources import Form, Row
 

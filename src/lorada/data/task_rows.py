@@ -16,8 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from lorada.data.metrics import FREE, NAMES, refuse_metric
-from lorada.data.row_forms import Columns, in_form, to_answer
-from lorada.data.rows import (
+from lorada.data.read_rows import (
     data_folder,
     drawn,
     place_of,
@@ -26,6 +25,7 @@ from lorada.data.rows import (
     share_of,
     there,
 )
+from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL, Recipe

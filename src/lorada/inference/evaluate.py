@@ -21,8 +21,8 @@ from lorada.data.metrics import (
     row_metrics,
     row_value,
 )
+from lorada.data.read_rows import answer_of
 from lorada.data.row_forms import Columns
-from lorada.data.rows import answer_of
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS

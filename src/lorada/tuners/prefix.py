@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lorada.attention import interface
 from lorada.attention.call import Prefix, head_count
 from lorada.attention.interface import CROSS_ATTENTION, attention_classes
-from lorada.attention.prefix_keys import ReplacedForward, is_disentangled
+from lorada.attention.prefix_attention import ReplacedForward, is_disentangled
 from lorada.attention.with_parts import PREFIX_CHILD
 from lorada.functional.precision import no_autocast
 from lorada.tuners.base.layer import AttachedLayer, Entries

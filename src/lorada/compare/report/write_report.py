@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lorada.compare.report.loss_over_cost import cost_picture
+from lorada.compare.report.expected_loss_plot import cost_picture
 from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summary import Baseline, Summary, summarize
 from lorada.support.files import json_text, write_atomic
