@@ -205,7 +205,7 @@ def serve(
     from lorada.runs.folder import writer
 
     more = [*(options or ()), *(["--trust-remote-code"] if remote else [])]
-    if str(run).startswith("-") or not all(word.startswith("-") for word in more[:1]):
+    if str(run).startswith("-") or (more and not more[0].startswith("-")):
         raise ValueError("give one run, then options of transformers: lorada serve RUN --port 8001")
     recipe = writer(run)
     with needs_extra("serve"):

@@ -359,7 +359,7 @@ def checked_arguments(
 ) -> tuple[Seq2SeqTrainingArguments, list[str], Callable[..., RunTrainer]]:
     """A training's arguments, metrics on held-out rows and class of Trainer, no weights loaded."""
     rows, plan = prepared.rows, prepared.plan
-    most = max((len(row.get("candidates", " ")) for row in rows.rows), default=1)
+    most = max(len(row["candidates"]) for row in rows.rows) if rows.form == "choice" else 1
     whole = plan.trainable == EVERYTHING
     again = recomputes(prepared.recipe, prepared.config, sequences=most, whole=whole)
     args = training_arguments(prepared.recipe, prepared.plan.arguments, quiet=quiet, again=again)
