@@ -7,17 +7,14 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import nct, t
 
 from lorada.compare.statistics import (
-    ALPHA,
-    POWER,
     Common,
     Scores,
     _p_value,
     _runs,
     _standard_error,
+    detectable_by,
 )
 
 
@@ -48,11 +45,7 @@ def detectable(
     scored = several[0].shape[1] if rows is None else rows
     common = Common.of(several)
     pairs = [_foretold(a, b, common, count, scored) for a, b in combinations(several, 2)]
-    error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
-    freedom = float(np.median([freedom for _, freedom in pairs]))
-    limit = float(t.isf(ALPHA / tests / 2, freedom))
-    errors = brentq(lambda x: nct.sf(limit, freedom, x) - POWER, 0.0, 4 * limit + 4)
-    return float(errors) * error
+    return detectable_by(pairs, tests)
 
 
 def _foretold(

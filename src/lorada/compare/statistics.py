@@ -251,17 +251,22 @@ def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
         methods: seeds × rows of each; those with one seed are left out.
         tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
     """
-    with needs_extra("compare"):
-        from scipy.optimize import brentq
-        from scipy.stats import nct, t
-
     several = [scores for scores in methods if min(scores.shape) > 1]
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
     common = Common.of(several)
     pairs = [difference(a, b, common) for a, b in combinations(several, 2)]
-    error = float(np.sqrt(np.mean([each.error**2 for each in pairs])))
-    freedom = float(np.median([each.freedom for each in pairs]))
+    return detectable_by([(each.error, each.freedom) for each in pairs], tests)
+
+
+def detectable_by(pairs: Sequence[tuple[float, float]], tests: int) -> float:
+    """The same from the standard error and degrees of freedom of each pair of methods."""
+    with needs_extra("compare"):
+        from scipy.optimize import brentq
+        from scipy.stats import nct, t
+
+    error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
+    freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
     errors = brentq(lambda x: nct.sf(limit, freedom, x) - POWER, 0.0, 4 * limit + 4)
     return float(errors) * error
