@@ -23,6 +23,8 @@ def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None)
     ``total`` is the number of items, if ``items`` has no length.
     """
     console = plain_console(stderr=True)
+    # Into a file rich would print an empty line for each bar.
+    shown = is_first() and (console.is_interactive or console.is_jupyter)
     return track(
-        items, escape(title), total=total, transient=True, console=console, disable=not is_first()
+        items, escape(title), total=total, transient=True, console=console, disable=not shown
     )
