@@ -32,7 +32,7 @@ def owlore_plan() -> Plan:
 
 @pytest.mark.parametrize("plan", [ist_plan, owlore_plan], ids=["ist", "owlore_full"])
 def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("lorada.training.inputs.build_method", lambda *_, **__: plan())
+    monkeypatch.setattr("lorada.training.inputs.plan_method", lambda *_, **__: plan())
     model = str(llama_folder(tmp_path / "llama"))
     data = str(rows_file(tmp_path / "rows.jsonl"))
     settings = [

@@ -13,7 +13,7 @@ from lorada.compare.size_for import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
 from lorada.data.task_rows import metric_of
 from lorada.data.tokenize import encode_rows, fit_context
-from lorada.methods.build import build_method
+from lorada.methods.build import plan_method
 from lorada.methods.size_settings import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
@@ -97,7 +97,7 @@ def _candidate(
             sized = size_for(recipe, budget)
             counts, parts = sized.counts, sized.parts
             budgets = {budget: sized.above}
-        made = build_method(recipe.method, base.config, **parts)
+        made = plan_method(recipe.method, base.config, parts)
         refuse_impossible(recipe, made, counts)
         config = made.config
         return Candidate(

@@ -85,12 +85,19 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
             has a setting of that name.
     """
+    parts = method_named(name).part_names
+    if overrides and not parts:
+        raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
+    return plan_method(name, model_config, part_overrides(parts, overrides))
+
+
+def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) -> Plan:
+    """``build_method`` with settings by part that were checked when a recipe was read."""
     method = method_named(name)
     config, settings_from = None, method.source
     refuse_undefined(method, model_config)
     if method.trainable is None:
         chosen = choose_settings(method, model_config)
-        stated = part_overrides(chosen.parts, overrides)
         settings, replaced = fit_defaults(
             settings_for(chosen, stated, model_config), stated, model_config
         )
@@ -101,8 +108,6 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         config = LoradaConfig(parts=parts)
         if model_config.model_type not in NO_TASK_TYPE:
             config.task_type = TASK_TYPES[family_of(model_config)]
-    elif overrides:
-        raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
     return Plan(
         config,
         callbacks=tuple(load(callback)() for callback in method.callbacks),

@@ -95,6 +95,7 @@ def peft_method(name: str) -> Method:
 SUM = "+"  # between the names of several methods whose parts make one adapter
 
 
+@cache
 def method_named(name: str) -> Method:
     """Look up a method, and add its settings that are not from the paper.
 

@@ -15,7 +15,7 @@ from transformers import (
 from lorada.data.task import Kind
 from lorada.data.task_rows import Rows, answer_limit, metric_of, training_rows
 from lorada.data.tokenize import context_of
-from lorada.methods.build import Plan, build_method
+from lorada.methods.build import Plan, plan_method
 from lorada.methods.head_modules import HEADS, POOLER
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
@@ -83,7 +83,7 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     metric = metric_of(rows, recipe)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)
-    plan = build_method(recipe.method, base.config, **recipe.parts)
+    plan = plan_method(recipe.method, base.config, recipe.parts)
     refuse_base_settings(recipe, base.config, plan)
     set_languages(base.tokenizer, recipe.languages, rows.protocol.languages)
     return PreparedTraining(**vars(base), plan=plan, rows=rows, held_out=held_out, metric=metric)

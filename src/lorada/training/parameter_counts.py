@@ -11,7 +11,7 @@ from peft import PeftModel, ShiraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from lorada.methods.build import Plan, build_method
+from lorada.methods.build import Plan, plan_method
 from lorada.methods.head_modules import select_trainable
 from lorada.runs.recipe import Recipe
 from lorada.training.arguments import device_bytes
@@ -57,7 +57,7 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
 
 def _plan_of(recipe: Recipe, config: Any) -> Plan:
     """The method of a recipe for the model of a config, with the parts that ``--from`` brings."""
-    plan = build_method(recipe.method, config, **recipe.parts)
+    plan = plan_method(recipe.method, config, recipe.parts)
     if recipe.from_adapter is not None and isinstance(plan.config, LoradaConfig):
         plan = replace(plan, config=config_to_start(plan.config, recipe, config)[0])
     return plan
