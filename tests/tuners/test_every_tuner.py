@@ -17,7 +17,7 @@ from stacks import batch, lmam, logits, lora, moved, randomise, starts_as_base
 import lorada
 from lorada import LoradaConfig
 from lorada.support.tuners import TUNERS
-from lorada.tuners.base.layer import LoradaTunerLayer
+from lorada.tuners.base.tuner import LoradaTunerLayer
 from lorada.tuners.lmam import bake
 
 pytestmark = pytest.mark.fp64

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
-from lorada.tuners.base.layer import Entries, FrozenEntries
 from lorada.tuners.base.linears import linears, plain_matrix
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
+from lorada.tuners.base.tuner import Entries, FrozenEntries
 
 # The randomised decomposition computes this many more directions than it returns, and refines them
 # in this many steps.

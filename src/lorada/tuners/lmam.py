@@ -30,9 +30,8 @@ from lorada.attention.interface import attention_classes, self_attentions
 from lorada.attention.with_parts import CHILD
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
-from lorada.tuners.base.layer import AttachedLayer, Entries, FrozenEntries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
-from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.base.tuner import AttachedLayer, AttachedModel, Entries, FrozenEntries
 
 Times = Annotated[str, Field(pattern=r"^[0-9.]*[1-9][0-9.]*x$")]
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from lorada.functional.precision import no_autocast, wide
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
-from lorada.tuners.base.layer import Entries
 from lorada.tuners.base.linears import matrix, plain_matrix
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
+from lorada.tuners.base.tuner import Entries
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")

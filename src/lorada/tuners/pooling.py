@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention.hooks import FollowingHook
-from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.part_config import LoradaPeftConfig, register
-from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.base.tuner import AttachedLayer, AttachedModel
 
 CHILD = "pooling"
 

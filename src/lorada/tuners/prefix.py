@@ -27,9 +27,8 @@ from lorada.attention.interface import CROSS_ATTENTION, attention_classes
 from lorada.attention.prefix_attention import ReplacedForward, is_disentangled
 from lorada.attention.with_parts import PREFIX_CHILD
 from lorada.functional.precision import no_autocast
-from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, register
-from lorada.tuners.base.tuner import AttachedModel
+from lorada.tuners.base.tuner import AttachedLayer, AttachedModel, Entries
 
 # Attributes of attention modules with the width of a head; where queries and values differ in it,
 # the first is that of the queries.

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorada.tuners.base.delta_layer import DeltaLayer, DeltaModel
-from lorada.tuners.base.layer import Entries
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
+from lorada.tuners.base.tuner import Entries
 
 
 @dataclass

@@ -11,10 +11,9 @@ from typing import Any
 from peft.tuners.tuners_utils import _get_in_out_features
 from torch import Tensor, nn
 
-from lorada.tuners.base.layer import LoradaTunerLayer
 from lorada.tuners.base.linears import layer_linear_names, linear_of
 from lorada.tuners.base.part_config import LoradaPeftConfig
-from lorada.tuners.base.tuner import LoradaTuner, listed
+from lorada.tuners.base.tuner import LoradaTuner, LoradaTunerLayer, listed
 
 
 class DeltaLayer(LoradaTunerLayer):

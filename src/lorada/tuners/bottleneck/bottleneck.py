@@ -26,10 +26,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lorada.attention.hooks import FollowingHook
 from lorada.functional.precision import recomputed
-from lorada.tuners.base.layer import AttachedLayer, Entries
 from lorada.tuners.base.linears import linear_of
 from lorada.tuners.base.part_config import Count, LoradaPeftConfig, Number, Rate, register
-from lorada.tuners.base.tuner import AttachedModel, listed
+from lorada.tuners.base.tuner import AttachedLayer, AttachedModel, Entries, listed
 from lorada.tuners.bottleneck.placements import PLACEMENTS, Insertion, insertions
 
 # Gets the tensor at a hook point; returns what replaces it, or None to leave it.

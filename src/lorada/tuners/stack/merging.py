@@ -13,10 +13,10 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.layer import AttachedLayer
 from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
 from lorada.tuners.base.merged_weights import merged_together
 from lorada.tuners.base.part_config import STACK
+from lorada.tuners.base.tuner import AttachedLayer
 from lorada.tuners.stack.nested_layers import layer_kind, wraps
 from lorada.tuners.stack.stack_config import UNMERGEABLE
 

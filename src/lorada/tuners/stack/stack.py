@@ -5,29 +5,34 @@ casting, saving) works on the tuner layers in the model, no matter which tuner p
 LoRaDA-LA is a list of three parts and not a class.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
-from lorada.tuners.base.layer import execution_device
-from lorada.tuners.base.part_config import STACK, refuse_layers, register
+from lorada.tuners.base.part_config import STACK, PeftTypeName, refuse_layers, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
     LoradaTuner,
     all_or_nothing,
     check_fits,
+    execution_device,
     refuse_absent,
     refuse_doubled,
     refuse_known,
 )
 from lorada.tuners.lmam import bake
-from lorada.tuners.stack import patches
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (
@@ -47,8 +52,18 @@ from lorada.tuners.stack.nested_layers import (
     tuner_of,
     wraps,
 )
-from lorada.tuners.stack.stack_config import LoradaConfig
+from lorada.tuners.stack.stack_config import LoradaConfig, as_stack
 
+# What TRL calls the copy of adapter ``default`` that DPO, KTO, GRPO and RLOO refer to. It adds it
+# by the config of ``default`` and copies only weights with ``.default.`` inside of their names.
+REFERENCE = "ref"
+# What is said instead of saving an adapter without the weights that it belongs to.
+MERGED = (
+    "merge_weights() has merged what it can of this adapter into the base, which its file would "
+    "not hold: save it before, or write base and adapter by `lorada export RUN DIR`. In Python, "
+    "save what model.merge_and_unload() gives if every part can be merged; else give "
+    "model.peft_config[...].base_model_name_or_path the folder in which you save model.unload()"
+)
 # The names, in different configs, of the option that is False for a start from random weights.
 INIT_OPTIONS = ("init_weights", "init_lora_weights", "init_ia3_weights")
 # What PeftModel calls the tuner, in names of weights.
@@ -345,7 +360,6 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
-patches.register()
 
 
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
@@ -440,3 +454,44 @@ def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str
     shared = tuple(f"{TUNER}.{name}." for name in containers_of(tuner))
     own = {key for key, layer in layers.items() if layer_kind(layer) is tuner.tuner_layer_cls}
     return own | {key for key in keys if key not in layers and f"{key}.".startswith(shared)}
+
+
+def _extend_peft_model() -> None:
+    """Let ``PeftModel`` put plain adapters beside stacks and not save one without its base.
+
+    TRL's reference of a trained stack becomes a copy of it, with the weights that TRL overlooks.
+    """
+    of_one_type: Any = PeftModel.add_adapter
+    of_any: Any = PeftModel.save_pretrained
+
+    @functools.wraps(of_one_type)
+    def add_adapter(
+        model: PeftModel, adapter_name: str, peft_config: PeftConfig, *args: Any, **options: Any
+    ) -> None:
+        here, new = model.peft_type, peft_config.peft_type
+        if here != new and here == STACK:
+            peft_config = as_stack(peft_config)
+        elif here != new and isinstance(here, PeftTypeName) | isinstance(new, PeftTypeName):
+            raise ValueError(
+                f"an adapter of type {new.value} cannot stand beside one of type {here.value}: "
+                "load the first one as a stack, by "
+                "PeftModel.from_pretrained(base, folder, config=lorada.as_stack(folder))"
+            )
+        of_one_type(model, adapter_name, peft_config, *args, **options)
+        same = peft_config is model.peft_config.get("default")
+        if adapter_name == REFERENCE and same and here == STACK:
+            weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+            set_peft_model_state_dict(model, weights, adapter_name)
+
+    @functools.wraps(of_any)
+    def save_pretrained(model: PeftModel, *args: Any, **options: Any) -> None:
+        merged = getattr(model.base_model, "merged_bases", ())
+        if any(config.base_model_name_or_path in merged for config in model.peft_config.values()):
+            raise ValueError(MERGED)
+        of_any(model, *args, **options)
+
+    PeftModel.add_adapter = add_adapter  # type: ignore[method-assign]
+    PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+_extend_peft_model()
