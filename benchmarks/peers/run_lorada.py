@@ -13,7 +13,7 @@ from typing import Any
 import stamps
 
 import lorada.cli
-from lorada.cli.app import importing
+from lorada.cli.shared import importing
 
 began = stamps.now()
 with importing(quiet=True):  # as every command imports them

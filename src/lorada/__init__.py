@@ -6,7 +6,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lorada.support.tuners import TUNERS
+from lorada.support.tuner_names import TUNERS
 from lorada.support.version import __version__
 
 if TYPE_CHECKING:

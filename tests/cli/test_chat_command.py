@@ -7,7 +7,7 @@ import sys
 import pytest
 from folders import llama_folder, rows_file
 
-from lorada.cli import chat_command
+from lorada.cli import use_commands
 from lorada.inference import chat as chat_module
 
 LLAMA = {"initializer_range": 0.2}
@@ -139,19 +139,19 @@ def test_what_is_no_command_is_said_in_one_line_and_the_chat_goes_on(chat, writt
     assert code == 0
     assert "error: unknown command '/bsae'; did you mean /base" in err
     assert "error: /base answers the last question: leave '2 + 2 =' out" in err
-    assert all(f"{name} " in err for name in chat_command.COMMANDS)
+    assert all(f"{name} " in err for name in use_commands.CHAT_COMMANDS)
     assert out == f"{written('map [b]', ' /x')}\n{written('map [b]')}\n"
 
 
 def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(chat, written, monkeypatch):
-    show, presses = chat_command._show, [signal.SIGINT]
+    show, presses = use_commands._show_piece, [signal.SIGINT]
 
     def press(piece):
         show(piece)
         if presses:
             signal.raise_signal(presses.pop())
 
-    monkeypatch.setattr(chat_command, "_show", press)
+    monkeypatch.setattr(use_commands, "_show_piece", press)
     code, out, _ = chat([QUESTION, QUESTION], "map [b]")
     whole = written("map [b]")
     assert code == 0

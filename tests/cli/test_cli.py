@@ -11,7 +11,7 @@ from folders import ROWS, rows_file
 from safetensors.torch import save_file
 
 from lorada import METHODS, __version__
-from lorada.cli.app import app
+from lorada.cli.shared import app
 from lorada.runs.result import read_predictions, read_result
 
 TINY = [

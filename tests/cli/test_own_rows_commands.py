@@ -7,9 +7,9 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from programs import printed
 
-from lorada.cli.run_commands import _asked
-from lorada.compare.plan import saved_plan
+from lorada.cli.train_commands import _asked
 from lorada.compare.spec import saved_comparison
+from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs
 from lorada.data.read_rows import drawn, read_rows
 from lorada.data.task_rows import training_rows

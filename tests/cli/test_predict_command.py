@@ -6,7 +6,7 @@ import shlex
 import pytest
 from folders import ROWS, rows_file
 
-from lorada.cli.app import app
+from lorada.cli.shared import app
 
 SETTINGS = ["max_steps=2", "report_to=[]", "max_length=32", "max_new_tokens=4"]
 RUNS = {

@@ -14,7 +14,6 @@ from made_up_comparison import HELD_OUT, write_made_up
 from pydantic import TypeAdapter
 
 import lorada
-from lorada.compare.plan import Candidate, ComparisonPlan
 from lorada.compare.report.read import (
     CandidateResult,
     Results,
@@ -25,6 +24,7 @@ from lorada.compare.report.read import (
 from lorada.compare.report.summary import summarize
 from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
+from lorada.compare.stored_plan import Candidate, ComparisonPlan
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number

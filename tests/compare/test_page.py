@@ -13,11 +13,11 @@ from made_up_comparison import renamed
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
-from lorada.compare.plan import Candidate
 from lorada.compare.report.read import CandidateResult
 from lorada.compare.report.summary import Baseline, Disagreement, Summary
 from lorada.compare.report.write_report import note, table, write_report
 from lorada.compare.report.write_report import page as comparison_page
+from lorada.compare.stored_plan import Candidate
 
 HOSTILE = (
     "<img src=x onerror='window.hacked=1'>",

@@ -7,7 +7,6 @@ from folders import refused, rows_file
 from lorada.compare.comparison_rows import read_data
 from lorada.compare.learning_rate import search_rate
 from lorada.compare.make_plan import make_plan, steps_of
-from lorada.compare.plan import saved_plan
 from lorada.compare.run import read
 from lorada.compare.spec import (
     Comparison,
@@ -17,6 +16,7 @@ from lorada.compare.spec import (
     parts_of,
     resumed_comparison,
 )
+from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import (
     commonest_answer,
     comparison_jobs,

@@ -11,7 +11,7 @@ from rich.console import Console
 from lorada.compare.jobs import queue
 from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
 from lorada.compare.jobs.queue import run_queue
-from lorada.support.duration import duration
+from lorada.support.in_words import duration
 from lorada.training.callbacks import DivergedError
 
 

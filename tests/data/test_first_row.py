@@ -6,7 +6,7 @@ import pytest
 from folders import ROWS, TURNS, rows_file
 from trained import run_recipe
 
-from lorada.cli.run_commands import show_training
+from lorada.cli.train_commands import show_training
 
 CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}
 READ = {

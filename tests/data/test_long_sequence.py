@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig
-from lorada.cli.run_commands import show_training
+from lorada.cli.train_commands import show_training
 from lorada.data.benchmarks.long_sequence import window_starts
 from lorada.data.tokenize import EncodeOptions, document_ids, windows
 from lorada.inference.evaluate import evaluate_tasks

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from lorada import LmamConfig, explain
-from lorada.explore.explore import explain_text, explored, sentence_maps
+from lorada.explore.page_data import explain_text, explored, sentence_maps
 from lorada.inference.load import load_run
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from lorada import METHODS
 from lorada.inference.load import load_run
 from lorada.methods.lookup import method_named
-from lorada.support.tuners import TUNERS
+from lorada.support.tuner_names import TUNERS
 
 pytestmark = pytest.mark.fp64
 place, SETTINGS = test_export.place, test_export.TINY

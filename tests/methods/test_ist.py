@@ -15,7 +15,7 @@ import lorada
 from lorada import LoradaConfig
 from lorada.methods.callbacks.ist import ISTCallback, adapters_in, scaled_down, updated
 from lorada.methods.callbacks.layers import generator_at, layers_of, training_batches
-from lorada.support.tuners import TUNERS
+from lorada.support.tuner_names import TUNERS
 
 pytestmark = pytest.mark.fp64
 

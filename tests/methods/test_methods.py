@@ -12,7 +12,7 @@ from lorada.methods.head_modules import select_trainable
 from lorada.methods.lookup import describe
 from lorada.methods.method import PARTS, Method, part_class, peft_configs
 from lorada.methods.overrides import TRAINING, names_of, settings_of
-from lorada.methods.size_settings import RATE_RANGE, RATES, SIZES, default_rate
+from lorada.methods.sizes_and_rates import RATE_RANGE, RATES, SIZES, default_rate
 
 LLAMA, BERT = LlamaConfig(), BertConfig()
 

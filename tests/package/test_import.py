@@ -24,7 +24,7 @@ from lorada import LmamConfig
 from lorada.data.task import Task
 from lorada.inference.exported_config import mark
 from lorada.methods.method import Method
-from lorada.support.tuners import TUNERS
+from lorada.support.tuner_names import TUNERS
 
 pytestmark = pytest.mark.fp64
 IDS = torch.arange(5, 25)[None]

@@ -11,7 +11,7 @@ from trained import run_recipe
 
 from lorada import explain
 from lorada.compare.jobs.job import Outcome
-from lorada.explore.explore import ratios_by_layer, sentence_maps
+from lorada.explore.page_data import ratios_by_layer, sentence_maps
 from lorada.inference.load import load_run
 from lorada.paper import figures as plots
 from lorada.paper import table_runs

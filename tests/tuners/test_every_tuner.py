@@ -16,7 +16,7 @@ from stacks import batch, lmam, logits, lora, moved, randomise, starts_as_base
 
 import lorada
 from lorada import LoradaConfig
-from lorada.support.tuners import TUNERS
+from lorada.support.tuner_names import TUNERS
 from lorada.tuners.base.tuner import LoradaTunerLayer
 from lorada.tuners.lmam import bake
 

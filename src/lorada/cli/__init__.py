@@ -14,14 +14,13 @@ import typer
 from rich.logging import RichHandler
 
 from lorada.cli import (  # noqa: F401
-    chat_command,
     compare_commands,
     list_commands,
     paper_commands,
-    run_commands,
+    train_commands,
     use_commands,
 )
-from lorada.cli.app import app, errors
+from lorada.cli.shared import app, errors
 from lorada.support.error_messages import out_of_memory
 from lorada.support.processes import OtherProcessError, is_first, leave_processes, refuse_several
 from lorada.support.version import __version__

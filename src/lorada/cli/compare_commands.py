@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from lorada.cli import options as opt
-from lorada.cli.app import (
+from lorada.cli.shared import (
     app,
     console,
     errors,
@@ -24,11 +24,11 @@ from lorada.cli.app import (
     suggest,
     without_override,
 )
-from lorada.cli.run_commands import check_inputs
+from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
-from lorada.support.duration import counted, duration
 from lorada.support.error_messages import unknown_name
 from lorada.support.files import as_typed
+from lorada.support.in_words import counted, duration
 from lorada.support.tables import NOTHING
 
 NAME = 12  # letters of a name that stand in a line, however narrow the terminal
@@ -197,7 +197,7 @@ def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: boo
 
 
 def _show_forecast(found: dict[str, Any]) -> None:
-    from lorada.compare.plan import as_given
+    from lorada.compare.stored_plan import as_given
 
     names = ("method", "budget", "sizes", "parameters", "runs", "time", "memory")
     shown = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from lorada.cli import options as opt
-from lorada.cli.app import app, console, importing, print_json, say, suggest
+from lorada.cli.shared import app, console, importing, print_json, say, suggest
 
 # What the kinds of model are called that a method has settings for; others go by their own name.
 KINDS = {

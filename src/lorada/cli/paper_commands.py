@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from lorada.cli import options as opt
-from lorada.cli.app import (
+from lorada.cli.shared import (
     app,
     console,
     importing,
@@ -22,9 +22,9 @@ from lorada.cli.app import (
     suggest,
     waiting,
 )
-from lorada.cli.run_commands import scored_run
-from lorada.support.duration import counted
+from lorada.cli.use_commands import scored_run
 from lorada.support.files import write_atomic
+from lorada.support.in_words import counted
 from lorada.support.metric_names import main_metric
 from lorada.support.progress import progress_bar
 
@@ -237,7 +237,7 @@ def _plot_maps(run: Path, text: str, output: Path) -> None:
 
     recipe = finished_run(run)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.explore.explore import sentence_maps
+    from lorada.explore.page_data import sentence_maps
 
     found = sentence_maps(loaded, text)
     title = f"{found['layer']}, head {found['head']}"
@@ -253,7 +253,7 @@ def _plot_layers(
 
     recipe = scored_run(run, data, data_dir)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.explore.explore import ratios_by_layer
+    from lorada.explore.page_data import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir)
     _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))

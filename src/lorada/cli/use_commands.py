@@ -1,16 +1,25 @@
-"""The commands ``predict``, ``explore``, ``export`` and ``serve``: what finished runs are for."""
+"""The commands that use finished runs: ``evaluate``, ``generate``, ``chat``, ``predict`` …"""
 
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from lorada.cli import options as opt
-from lorada.cli.app import (
+from lorada.cli.shared import (
     app,
     console,
+    errors,
     importing,
     loaded_run,
     loading_model,
@@ -18,14 +27,219 @@ from lorada.cli.app import (
     note,
     print_json,
     say,
+    say_why,
     suggest,
+    suggest_scoring,
     waiting,
 )
-from lorada.cli.run_commands import become
-from lorada.support.duration import counted
-from lorada.support.error_messages import needs_extra
+from lorada.support.error_messages import needs_extra, unknown_name
 from lorada.support.files import as_typed, refuse_there, write_atomic
+from lorada.support.in_words import counted
 from lorada.support.row_sources import HEADED
+
+# Of the metrics; some are said in words.
+NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
+CHAT_KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
+CHAT_COMMANDS = {
+    "/base": "answer the last question with the base alone; it is not remembered",
+    "/reset": "forget the conversation",
+    "/help": "show this list",
+    "/quit": "end the chat",
+}
+SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
+
+
+def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | None = None) -> Any:
+    """The recipe of a finished run, if the rows to score it on are there; before torch loads.
+
+    ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
+    """
+    from lorada.data.metrics import refuse_unnamed
+    from lorada.data.read_rows import share_of
+    from lorada.data.task_rows import refuse_absent
+    from lorada.runs.folder import finished_run
+    from lorada.runs.recipe import JSONL
+
+    recipe = finished_run(run)
+    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
+    refuse_absent(recipe, data or own, data_dir)
+    if metric is None:
+        refuse_unnamed(recipe.metric, run)
+    elif data is None and recipe.task != JSONL:
+        raise ValueError(
+            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
+            "it out"
+        )
+    return recipe
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def evaluate(
+    run: opt.RunFolder,
+    data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
+    columns: opt.Columns = None,
+    data_dir: opt.DataDir = None,
+    base: Annotated[bool, typer.Option("--base", help="score the base alone")] = False,
+    metric: opt.Metric = None,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="keep the text of each row too")
+    ] = False,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Score a finished run on held-out rows, or on the test rows of its tasks."""
+    recipe = scored_run(run, data, data_dir, metric)
+    opt.refuse_columns(columns, data)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.inference import evaluate as scoring
+    from lorada.runs.result import read_result
+
+    if data is None and scoring.has_tasks(loaded):
+        found = scoring.evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
+    else:
+        scored = scoring.evaluate(
+            loaded, data, columns=columns, base=base, with_text=with_text, metric=metric
+        )
+        found = {"": scored}
+    if as_json:
+        print_json(found.get("", found))
+        return
+    _print_scores(found)
+    if metric is None:
+        say_why(read_result(run))
+    if loaded.form in HEADED:
+        suggest("predict", run, "--text", "TEXT")
+    elif loaded.form == "messages":
+        suggest("chat", run)
+    else:
+        suggest("generate", run, "--prompt", "TEXT")
+
+
+def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the metrics of each task as a table; the rows of a user have no name of a task."""
+    own = [*found] == [""]
+    table = Table(*([] if own else ["task"]), "metric", "value")
+    for task, metrics in found.items():
+        for name, value in metrics.items():
+            if name not in NOT_SHOWN:
+                shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+                shown = "undefined" if value is None else shown
+                table.add_row(*([] if own else [task]), name, shown)
+    console.print(table)
+    for metrics in found.values():
+        if metrics.get("cut"):
+            said = f"{metrics['cut']} of {metrics['n']} answers were cut at"
+            console.print(f"{said} {metrics['max_new_tokens']} tokens")
+        if "unfound" in metrics:
+            say(f"{metrics['unfound']} were found")
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def generate(
+    run: opt.RunFolder,
+    prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    remote: opt.Remote = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Continue prompts with a finished run."""
+    from lorada.runs.folder import writer
+
+    recipe = writer(run)
+    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.inference import generate as generation
+
+    outputs = generation.generate(loaded, prompt, max_new_tokens)
+    if as_json:
+        print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
+        return
+    for text in outputs:
+        say(text)
+    suggest_scoring(run, recipe)
+
+
+@app.command(rich_help_panel=opt.TRAIN)
+def chat(
+    run: opt.RunFolder,
+    system: Annotated[
+        str | None, typer.Option(help="what the conversation begins with, as the system's turn")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    remote: opt.Remote = False,
+) -> None:
+    """Chat with a finished run in the terminal, with the base's answers beside its own."""
+    from lorada.runs.folder import writer
+    from lorada.runs.result import read_result
+
+    recipe = writer(run)
+    if system is not None and read_result(run)["form"] != "messages":
+        raise ValueError(
+            f"--system is for runs that learned conversations, and {run} continues each line by "
+            "itself: write it at the beginning of the line"
+        )
+    with loading_model(recipe.model):
+        from lorada.inference.chat import open_chat
+
+        opened = open_chat(run, max_new_tokens, system, trust_remote_code=remote)
+    how = "it continues each line by itself, as a prompt"
+    if opened.run.form == "messages":
+        how = "it reads the conversation so far, in the tokenizer's chat template"
+    name = run.resolve().name
+    note(f"{name}: {recipe.method} on {recipe.model}; {how}")
+    note(CHAT_KEYS)
+    with suppress(ImportError):
+        import readline  # noqa: F401 (gives input() a history and the arrow keys)
+    while (line := _read(name)) is not None and line.strip() != "/quit":
+        try:
+            _obey(opened, line)
+        except ValueError as error:
+            note(f"error: {' '.join(str(error).split())}")
+    suggest_scoring(run, recipe, on=errors)
+
+
+def _read(name: str) -> str | None:
+    """The next question or command, as it was typed or from a file or pipe; None at the end."""
+    terminal = sys.stdin.isatty()
+    try:
+        return input(f"{name}> ") if terminal else next(sys.stdin).rstrip("\r\n")
+    except (EOFError, StopIteration):
+        return None
+    except KeyboardInterrupt:
+        if not terminal:
+            raise
+        note("\nCtrl-D or /quit ends the chat")
+        return ""
+
+
+def _obey(chat: Any, line: str) -> None:
+    """Answer a question, or do what a command says."""
+    word, _, rest = line.partition(" ")
+    match word:
+        case "/base" if rest.strip():
+            raise ValueError(f"/base answers the last question: leave {rest.strip()!r} out")
+        case "/base":
+            prompt = chat.base_prompt()
+            say(Text("base:", "bold"))
+            _answer(partial(chat.write, prompt, base=True))
+        case "/reset":
+            chat.reset()
+            note("the conversation is forgotten")
+        case "/help":
+            note("\n".join(f"{name:14} {what}" for name, what in CHAT_COMMANDS.items()))
+        case _ if word.startswith("/"):
+            raise unknown_name("command", word, CHAT_COMMANDS)
+        case _ if line.strip():
+            _answer(partial(chat.ask, line))
+
+
+def _answer(write: Callable[..., object]) -> None:
+    """Show an answer piece by piece, until Ctrl-C."""
+    write(_show_piece)
+    _show_piece("\n")
+
+
+def _show_piece(piece: str) -> None:
+    print(piece, end="", flush=True)  # as it is: rich would make blanks of tabs
 
 
 @app.command(rich_help_panel=opt.TRAIN)
@@ -61,7 +275,7 @@ def predict(
         if as_json:
             print_json(beside(given, answers))
             return
-        _show(answers, texts)
+        _show_answers(answers, texts)
         suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
         return
     try:
@@ -97,7 +311,7 @@ def _checked(
     return recipe
 
 
-def _show(answers: list[dict[str, Any]], texts: list[str]) -> None:
+def _show_answers(answers: list[dict[str, Any]], texts: list[str]) -> None:
     """Print answers: those that are texts as they are, others in a table."""
     if "answer" in answers[0]:
         for answer in answers:
@@ -130,8 +344,8 @@ def explore(
     with needs_extra("explore"):
         import jinja2  # noqa: F401
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=False)
-    from lorada.explore.explore import explored
     from lorada.explore.explorer_page import explorer_page
+    from lorada.explore.page_data import explored
 
     data = explored(loaded, text)
     with waiting("writing the page"):
@@ -218,3 +432,32 @@ def serve(
     note(f"the name for clients: {served.name}")
     # The folder's own name is the shortest that clients can be asked to give.
     become(["transformers", "serve", served.name, *more], folder=served.parent)
+
+
+# All words after the program's name, even `--help`, are passed to the program. It takes the place
+# of this process, so that exit code and signals are its own.
+@app.command(
+    rich_help_panel=opt.TRAIN,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
+) -> None:
+    """Run another program (lm_eval, trl, accelerate …) that loads adapters of lorada."""
+    become(command)
+
+
+def become(command: list[str], folder: Path | None = None) -> None:
+    """Go on as another program that loads adapters of lorada, in a ``folder`` if that is given."""
+    own_folder = str(Path(sys.executable).parent)  # where a program has the same packages
+    program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
+    if program is None:
+        raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
+    own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join((str(SITE), *map(os.path.abspath, own)))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts
+        signal.signal(number, signal.SIG_DFL)
+    if folder is not None:
+        os.chdir(folder)
+    # The full path, because a Python finds its environment by this name.
+    os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})

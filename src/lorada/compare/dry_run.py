@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lorada.compare.jobs.job import Job
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import Report, run_queue
-from lorada.compare.plan import Candidate, ComparisonPlan, mapping_in
 from lorada.compare.spec import LEAST_RUNS, Comparison
+from lorada.compare.stored_plan import Candidate, ComparisonPlan, mapping_in
 from lorada.compare.trainings import trials_of
 from lorada.data.task_rows import Rows
 from lorada.runs.recipe import Recipe

@@ -28,7 +28,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lorada.compare.jobs.job import last_line, report
-from lorada.compare.plan import SEARCH_FILE, mapping_in
+from lorada.compare.stored_plan import SEARCH_FILE, mapping_in
 from lorada.runs.folder import HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result

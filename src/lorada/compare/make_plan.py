@@ -8,13 +8,13 @@ from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import last_line
 from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
-from lorada.compare.plan import Candidate, ComparisonPlan
 from lorada.compare.size_for import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
+from lorada.compare.stored_plan import Candidate, ComparisonPlan
 from lorada.data.task_rows import metric_of
 from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import plan_method
-from lorada.methods.size_settings import default_rate
+from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
 from lorada.support.row_sources import file_names

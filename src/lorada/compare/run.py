@@ -14,7 +14,10 @@ from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Report, first_of, run_queue
 from lorada.compare.make_plan import about, make_plan
-from lorada.compare.plan import (
+from lorada.compare.report.summary import Summary
+from lorada.compare.report.write_report import write_report
+from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
+from lorada.compare.stored_plan import (
     BASELINES_FILE,
     FAILURES_FILE,
     PLAN_FILE,
@@ -24,9 +27,6 @@ from lorada.compare.plan import (
     mapping_in,
     saved_plan,
 )
-from lorada.compare.report.summary import Summary
-from lorada.compare.report.write_report import write_report
-from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
 from lorada.data.metrics import RowValue, row_value

@@ -13,7 +13,7 @@ from lorada.methods.build import choose_settings, settings_for
 from lorada.methods.fit_to_model import ModelShape
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings, part_class
-from lorada.methods.size_settings import BOUNDS, FEWER_WHEN_LARGER, SIZES
+from lorada.methods.sizes_and_rates import BOUNDS, FEWER_WHEN_LARGER, SIZES
 from lorada.runs.recipe import Recipe
 from lorada.training.models.loading import load_config
 from lorada.training.parameter_counts import counts_of

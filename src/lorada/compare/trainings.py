@@ -11,8 +11,8 @@ from typing import Any
 from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
-from lorada.compare.plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
 from lorada.compare.spec import Comparison
+from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
 from lorada.data.metrics import row_metrics, row_value
 from lorada.data.read_rows import answer_of, share_of
 from lorada.data.task_rows import Rows

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.task import Source
-from lorada.support.duration import counted
+from lorada.support.in_words import counted
 from lorada.support.row_sources import (
     BUILTIN,
     HUB,

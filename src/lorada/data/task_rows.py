@@ -29,7 +29,7 @@ from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL, Recipe
-from lorada.support.duration import counted
+from lorada.support.in_words import counted
 from lorada.support.row_sources import HEADED, Form, Row
 
 logger = logging.getLogger(__name__)

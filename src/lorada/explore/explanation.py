@@ -27,7 +27,7 @@ from lorada.attention.observation import Observation, observe, ratio_of, squared
 from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
 from lorada.support.files import write_atomic
-from lorada.tuners.active_parts import (
+from lorada.tuners.switch_parts import (
     Parts,
     active_parts,
     has_trained_copies,

@@ -20,7 +20,7 @@ from lorada.attention.interface import dispatches, self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
-from lorada.methods.size_settings import FITTED, Bound
+from lorada.methods.sizes_and_rates import FITTED, Bound
 from lorada.tuners.base.linears import linears, within_layer
 
 # Which widths (in, out) of a matrix a setting has to divide.

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lorada.support.tuners import TUNERS
+from lorada.support.tuner_names import TUNERS
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -23,7 +23,7 @@ from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import context_of
 from lorada.methods.meta_model import meta_model
-from lorada.methods.size_settings import default_rate
+from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
 from lorada.support.processes import is_first, only_cpu
 from lorada.training.models.loading import stretched

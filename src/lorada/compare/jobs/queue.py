@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
-from lorada.support.duration import duration
+from lorada.support.in_words import duration
 from lorada.support.progress import plain_console
 
 Report = Callable[[str], None]

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.plan import (
+from lorada.compare.spec import Comparison, saved_comparison
+from lorada.compare.statistics import Scores
+from lorada.compare.stored_plan import (
     BASELINES_FILE,
     FAILURES_FILE,
     TRIALS,
@@ -21,8 +23,6 @@ from lorada.compare.plan import (
     search_of,
     settled,
 )
-from lorada.compare.spec import Comparison, saved_comparison
-from lorada.compare.statistics import Scores
 from lorada.runs.result import read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 

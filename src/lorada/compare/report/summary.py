@@ -11,7 +11,6 @@ import numpy as np
 
 from lorada.compare.decide import decide
 from lorada.compare.decision import Decision
-from lorada.compare.plan import Candidate
 from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.words import (
     Scale,
@@ -22,6 +21,7 @@ from lorada.compare.report.words import (
     windows_overlap,
 )
 from lorada.compare.statistics import TINY, Scores, by_group, has_no_spread, mean_score
+from lorada.compare.stored_plan import Candidate
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
 from lorada.support.metric_names import (

@@ -11,7 +11,7 @@ import numpy as np
 from lorada.compare.decision import Decision
 from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.statistics import detectable, rows_needed
-from lorada.support.duration import counted
+from lorada.support.in_words import counted
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
 

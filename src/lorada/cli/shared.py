@@ -69,6 +69,18 @@ def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
     return nullcontext() if quiet or not errors.is_terminal else errors.status(Text(what))
 
 
+def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
+    """Suggest to score a run, with --data FILE if its recipe names no rows."""
+    suggest("evaluate", run, *([] if recipe.scores_rows else ["--data", "FILE"]), on=on)
+
+
+def say_why(result: dict[str, Any]) -> None:
+    """Print by what the answers of a run are scored, if its rows have decided it."""
+    metric = result.get("metric") or {}
+    if metric.get("reason"):
+        say(f"answers are scored by {metric['name']}, because {metric['reason']}")
+
+
 @contextmanager
 def importing(*, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while the ``with`` block imports torch and transformers.

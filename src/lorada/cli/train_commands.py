@@ -1,38 +1,27 @@
-"""The commands ``train``, ``evaluate``, ``generate`` and ``run``."""
+"""The command ``train``."""
 
-import os
-import shutil
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lorada.cli import options as opt
-from lorada.cli.app import (
+from lorada.cli.shared import (
     app,
-    console,
     errors,
     importing,
-    loaded_run,
     print_json,
     prints_to_stderr,
     say,
+    say_why,
     suggest,
+    suggest_scoring,
     without_override,
 )
 from lorada.support.models import check_name
 from lorada.support.processes import is_first, refuse_several
-from lorada.support.row_sources import HEADED
-
-# Of the metrics; some are said in words.
-NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
-SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
@@ -179,7 +168,7 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    _say_why(result)
+    say_why(result)
     losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
     say(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss")
     effect = result["relative_norm"]
@@ -190,153 +179,3 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
         f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB{text}"
     )
     suggest_scoring(trained.run, recipe)
-
-
-def _say_why(result: dict[str, Any]) -> None:
-    """Print by what the answers of a run are scored, if its rows have decided it."""
-    metric = result.get("metric") or {}
-    if metric.get("reason"):
-        say(f"answers are scored by {metric['name']}, because {metric['reason']}")
-
-
-def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
-    """Suggest to score a run, with --data FILE if its recipe names no rows."""
-    suggest("evaluate", run, *([] if recipe.scores_rows else ["--data", "FILE"]), on=on)
-
-
-def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | None = None) -> Any:
-    """The recipe of a finished run, if the rows to score it on are there; before torch loads.
-
-    ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
-    """
-    from lorada.data.metrics import refuse_unnamed
-    from lorada.data.read_rows import share_of
-    from lorada.data.task_rows import refuse_absent
-    from lorada.runs.folder import finished_run
-    from lorada.runs.recipe import JSONL
-
-    recipe = finished_run(run)
-    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
-    refuse_absent(recipe, data or own, data_dir)
-    if metric is None:
-        refuse_unnamed(recipe.metric, run)
-    elif data is None and recipe.task != JSONL:
-        raise ValueError(
-            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
-            "it out"
-        )
-    return recipe
-
-
-@app.command(rich_help_panel=opt.TRAIN)
-def evaluate(
-    run: opt.RunFolder,
-    data: Annotated[str | None, typer.Option(help="held-out rows; else the recipe's")] = None,
-    columns: opt.Columns = None,
-    data_dir: opt.DataDir = None,
-    base: Annotated[bool, typer.Option("--base", help="score the base alone")] = False,
-    metric: opt.Metric = None,
-    with_text: Annotated[
-        bool, typer.Option("--with-text", help="keep the text of each row too")
-    ] = False,
-    remote: opt.Remote = False,
-    as_json: opt.Json = False,
-) -> None:
-    """Score a finished run on held-out rows, or on the test rows of its tasks."""
-    recipe = scored_run(run, data, data_dir, metric)
-    opt.refuse_columns(columns, data)
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference import evaluate as scoring
-    from lorada.runs.result import read_result
-
-    if data is None and scoring.has_tasks(loaded):
-        found = scoring.evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
-    else:
-        scored = scoring.evaluate(
-            loaded, data, columns=columns, base=base, with_text=with_text, metric=metric
-        )
-        found = {"": scored}
-    if as_json:
-        print_json(found.get("", found))
-        return
-    _print_scores(found)
-    if metric is None:
-        _say_why(read_result(run))
-    if loaded.form in HEADED:
-        suggest("predict", run, "--text", "TEXT")
-    elif loaded.form == "messages":
-        suggest("chat", run)
-    else:
-        suggest("generate", run, "--prompt", "TEXT")
-
-
-def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the metrics of each task as a table; the rows of a user have no name of a task."""
-    own = [*found] == [""]
-    table = Table(*([] if own else ["task"]), "metric", "value")
-    for task, metrics in found.items():
-        for name, value in metrics.items():
-            if name not in NOT_SHOWN:
-                shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-                shown = "undefined" if value is None else shown
-                table.add_row(*([] if own else [task]), name, shown)
-    console.print(table)
-    for metrics in found.values():
-        if metrics.get("cut"):
-            said = f"{metrics['cut']} of {metrics['n']} answers were cut at"
-            console.print(f"{said} {metrics['max_new_tokens']} tokens")
-        if "unfound" in metrics:
-            say(f"{metrics['unfound']} were found")
-
-
-@app.command(rich_help_panel=opt.TRAIN)
-def generate(
-    run: opt.RunFolder,
-    prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
-    remote: opt.Remote = False,
-    as_json: opt.Json = False,
-) -> None:
-    """Continue prompts with a finished run."""
-    from lorada.runs.folder import writer
-
-    recipe = writer(run)
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.inference import generate as generation
-
-    outputs = generation.generate(loaded, prompt, max_new_tokens)
-    if as_json:
-        print_json([{"prompt": p, "output": o} for p, o in zip(prompt, outputs, strict=True)])
-        return
-    for text in outputs:
-        say(text)
-    suggest_scoring(run, recipe)
-
-
-# All words after the program's name, even `--help`, are passed to the program. It takes the place
-# of this process, so that exit code and signals are its own.
-@app.command(
-    rich_help_panel=opt.TRAIN,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
-def run(
-    command: Annotated[list[str], typer.Argument(metavar="CMD", help="program and its arguments")],
-) -> None:
-    """Run another program (lm_eval, trl, accelerate …) that loads adapters of lorada."""
-    become(command)
-
-
-def become(command: list[str], folder: Path | None = None) -> None:
-    """Go on as another program that loads adapters of lorada, in a ``folder`` if that is given."""
-    own_folder = str(Path(sys.executable).parent)  # where a program has the same packages
-    program = shutil.which(command[0], path=own_folder) or shutil.which(command[0])
-    if program is None:
-        raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
-    own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    path = os.pathsep.join((str(SITE), *map(os.path.abspath, own)))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts
-        signal.signal(number, signal.SIG_DFL)
-    if folder is not None:
-        os.chdir(folder)
-    # The full path, because a Python finds its environment by this name.
-    os.execve(program, [program, *command[1:]], {**os.environ, "PYTHONPATH": path})

@@ -1,6 +1,6 @@
 """Times in words."""
 
-from lorada.support.duration import duration
+from lorada.support.in_words import duration
 
 
 def test_a_time_is_in_seconds_minutes_or_hours_by_its_length():
