@@ -37,7 +37,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
-from lorada.inference.refilled_batch import Writer, write_answers
+from lorada.inference.continuous_batching import Writer, write_answers
 
 RESULTS = Path(__file__).parent / "results" / "generated_answers.json"
 PAD, FIRST_WORD = 0, 1000  # tokens below the first word are numbers

@@ -19,7 +19,7 @@ import numpy as np
 from made_up_worlds import WORLDS, World, made_up
 
 from lorada.compare.decide import decide
-from lorada.compare.decision import Decision
+from lorada.compare.decision_in_words import Decision
 from lorada.compare.statistics import ALPHA, Common, by_group, holm, mean_score, paired_p
 
 ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"

@@ -18,7 +18,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 from lorada.compare.report.read import read_comparison
-from lorada.compare.report.summary import summarize
+from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.report.write_report import page as report_page
 
 ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lorada.attention import map_term as adding
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens
+from lorada.attention.learned_map import LearnedMap
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.fp64
 LENGTH, HEADS, GROUPS, WIDTH = 9, 4, 2, 3
 
 
-def attention_map(ablation: str | None = None, align: str = "start", heads: int = 2, **kwargs):
+def learned_map(ablation: str | None = None, align: str = "start", heads: int = 2, **kwargs):
     torch.manual_seed(1)
     shapes = [(heads, LENGTH, 2), (heads, 2, LENGTH)]
     if ablation == "full_rank":
         shapes = [(HEADS, LENGTH, LENGTH)]
     factors = tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
-    return AttentionMap(factors, 2.0, align, ablation, **kwargs)
+    return LearnedMap(factors, 2.0, align, ablation, **kwargs)
 
 
 def table(*samples: list[int | None], queries: int | None = None) -> TokenTable:
@@ -77,7 +77,7 @@ POSITIONS = {
 
 
 def term_of(
-    own: AttentionMap, positions: TokenPositions, shape: CallShape, value: Tensor
+    own: LearnedMap, positions: TokenPositions, shape: CallShape, value: Tensor
 ) -> Term | None:
     """The term of a map whose tokens are at these positions."""
     under = find_covered_tokens(positions, own, shape, value)
@@ -99,7 +99,7 @@ def call(name: str, *, causal: bool = True, window: int | None = None, dtype=tor
     return positions, CallShape(queries, keys, HEADS, causal, window), value, output
 
 
-def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> Tensor:
+def by_hand(held: LearnedMap, positions, shape: CallShape, value: Tensor) -> Tensor:
     """The term as a sum over pairs of tokens, (B, T, H, D)."""
     at = positions.table(shape.queries, shape.keys, value.device)
     at = at.at_end(LENGTH) if held.align == "end" else at
@@ -124,7 +124,7 @@ def by_hand(held: AttentionMap, positions, shape: CallShape, value: Tensor) -> T
     return (weights @ values).transpose(1, 2)
 
 
-def assert_sum_over_pairs(held: AttentionMap, positions, shape: CallShape, value, output) -> None:
+def assert_sum_over_pairs(held: LearnedMap, positions, shape: CallShape, value, output) -> None:
     """Values without a graph, and values and gradients with one, are those of ``by_hand``."""
     expected = output + by_hand(held, positions, shape, value)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_values_and_gradients_are_those_of_a_sum_over_pairs(
 ):
     monkeypatch.setattr(causal_product, "BLOCK", block)
     positions, shape, value, output = call(name, causal=causal, window=window)
-    held = attention_map(ablation, "end" if "end" in name else "start")
+    held = learned_map(ablation, "end" if "end" in name else "start")
     assert_sum_over_pairs(held, positions, shape, value, output)
 
 
@@ -156,7 +156,7 @@ def test_values_and_gradients_are_those_of_a_sum_over_pairs(
 @pytest.mark.parametrize("name", ["whole", "padded", "padded, long", "shorter than the map"])
 def test_the_sum_is_rounded_once(name):
     positions, shape, value, output = call(name, dtype=torch.bfloat16)
-    held = attention_map()
+    held = learned_map()
     found = add_term(output, held, positions, shape, value)
     with torch.no_grad(), in_double():
         factors = [factor.double() for factor in held.factors]
@@ -191,18 +191,18 @@ def test_past_the_map_the_output_itself_comes_back():
     one_inside = table([*[None] * (11 - LENGTH), *range(LENGTH)], [*range(11)], queries=1)
     value, output = torch.randn(2, 2, 11, 8), torch.randn(2, 1, HEADS, 8)
     past = TokenSpan(LENGTH + 1, LENGTH)
-    assert add_term(output, attention_map(), past, shape, value) is output
+    assert add_term(output, learned_map(), past, shape, value) is output
     with torch.no_grad():
         past = TABLES["padded, past the map"]
-        assert add_term(output, attention_map(), past, shape, value) is output
-        added = add_term(output, attention_map(), one_inside, shape, value)
+        assert add_term(output, learned_map(), past, shape, value) is output
+        added = add_term(output, learned_map(), one_inside, shape, value)
     assert not torch.equal(added[0], output[0])
     assert torch.equal(added[1], output[1])
 
 
 def test_frozen_factors_and_values_get_no_gradient():
     positions, shape, value, output = call("whole")
-    held = attention_map()
+    held = learned_map()
     frozen = replace(held, factors=tuple(x.detach() for x in held.factors))
     add_term(output, frozen, positions, shape, value.detach()).sum().backward()
     assert output.grad is not None
@@ -218,7 +218,7 @@ def test_frozen_factors_and_values_get_no_gradient():
 def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, calls, monkeypatch):
     """The layer computes its term twice; torch's checkpoint of a term, once more."""
     positions, shape, value, output = call(name)
-    held = attention_map(ablation, "end" if "end" in name else "start")
+    held = learned_map(ablation, "end" if "end" in name else "start")
     made = []
     compute = Term.compute
     monkeypatch.setattr(Term, "compute", lambda *given: made.append(0) or compute(*given))
@@ -238,7 +238,7 @@ def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, cal
 @pytest.mark.parametrize("name", ["whole", "padded, long"])
 def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
     positions, shape, value, output = call(name)
-    held = attention_map()
+    held = learned_map()
 
     def gradients():
         found = add_term(output, held, positions, shape, value)
@@ -254,7 +254,7 @@ def test_autocast_changes_no_bit_of_the_term_and_its_gradients(name):
 @pytest.mark.parametrize("padded", [False, True])
 def test_nothing_that_grows_with_the_batch_or_the_sequence_is_kept(batch, tokens, padded):
     factors = tuple(torch.randn(s, requires_grad=True) for s in [(32, 128, 2), (32, 2, 128)])
-    held = AttentionMap(factors, 2.0, "start", None)
+    held = LearnedMap(factors, 2.0, "start", None)
     value = torch.randn(batch, 8, tokens, 16, requires_grad=True)
     output = torch.randn(batch, tokens, 32, 16, requires_grad=True)
     positions = TokenSpan(tokens, 0)
@@ -279,7 +279,7 @@ def test_an_empty_batch_passes(name):
     positions, shape, value, output = call(name)
     none = torch.zeros(0, positions.columns.shape[1], dtype=torch.long)
     empty = TokenTable(none, none)
-    found = add_term(output[:0], attention_map(), empty, shape, value[:0])
+    found = add_term(output[:0], learned_map(), empty, shape, value[:0])
     assert found.shape == (0, *output.shape[1:])
 
 
@@ -288,13 +288,13 @@ def test_an_empty_batch_passes(name):
 def test_the_sum_may_be_changed_in_place(name, block, monkeypatch):
     monkeypatch.setattr(causal_product, "BLOCK", block)
     positions, shape, value, output = call(name)
-    add_term(output, attention_map(), positions, shape, value).mul_(2).sum().backward()
+    add_term(output, learned_map(), positions, shape, value).mul_(2).sum().backward()
     assert torch.equal(output.grad, torch.full_like(output, 2))
 
 
 def test_transforms_of_functions_pass():
     positions, shape, value, output = call("whole")
-    held = attention_map()
+    held = learned_map()
 
     def loss(value):
         return add_term(output, held, positions, shape, value).square().sum()
@@ -306,7 +306,7 @@ def test_transforms_of_functions_pass():
 @pytest.mark.parametrize("ablation", [None, "full_rank"])
 def test_a_gradient_of_a_gradient_is_refused(ablation):
     positions, shape, value, output = call("whole")
-    found = add_term(output, attention_map(ablation), positions, shape, value)
+    found = add_term(output, learned_map(ablation), positions, shape, value)
     (first,) = torch.autograd.grad(found.square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
@@ -324,7 +324,7 @@ def compare(
     """The term of a random map, against the sum over pairs."""
     value = value.detach().requires_grad_()
     output = torch.randn(len(value), shape.queries, HEADS, WIDTH, requires_grad=True)
-    assert_sum_over_pairs(attention_map(ablation, align), table, shape, value, output)
+    assert_sum_over_pairs(learned_map(ablation, align), table, shape, value, output)
 
 
 def packed(seen: list[int], asked: list[int], lost: list[int], unused: int) -> TokenTable:
@@ -396,7 +396,7 @@ def test_pads_may_lie_anywhere(table, layout, ablation, align, causal, window):
 def test_short_sequences_of_a_row_take_no_room_for_a_long_map(told):
     rows, tokens, length = 16, 4, 64
     factors = torch.randn(HEADS, length, 2), torch.randn(HEADS, 2, length)
-    own = AttentionMap(factors, 2.0, "start", None)
+    own = LearnedMap(factors, 2.0, "start", None)
     kwargs = {"position_ids": torch.arange(tokens).repeat(rows)[None]}
     if told == "by the caller":
         kwargs |= {"cu_seq_lens_q": torch.arange(rows + 1) * tokens, "max_length_k": tokens}
@@ -416,8 +416,8 @@ def test_only_rows_of_queries_are_computed_behind_a_cache():
     table = packed([5, 7, 6], [1, 1, 1], [0, 0, 0], 0)
     shape = CallShape(3, table.columns.shape[1], HEADS, True)
     value = torch.randn(1, GROUPS, shape.keys, WIDTH)
-    under = find_covered_tokens(table, attention_map(), shape, value)
+    under = find_covered_tokens(table, learned_map(), shape, value)
     assert under.rows.tolist() == [[4], [6], [5]]
     padded = TokenTable(torch.arange(8)[None], torch.tensor([[6, 7]]))
-    under = find_covered_tokens(padded, attention_map(), replace(shape, queries=2, keys=8), value)
+    under = find_covered_tokens(padded, learned_map(), replace(shape, queries=2, keys=8), value)
     assert under.rows.tolist() == [[6, 7]]

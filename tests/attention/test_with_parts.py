@@ -142,7 +142,7 @@ def test_who_observes_learns_which_pairs_of_tokens_have_an_entry(align):
     inputs, seen = Inputs(host("bert", align=align), 9), []
     with observe(seen.append):
         inputs.call("sdpa-unmasked")
-    entries = expand_map(seen[0].attention_map, seen[0].call)[:, 0]
+    entries = expand_map(seen[0].learned_map, seen[0].call)[:, 0]
     assert torch.equal(seen[0].positions.pairs(LENGTH), entries != 0)
 
 

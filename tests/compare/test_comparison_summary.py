@@ -21,7 +21,7 @@ from lorada.compare.report.read import (
     Untrained,
     read_comparison,
 )
-from lorada.compare.report.summary import summarize
+from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
 from lorada.compare.stored_plan import Candidate, ComparisonPlan

@@ -14,7 +14,7 @@ from made_up_comparison import renamed
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
 from lorada.compare.report.read import CandidateResult
-from lorada.compare.report.summary import Baseline, Disagreement, Summary
+from lorada.compare.report.summarize_comparison import Baseline, Disagreement, Summary
 from lorada.compare.report.write_report import note, table, write_report
 from lorada.compare.report.write_report import page as comparison_page
 from lorada.compare.stored_plan import Candidate

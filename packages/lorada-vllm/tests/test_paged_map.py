@@ -12,7 +12,7 @@ from lorada_vllm.paged_values import PagedValues
 from lorada_vllm.step import Cache, Joined, Part, Together, groups_of_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorada.attention.attention_map import AttentionMap
+from lorada.attention.learned_map import LearnedMap
 from lorada.functional.maps import add_map_reference
 
 HEADS, GROUPS, WIDTH, LENGTH, SIZE = 4, 2, 8, 12, 4
@@ -20,16 +20,16 @@ HEADS, GROUPS, WIDTH, LENGTH, SIZE = 4, 2, 8, 12, 4
 SEQUENCES = [(0, 5), (0, 20), (3, 6), (10, 7), (4, 1), (11, 1), (0, 1), (12, 1), (30, 2)]
 
 
-def attention_map(ablation, maps):
+def learned_map(ablation, maps):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
 
     if ablation == "full_rank":
-        return AttentionMap((draw(HEADS, LENGTH, LENGTH),), 2.0, "start", ablation)
+        return LearnedMap((draw(HEADS, LENGTH, LENGTH),), 2.0, "start", ablation)
     factors = (draw(maps, LENGTH, 3), draw(maps, 3, LENGTH))
-    return AttentionMap(factors, 2.0, "start", ablation)
+    return LearnedMap(factors, 2.0, "start", ablation)
 
 
 def paged(values, blocks):
@@ -75,7 +75,7 @@ def test_a_step_adds_what_the_paper_adds_to_the_whole_attention_map(
         table[i, :used], places = places[:used], places[used:]
     cache = paged(values, table.tolist())
     starts = [0, *torch.tensor([added for _, added in SEQUENCES]).cumsum(0).tolist()]
-    own = attention_map(ablation, maps)
+    own = learned_map(ablation, maps)
     output = torch.zeros(starts[-1], HEADS, WIDTH)
 
     layer = PagedValues.of(cache)
@@ -107,7 +107,7 @@ def test_layers_whose_maps_are_one_tensor_add_each_its_own():
     factors = torch.randn(3, HEADS, LENGTH, LENGTH, generator=generator)
 
     def layers():
-        maps = [AttentionMap((w,), 2.0, "start", "full_rank") for w in factors]
+        maps = [LearnedMap((w,), 2.0, "start", "full_rank") for w in factors]
         return [PagedMap(map_, HEADS, GROUPS) for map_ in maps]
 
     def terms(maps):
@@ -130,7 +130,7 @@ def test_values_that_do_not_lie_side_by_side_give_the_same():
     cache = torch.randn(6, GROUPS, SIZE, WIDTH + 1, generator=generator)[..., :WIDTH]
     table = torch.tensor([[3, 1], [0, 2], [5, 4]])
     groups = groups_of_step([0, 1, 2, 3], [6, 3, 7], table, Cache(SIZE, GROUPS, WIDTH), LENGTH)
-    own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
+    own = PagedMap(learned_map(None, HEADS), HEADS, GROUPS)
     found, expected = (torch.zeros(3, HEADS, WIDTH) for _ in range(2))
     own.add(found, PagedValues.of(cache), groups)
     own.add(expected, PagedValues.of(cache.contiguous()), groups)
@@ -145,7 +145,7 @@ def test_half_precision_rounds_only_the_sum():
     table = torch.tensor([[3, 1], [0, 2], [5, 4]])
     sizes = Cache(SIZE, GROUPS, WIDTH)
     groups = groups_of_step([0, 2, 3, 4], [6, 3, 7], table, sizes, LENGTH)
-    own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
+    own = PagedMap(learned_map(None, HEADS), HEADS, GROUPS)
     wide = output.float()
     own.add(wide, PagedValues.of(cache.float()), groups)
     own.add(output, PagedValues.of(cache), groups)
@@ -202,7 +202,7 @@ def test_prompts_computed_together_are_those_computed_one_by_one(step, baked, dt
         monkeypatch.setattr(lorada_vllm.paged_map, "BAKED_UP_TO", 0)
     generator = torch.Generator().manual_seed(2)
     factors = [torch.randn(2, *shape, generator=generator) for shape in ((LONG, 3), (3, LONG))]
-    own = PagedMap(AttentionMap(tuple(factors), 2.0, "start", None), HEADS, GROUPS)
+    own = PagedMap(LearnedMap(tuple(factors), 2.0, "start", None), HEADS, GROUPS)
     given = prompts_step(*STEPS[step], dtype=dtype)
     expected, one_by_one = added(own, given, LONG)
     assert {type(group) for group in one_by_one} == {Part}
@@ -245,7 +245,7 @@ def test_a_layer_launches_as_many_kernels_for_thirty_two_prompts_as_for_two(
 ):
     if not baked:
         monkeypatch.setattr(lorada_vllm.paged_map, "BAKED_UP_TO", 0)
-    own = PagedMap(attention_map(None, HEADS), HEADS, GROUPS)
+    own = PagedMap(learned_map(None, HEADS), HEADS, GROUPS)
     counts = {}
     for prompts in (2, 32):
         given = prompts_step([5 + i % 4 for i in range(prompts)])

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
+from lorada.attention.learned_map import LearnedMap
 from lorada.attention.positions import (
     Slots,
     Targets,
@@ -89,17 +89,17 @@ def put(part: Tensor, like: Tensor, at: tuple[Any, ...]) -> Tensor:
     return whole
 
 
-def covered_tokens(call: AttentionCall, attention_map: AttentionMap) -> CoveredTokens | None:
+def covered_tokens(call: AttentionCall, learned_map: LearnedMap) -> CoveredTokens | None:
     """The tokens of a call under a map, found once for all layers; None if no query is."""
 
     def find() -> CoveredTokens | None:
-        return find_covered_tokens(token_positions(call), attention_map, call.shape, call.value)
+        return find_covered_tokens(token_positions(call), learned_map, call.shape, call.value)
 
-    return call.once(find, "covered", attention_map.length, attention_map.align)
+    return call.once(find, "covered", learned_map.length, learned_map.align)
 
 
 def find_covered_tokens(
-    positions: TokenPositions, own: AttentionMap, shape: CallShape, value: Tensor
+    positions: TokenPositions, own: LearnedMap, shape: CallShape, value: Tensor
 ) -> CoveredTokens | None:
     """The tokens under a map; None if what the host knows shows no query."""
     length = own.length
@@ -144,7 +144,7 @@ def find_covered_tokens(
 
 
 def _covered_span(
-    span: TokenSpan, own: AttentionMap, shape: CallShape, device: torch.device
+    span: TokenSpan, own: LearnedMap, shape: CallShape, device: torch.device
 ) -> CoveredTokens | None:
     size = min(own.length, span.stop)
     begin = span.stop - size if own.align == "end" else 0  # the key slot of the first column

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.covered_tokens import CoveredTokens, put
+from lorada.attention.learned_map import LearnedMap
 from lorada.attention.positions import Targets, table_in_map
 from lorada.functional.causal import product_form
 from lorada.functional.precision import is_transformed, no_autocast, recomputed, wide_dtype
@@ -34,7 +34,7 @@ from lorada.functional.product import apply_map, factors_product, factors_produc
 class Term:
     """The term of a map in one attention call."""
 
-    own: AttentionMap
+    own: LearnedMap
     covered: CoveredTokens  # where its tokens are in the call
     shape: CallShape
 
@@ -89,7 +89,7 @@ class Term:
             return covered.value_grad(values, value), left, right
 
 
-def _masked_rows(own: AttentionMap, covered: CoveredTokens, shape: CallShape, batch: int) -> Tensor:
+def _masked_rows(own: LearnedMap, covered: CoveredTokens, shape: CallShape, batch: int) -> Tensor:
     """The M rows of a map, or those of the queries, (S, ·, M) or (B, S, ·, M), with their mask."""
     part, rows, seen = own.part(covered.size), covered.rows, covered.seen
     if own.ablation == "softmax" or rows is None or seen is None:
@@ -131,13 +131,13 @@ def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = Fals
     return result
 
 
-def expand_map(attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+def expand_map(learned_map: LearnedMap, call: AttentionCall) -> Tensor:
     """tile(Attn_s) in the shape of the attention map, (B or 1, H, T, K), with zeros beyond it.
 
     The term never needs it. The ablation ¬N does, which adds the map to the scores before the
     softmax, and so does ``explain``, which shows it.
     """
-    own, length = attention_map.for_values(call.value), attention_map.length
+    own, length = learned_map.for_values(call.value), learned_map.length
     table = table_in_map(call, length, own.align)
     real = table.key_slots(length).real.reshape(-1, length)
     with no_autocast(call.value.device):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall
+from lorada.attention.learned_map import LearnedMap
 from lorada.attention.positions import TokenTable, table_in_map
 from lorada.functional.precision import wide
 
@@ -24,14 +24,14 @@ class Observation:
     """The result of one attention call for one of its maps."""
 
     call: AttentionCall
-    attention_map: AttentionMap
+    learned_map: LearnedMap
     output: Tensor  # Attn·V without any map, (B, T, H, D)
     term: Tensor  # tile(Attn_s)·V, likewise; for ¬N the change by all maps of the call
 
     @property
     def positions(self) -> TokenTable:
         """Where the tokens of the call lie in the map."""
-        return table_in_map(self.call, self.attention_map.length, self.attention_map.align)
+        return table_in_map(self.call, self.learned_map.length, self.learned_map.align)
 
 
 observers: list[Callable[[Observation], None]] = []

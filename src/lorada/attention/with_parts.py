@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from lorada.attention import observation
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import AttentionCall, is_packed_or_paged
 from lorada.attention.covered_tokens import covered_tokens
 from lorada.attention.forward_inputs import NOTHING_KNOWN, ForwardInputs
+from lorada.attention.learned_map import LearnedMap
 from lorada.attention.map_term import Term, add_term, expand_map
 from lorada.attention.observation import Observation
 from lorada.attention.prefix_attention import Attend, attend_with_prefixes
@@ -51,7 +51,7 @@ class MapSource(Protocol):
     def reach(self) -> float:
         """The length of the longest map, in tokens; infinity if a map lies on the last tokens."""
 
-    def maps(self) -> Sequence[AttentionMap]:
+    def maps(self) -> Sequence[LearnedMap]:
         """The maps that are active in this call; empty when the adapter is disabled."""
 
 
@@ -99,7 +99,7 @@ def _lies_beyond(
 
 
 def _attend(
-    kernel: Attend, call: AttentionCall, maps: Sequence[AttentionMap], groups: ShiftedGroups | None
+    kernel: Attend, call: AttentionCall, maps: Sequence[LearnedMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
     """Run one call with its parts."""
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
@@ -114,8 +114,8 @@ def _attend(
             "ContinuousBatchingConfig(auto_switch_to_flash=False)"
         )
     inside = [m for m in maps if m.ablation == "no_negative"]
-    for attention_map in inside:
-        mask = mask_with_map(mask, attention_map, call)
+    for learned_map in inside:
+        mask = mask_with_map(mask, learned_map, call)
     if inside:
         kwargs = {**kwargs, "is_causal": False}  # the mask is causal already
     output, weights = attend_with_prefixes(kernel, call, mask, kwargs)
@@ -128,7 +128,7 @@ def _attend(
 
 
 def add_maps(
-    call: AttentionCall, maps: Sequence[AttentionMap], output: Tensor, *, in_place: bool = False
+    call: AttentionCall, maps: Sequence[LearnedMap], output: Tensor, *, in_place: bool = False
 ) -> Tensor:
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
     result = output
@@ -145,7 +145,7 @@ def add_maps(
     return result
 
 
-def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: AttentionCall) -> Tensor:
+def mask_with_map(mask: Tensor | None, learned_map: LearnedMap, call: AttentionCall) -> Tensor:
     """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
 
     ``mask`` is the mask without this map; it may hold another map.
@@ -154,7 +154,7 @@ def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: Attent
         raise ValueError(NEEDS_MASK)
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
     dtype, keys = call.value.dtype, call.shape.keys
-    full = expand_map(attention_map, call).to(dtype)
+    full = expand_map(learned_map, call).to(dtype)
     hidden = torch.finfo(dtype).min
     if mask is None:
         if not call.shape.causal or call.shape.queries == 1:
@@ -168,7 +168,7 @@ def mask_with_map(mask: Tensor | None, attention_map: AttentionMap, call: Attent
 
 
 def _report_inside(
-    kernel: Attend, call: AttentionCall, inside: list[AttentionMap], output: Tensor
+    kernel: Attend, call: AttentionCall, inside: list[LearnedMap], output: Tensor
 ) -> None:
     """Report what maps inside the softmax (¬N) changed, by running the kernel without them."""
     causal = call.shape.causal if call.mask is None else None
@@ -176,5 +176,5 @@ def _report_inside(
     with torch.no_grad():
         plain, _ = attend_with_prefixes(kernel, call, call.mask, kwargs)
         change = (output - plain).float()
-    for attention_map in inside:
-        observation.report(Observation(call, attention_map, plain, change))
+    for learned_map in inside:
+        observation.report(Observation(call, learned_map, plain, change))

@@ -181,7 +181,7 @@ def _run(chosen: Any, place: Path, pool: Any, *, overwrite: bool, as_json: bool)
 def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: bool) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
-        from lorada.compare.dry_run import forecast
+        from lorada.compare.forecast import forecast
         from lorada.compare.run import planned
 
     made = pool()

@@ -9,7 +9,7 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lorada.compare.decision import CHEAPER, COSTS, Costs, Decision, saved, sentence
+from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, saved, sentence
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.statistics import (
     ALPHA,

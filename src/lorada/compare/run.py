@@ -14,7 +14,7 @@ from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Report, first_of, run_queue
 from lorada.compare.make_plan import about, make_plan
-from lorada.compare.report.summary import Summary
+from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.write_report import write_report
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.stored_plan import (

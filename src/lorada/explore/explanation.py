@@ -283,10 +283,10 @@ def _softmax(call: AttentionCall, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _of_map(softmax: Tensor, visible: Tensor, seen: Observation) -> dict[str, Any]:
     """What a map does to a softmax (B, H, T, K), and for ¬N the softmax without it."""
-    attention_map = seen.attention_map
-    pairs = visible & seen.positions.pairs(attention_map.length)[:, None]
-    map_ = expand_map(attention_map, seen.call).expand_as(softmax)
-    inside = attention_map.ablation == "no_negative"
+    learned_map = seen.learned_map
+    pairs = visible & seen.positions.pairs(learned_map.length)[:, None]
+    map_ = expand_map(learned_map, seen.call).expand_as(softmax)
+    inside = learned_map.ablation == "no_negative"
     if inside:  # the map is in the scores of this softmax
         fused, own = softmax, softmax * (-map_).exp()
         elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token

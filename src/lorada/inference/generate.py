@@ -16,16 +16,16 @@ from transformers.generation import GenerationMixin, StoppingCriteriaList, StopS
 from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
+from lorada.inference.continuous_batching import Writer, write_answers
 from lorada.inference.load import Run
-from lorada.inference.refilled_batch import Writer, write_answers
 from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.error_messages import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
 from lorada.training.models.candidate_scores import accepted
+from lorada.training.models.continuous_batching_cache import can_be_refilled
 from lorada.training.models.loading import language_settings, refuse_long
-from lorada.training.models.refilled_cache import can_be_refilled
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import nn
 
 from lorada.attention import interface
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import head_count
 from lorada.attention.forward_inputs import (
     NOTHING_KNOWN,
@@ -27,6 +26,7 @@ from lorada.attention.forward_inputs import (
 )
 from lorada.attention.hooks import DebertaHooks, is_deberta
 from lorada.attention.interface import attention_classes, self_attentions
+from lorada.attention.learned_map import LearnedMap
 from lorada.attention.with_parts import CHILD
 from lorada.functional.maps import Ablation, Align, position_embedding
 from lorada.functional.precision import wide
@@ -112,7 +112,7 @@ class LmamLayer(AttachedLayer):
 
     def __init__(self, host: nn.Module, parent: nn.Module) -> None:
         super().__init__(host, parent)
-        self._baked: dict[str, AttentionMap] = {}
+        self._baked: dict[str, LearnedMap] = {}
         self._pe = FrozenEntries()
         self._listener: ForwardListener | None = None
         interface.install()
@@ -203,11 +203,11 @@ class LmamLayer(AttachedLayer):
         ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
         return max(ends, default=0)
 
-    def maps(self) -> list[AttentionMap]:
+    def maps(self) -> list[LearnedMap]:
         """The maps of the adapters that are active in this call."""
         return [self._map(name) for name in self.active_here()]
 
-    def _map(self, name: str) -> AttentionMap:
+    def _map(self, name: str) -> LearnedMap:
         if name in self._baked and not self.training and not self.scaling:
             return self._baked[name]
         config = self.configs[name]
@@ -216,7 +216,7 @@ class LmamLayer(AttachedLayer):
         factors = tuple(getattr(self, each)(name) for each in names)
         known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
         pe = self._pe[name] if known else None
-        return AttentionMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
+        return LearnedMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
 
     def bake(self) -> None:
         """Compute each map once, for inference; ``train()`` undoes it."""

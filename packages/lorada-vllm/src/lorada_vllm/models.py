@@ -11,7 +11,7 @@ from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
-from lorada.attention.attention_map import AttentionMap
+from lorada.attention.learned_map import LearnedMap
 from lorada.tuners.bottleneck.bottleneck import BottleneckConfig
 from lorada.tuners.lmam import LmamConfig
 from lorada_vllm.attention.mixins import MAP, AddsMap
@@ -58,7 +58,7 @@ def _place_map(attention: Any, config: LmamConfig, tensors: dict[str, Tensor]) -
         refuse_unknown_backend(attention.attn_backend.get_name())
     names = ("lora_w",) if "lora_w" in tensors else ("lora_w_a", "lora_w_b")
     factors = tuple(tensors[name] for name in names)
-    map_ = AttentionMap(factors, config.inverse_scale, config.align, config.ablation)
+    map_ = LearnedMap(factors, config.inverse_scale, config.align, config.ablation)
     attention.__dict__[MAP] = PagedMap(map_, attention.num_heads, attention.num_kv_heads)
 
 

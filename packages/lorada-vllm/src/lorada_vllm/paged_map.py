@@ -12,8 +12,8 @@ D head width, R sequences that are computed together. All H/G heads of a group r
 import torch
 from torch import Tensor
 
-from lorada.attention.attention_map import AttentionMap
 from lorada.attention.call import CallShape
+from lorada.attention.learned_map import LearnedMap
 from lorada.functional.maps import visible_pairs
 from lorada_vllm.paged_values import PagedValues
 from lorada_vllm.step import Group, Joined, Part, Together
@@ -29,17 +29,17 @@ class PagedMap:
     processor's caches, so each call of torch counts: tens of microseconds.
     """
 
-    def __init__(self, attention_map: AttentionMap, heads: int, groups: int) -> None:
-        self.length = attention_map.length
+    def __init__(self, learned_map: LearnedMap, heads: int, groups: int) -> None:
+        self.length = learned_map.length
         self._sizes = groups, heads // groups
         self._maps: Tensor | None = None  # (L, G, N, H/G, N), see ``stack_maps``
         self._layer = 0
-        if attention_map.stays_low_rank and self.length > BAKED_UP_TO:
-            left, right = attention_map.scaled_factors()
+        if learned_map.stays_low_rank and self.length > BAKED_UP_TO:
+            left, right = learned_map.scaled_factors()
             self._left, self._right = _tiled(left, heads), _tiled(right, heads)
         else:
             shape = CallShape(self.length, self.length, heads, causal=True)
-            masked = attention_map.masked(attention_map.dense(), shape, None)
+            masked = learned_map.masked(learned_map.dense(), shape, None)
             self._maps = self._grouped(_tiled(masked, heads)).contiguous()[None]
 
     def _grouped(self, map_: Tensor) -> Tensor:

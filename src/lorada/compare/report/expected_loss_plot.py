@@ -9,7 +9,7 @@ import re
 from itertools import cycle
 from typing import Any
 
-from lorada.compare.report.summary import Summary
+from lorada.compare.report.summarize_comparison import Summary
 from lorada.support.error_messages import needs_extra
 
 with needs_extra("compare"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorada.compare.report.expected_loss_plot import cost_picture
 from lorada.compare.report.read import CandidateResult, read_comparison
-from lorada.compare.report.summary import Baseline, Summary, summarize
+from lorada.compare.report.summarize_comparison import Baseline, Summary, summarize
 from lorada.support.files import json_text, write_atomic
 from lorada.support.html import render_page
 from lorada.support.tables import NOTHING

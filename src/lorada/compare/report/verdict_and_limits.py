@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorada.compare.decision import Decision
+from lorada.compare.decision_in_words import Decision
 from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.statistics import detectable, rows_needed
 from lorada.support.in_words import counted

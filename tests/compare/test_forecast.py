@@ -3,7 +3,7 @@
 import pytest
 from compared import comparison, model_and_rows
 
-from lorada.compare import dry_run
+from lorada.compare import forecast
 from lorada.compare.run import planned
 
 
@@ -20,14 +20,14 @@ def measured(place, folder, method, monkeypatch, **training):
         found.append(set_up(*args, **kwargs))
         return found[-1]
 
-    set_up = dry_run.set_up
-    monkeypatch.setattr(dry_run, "set_up", seen)
+    set_up = forecast.set_up
+    monkeypatch.setattr(forecast, "set_up", seen)
     asked = comparison(
         place, methods=[method], seeds=[1], trials=0,
         recipe={"max_length": 32, "training": training},
     )  # fmt: skip
     plan = planned(asked, folder, resume=False, report=print)
-    (candidate,) = dry_run.forecast(asked, plan, 1, print)["candidates"]
+    (candidate,) = forecast.forecast(asked, plan, 1, print)["candidates"]
     return candidate["seconds_per_step"], found[0].trainer
 
 
@@ -47,9 +47,9 @@ def test_a_forecast_is_not_below_what_the_runs_of_one_method_take(place, tmp_pat
     asked = comparison(place, methods=["lora"], seeds=[1, 2], trials=0)
     plan = planned(asked, tmp_path, resume=False, report=print)
     monkeypatch.setattr(
-        dry_run, "_measured", lambda *_: [{"reason": None, "seconds_per_step": 2.0}]
+        forecast, "_measured", lambda *_: [{"reason": None, "seconds_per_step": 2.0}]
     )
-    found = dry_run.forecast(asked, plan, 4, print)
+    found = forecast.forecast(asked, plan, 4, print)
     assert found["seconds"] == found["candidates"][0]["seconds"] == 4.0 * plan.steps
 
 

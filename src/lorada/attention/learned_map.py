@@ -1,4 +1,4 @@
-"""``AttentionMap``: one learned map, in the forms in which an attention call needs it.
+"""``LearnedMap``: one learned map, in the forms in which an attention call needs it.
 
 A tuner makes the record for each call from its parameters. A call needs the whole map, some of its
 rows, or only the product of its factors with the values, which never makes the map.
@@ -25,7 +25,7 @@ from lorada.functional.precision import wide, wide_dtype
 
 
 @dataclass(frozen=True)
-class AttentionMap:
+class LearnedMap:
     """The factors of one map and its settings.
 
     Everything is computed in fp32 or wider, whatever the dtype of the model.
@@ -55,7 +55,7 @@ class AttentionMap:
         # A softmax needs all entries of a row, and a full-rank or a finished map has no factors.
         return self.baked is None and self.ablation in (None, "no_position")
 
-    def for_values(self, value: Tensor) -> "AttentionMap":
+    def for_values(self, value: Tensor) -> "LearnedMap":
         """The same map in the dtype in which its term with these values is computed."""
         # Factors may be stored in half precision, in which a map of the paper's scale vanishes.
         dtype = wide_dtype(value)

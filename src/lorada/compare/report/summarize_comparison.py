@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lorada.compare.decide import decide
-from lorada.compare.decision import Decision
+from lorada.compare.decision_in_words import Decision
 from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
-from lorada.compare.report.words import (
+from lorada.compare.report.verdict_and_limits import (
     Scale,
     limits,
     scale_of,
