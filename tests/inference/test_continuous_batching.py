@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorada import METHODS, LmamConfig
 from lorada.inference.continuous_batching import Writer, write_answers
-from lorada.training.models.continuous_batching_cache import ROOM, RefilledCache, can_be_refilled
+from lorada.inference.continuous_batching_cache import ROOM, RefilledCache, can_be_refilled
 
 PAD = 0
 ENDS = list(range(5, 96, 9))  # so many that answers have all lengths up to the limit

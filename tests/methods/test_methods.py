@@ -8,10 +8,10 @@ from conftest import TINY
 from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
+from lorada.methods.check_overrides import TRAINING, names_of, settings_of
 from lorada.methods.head_modules import select_trainable
 from lorada.methods.lookup import describe
 from lorada.methods.method import PARTS, Method, part_class, peft_configs
-from lorada.methods.overrides import TRAINING, names_of, settings_of
 from lorada.methods.sizes_and_rates import RATE_RANGE, RATES, SIZES, default_rate
 
 LLAMA, BERT = LlamaConfig(), BertConfig()

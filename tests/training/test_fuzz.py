@@ -15,7 +15,7 @@ from lorada.data.read_rows import read_rows
 from lorada.data.task_rows import load_rows
 from lorada.data.tokenize import encode_rows
 from lorada.methods.build import build_method
-from lorada.methods.overrides import TRAINING, settings_of
+from lorada.methods.check_overrides import TRAINING, settings_of
 from lorada.runs.recipe import Recipe
 from lorada.training.arguments import training_arguments
 from lorada.training.load_recipe import load_recipe

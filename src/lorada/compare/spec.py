@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lorada.compare.stored_plan import damaged
 from lorada.data.metrics import refuse_unnamed
 from lorada.data.read_rows import share_of
+from lorada.methods.check_overrides import checked, owner_of
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
-from lorada.methods.overrides import checked, owner_of
 from lorada.methods.sizes_and_rates import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both, refuse_file
 from lorada.runs.recipe import (

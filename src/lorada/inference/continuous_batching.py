@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from lorada.inference.continuous_batching_cache import RefilledCache
 from lorada.training.models.candidate_scores import accepted, only_last, positions_of
-from lorada.training.models.continuous_batching_cache import RefilledCache
 
 # A batch is refilled when 1/8 of its rows have ended: a prompt that is read alone costs almost as
 # much time as a step of the whole batch.

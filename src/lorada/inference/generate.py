@@ -17,6 +17,7 @@ from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.continuous_batching import Writer, write_answers
+from lorada.inference.continuous_batching_cache import can_be_refilled
 from lorada.inference.load import Run
 from lorada.runs.recipe import refuse_unstorable
 from lorada.runs.result import refuse_no_text
@@ -24,7 +25,6 @@ from lorada.support.error_messages import out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
 from lorada.training.models.candidate_scores import accepted
-from lorada.training.models.continuous_batching_cache import can_be_refilled
 from lorada.training.models.loading import language_settings, refuse_long
 
 logger = logging.getLogger(__name__)

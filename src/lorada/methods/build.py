@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from lorada.methods.check_overrides import part_overrides, settings_of
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
 from lorada.methods.lookup import method_named
 from lorada.methods.matrix_names import (
@@ -30,7 +31,6 @@ from lorada.methods.matrix_names import (
 )
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings, load, part_class
-from lorada.methods.overrides import part_overrides, settings_of
 from lorada.support.models import MODELS
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import layer_linear_names

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.tasks import TASKS
+from lorada.methods.check_overrides import TRAINING, checked, owner_of, refuse_unknown
 from lorada.methods.lookup import method_named
-from lorada.methods.overrides import TRAINING, checked, owner_of, refuse_unknown
 from lorada.runs.recipe import (
     REMOTE,
     SEEDS,
