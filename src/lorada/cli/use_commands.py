@@ -185,6 +185,7 @@ def chat(
     if opened.run.form == "messages":
         how = "it reads the conversation so far, in the tokenizer's chat template"
     name = run.resolve().name
+    # Only answers go to the output, so that a script gets nothing else.
     note(f"{name}: {recipe.method} on {recipe.model}; {how}")
     note(CHAT_KEYS)
     with suppress(ImportError):
