@@ -15,6 +15,7 @@ from search_errors import measure_search
 from lorada.compare.statistics import (
     ALPHA,
     Common,
+    by_group,
     detectable,
     holm,
     letters,
@@ -38,6 +39,18 @@ def test_the_interval_of_runs_that_score_all_rows_alike_is_students_over_runs():
     scores = np.repeat([[40.0], [50.0], [66.0]], 100, axis=1)
     expected = stats.ttest_1samp([40.0, 50.0, 66.0], 0).confidence_interval(0.9)
     assert mean_score(scores).interval(0.9) == pytest.approx(tuple(expected), rel=SAME)
+
+
+@pytest.mark.parametrize("right", [0, 30])
+def test_the_interval_of_scores_that_are_all_right_or_all_wrong_is_that_of_a_share(right):
+    scores = np.full((3, 30), right / 30 * 100)
+    for level in (0.9, 0.95):
+        expected = stats.binomtest(right, 30).proportion_ci(level)
+        found = np.array(mean_score(scores).interval(level)) / 100
+        assert found == pytest.approx(tuple(expected), rel=SAME)
+    groups = by_group(scores, [row // 3 for row in range(30)])  # independent are the groups
+    expected = stats.binomtest(right // 3, 10).proportion_ci()
+    assert np.array(mean_score(groups).interval()) / 100 == pytest.approx(tuple(expected))
 
 
 def test_without_differences_between_rows_the_test_is_a_t_test_of_the_runs():

@@ -133,6 +133,18 @@ def test_the_last_answer_alone_counts_if_asked_and_everything_too():
     assert stretches(chat(), marks, loss_on="last") == [f"{SAID[1]}<|im_end|>\n⟧"]
 
 
+@pytest.mark.parametrize("name", ["default system", "marks"])
+def test_an_answer_of_weight_0_is_read_and_not_learned(name):
+    tokenizer = with_template(byte_tokenizer(), TEMPLATES[name])
+    row = chat()
+    row["messages"][1]["weight"] = 0
+    assert [one.partition("<")[0] for one in stretches(row, tokenizer)] == SAID[1:]
+    row["messages"][3]["weight"] = 0
+    for loss_on in ("response", "last"):
+        (found,) = encode([row], "messages", tokenizer, EncodeOptions(1024, loss_on=loss_on))
+        assert not found.features
+
+
 def test_a_token_over_the_beginning_of_an_answer_is_cut_as_in_generating():
     tokenizer = with_template(spaced_tokenizer(), TEMPLATES["default system"])
     tokenizer.add_tokens(["assistant\nYes"])

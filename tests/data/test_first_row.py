@@ -62,5 +62,6 @@ def test_the_dry_run_counts_rows_that_are_cut_dropped_empty_or_copies(place, tmp
     assert "rows at max_length=32: 1 cut, 1 dropped, 0 empty, 2 copies\n" in out
     texts = [{"text": text} for text in ("abc", " ", "abc", "x" * 70)]
     assert counts(planned("llama", texts)) == [4, 0, 0, 1, 1]
+    assert counts(planned("llama", [{"prompt": "1", "response": " "}])) == [1, 0, 0, 1, 0]
     labels = [{"text": t, "label": name} for t, name in (("a", "y"), ("", "n"), ("a" * 40, "n"))]
     assert counts(planned("bert", labels)) == [3, 1, 0, 1, 0]

@@ -164,6 +164,7 @@ BROKEN = [
     ("too_deep.jsonl", b"[" * 100_000 + b"\n", "is not JSON"),
     ("latin-1.jsonl", '{"prompt": "ü", "response": "b"}'.encode("latin-1"), "not text in UTF-8"),
     ("rows.csv", b"text,label\na,1\nb\n", "line 3 has another number of fields"),
+    ("joined.csv", b"text,label\na,b\ntext,label\n", "line 3 repeats the header: leave it out"),
     ("twice.csv", b"text,text\na,b\n", "two columns 'text'"),
     ("header.csv", b'"text,label\na,b\n', "is not CSV: unexpected end of data"),
     ("quote.csv", b'text,label\na,b\n"c"d,e\n', "line 3 is not CSV"),

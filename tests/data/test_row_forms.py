@@ -66,6 +66,14 @@ CONVERTED = {
     "ShareGPT with a system field": (
         {"conversations": SHAREGPT["conversations"][1:], "system": "Be short."}, {"messages": CHAT},
     ),
+    "ShareGPT with more keys": (
+        {"conversations": [{**turn, "weight": 0} for turn in SHAREGPT["conversations"]]},
+        {"messages": [{**turn, "weight": 0} for turn in CHAT]},
+    ),
+    "a role of the template's own": (
+        {"messages": [*CHAT, {"role": "critic", "content": "a"}]},
+        {"messages": [*CHAT, {"role": "critic", "content": "a"}]},
+    ),
     "calls of tools": (CALLED, CALLED),
     "keys of turns that are null": ({"messages": NULLS, "tools": "[]"}, {"messages": CHAT}),
     "a chat that ends with the user": (MORE, MORE),
@@ -79,7 +87,7 @@ CONVERTED = {
     "whole texts as a preference": ({"chosen": "t", "rejected": "u"}, {"text": "t"}),
     "a dialogue": ({"dialogue": "A: hi", "summary": "greeting"}, SUMMARY),
     "a sentence": ({"sentence": "t", "label": 0}, {"text": "t", "label": 0}),
-    "a review": ({"review": "t", "sentiment": "x"}, {"text": "t", "label": "x"}),
+    "a review": ({"review": "t", "sentiment": " x "}, {"text": "t", "label": "x"}),
     "other letters and blanks": ({"Text": "t", " LABEL ": 0}, {"text": "t", "label": 0}),
     **{" and ".join(two): ({two[0]: "t", two[1]: "u", "label": 0}, T) for two in PAIRS},
     "a pair with a score": (
@@ -145,7 +153,14 @@ WRONG = {
     "only an answer": ({"messages": CHAT}, {"messages": ANSWER}, ": a chat needs two or more"),
     "no content": (
         {"messages": CHAT}, {"messages": [*ASK, {"role": "assistant", "content": None}]},
-        ": messages must be a list of turns with the texts role and content",
+        ": messages must be a list of turns with the texts role",
+    ),
+    "an answer whose role would not be learned": (
+        {"messages": CHAT}, {"messages": [*CHAT, {"role": "Assistant", "content": "a"}]},
+        ": messages must be a list of turns with the texts role .system, user, assistant",
+    ),
+    "half a weight": (
+        {"messages": CHAT}, {"messages": [*ASK, {**ANSWER[0], "weight": 0.5}]}, ": messages must",
     ),
     "tools that are no list": (
         {"messages": CHAT}, {"messages": CHAT, "tools": "{}"},

@@ -212,6 +212,7 @@ def test_an_empty_folder_behind_a_link_is_filled_and_its_card_loads_the_trained_
         assert card.data.base_model == str(place / "llama")
         assert (card.data.library_name, card.data.tags) == (library, ["lorada", "lorada_la"])
     assert (there / "LICENSE").read_text() == "Apache License"
+    assert "vLLM needs the package lorada-vllm" in (there / "README.md").read_text()
 
 
 def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
@@ -286,3 +287,4 @@ def test_a_fully_trained_model_with_a_pooling_is_marked_and_loads(place, tmp_pat
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == str(place / "bert")
+    assert "lorada-vllm" not in card.text  # which refuses classifiers

@@ -84,6 +84,9 @@ def test_a_run_goes_on_however_its_paths_are_written(
     other = shutil.copy(trained / "rows.jsonl", tmp_path / "other.jsonl")
     if "with" in how:
         assert f"had data='{trained / 'rows.jsonl'}'" in mistake(*words, "--data", other)
+    else:
+        out, _ = works(*words[:-1])
+        assert " steps, those after checkpoint-2 in " in " ".join(out.split())
 
 
 def test_answers_and_scores_that_cannot_be_kept_are_printed(works, trained, monkeypatch, caplog):

@@ -72,9 +72,17 @@ class Estimate:
     value: float
     error: float
     freedom: float
+    alike: int = 0  # rows, if all of them score 0, or all 100
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Its two-sided confidence interval, by Student's t."""
+        """Its two-sided confidence interval, by Student's t.
+
+        Where nothing varies it is Clopper and Pearson's (1934) of a share: so many rows may be all
+        right, or all wrong, by luck.
+        """
+        if self.alike:
+            reach = 100 * (1 - ((1 - level) / 2) ** (1 / self.alike))
+            return (100 - reach, 100.0) if self.value > 50 else (0.0, reach)
         with needs_extra("compare"):
             from scipy.stats import t
 
@@ -85,7 +93,9 @@ class Estimate:
 def mean_score(scores: Scores, common: "Common | None" = None) -> Estimate:
     """The mean of seeds × rows, two rows or more; of one run, the error is that over rows alone."""
     runs = [_runs(scores, common)] if len(scores) > 1 else []
-    return _estimate(scores.mean(axis=0), runs)
+    alike = min(float(np.abs(scores - end).max()) for end in (0, 100)) < TINY
+    found = _estimate(scores.mean(axis=0), runs)
+    return replace(found, alike=scores.shape[1]) if alike else found
 
 
 def difference(

@@ -1,6 +1,6 @@
 """Chats as token ids: what the template writes of them, and which of these tokens a model learns.
 
-Every answer of the assistant is learned, with its end:
+Every answer of the assistant is learned, with its end, but for those of a ``weight`` of 0:
 
     answer k = what the text up to turn k has beyond the turns before it and an answer's header
 
@@ -31,7 +31,9 @@ def chat_tokens(
 ) -> tuple[list[int], list[bool]]:
     """The token ids of a chat, and whether each is learned; if ``last``, the last answer alone."""
     known = tokenizer.is_fast and tokenizer.chat_template  # a slow one has no offsets
-    if not last and known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools"))):
+    weighted = any(turn.get("weight") == 0 for turn in row["messages"])
+    marks = known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools")))
+    if marks and not (last or weighted):
         return _marked(row, tokenizer)
     pieces = _pieces(row, tokenizer, last=last)
     ids = list(continuations([("", pieces[0]), *pairwise(pieces)], tokenizer))
@@ -96,6 +98,8 @@ def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list
             "loss_on=last learns the last turn, which is none of the assistant: leave it out"
         )
     for k in [len(turns) - 1] if last else answers:
+        if turns[k].get("weight") == 0:
+            continue
         before = rendered(row, k, tokenizer, add_generation_prompt=True)
         after = whole if k == len(turns) - 1 else rendered(row, k + 1, tokenizer)
         if not whole.startswith(after):  # some write the end token behind a whole chat

@@ -225,6 +225,10 @@ def _delimited(path: Path, text: str, before: int, **options: Any) -> list[Row]:
                     f"{path} line {before + reader.line_num} has another number of fields than "
                     f"the header ({', '.join(names)})"
                 )
+            if len(names) > 1 and [*row.values()] == names:  # of files that were joined
+                raise ValueError(
+                    f"{path} line {before + reader.line_num} repeats the header: leave it out"
+                )
             rows.append(row)
     except csv.Error as error:
         line = before + reader.reader.line_num  # type: ignore[attr-defined]

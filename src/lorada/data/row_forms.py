@@ -49,8 +49,16 @@ def _chat(row: Row) -> Row:
 
 
 def _sharegpt(row: Row) -> Row:
-    turns = [{"role": ROLES[t["from"]], "content": t["value"]} for t in row["conversations"]]
+    turns = [
+        {"role": ROLES[turn.pop("from")], "content": turn.pop("value"), **turn}
+        for turn in map(dict, row["conversations"])
+    ]
     return _chat({**row, "messages": turns})
+
+
+def _labelled(row: Row) -> Row:
+    label = row["label"]
+    return {**row, "label": label.strip() if isinstance(label, str) else label}
 
 
 def _continued(row: Row) -> Row:
@@ -97,8 +105,10 @@ READINGS = (
     Reading("prompt", "prompt response", ("prompt completion", "prompt chosen")),
     Reading("messages", "messages", ("chosen[]",), "system tools", _chat),
     Reading("label", "text label",
-            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:]),
-    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR)),
+            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:],
+            convert=_labelled),
+    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR),
+            convert=_labelled),
     Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:])),
     Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR)),
     Reading("choice", "prompt candidates answer"),
@@ -366,9 +376,17 @@ def _are_turns(value: Any) -> bool:
     """Whether each turn has a role, and a text or calls of tools."""
     return isinstance(value, list) and all(
         isinstance(turn, dict)
-        and _is_text(turn.get("role"))
+        and _is_role(turn.get("role"))
         and (_is_text(said := turn.get("content")) or (said is None and turn.get("tool_calls")))
+        and turn.get("weight") in WEIGHTS
         for turn in value
+    )
+
+
+def _is_role(value: Any) -> bool:
+    """Whether it is a template's own, or one of ours as it is written: no ``Assistant`` or gpt."""
+    return _is_text(value) and (
+        value in ROLES.values() or value.strip().lower() not in (*ROLES, "model")
     )
 
 
@@ -377,11 +395,17 @@ def _are_sharegpt(value: Any) -> bool:
         isinstance(turn, dict)
         and turn.get("from") in [*ROLES]  # a list, as a value may not be hashable
         and _is_text(turn.get("value"))
+        and turn.get("weight") in WEIGHTS
         for turn in value
     )
 
 
-TURNS_ONLY = _are_turns, "must be a list of turns with the texts role and content"
+WEIGHTS = [None, 0, 1]  # of a turn; none is 1. A list, as a value may not be hashable
+TURNS_ONLY = (
+    _are_turns,
+    "must be a list of turns with the texts role (system, user, assistant) and content, and a "
+    "weight, if any, of 0 or 1",
+)
 # What a value has to be, and what an error says of one that is not; others have to be texts.
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label": (_is_name, "must be a text or an integer, and not blank"),
@@ -394,7 +418,8 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "completion[]": TURNS_ONLY,
     "conversations": (
         _are_sharegpt,
-        "must be a list of turns, each from system, human or gpt, with a text as value",
+        "must be a list of turns, each from system, human or gpt, with a text as value, and a "
+        "weight, if any, of 0 or 1",
     ),
 }
 

@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that transformers' losses leave out
 CHUNK = 1000  # rows tokenised at once
+# What a row of a form has nothing to read or to learn without.
+BLANK: dict[Form, tuple[str, ...]] = {
+    "text": ("text",), "prompt": ("response",),
+    "label": ("text", "text_pair"), "score": ("text", "text_pair"),
+}  # fmt: skip
 # Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was
 # left of them, or that were ``empty`` from the beginning.
 Lost = defaultdict[str, list[int]]
@@ -433,8 +438,9 @@ def lost_and_first(
     for index, one in encode_each(rows, tokenizer, encode_options(rows, recipe, kind), lost):
         first = first or _first_row(rows, index, one, tokenizer, kind)
     counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
-    if rows.form == "text":  # which are joined
-        counts["empty"] = sum(not row["text"].strip() for row in rows.rows)
+    # Such rows are encoded: texts are joined, a head reads [CLS], and an answer has its end.
+    if names := BLANK.get(rows.form):
+        counts["empty"] = sum(not "".join(r.get(n, "") for n in names).strip() for r in rows.rows)
     different = {json.dumps(row, sort_keys=True) for row in rows.rows}
     return {**counts, "copies": len(rows.rows) - len(different)}, first
 

@@ -32,7 +32,7 @@ Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, s
 # For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
 The first line matters: `from_pretrained` places the adapter too, and without lorada it ends in an
-error. vLLM needs the package lorada-vllm.
+error.{engine}
 
 {launch}
 
@@ -100,6 +100,9 @@ def write_model_card(
         what = "the model as it was trained"
     beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
     auto = f"AutoModelFor{TASK_NAMES[task_type][0]}"
+    # What lorada-vllm serves.
+    served = task_type == "CAUSAL_LM" and {*left} <= {"LMAM", "BOTTLENECK"}
+    engine = " vLLM needs the package lorada-vllm." if served else ""
     write_text(
         folder,
         front_matter(recipe, "transformers", task_type),
@@ -109,7 +112,7 @@ def write_model_card(
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        notes=BESIDE_NOTES.format(launch=LAUNCH) if left else "",
+        notes=BESIDE_NOTES.format(launch=LAUNCH, engine=engine) if left else "",
     )
 
 
