@@ -9,14 +9,7 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorada import (
-    BottleneckConfig,
-    LamdaConfig,
-    LmamConfig,
-    OmoeConfig,
-    QuantaConfig,
-    SoraConfig,
-)
+from lorada import BottleneckConfig, LamdaConfig, LmamConfig, OmoeConfig, QuantaConfig, SoraConfig
 from lorada.tuners.quanta.gates import default_dims
 
 Tensors = dict[str, Tensor]

@@ -22,12 +22,7 @@ from kept import DOCS, Found, Measured, keep, kept, read, write_marked
 from run import ATLAS, ATLAS_TASKS, MAPS
 
 from lorada.compare.decide import decide
-from lorada.compare.statistics import (
-    ALPHA,
-    holm,
-    letters,
-    paired_p,
-)
+from lorada.compare.statistics import ALPHA, holm, letters, paired_p
 
 KEPT = DOCS / "results" / "atlas.json.gz"
 SCRIPT = "study/atlas.py"

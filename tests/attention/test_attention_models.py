@@ -91,10 +91,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [("deberta", "map"), *product(["deberta_v2"], PARTS)],
-)
+@pytest.mark.parametrize(("name", "part"), [("deberta", "map"), *product(["deberta_v2"], PARTS)])
 def test_copies_and_pickles_of_a_model_with_hooks_have_parts_of_their_own(name, part):
     model = get_peft_model(ARCHITECTURES[name](), PARTS[part](init_weights=False)).eval()
     inputs = {"input_ids": torch.randint(5, 90, (2, 7)), "attention_mask": torch.ones(2, 7).long()}

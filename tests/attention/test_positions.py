@@ -165,12 +165,7 @@ def sliding(draw: st.DrawFn) -> Scene:
 
 
 def check(
-    scene: Scene,
-    form: str,
-    length: int,
-    align: str,
-    position_ids: torch.Tensor | None,
-    **told,
+    scene: Scene, form: str, length: int, align: str, position_ids: torch.Tensor | None, **told
 ) -> None:
     table = locate(
         scene.queries, scene.key_len, scene.mask(form), position_ids,

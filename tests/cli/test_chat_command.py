@@ -13,10 +13,7 @@ from lorada.inference import chat as chat_module
 LLAMA = {"initializer_range": 0.2}
 SETTINGS = ["max_steps=2", "learning_rate=0.02", "report_to=[]", "max_length=32"]
 SETTINGS += ["max_new_tokens=8"]
-RUNS = {
-    "map [b]": ("llama", "lorada_la", "rows", []),
-    "talk": ("llama", "lora", "turns", []),
-}
+RUNS = {"map [b]": ("llama", "lorada_la", "rows", []), "talk": ("llama", "lora", "turns", [])}
 QUESTION = "1 + 1 ="
 
 

@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-from comparison_errors import (
-    any_pair_p,
-    made_up_scores,
-    one_class_scores,
-)
+from comparison_errors import any_pair_p, made_up_scores, one_class_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats

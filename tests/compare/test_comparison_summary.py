@@ -248,8 +248,7 @@ def test_how_rates_were_chosen_is_said_and_one_at_an_end_of_those_tried(trials, 
 
 
 @pytest.mark.parametrize(
-    ("rates", "said"),
-    [([], "each method has its own default."), ([2e-3], "all train at 0.002.")],
+    ("rates", "said"), [([], "each method has its own default."), ([2e-3], "all train at 0.002.")]
 )
 def test_without_a_search_the_report_says_which_rates_were_taken(rates, said):
     results = results_of(alike())
@@ -288,8 +287,7 @@ def test_nothing_finished_is_no_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "unit"),
-    [("loss", " nats"), ("perplexity", " nats"), ("mae", "")],
+    ("metric", "unit"), [("loss", " nats"), ("perplexity", " nats"), ("mae", "")]
 )
 def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metric, unit):
     random = np.random.default_rng(13)

@@ -17,12 +17,7 @@ from lorada.compare.spec import (
     resumed_comparison,
 )
 from lorada.compare.stored_plan import saved_plan
-from lorada.compare.trainings import (
-    commonest_answer,
-    comparison_jobs,
-    train_and_score,
-    trials_of,
-)
+from lorada.compare.trainings import commonest_answer, comparison_jobs, train_and_score, trials_of
 from lorada.data.task_rows import load_rows, training_rows
 from lorada.runs.recipe import Recipe
 from lorada.training.train import train
@@ -269,8 +264,7 @@ def test_a_setting_that_cannot_be_is_the_reason_that_none_of_them_runs(place):
 
 
 @pytest.mark.parametrize(
-    ("given", "jobs"),
-    [({"trials": 1}, 3), ({"trials": 1, "rates": [2e-3]}, 3), ({"trials": 2}, 4)],
+    ("given", "jobs"), [({"trials": 1}, 3), ({"trials": 1, "rates": [2e-3]}, 3), ({"trials": 2}, 4)]
 )
 def test_there_is_no_search_where_there_is_nothing_to_choose(place, given, jobs):
     asked = comparison(place, methods=["lora+lmam"], **given)

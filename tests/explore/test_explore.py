@@ -9,11 +9,7 @@ import pytest
 import torch
 from folders import bart_folder, byte_tokenizer, mbart_folder, refused
 from peft import get_peft_model
-from transformers import (
-    AutoTokenizer,
-    BartForSequenceClassification,
-    MBartForConditionalGeneration,
-)
+from transformers import AutoTokenizer, BartForSequenceClassification, MBartForConditionalGeneration
 
 from lorada import LmamConfig, explain
 from lorada.explore.page_data import explain_text, explored, sentence_maps

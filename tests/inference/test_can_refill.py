@@ -11,12 +11,7 @@ from transformers import LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate as generating
-from lorada.inference.generate import (
-    generate,
-    generation_settings,
-    reason_against,
-    tokens_of,
-)
+from lorada.inference.generate import generate, generation_settings, reason_against, tokens_of
 from lorada.inference.load import load_run
 
 PLAIN = {"max_new_tokens": 12}

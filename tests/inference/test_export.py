@@ -17,11 +17,7 @@ from paths import TESTS
 from peft import PeftModel, get_peft_model
 from programs import printed
 from stacks import logits, lora
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lorada import LoradaConfig
 from lorada.inference.load import load_run

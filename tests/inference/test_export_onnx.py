@@ -14,11 +14,7 @@ from paths import ROOT
 from stacks import logits
 from test_export import CLASSES
 from test_export import train_run as train_in_double
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lorada.inference import export
 from lorada.inference.generate import generate

@@ -17,12 +17,7 @@ from trained import QUICK, run_recipe
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.result import (
-    PREDICTIONS_FILE,
-    read_predictions,
-    read_result,
-    write_predictions,
-)
+from lorada.runs.result import PREDICTIONS_FILE, read_predictions, read_result, write_predictions
 from lorada.training.train import train
 
 TRAINING = [

@@ -13,12 +13,7 @@ from transformers import LlamaConfig, TrainingArguments, training_args
 from lorada.inference.load import load_run
 from lorada.training import arguments
 from lorada.training import train as training
-from lorada.training.arguments import (
-    device_settings,
-    loading_device,
-    take_one_device,
-    with_dtype,
-)
+from lorada.training.arguments import device_settings, loading_device, take_one_device, with_dtype
 from lorada.training.models import loading
 from lorada.training.train import train
 

@@ -23,10 +23,7 @@ from paths import TESTS
 from programs import printed
 from safetensors.torch import load_file
 from trained import QUICK, before_its_end, run_recipe
-from transformers import (
-    BertForSequenceClassification,
-    RobertaForSequenceClassification,
-)
+from transformers import BertForSequenceClassification, RobertaForSequenceClassification
 
 from lorada.inference.export import export
 from lorada.inference.load import load_run

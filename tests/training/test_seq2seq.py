@@ -19,11 +19,7 @@ from folders import (
 )
 from method_cases import small
 from trained import PressCtrlC, assert_same, run_recipe
-from transformers import (
-    AutoTokenizer,
-    GenerationMixin,
-    MBart50Tokenizer,
-)
+from transformers import AutoTokenizer, GenerationMixin, MBart50Tokenizer
 
 from lorada.inference.evaluate import evaluate, evaluate_tasks
 from lorada.inference.generate import generate

@@ -23,9 +23,7 @@ from lorada.tuners.lmam import bake
 pytestmark = pytest.mark.fp64
 
 # A part with several forms is tried in each of them.
-FORMS = {
-    "prefix_network": {"length": 3, "projection": 5},
-}
+FORMS = {"prefix_network": {"length": 3, "projection": 5}}
 # The tuners that wrap linear layers.
 WRAPPING = ("lamda", "omoe", "quanta", "sora")
 every_tuner = pytest.mark.parametrize("part", [*TUNERS, *FORMS])

@@ -36,10 +36,7 @@ GPT2 = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
 
 # Family -> the models its tests run on. PEFT's tests tell architectures apart by these names.
 MODELS = {
-    "decoder": {
-        "LlamaForCausalLM": ("Llama", LLAMA_LIKE),
-        "GPT2LMHeadModel": ("GPT2", GPT2),
-    },
+    "decoder": {"LlamaForCausalLM": ("Llama", LLAMA_LIKE), "GPT2LMHeadModel": ("GPT2", GPT2)},
     "encoder-decoder": {"BartForConditionalGeneration": ("Bart", BART)},
     "features": {"BertModel": ("Bert", ENCODER)},
     "classifier": {"BertForSequenceClassification": ("Bert", ENCODER)},

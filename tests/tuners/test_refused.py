@@ -22,18 +22,7 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from stacks import (
-    FFN,
-    QUERY,
-    batch,
-    bottleneck,
-    ia3,
-    lmam,
-    logits,
-    lora,
-    moved,
-    training_stack,
-)
+from stacks import FFN, QUERY, batch, bottleneck, ia3, lmam, logits, lora, moved, training_stack
 from torch import nn
 from transformers import DebertaV2Config
 

@@ -16,13 +16,7 @@ from torch import Tensor
 
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.learned_map import LearnedMap
-from lorada.attention.positions import (
-    Slots,
-    Targets,
-    TokenPositions,
-    TokenSpan,
-    token_positions,
-)
+from lorada.attention.positions import Slots, Targets, TokenPositions, TokenSpan, token_positions
 from lorada.functional.maps import visible_pairs
 from lorada.functional.precision import nothing_is_recorded, wide, wide_dtype
 

@@ -13,13 +13,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from lorada.cli import (  # noqa: F401
-    compare_commands,
-    list_commands,
-    paper_commands,
-    train_commands,
-    use_commands,
-)
+from lorada.cli import compare_commands, list_commands, paper_commands, train_commands, use_commands  # noqa: F401
 from lorada.cli.shared import app, errors
 from lorada.support.error_messages import out_of_memory
 from lorada.support.processes import OtherProcessError, is_first, leave_processes, refuse_several
@@ -29,11 +23,7 @@ from lorada.support.version import __version__
 FOR_MANY = ("train", "run")
 
 # Loggers that warn of missing kernels and of types.
-QUIET = (
-    "torchao",
-    "bitsandbytes.backends.cpu.ops",
-    "torch.utils._pytree",
-)
+QUIET = ("torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree")
 RETRIES = ("thrown while requesting", "Retrying in")  # of each download that is tried again
 
 

@@ -127,12 +127,7 @@ def compare(
 
 
 def _checked(
-    place: Path,
-    pairs: list[str],
-    options: dict[str, Any],
-    asked: dict[str, Any],
-    *,
-    resume: bool,
+    place: Path, pairs: list[str], options: dict[str, Any], asked: dict[str, Any], *, resume: bool
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec

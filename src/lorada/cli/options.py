@@ -70,8 +70,7 @@ Remote = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")
 ]
 DataDir = Annotated[
-    str | None,
-    typer.Option(help="folder of the benchmarks' rows (LORADA_DATA); else the hub"),
+    str | None, typer.Option(help="folder of the benchmarks' rows (LORADA_DATA); else the hub")
 ]
 # The options with a parser are what it returns, or None.
 Columns = Annotated[

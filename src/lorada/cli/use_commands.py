@@ -411,8 +411,7 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
 def serve(
     run: opt.RunFolder,
     options: Annotated[
-        list[str] | None,
-        typer.Argument(help="of `transformers serve`, such as --port 8001"),
+        list[str] | None, typer.Argument(help="of `transformers serve`, such as --port 8001")
     ] = None,
     remote: opt.Remote = False,
 ) -> None:

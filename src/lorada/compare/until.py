@@ -24,10 +24,7 @@ from lorada.compare.statistics import Scores, by_group
 
 
 def next_method(
-    scores: Mapping[str, Scores],
-    until: float,
-    open_: Collection[str],
-    running: Sequence[str] = (),
+    scores: Mapping[str, Scores], until: float, open_: Collection[str], running: Sequence[str] = ()
 ) -> str | None:
     """The method whose run is next; None if no other is worth it, or none is left.
 

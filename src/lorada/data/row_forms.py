@@ -56,11 +56,6 @@ def _sharegpt(row: Row) -> Row:
     return _chat({**row, "messages": turns})
 
 
-def _labelled(row: Row) -> Row:
-    label = row["label"]
-    return {**row, "label": label.strip() if isinstance(label, str) else label}
-
-
 def _continued(row: Row) -> Row:
     return _chat({**row, "messages": row["prompt[]"] + row["completion[]"]})
 
@@ -105,10 +100,8 @@ READINGS = (
     Reading("prompt", "prompt response", ("prompt completion", "prompt chosen")),
     Reading("messages", "messages", ("chosen[]",), "system tools", _chat),
     Reading("label", "text label",
-            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:],
-            convert=_labelled),
-    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR),
-            convert=_labelled),
+            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:]),
+    Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR)),
     Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:])),
     Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR)),
     Reading("choice", "prompt candidates answer"),
@@ -260,6 +253,8 @@ def _converted(
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # JSON may hold half a character
         raise ValueError(f"{where()} is not valid Unicode: {error.reason}") from error
+    if isinstance(label := fields.get("label"), str):
+        fields["label"] = label.strip()
     found = reading.convert(fields)
     if reading.form == "messages":
         turns = found["messages"]
@@ -308,11 +303,7 @@ def _named(kind: Mapping[str, bool], columns: Columns, where: str) -> dict[str, 
 
 
 def _fits(
-    named: Mapping[str, str],
-    readings: Sequence[Reading],
-    columns: Columns,
-    *,
-    answered: bool,
+    named: Mapping[str, str], readings: Sequence[Reading], columns: Columns, *, answered: bool
 ) -> list[_Fit]:
     """The readings of a row with these names, each by the keys that it reads.
 

@@ -446,11 +446,7 @@ def lost_and_first(
 
 
 def _first_row(
-    rows: Rows,
-    index: int,
-    features: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    kind: Kind,
+    rows: Rows, index: int, features: dict[str, Any], tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> dict[str, Any]:
     """A row as it is encoded: its stretches of text, each with whether its tokens count."""
     learned: Any = None  # by a head

@@ -82,11 +82,7 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
 
 
 def _next_rows(
-    writer: Writer,
-    prompts: Sequence[Sequence[int]],
-    waiting: deque[int],
-    rows: _Rows,
-    budget: int,
+    writer: Writer, prompts: Sequence[Sequence[int]], waiting: deque[int], rows: _Rows, budget: int
 ) -> list[int]:
     """Take the prompts that join now from those that wait; none until enough have room."""
     if not waiting:

@@ -86,10 +86,7 @@ def published_line(number: int, key: str, averaged: Sequence[str] = ()) -> Table
 
 
 def measured_line(
-    label: str,
-    results: Sequence[dict[str, Any]],
-    columns: Columns,
-    averaged: Sequence[str] = (),
+    label: str, results: Sequence[dict[str, Any]], columns: Columns, averaged: Sequence[str] = ()
 ) -> TableLine:
     """The measured line of a row, from the results of all its seeds and tasks.
 

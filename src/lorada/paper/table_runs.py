@@ -187,12 +187,7 @@ def carry_out(job: TableJob) -> None:
 
 
 def run_all(
-    found: list[TableJob],
-    *,
-    say: Callable[[str], None],
-    resume: bool,
-    overwrite: bool,
-    pool: Any,
+    found: list[TableJob], *, say: Callable[[str], None], resume: bool, overwrite: bool, pool: Any
 ) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
 

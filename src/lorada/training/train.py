@@ -284,11 +284,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
         "pairs": all(row.get("text_pair") for row in rows.rows),
         "seed": setup.trainer.args.seed,
-        "data": {
-            "file": file_names(rows.path),
-            "rows": len(rows.rows),
-            "sha256": rows.fingerprint,
-        },
+        "data": {"file": file_names(rows.path), "rows": len(rows.rows), "sha256": rows.fingerprint},
         "versions": versions(),
         "hardware": hardware(),
         "processes": process_count(),

@@ -16,9 +16,7 @@ from lorada.support.row_sources import Row
 FOLDER = "commonsense_llm_adapters"
 # The training sets of all eight tasks; a local folder has a smaller mix of them.
 MIX = Source(
-    f"{FOLDER}/commonsense_mix",
-    "train",
-    f"{REPOSITORY}/ft-training_set/commonsense_170k.json",
+    f"{FOLDER}/commonsense_mix", "train", f"{REPOSITORY}/ft-training_set/commonsense_170k.json"
 )
 
 

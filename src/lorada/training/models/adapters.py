@@ -33,13 +33,7 @@ from lorada.training.models.loading import (
 )
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.part_config import known_types
-from lorada.tuners.pooling import (
-    CHILD,
-    PoolingConfig,
-    PoolingLayer,
-    attach,
-    backbone_of,
-)
+from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, attach, backbone_of
 from lorada.tuners.stack.nested_layers import keys_of_others
 from lorada.tuners.stack.stack_config import as_stack
 
@@ -194,10 +188,7 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
 
 
 def _refuse_missing(
-    model: PeftModel,
-    weights: dict[str, torch.Tensor],
-    folder: Path,
-    kinds: set[Any] | None = None,
+    model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, kinds: set[Any] | None = None
 ) -> None:
     """Refuse saved weights that lack tensors of these kinds of parts; None for all kinds."""
     # With save_embedding_layers, PEFT would read the base's config to see if its vocabulary grew.

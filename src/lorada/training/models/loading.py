@@ -274,9 +274,7 @@ def auto_class(kind: Kind, *, headed: bool) -> Any:
 
 
 def set_languages(
-    tokenizer: PreTrainedTokenizerBase,
-    chosen: list[str] | None,
-    usual: tuple[str, str] | None,
+    tokenizer: PreTrainedTokenizerBase, chosen: list[str] | None, usual: tuple[str, str] | None
 ) -> None:
     """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``."""
     if not hasattr(tokenizer, "tgt_lang"):

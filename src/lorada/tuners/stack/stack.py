@@ -10,12 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules

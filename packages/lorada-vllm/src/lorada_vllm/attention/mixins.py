@@ -58,11 +58,7 @@ class FindsRows:
         """The length of the longest map among the layers of this group; 0 without one."""
         found = self.__dict__.get("_lorada_reach")
         if found is None:
-            layers = get_layers_from_vllm_config(
-                self.vllm_config,
-                Attention,
-                self.layer_names,
-            )
+            layers = get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names)
             maps = [layer.__dict__.get(MAP) for layer in layers.values()]
             found = max((map_.length for map_ in maps if map_ is not None), default=0)
             self.__dict__["_lorada_reach"] = found
