@@ -173,6 +173,13 @@ def test_a_share_is_a_number_with_a_percent_sign():
         refused(f"{text} of the rows cannot be held out", lambda text=text: share_of(text))
 
 
+def test_a_number_that_is_written_in_two_ways_is_no_two_classes(tmp_path):
+    rows = [{"text": "a", "label": label} for label in ("5", "1", "1.0", "1")]
+    refused("has the labels 1 and 1.0: write both alike", lambda: loaded(tmp_path, rows))
+    assert loaded(tmp_path, rows[2:3]).labels == ("1.0",)
+    assert loaded(tmp_path, [rows[1], {"text": "b", "label": "01"}]).labels == ("01", "1")
+
+
 def test_each_class_loses_its_share_the_same_rows_for_a_seed():
     rows = labelled(("a", 100), ("b", 50), ("c", 5), ("d", 1))
     found = Counter(rows[index]["label"] for index in drawn(rows, 0.2, 0))

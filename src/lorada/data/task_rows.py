@@ -343,6 +343,8 @@ def load_rows(
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     rows, form = _as_learned(rows, form, trained or form, path)
     classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
+    if twice := [one for one in classes if f"{one}.0" in classes]:  # as from spreadsheets
+        raise ValueError(f"{path} has the labels {twice[0]} and {twice[0]}.0: write both alike")
     if labels and not set(classes) <= set(labels):
         new = sorted(set(classes) - set(labels))[0]
         raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
