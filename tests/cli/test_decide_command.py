@@ -44,6 +44,8 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     assert found["expected_loss"] == expected.expected_loss
     shown = printed(*LORADA, *words, folder=folder)
     assert " ".join(shown.split()).startswith(expected.sentence)
+    again = "lorada decide scores.csv --baseline commonest --costs costs.yaml --json"
+    assert shown.rstrip().endswith(f"next: {again}")
     (line,) = (line for line in shown.splitlines() if line.startswith("lora "))
     assert line.split()[4] == expected.letters["lora"]
     assert "• 200 rows in 100 groups, 3 runs of each method. Methods that share a letter" in shown

@@ -42,11 +42,13 @@ def test_the_interval_of_scores_that_are_all_right_or_all_wrong_is_that_of_a_sha
     scores = np.full((3, 30), right / 30 * 100)
     for level in (0.9, 0.95):
         expected = stats.binomtest(right, 30).proportion_ci(level)
-        found = np.array(mean_score(scores).interval(level)) / 100
+        found = np.array(mean_score(scores, share=True).interval(level)) / 100
         assert found == pytest.approx(tuple(expected), rel=SAME)
     groups = by_group(scores, [row // 3 for row in range(30)])  # independent are the groups
     expected = stats.binomtest(right // 3, 10).proportion_ci()
-    assert np.array(mean_score(groups).interval()) / 100 == pytest.approx(tuple(expected))
+    assert np.array(mean_score(groups, share=True).interval()) / 100 == pytest.approx(
+        tuple(expected)
+    )
 
 
 def test_without_differences_between_rows_the_test_is_a_t_test_of_the_runs():

@@ -83,9 +83,11 @@ def test_of_two_cheap_methods_of_about_one_size_the_higher_score_is_taken():
 
 
 def test_the_same_answers_to_a_few_rows_do_not_show_that_methods_are_equal():
-    few, many = (np.repeat(answers(80, runs=1, rows=rows), 3, axis=0) for rows in (200, 400))
-    assert decide({"lora": few, "ia3": few}, SIZES).pick == "lora"
-    assert decide({"lora": many, "ia3": many}, SIZES).pick == "ia3"
+    for rows, taken in ((200, "lora"), (800, "ia3")):
+        ia3 = np.repeat(answers(80, runs=1, rows=rows), 3, axis=0)
+        lora = ia3.copy()
+        lora[:, int(ia3[0].argmin())] = 100.0  # one more right answer
+        assert decide({"lora": lora, "ia3": ia3}, SIZES).pick == taken
 
 
 def test_losses_are_decided_as_scores_are_with_a_margin_of_two_percent_of_the_lowest():
@@ -153,6 +155,25 @@ def test_a_method_with_two_runs_is_not_tested_beside_methods_with_more():
     assert lucky.sentence.startswith(
         "Take lora (82.0 %): dora scores 82.2 %, but dora has too few runs (1) for a test."
     )
+
+    one = decide({"lora": steady(80, 82, 84), "dora": steady(99.0), "ia3": steady(60, 62)})
+    assert "Too few runs for a test: dora and ia3." in one.sentence
+    assert one.pick == "dora"
+
+
+def test_of_equal_scores_the_cheaper_method_is_taken_wherever_it_stands():
+    same = {name: np.full((3, 50), 100.0) for name in ("lora", "ia3")}
+    for scores in (same, dict(reversed(same.items()))):
+        found = decide(scores, SIZES)
+        assert (found.pick, found.leader, found.highest) == ("ia3", "ia3", "ia3")
+        assert found.sentence.startswith("Take ia3 (100.0 %). Expected to be less than 0.1")
+
+
+def test_errors_that_are_all_zero_have_an_interval_of_no_share():
+    errors = {"a": np.zeros((3, 30)), "b": (np.random.default_rng(0).random((3, 30)) < 0.3) * 1.0}
+    found = decide(errors, lower_is_better=True)
+    assert found.intervals["a"] == (0, 0)
+    assert found.sentence.startswith("Take a (0).")
 
 
 def test_a_single_run_of_each_is_said_to_tell_nothing_of_other_seeds():
@@ -285,6 +306,7 @@ def test_the_expected_loss_is_what_is_lost(name):
     ("given", "said"),
     [
         ({"scores": {}}, "no scores are given"),
+        ({"scores": {"a": [["x"]]}}, "a: scores are no table of numbers, seeds × rows"),
         ({"scores": {"a": np.ones(3)}}, r"shape \(3,\), not seeds × rows"),
         ({"scores": {"a": np.ones((2, 3)), "b": np.ones((2, 4))}}, "b has 4 rows and a has 3"),
         ({"scores": {"a": [[1, np.nan, 2]]}}, "a, run 1: row 2 has no score"),

@@ -44,6 +44,11 @@ def test_a_table_may_be_any_that_a_training_takes(tmp_path, name, text):
         read_scores(tmp_path / name)
 
 
+def test_true_and_false_are_right_and_wrong(tmp_path):
+    found = read_scores(written(tmp_path, f"{HEAD}lora,1,a,True\nlora,1,b,false\n"))
+    assert np.array_equal(found.scores["lora"], [[1, 0]])
+
+
 def test_a_run_without_scores_has_diverged(tmp_path):
     text = f"{HEAD}lora,1,a,1\nlora,1,b,0\nlora,2,a,nan\nlora,2,b,\nia3,1,a,1\nia3,1,b,1\n"
     found = read_scores(written(tmp_path, text))

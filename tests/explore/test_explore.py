@@ -97,6 +97,7 @@ def test_the_command_writes_a_page(folder, mistake, works, tmp_path):
     text = page.read_text()
     assert "lorada_la" in text
     assert not re.findall(r"(?:src|href)=[\"']?https?:", text)
+    assert "so name it .html" in mistake(*words[:-1], tmp_path / "page.pdf")
     there = "is there already: choose another --output, or pass --overwrite"
     assert there in mistake(*words)
     works(*words, "--overwrite")

@@ -331,3 +331,30 @@ def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, work
     works(*fixed, *small, f"lora.{name}={value}")
     assert message.replace("\\", "") in mistake("export", tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["head", "embeddings of a part", "lora on changed embeddings"])
+def test_embeddings_are_saved_and_loaded_as_by_peft(how, tmp_path):
+    folder = llama_folder(tmp_path / "base")
+
+    def base():
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        if how != "lora on changed embeddings":
+            torch.manual_seed(1)
+            model.resize_token_embeddings(model.config.vocab_size + 8)
+        return model
+
+    changed = base()
+    if how == "lora on changed embeddings":
+        changed.get_input_embeddings().weight.data[-8:] += 1
+    targets = ["q_proj", *(["embed_tokens"] if "lora" in how else [])]
+    inner = {"modules_to_save": ["embed_tokens"]} if "part" in how else {}
+    outer = {"modules_to_save": ["lm_head"]} if how == "head" else {}
+    parts = [lmam(), LoraConfig(r=2, target_modules=targets, **inner)]
+    model = get_peft_model(changed, LoradaConfig(parts=parts, **outer)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+    inputs = {"input_ids": torch.arange(4, 20)[None]}
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))

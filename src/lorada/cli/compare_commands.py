@@ -341,7 +341,10 @@ def decide(
     _show_scores("score", form, rows)
     count = len(next(iter(read.scores.values()))[0])
     console.print(f"• {_tested(count, read.groups, found.runs, found.letters)}")
-    suggest("decide", scores, "--json")
+    typed = [word for name in baseline or [] for word in ("--baseline", name)]
+    typed += [] if margin is None else ["--margin", f"{margin:g}"]
+    typed += ["--lower-is-better"] if lower_is_better else []
+    suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
 
 
 def _tested(
@@ -352,7 +355,7 @@ def _tested(
     each = dict.fromkeys((min(runs.values()), max(runs.values())))
     of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
     if not letters:
-        return f"{of}: no difference is tested, which takes more rows, or two runs of two methods."
+        return f"{of}: no difference is tested: that takes more rows, or three runs of two methods."
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 

@@ -290,7 +290,10 @@ def predict(
         print_json({"output": str(output), "rows": len(rows.rows), "answered_before": before})
         return
     say(f"{output}: {counted(len(rows.rows), 'row')}")
-    suggest("serve", run)
+    if loaded.form in HEADED:  # which no server answers with
+        suggest("export", run, "DIR")
+    else:
+        suggest("serve", run)
 
 
 def _checked(
@@ -341,6 +344,8 @@ def explore(
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
+    if output.suffix not in (".html", ".htm"):
+        raise ValueError(f"--output {output}: the page is for a browser, so name it .html")
     refuse_there(output, overwrite=overwrite)
     with needs_extra("explore"):
         import jinja2  # noqa: F401

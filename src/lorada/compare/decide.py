@@ -13,6 +13,7 @@ from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, sa
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.statistics import (
     ALPHA,
+    TINY,
     Common,
     Scores,
     by_group,
@@ -57,8 +58,8 @@ def decide(
             all are between 0 and 1 and no unit is given they are shares, and what is returned is in
             percent.
         costs: method → trained ``parameters``, ``seconds`` of a step, ``bytes`` of memory: any.
-        margin: how much a cheaper method may cost, in the unit of the scores; if not given 1, and
-            for losses 2 % of the lowest.
+        margin: how much a cheaper method may cost, in points of percent or the unit of other
+            scores; if not given 1, and for losses 2 % of the lowest.
         lower_is_better: whether scores are losses or errors.
         groups: of each row, what it shares with others, such as the passage that several questions
             are about; if not given, rows are independent.
@@ -180,16 +181,18 @@ class _Given:
 
     @cached_property
     def leader(self) -> str | None:
-        """The highest score; with few runs that may be luck, so the least expected loss is.
+        """The highest score, of equal ones the cheapest; of few runs, the least expected loss.
 
+        The highest of few runs may be luck.
         It is replaced by the highest within the margin without runs that diverged, if any of its
         runs did.
         """
         means = self.means
         learned = [name for name in means if name not in self.unlearned]
-        leader = max(learned, key=means.__getitem__, default=None)
-        if leader is None:
+        if not learned:
             return None
+        top = max(means[name] for name in learned)
+        leader = _cheapest(self.costs, means, [n for n in learned if top - means[n] < TINY])
         if leader not in self.tested and self.losses:
             leader = min(learned, key=self.losses.__getitem__)
         if leader not in self.diverged:
@@ -267,8 +270,8 @@ def _tables(
     """Methods and baselines as arrays of runs × rows, all with as many rows."""
     if not scores:
         raise ValueError("no scores are given: nothing can be decided")
-    tables = {name: np.asarray(one, dtype=float) for name, one in scores.items()}
-    fixed = {name: np.asarray(one, dtype=float)[None] for name, one in baselines.items()}
+    tables = {name: _numbers(name, one) for name, one in scores.items()}
+    fixed = {name: _numbers(name, one)[None] for name, one in baselines.items()}
     first, rows = next((name, table.shape[-1:]) for name, table in tables.items())
     for name, table in [*tables.items(), *fixed.items()]:
         if table.ndim != 2 or not table.size:
@@ -286,6 +289,13 @@ def _tables(
                     "all rows, or of none if it diverged"
                 )
     return tables, fixed
+
+
+def _numbers(name: str, scores: ArrayLike) -> Scores:
+    try:
+        return np.asarray(scores, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: scores are no table of numbers, seeds × rows") from error
 
 
 def _percent(tables: Sequence[Scores]) -> tuple[str, float]:
@@ -324,18 +334,22 @@ def _decided(given: _Given) -> Decision:
     best_first = sorted(given.tested, key=means.__getitem__, reverse=True)
     not_worse = [name for name in given.tested if leader and given.costs_little(name, leader)]
     ps = given.p_values(best_first)
-    limits = (0.0, 100.0) if given.unit == "%" else (-np.inf, np.inf)
+    highest = max(means, key=means.__getitem__, default=None)
+    if leader and highest and means[highest] - means[leader] < TINY:
+        highest = leader  # the cheaper of equal ones
+    share = given.unit == "%"
+    limits = (0.0, 100.0) if share else (-np.inf, np.inf)
     intervals = {}
     for name, table in given.scores.items():
-        ends = sorted(given.sign * end for end in mean_score(table, given.common).interval())
+        ends = sorted(given.sign * end for end in mean_score(table, given.common, share).interval())
         low, high = np.clip(ends, *limits)
         intervals[name] = float(low), float(high)
     found = Decision(
         sentence="",
         pick=_cheapest(given.costs, means, [leader, *not_worse]) if leader else None,
-        highest=max(means, key=means.__getitem__, default=None),
+        highest=highest,
         leader=leader,
-        scores={name: given.sign * mean for name, mean in means.items()},
+        scores={name: given.sign * mean + 0.0 for name, mean in means.items()},  # no -0
         intervals=intervals,
         expected_loss=given.losses,
         not_worse=tuple(not_worse),

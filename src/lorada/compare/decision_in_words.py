@@ -100,7 +100,8 @@ def sentence(found: Decision) -> str:
     named = (found.pick, found.highest)
     rest = [name for name in found.diverged if name not in named]
     said += [f"{', '.join(_diverged(found, name, name) for name in rest)}."] if rest else []
-    few = [name for name in found.untested if name not in (*named, *rest)]
+    told = () if found.highest == found.leader else (found.highest,)
+    few = [name for name in found.untested if name not in (*told, *found.diverged)]
     said += [f"Too few runs for a test: {_listed(few)}."] if few and found.expected_loss else []
     return " ".join(filter(None, said))
 

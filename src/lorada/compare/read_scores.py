@@ -37,12 +37,13 @@ def read_scores(path: Path) -> ScoreFile:
             f"table of scores has the columns {', '.join(COLUMNS)}, and group where rows come in "
             "groups"
         )
-    scores = pd.to_numeric(table["score"].replace("", "nan"), errors="coerce")
+    known = {"": "nan", "true": "1", "false": "0"}  # right and wrong
+    score = table["score"].str.strip().str.lower().replace(known)
+    scores = pd.to_numeric(score, errors="coerce")
     wrong = {
         "needs a method, a seed and a row": (table[COLUMNS[:3]] == "").any(axis=1),
         "has a score that is there already": table.duplicated(COLUMNS[:3]),
-        "has a score that is no number": scores.isna()
-        & ~table["score"].str.lower().isin(["", "nan"]),
+        "has a score that is no number": scores.isna() & (score != "nan"),
     }
     if "group" in table and not table["group"].any():
         table = table.drop(columns="group")
@@ -74,9 +75,7 @@ def read_scores(path: Path) -> ScoreFile:
 
 
 def _text(value: object) -> str:
-    """A value as a table has it: right and wrong are 1 and 0."""
-    if isinstance(value, bool):
-        value = int(value)
+    """A value as a table has it."""
     return "" if value is None else str(value)
 
 

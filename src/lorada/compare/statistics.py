@@ -90,12 +90,15 @@ class Estimate:
         return self.value - half, self.value + half
 
 
-def mean_score(scores: Scores, common: "Common | None" = None) -> Estimate:
-    """The mean of seeds × rows, two rows or more; of one run, the error is that over rows alone."""
+def mean_score(scores: Scores, common: "Common | None" = None, share: bool = False) -> Estimate:
+    """The mean of seeds × rows, two rows or more; of one run, the error is that over rows alone.
+
+    ``share`` says that scores lie between 0 and 100.
+    """
     runs = [_runs(scores, common)] if len(scores) > 1 else []
     alike = min(float(np.abs(scores - end).max()) for end in (0, 100)) < TINY
     found = _estimate(scores.mean(axis=0), runs)
-    return replace(found, alike=scores.shape[1]) if alike else found
+    return replace(found, alike=scores.shape[1]) if share and alike else found
 
 
 def difference(

@@ -262,7 +262,8 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
         if len(by_row) == len(results.rows) > 0:
             each = by_row[None]
             each = each if results.groups is None else by_group(each, results.groups)
-            ends = mean_score(each).interval() if each.size > 1 else ()
+            share = not lower_is_better(by)
+            ends = mean_score(each, share=share).interval() if each.size > 1 else ()
             low, high = sorted(as_score(end, by) for end in ends) or (None, None)
             score = as_score(float(by_row.mean()), by)
             text = None if entry.answer is None else str(entry.answer)

@@ -272,7 +272,13 @@ def check_fits(
 
 def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
     own = model.state_dict()
+    # Where embeddings are in modules_to_save, PEFT saves them again by their names in the base.
+    again = tuple(
+        f"{name}." for name, one in model.named_modules() if isinstance(one, ModulesToSaveWrapper)
+    )
     for key, tensor in state_dict.items():
+        if key not in own and again and key.startswith(again):
+            continue
         if key not in own:
             return f"architecture: this model has no place for {key}"
         if own[key].shape != tensor.shape and own[key].dtype.is_floating_point:

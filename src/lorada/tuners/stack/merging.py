@@ -128,6 +128,6 @@ def merge_weights(model: PeftModel) -> nn.Module:
     if model.peft_type != STACK:
         raise ValueError(
             f"merge_weights is for a stack, and this adapter has the type {model.peft_type.value}: "
-            "model.merge_and_unload() merges a plain one"
+            "model.merge_and_unload() merges a plain one, if its type can be merged"
         )
     return merge_and_keep_attached(model.base_model)

@@ -12,6 +12,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
@@ -451,6 +452,10 @@ def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str
     return own | {key for key in keys if key not in layers and f"{key}.".startswith(shared)}
 
 
+def _adapts_embedding(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Embedding)
+
+
 def _extend_peft_model() -> None:
     """Let ``PeftModel`` put plain adapters beside stacks and not save one without its base.
 
@@ -483,6 +488,9 @@ def _extend_peft_model() -> None:
         merged = getattr(model.base_model, "merged_bases", ())
         if any(config.base_model_name_or_path in merged for config in model.peft_config.values()):
             raise ValueError(MERGED)
+        # PEFT saves an embedding with the adapter on it, and looks for it in the config of LoRA.
+        if model.peft_type == STACK and any(map(_adapts_embedding, model.modules())):
+            options.setdefault("save_embedding_layers", True)
         of_any(model, *args, **options)
 
     PeftModel.add_adapter = add_adapter  # type: ignore[method-assign]
