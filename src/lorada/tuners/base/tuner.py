@@ -277,7 +277,7 @@ def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
         f"{name}." for name, one in model.named_modules() if isinstance(one, ModulesToSaveWrapper)
     )
     for key, tensor in state_dict.items():
-        if key not in own and again and key.startswith(again):
+        if key not in own and key.startswith(again):
             continue
         if key not in own:
             return f"architecture: this model has no place for {key}"
