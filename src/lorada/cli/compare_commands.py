@@ -355,7 +355,7 @@ def _tested(
     each = dict.fromkeys((min(runs.values()), max(runs.values())))
     of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
     if not letters:
-        return f"{of}: no difference is tested: that takes more rows, or three runs of two methods."
+        return f"{of}: no difference is tested: that takes more rows, or more runs."
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 

@@ -173,10 +173,11 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     say(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss")
     effect = result["relative_norm"]
     text = f", relative norm {effect:.2g}" if effect is not None else ""
-    before = f", those after {before} in" if (before := result["resumed_from"]) else " in"
+    resumed = result["resumed_from"]
+    taken = f", those after {resumed} in" if resumed else " in"
     say(
         f"{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
-        f"{result['steps']} steps{before} {result['wall_time_s']:.0f} s, "
+        f"{result['steps']} steps{taken} {result['wall_time_s']:.0f} s, "
         f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB{text}"
     )
     suggest_scoring(trained.run, recipe)

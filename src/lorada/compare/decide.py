@@ -1,6 +1,6 @@
 """Decides which method to take: the highest score, unless a cheaper one is shown to cost little."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -179,6 +179,12 @@ class _Given:
         top = max(fitted, key=means.__getitem__)
         return {n: found.get(n, found[top] + means[top] - mean) for n, mean in means.items()}
 
+    def highest(self, names: Collection[str]) -> str | None:
+        """The method with the highest mean; of equal ones the cheapest."""
+        top = max((self.means[name] for name in names), default=0.0)
+        equal = [name for name in names if top - self.means[name] < TINY]
+        return _cheapest(self.costs, self.means, equal) if equal else None
+
     @cached_property
     def leader(self) -> str | None:
         """The highest score, of equal ones the cheapest; of few runs, the least expected loss.
@@ -189,17 +195,16 @@ class _Given:
         """
         means = self.means
         learned = [name for name in means if name not in self.unlearned]
-        if not learned:
+        leader = self.highest(learned)
+        if leader is None:
             return None
-        top = max(means[name] for name in learned)
-        leader = _cheapest(self.costs, means, [n for n in learned if top - means[n] < TINY])
         if leader not in self.tested and self.losses:
             leader = min(learned, key=self.losses.__getitem__)
         if leader not in self.diverged:
             return leader
         least = means[leader] - self.margin
         steady = [n for n in learned if n not in self.diverged and means[n] >= least]
-        return max(steady, key=means.__getitem__, default=leader)
+        return self.highest(steady) or leader
 
     def costs_little(self, name: str, leader: str) -> bool:
         """Whether a method is cheaper, and shown to be not worse than the leader by the margin."""
@@ -334,9 +339,6 @@ def _decided(given: _Given) -> Decision:
     best_first = sorted(given.tested, key=means.__getitem__, reverse=True)
     not_worse = [name for name in given.tested if leader and given.costs_little(name, leader)]
     ps = given.p_values(best_first)
-    highest = max(means, key=means.__getitem__, default=None)
-    if leader and highest and means[highest] - means[leader] < TINY:
-        highest = leader  # the cheaper of equal ones
     share = given.unit == "%"
     limits = (0.0, 100.0) if share else (-np.inf, np.inf)
     intervals = {}
@@ -347,7 +349,7 @@ def _decided(given: _Given) -> Decision:
     found = Decision(
         sentence="",
         pick=_cheapest(given.costs, means, [leader, *not_worse]) if leader else None,
-        highest=highest,
+        highest=given.highest(means),
         leader=leader,
         scores={name: given.sign * mean + 0.0 for name, mean in means.items()},  # no -0
         intervals=intervals,

@@ -96,9 +96,10 @@ def mean_score(scores: Scores, common: "Common | None" = None, share: bool = Fal
     ``share`` says that scores lie between 0 and 100.
     """
     runs = [_runs(scores, common)] if len(scores) > 1 else []
-    alike = min(float(np.abs(scores - end).max()) for end in (0, 100)) < TINY
     found = _estimate(scores.mean(axis=0), runs)
-    return replace(found, alike=scores.shape[1]) if share and alike else found
+    if share and min(float(np.abs(scores - end).max()) for end in (0, 100)) < TINY:
+        return replace(found, alike=scores.shape[1])
+    return found
 
 
 def difference(
