@@ -45,7 +45,7 @@ Methods = Annotated[
     Any, typer.Option(parser=opt.named, metavar="NAMES", help="such as lora,lora:r=1,ia3")
 ]
 Budgets = Annotated[
-    Any, typer.Option(parser=opt.named, metavar="SIZES", help="parameters: 0.2% or 100000")
+    Any, typer.Option(parser=opt.budgets_of, metavar="SIZES", help="parameters: 0.2% or 100000")
 ]
 Rates = Annotated[
     Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")

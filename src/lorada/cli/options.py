@@ -1,5 +1,6 @@
 """The options and arguments that several commands share, and the panels of ``lorada --help``."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,12 +9,29 @@ import typer
 TRAIN, COMPARE, PAPER = "Train and use", "Compare", "The paper"
 
 
+COMMA = re.compile(r",(?![^\[]*\])")  # not one inside brackets, which separates items of a list
+DECIMAL_COMMA = re.compile(r"\d{1,2},\d+ *%")
+
+
 def named(text: str) -> list[str]:
-    """Split names at commas."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
+    """Split names at commas; those inside brackets belong to a list, ``target_modules=[a,b]``."""
+    if text.count("[") != text.count("]"):
+        raise typer.BadParameter(f"{text!r} has a bracket without its partner")
+    names = [name.strip() for name in COMMA.split(text) if name.strip()]
+    if not names:
         raise typer.BadParameter(f"{text!r} has no name in it: leave it out, or name some")
-    return found
+    return names
+
+
+def budgets_of(text: str) -> list[str]:
+    """Split parameter budgets at commas, and refuse a comma that is meant as a decimal point."""
+    if written := DECIMAL_COMMA.search(text):
+        share = written.group()
+        raise typer.BadParameter(
+            f"{share} is read as two budgets: write {share.replace(',', '.')} for one share, or "
+            f"{share.replace(',', '%,')} for two"
+        )
+    return named(text)
 
 
 def seeds_of(text: str) -> list[int]:
