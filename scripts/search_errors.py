@@ -15,12 +15,14 @@ A second table is of a map beside other parts, whose two best rates are off thei
 much each, independently or together: with four trials for the learning rate and those of the map.
 """
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 
 from lorada.compare.learning_rate import FACTOR, Space, best_trial, next_value
 from lorada.compare.statistics import ALPHA, paired_p
+from lorada.compare.stored_plan import Point, Trial
 
 ERROR = 0.02  # standard deviation of a measured loss, in nats
 POINTS = 18.0  # of accuracy that one unit of log-odds is worth, near 75 %
@@ -53,12 +55,12 @@ def searched(
     """The rate that a search chooses, and how many trials it took."""
     trials, grid = SEARCHES[name]
     first = [default * factor for factor in CLIMB][:trials] if grid is None else [default, *grid]
-    tried: list[dict[str, float]] = []
+    tried: list[Trial] = []
     while trials > 1 and (rate := next_value("rate", tried, first, trials)) is not None:
         loss = 0.4 + cost_of(rate, best, curvature) + random.normal(0, ERROR)
-        tried.append({"number": len(tried), "rate": rate, "loss": loss})
-    found = best_trial(tried)
-    return (default if found is None else found["rate"]), len(tried)
+        tried.append(Trial(0, rate, number=len(tried), loss=loss))
+    best_tried = best_trial(tried)
+    return (default if best_tried is None else best_tried.rate), len(tried)
 
 
 def measure_search(
@@ -97,14 +99,14 @@ def search_with_map(
     recipe = SimpleNamespace(parts={}, training={"learning_rate": default})
     space = Space([recipe], 4, map_rate=map_default if searched else None)
 
-    def cost_at(point: dict[str, float]) -> float:
-        own = point["map_rate"] if searched else map_default * point["rate"] / default
-        return cost_of(point["rate"], best, curve) + cost_of(own, map_best, map_curve)
+    def cost_at(point: Point) -> float:
+        own = point.map_rate if searched else map_default * point.rate / default
+        return cost_of(point.rate, best, curve) + cost_of(own, map_best, map_curve)
 
-    tried: list[dict[str, float]] = []
+    tried: list[Trial] = []
     while (point := space.following(tried)) is not None:
         loss = 0.4 + cost_at(point) + random.normal(0, ERROR)
-        tried.append({**point, "number": len(tried), "loss": loss})
+        tried.append(Trial(**asdict(point), number=len(tried), loss=loss))
     cost = cost_at(best_trial(tried))
     return POINTS * min(ODDS * cost, ODDS), len(tried)
 

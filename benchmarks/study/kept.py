@@ -79,11 +79,12 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
 
 def _measured(each: CandidateResult) -> Measured:
     peaks = [run.result.get("peak_memory_bytes") for run in each.runs]
-    found = each.search
+    rates = [] if each.search is None else [each.search.rate]
+    map_rate = None if each.search is None else each.search.map_rate
     return Measured(
-        each.scores, each.losses, [found["rate"]] if found else [],
+        each.scores, each.losses, rates,
         each.trainable, each.seconds_per_step, max(filter(None, peaks), default=None),
-        (found["map_rate"],) if found.get("map_rate") else (),
+        (map_rate,) if map_rate else (),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from folders import refused
 from made_up_comparison import HELD_OUT, write_made_up
 
 from lorada.compare.report.read import read_comparison
+from lorada.compare.report.write_report import write_report
 
 LORA = "runs/lora/115200/seed1"
 
@@ -30,7 +31,7 @@ def test_scores_and_losses_are_seeds_by_rows_in_the_order_of_the_rows(folder):
     assert lora.scores[0].tolist() == [line["score"] for line in lines]
     assert lora.losses[0].tolist() == [line["loss"] for line in lines]
     assert lora.sizes == "lora.r=2 lora.lora_alpha=4"
-    assert lora.search["rate"] == 2e-4
+    assert lora.search.rate == 2e-4
 
 
 def test_two_budgets_that_give_one_size_share_a_candidate(folder):
@@ -64,7 +65,7 @@ def test_sizes_are_those_of_the_setting_that_the_search_chose(folder, search, ch
     if search is not None:
         place = folder / "trials" / "lora:r=2%7C4" / str(large["trainable"])
         place.mkdir(parents=True)
-        (place / "search.json").write_text(json.dumps({**search, "trials": []}))
+        (place / "search.json").write_text(json.dumps({**search, "default": 1e-3, "trials": []}))
     (found,) = read_comparison(folder).candidates
     assert (found.method, found.chosen) == ("lora:r=2|4", chosen)
     assert found.sizes.startswith(f"lora.r={rank} ")
@@ -178,3 +179,37 @@ def test_seeds_that_were_not_needed_are_not_missed(folder):
     (folder / LORA / "predictions.jsonl").unlink()
     lora = by_label(read_comparison(folder))["lora (0.1%)"]
     assert (len(lora.runs), lora.reason) == (2, None)
+
+
+SEARCH = "trials/lora/115200/search.json"
+REPLACED = ("x", [1], float("inf"))
+
+
+def edits_of(stored):
+    """A stored mapping with each of its values replaced, and its first two levels below too."""
+    for key, value in stored.items():
+        for replacement in REPLACED:
+            yield {**stored, key: replacement}
+        yield {name: kept for name, kept in stored.items() if name != key}
+        if isinstance(value, dict):
+            yield from ({**stored, key: edited} for edited in edits_of(value))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from ({**stored, key: [edited, *value[1:]]} for edited in edits_of(value[0]))
+
+
+@pytest.mark.parametrize("name", [SEARCH, f"{LORA}/result.json", f"{LORA}/predictions.jsonl"])
+def test_a_file_that_was_edited_by_hand_is_read_or_refused_in_one_line(tmp_path, name):
+    folder = write_made_up(tmp_path / "made up", rows=8, seeds=(1,))
+    path = folder / name
+    first, *lines = path.read_text().splitlines() if name.endswith("l") else [path.read_text()]
+    stored = json.loads(first)
+    if name.endswith("result.json"):
+        stored["recipe"] = {"training": {"learning_rate": 2e-4}, "parts": {"lmam": {}}}
+    refusals = []
+    for edited in edits_of(stored):
+        path.write_text("\n".join([json.dumps(edited), *lines]) + "\n")
+        try:
+            write_report(folder)
+        except ValueError as error:
+            refusals.append(str(error))
+    assert all("\n" not in refusal and str(path.parent) in refusal for refusal in refusals)

@@ -24,7 +24,7 @@ from lorada.compare.report.read import (
 from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
-from lorada.compare.stored_plan import Candidate, ComparisonPlan
+from lorada.compare.stored_plan import Candidate, ComparisonPlan, Search, Trial
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
@@ -45,7 +45,7 @@ def results_of(
         ]  # fmt: skip
         one = Candidate(name, {}, trainable=9000 - 1000 * index)
         candidates.append(
-            CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan, search={})
+            CandidateResult(name, one, runs=runs, scores=found, losses=found * np.nan)
         )
     seeds = list(range(1, 1 + max(map(len, scores.values()))))
     asked = Comparison(recipe={}, methods=list(scores), seeds=seeds)
@@ -222,10 +222,9 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
 def tried(*points):
     """Trials of (choice, rate, factor of the map's rate), the first of which is the best."""
     return [
-        {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": 5 * rate * factor,
-         "loss": 1.0 + number, "failed": None}
+        Trial(choice, rate, factor, 5 * rate * factor, number=number, loss=1.0 + number)
         for number, (choice, rate, factor) in enumerate(points)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -240,8 +239,9 @@ def tried(*points):
 )
 def test_how_rates_were_chosen_is_said_and_one_at_an_end_of_those_tried(trials, at_edge):
     results = results_of(alike())
-    search = {key: trials[0][key] for key in ("choice", "rate", "map_factor", "map_rate")}
-    results.candidates[0].search.update({**search, "trials": trials})
+    best = trials[0]
+    chosen = Search(best.rate, trials, best.choice, best.rate, best.map_factor, best.map_rate)
+    results.candidates[0] = dataclasses.replace(results.candidates[0], search=chosen)
     said = summarize(results).sentences
     assert any("so another may be better: lora." in one for one in said) == at_edge
     assert any(one.startswith("Differences are those at the chosen") for one in said)

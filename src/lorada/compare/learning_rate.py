@@ -20,15 +20,15 @@ import gc
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from lorada.compare.jobs.job import last_line, report
-from lorada.compare.stored_plan import SEARCH_FILE, mapping_in
+from lorada.compare.stored_plan import SEARCH_FILE, Point, Search, Trial, mapping_in, search_in
 from lorada.runs.folder import HeldError, holds_run
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import RESULT_FILE, read_result
@@ -47,8 +47,6 @@ TRIAL_FILE = "trial.json"
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
 # What a trial's run keeps only until its loss is known.
 WEIGHTS = ("adapter", "model", "checkpoint-*")
-
-Tried = Mapping[str, Any]  # what ``search.json`` keeps of a trial
 
 
 @dataclass(frozen=True)
@@ -85,52 +83,51 @@ class Space:
         """How many trials there usually are: a map's own rate takes two to five more."""
         return min(self.most, len(self.recipes) * self.trials + 3 * self.has_own_map_rate)
 
-    def following(self, tried: Sequence[Tried]) -> dict[str, Any] | None:
-        """What to try after the trials so far; None for nothing.
-
-        It is ``choice``, the number of the recipe; ``rate``; ``map_rate``, and ``map_factor``: by
-        how much the latter was changed on its own.
-        """
+    def following(self, trials: Sequence[Trial]) -> Point | None:
+        """What to try after the trials so far; None for nothing."""
         first = self.given or [self.default * factor for factor in (1.0, FACTOR, 1 / FACTOR)]
-        both = [one for one in tried if one["map_factor"] == 1.0]
+        of_rate = [trial for trial in trials if trial.map_factor == 1.0]
         for choice in range(len(self.recipes)):
-            mine = [one for one in both if one["choice"] == choice]
-            rate = next_value("rate", mine, first[: self.trials], self.trials)
+            of_choice = [trial for trial in of_rate if trial.choice == choice]
+            rate = next_value("rate", of_choice, first[: self.trials], self.trials)
             if rate is not None:
                 return self._point(choice, rate)
-        best = best_trial(both)
+        best = best_trial(of_rate)
         if best is None or not self.has_own_map_rate:
             return None
-        choice, rate = best["choice"], best["rate"]
-        there = [one for one in tried if (one["choice"], one["rate"]) == (choice, rate)]
-        factor = next_value("map_factor", there, (1.0, 1 / FACTOR, FACTOR), 3)
-        return None if factor is None else self._point(choice, rate, factor)
+        at_best = [
+            trial for trial in trials if (trial.choice, trial.rate) == (best.choice, best.rate)
+        ]
+        factor = next_value("map_factor", at_best, (1.0, 1 / FACTOR, FACTOR), 3)
+        return None if factor is None else self._point(best.choice, best.rate, factor)
 
-    def _point(self, choice: int, rate: float, factor: float = 1.0) -> dict[str, Any]:
-        own = (self.map_rate or 0.0) * factor if self.has_own_map_rate else None
-        return {"choice": choice, "rate": rate, "map_factor": factor, "map_rate": own}
+    def _point(self, choice: int, rate: float, factor: float = 1.0) -> Point:
+        map_rate = (self.map_rate or 0.0) * factor if self.has_own_map_rate else None
+        return Point(choice, rate, factor, map_rate)
 
-    def recipe_of(self, point: Tried) -> Recipe:
+    def recipe_of(self, point: Point) -> Recipe:
         """The recipe of what was tried or chosen."""
-        recipe = self.recipes[point["choice"]]
-        parts, training = recipe.parts, {**recipe.training, "learning_rate": point["rate"]}
-        if point["map_rate"] is not None:
-            parts = {**parts, MAP: {**parts.get(MAP, {}), MAP_RATE: point["map_rate"]}}
+        recipe = self.recipes[point.choice]
+        parts, training = recipe.parts, {**recipe.training, "learning_rate": point.rate}
+        if point.map_rate is not None:
+            parts = {**parts, MAP: {**parts.get(MAP, {}), MAP_RATE: point.map_rate}}
         return recipe.model_copy(update={"parts": parts, "training": training})
 
     def chosen(self, folder: Path | None) -> Recipe:
         """The recipe that the search in a folder has found; for None that of the first rate."""
         if folder is None:
             return self.recipe_of(self._point(0, self.given[0] if self.given else self.default))
-        search = mapping_in(folder / SEARCH_FILE)
-        if search["rate"] is None:
-            tried = ", ".join(f"{trial['rate']:.2g}" for trial in search["trials"])
+        search = search_in(folder)
+        if search is None:
+            raise ValueError(f"the search in {folder} is not finished: run the command again")
+        if search.choice is None or search.rate is None:
+            tried = ", ".join(f"{trial.rate:.2g}" for trial in search.trials)
             raise ValueError(f"the loss became NaN at every learning rate that was tried: {tried}")
-        return self.recipe_of(search)
+        return self.recipe_of(Point(search.choice, search.rate, map_rate=search.map_rate))
 
 
 def next_value(
-    name: str, tried: Sequence[Tried], first: Sequence[float], trials: int
+    name: str, tried: Sequence[Trial], first: Sequence[float], trials: int
 ) -> float | None:
     """The next learning rate, or another factor, to try; None if that is enough.
 
@@ -146,11 +143,13 @@ def next_value(
         return first[len(tried)]
     if trials < 2 or len(tried) >= trials + FURTHER:
         return None
-    by_value = {one[name]: _loss(one) for one in tried}
+    by_value = {getattr(trial, name): trial.loss_or_infinity for trial in tried}
     values, best = sorted(by_value), best_trial(tried)
     place = 0
     if best is not None:
-        place = max(i for i, one in enumerate(values) if by_value[one] <= best["loss"] * (1 + TIE))
+        # A loss may be negative in a unit of the user's own, so the tie is a share of its size.
+        highest = best.loss_or_infinity + TIE * abs(best.loss_or_infinity)
+        place = max(i for i, value in enumerate(values) if by_value[value] <= highest)
     if place == 0:
         return float(values[0] / FACTOR)
     if place == len(values) - 1:
@@ -164,71 +163,71 @@ def next_value(
     return math.sqrt(middle * min(beside, key=lambda one: (-gaps[one], by_value[one])))
 
 
-def _loss(one: Tried) -> float:
-    return math.inf if one["loss"] is None else float(one["loss"])
-
-
-def best_trial(tried: Sequence[Tried]) -> Tried | None:
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
     """The trial with the lowest loss, of equal ones the first; None if none has ended."""
-    ended = [one for one in tried if _loss(one) < math.inf]
-    return min(ended, key=lambda one: (one["loss"], one["number"]), default=None)
+    ended = [trial for trial in trials if trial.loss is not None]
+    return min(ended, key=lambda trial: (trial.loss, trial.number), default=None)
 
 
 def search_rate(space: Space, folder: Path) -> None:
     """Do the trials of a search that are not done yet, then write ``search.json``."""
-    tried = list[dict[str, Any]]()
-    while (point := space.following(tried)) is not None:
-        number = len(tried)
+    trials: list[Trial] = []
+    while (point := space.following(trials)) is not None:
+        number = len(trials)
         run = folder / f"trial-{number}"
         if not (run / TRIAL_FILE).is_file():
-            what = f"trial {number}{_said(space, point)}"
-            found = {"number": number, **point, **_try(space.recipe_of(point), run, tried, what)}
+            what = f"trial {number}{_in_words(space, point)}"
+            loss, failed = _try(space.recipe_of(point), run, trials, what)
+            trial = Trial(**asdict(point), number=number, loss=loss, failed=failed)
             for pattern in WEIGHTS:
                 for path in run.glob(pattern):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
-            write_atomic(run / TRIAL_FILE, json_text(found) + "\n")
-            report(f"{what}: {_outcome(found)}")
-        tried.append(mapping_in(run / TRIAL_FILE))
-    best = best_trial(tried) or {}
-    chosen = {name: best.get(name) for name in ("choice", "rate", "map_factor", "map_rate")}
-    search = {"default": space.default, **chosen, "trials": tried}
-    write_atomic(folder / SEARCH_FILE, json_text(search) + "\n")
+            write_atomic(run / TRIAL_FILE, json_text(asdict(trial)) + "\n")
+            report(f"{what}: {_outcome(trial)}")
+        trials.append(mapping_in(run / TRIAL_FILE, Trial))
+    best = best_trial(trials)
+    search = Search(space.default, trials)
+    if best is not None:
+        search = Search(
+            space.default, trials, best.choice, best.rate, best.map_factor, best.map_rate
+        )
+    write_atomic(folder / SEARCH_FILE, json_text(asdict(search)) + "\n")
 
 
-def _said(space: Space, point: Tried) -> str:
-    count, maps = len(space.recipes), space.has_own_map_rate
-    said = f" of setting {point['choice'] + 1} of {count}" if count > 1 else ""
-    said += f", learning rate {point['rate']:.2g}"
-    return f"{said} (map {point['map_rate']:.2g})" if maps else said
+def _in_words(space: Space, point: Point) -> str:
+    settings = len(space.recipes)
+    words = f" of setting {point.choice + 1} of {settings}" if settings > 1 else ""
+    words += f", learning rate {point.rate:.2g}"
+    return words if point.map_rate is None else f"{words} (map {point.map_rate:.2g})"
 
 
-def _outcome(found: dict[str, Any]) -> str:
-    if found["loss"] is None:
-        return found["failed"] or "the loss became NaN"
-    return f"loss {found['loss']:.4f}"
+def _outcome(trial: Trial) -> str:
+    if trial.loss is None:
+        return trial.failed or "the loss became NaN"
+    return f"loss {trial.loss:.4f}"
 
 
-def _try(recipe: Recipe, run: Path, before: Sequence[Tried], what: str) -> dict[str, Any]:
-    """Train one trial, ``what`` in words, or go on with it; return what came out of it.
+def _try(
+    recipe: Recipe, run: Path, before: Sequence[Trial], what: str
+) -> tuple[float | None, str | None]:
+    """Train one trial, ``what`` in words, or go on with it; return its loss, or why it failed.
 
     Raises:
         Exception: if it failed and no trial before it has ended, or for want of memory or disk
             space, or while another process trains it: that does not depend on what it tries.
     """
-    loss, failed = None, None
     try:
         if not (run / RESULT_FILE).is_file():
             train_on(recipe.model_copy(update={"output": str(run)}), what)
-        loss = loss_of(run)
+        return loss_of(run), None
     except DivergedError:
-        pass
+        return None, None
     except (OSError, HeldError):
         raise
     except Exception as error:  # of any class, as in a run
         if out_of_memory(error) or best_trial(before) is None:
             raise
-        failed = last_line(error)
-    return {"loss": loss, "failed": failed}
+        return None, last_line(error)
 
 
 def loss_of(run: Path) -> float | None:

@@ -3,13 +3,14 @@
 It is made once, so that a comparison that goes on runs the same.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
@@ -88,6 +89,55 @@ class ComparisonPlan:
         write_atomic(folder / PLAN_FILE, json_text(asdict(self)) + "\n")
 
 
+# Checked where it is read from a file.
+PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a trial of a search tries."""
+
+    __pydantic_config__ = STORED
+
+    choice: int  # which of several settings of the method, from 0
+    rate: PositiveRate  # the learning rate
+    map_factor: PositiveRate = 1.0  # by how much the rate of maps was changed on its own
+    map_rate: PositiveRate | None = (
+        None  # that of maps beside other parts; None if it is not searched
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Point):
+    """A trial that has ended."""
+
+    number: int  # from 0, in the order in which they were run
+    loss: float | None  # on the rows set aside, nats; None if it diverged or failed
+    failed: str | None = None  # the last line of the error of one that failed
+
+    @property
+    def loss_or_infinity(self) -> float:
+        """Its loss; that of a trial that diverged or failed is larger than any other."""
+        return math.inf if self.loss is None else self.loss
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for a learning rate has found, as ``search.json`` keeps it.
+
+    What was chosen is None if no trial has ended with a loss.
+    """
+
+    __pydantic_config__ = STORED
+
+    default: PositiveRate  # the method's own learning rate
+    trials: list[Trial]
+    choice: int | None = None
+    rate: PositiveRate | None = None
+    map_factor: PositiveRate | None = None
+    map_rate: PositiveRate | None = None
+
+
 def as_given(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """Settings of parts as they are typed: ``lora.r=2 lora.lora_alpha=4``."""
     return " ".join(f"{part}.{k}={v}" for part, given in parts.items() for k, v in given.items())
@@ -107,23 +157,42 @@ def mapping_in(path: Path, kind: Any = dict[str, Any]) -> Any:
         raise damaged(path, ": ".join(filter(None, first_problem(error)))) from error
 
 
-def search_of(one: Candidate, folder: Path) -> dict[str, Any]:
-    """What the search for a candidate's learning rate has found; empty if it is not finished."""
-    found: dict[str, Any] = mapping_in(folder / TRIALS / one.path / SEARCH_FILE)
-    return found
+def search_in(folder: Path) -> Search | None:
+    """What the search in a folder has found; None if it is not finished.
+
+    Raises:
+        ValueError: if ``search.json`` is damaged.
+    """
+    search: Search | None = mapping_in(folder / SEARCH_FILE, Search) or None
+    return search
 
 
-def settled(one: Candidate, search: Mapping[str, Any]) -> tuple[Candidate, str]:
+def search_of(candidate: Candidate, folder: Path) -> Search | None:
+    """What the search for a candidate's learning rate has found; None if it is not finished.
+
+    Raises:
+        ValueError: if ``search.json`` is damaged, or chose a setting that the plan does not have.
+    """
+    place = folder / TRIALS / candidate.path
+    search = search_in(place)
+    settings = len(candidate.choices) or 1
+    if search is not None and search.choice is not None and not 0 <= search.choice < settings:
+        raise damaged(place / SEARCH_FILE, f"choice is {search.choice} of {settings} settings")
+    return search
+
+
+def settled(candidate: Candidate, search: Search | None) -> tuple[Candidate, str]:
     """A candidate of several settings with the sizes of the one that its search chose, and which.
 
     Of one setting, or where nothing is chosen, it is as it was, and the name is empty.
     """
-    choice = search.get("choice")
-    if choice is None or not one.choices:
-        return one, ""
-    found = one.choices[choice]
-    named = replace(found, method=one.method, budgets=one.budgets, choices=one.choices)
-    return named, found.method
+    if search is None or search.choice is None or not candidate.choices:
+        return candidate, ""
+    chosen = candidate.choices[search.choice]
+    named = replace(
+        chosen, method=candidate.method, budgets=candidate.budgets, choices=candidate.choices
+    )
+    return named, chosen.method
 
 
 def damaged(path: Path, why: object) -> ValueError:

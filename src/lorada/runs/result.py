@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from lorada.support.error_messages import first_problem
 from lorada.support.files import as_typed, json_lines, json_text, write_atomic
@@ -25,6 +25,29 @@ RESULT_FILE = "result.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
+Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _StoredMetrics(BaseModel):
+    """Metrics on some rows by name: numbers, and ``unfound`` in words."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, float | str | None]
+
+    n: int  # how many rows
+    cut: int = 0  # how many answers were cut
+
+
+class _StoredRecipe(BaseModel):
+    """Fields of a run's recipe that a report reads."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    training: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    trust_remote_code: bool = False
+
+
 class _Result(BaseModel):
     """Fields of a stored result that every use of a run reads; others are not checked."""
 
@@ -34,8 +57,13 @@ class _Result(BaseModel):
     form: Form
     pairs: bool = False  # of texts, in every row that it learned
     history: list[dict[str, float | None]]
-    metrics: dict[str, dict[str, float | str | None]]
+    metrics: dict[str, _StoredMetrics]
     unparsable: dict[str, float] | None = None
+    hardware: dict[str, str | float | None] | None = None
+    recipe: _StoredRecipe | None = None
+    forgetting: dict[str, Any] | None = None
+    peak_memory_bytes: Cost | None = None
+    seconds_per_step: Cost | None = None
 
 
 def versions() -> dict[str, str]:
@@ -173,6 +201,7 @@ class Line(BaseModel):
     answer: str | int | float | None
     score: float | None
     loss: float | None
+    metrics: dict[str, FiniteFloat | None] = {}
 
 
 def read_predictions(run: Path) -> list[dict[str, Any]]:
@@ -184,7 +213,7 @@ def read_predictions(run: Path) -> list[dict[str, Any]]:
     # Bytes, because the splitlines() of a text also splits at U+2028, which a JSON string may hold.
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            found.append(Line.model_validate_json(line).model_dump())
+            found.append(Line.model_validate_json(line).model_dump(exclude_unset=True))
         except ValidationError as error:
             where, wrong = first_problem(error, depth=1)
             raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.statistics import Scores
@@ -17,6 +18,7 @@ from lorada.compare.stored_plan import (
     TRIALS,
     Candidate,
     ComparisonPlan,
+    Search,
     as_given,
     mapping_in,
     saved_plan,
@@ -61,7 +63,7 @@ class CandidateResult:
     runs: Sequence[ScoredRun] = ()
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
-    search: dict[str, Any] = field(default_factory=dict)  # ``search.json``; empty if there is none
+    search: Search | None = None  # for its learning rate; None if there is none
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
 
@@ -126,7 +128,8 @@ class CandidateResult:
 class Untrained:
     """Scores without training, as ``baselines.json`` keeps them, or why there are none."""
 
-    row_scores: dict[str, list[float | None]] = field(default_factory=dict)  # metric → of each row
+    # metric → of each row
+    row_scores: dict[str, list[FiniteFloat | None]] = field(default_factory=dict)
     answer: Any = None  # the commonest answer
     reason: str = ""
 

@@ -3,14 +3,15 @@
 Scores here are as they are shown: a loss or an error as it is, and the lower one is better.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from lorada.compare.decision_in_words import Decision
 from lorada.compare.report.read import CandidateResult, Results
 from lorada.compare.statistics import detectable, rows_needed
+from lorada.compare.stored_plan import Search
 from lorada.support.in_words import counted
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
@@ -185,18 +186,19 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
     )
 
 
-def _at_edge(search: Mapping[str, Any]) -> bool:
+def _at_edge(search: Search) -> bool:
     """Whether the chosen rate, or that of the map, is the lowest or highest of those tried."""
-    mine = [trial for trial in search["trials"] if trial["choice"] == search["choice"]]
-    rates = [trial["rate"] for trial in mine if trial["map_factor"] == 1.0]
-    factors = [trial["map_factor"] for trial in mine if trial["rate"] == search["rate"]]
-    of_rate = bool(rates) and search["rate"] in (min(rates), max(rates))
-    return of_rate or (len(factors) > 1 and search["map_factor"] in (min(factors), max(factors)))
+    trials = [trial for trial in search.trials if trial.choice == search.choice]
+    rates = [trial.rate for trial in trials if trial.map_factor == 1.0]
+    if rates and search.rate in (min(rates), max(rates)):
+        return True
+    factors = [trial.map_factor for trial in trials if trial.rate == search.rate]
+    return len(factors) > 1 and search.map_factor in (min(factors), max(factors))
 
 
 def _learning_rates(results: Results) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
-    if not any(one.search.get("trials") for one in results.candidates):
+    if not any(one.search is not None and one.search.trials for one in results.candidates):
         asked, given = results.asked, results.asked.rates
         if any(map(asked.is_searched, asked.methods)):
             yield "No search for a learning rate is finished yet."
