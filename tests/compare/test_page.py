@@ -9,7 +9,7 @@ from itertools import pairwise
 import browsing
 import pytest
 from browsing import needs_chromium, widest
-from made_up_comparison import renamed
+from made_up_comparison import renamed, write_made_up
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
@@ -165,3 +165,23 @@ def test_a_small_p_and_a_metric_of_its_own_are_shown():
     assert row[3][1:5] == ["30.00", "–", "ab", "< 0.001"]
     same = replace(line, value=None)
     assert "matthews" not in table(Summary("v", metric="matthews", lines=(same,)))[0]
+
+
+def test_the_page_says_steps_batch_rows_and_each_trial_with_its_loss(tmp_path):
+    folder = write_made_up(tmp_path / "made up", rows=20)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan |= {
+        "steps": 80,
+        "batch": 16,
+        "dev_rows": 30,
+        "train": {"file": "train.jsonl", "rows": 300},
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    _, (page, stored) = write_report(folder)
+    text = html.unescape(page.read_text())
+    assert (
+        "80 steps of 16 rows on each device, 300 rows to learn, of which 30 are set aside" in text
+    )
+    assert "4 trials, learning rate and loss on the rows set aside (nats): 0.0001: 0.9333; " in text
+    lora = next(one for one in json.loads(stored.read_text())["lines"] if one["method"] == "lora")
+    assert [trial["rate"] for trial in lora["trials"]] == [2e-4, 6e-4, 2e-2, 1e-4]

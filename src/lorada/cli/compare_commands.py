@@ -79,7 +79,12 @@ def compare(
     data_dir: opt.DataDir = None,
     budget: Budgets = None,
     seeds: opt.Seeds = None,
-    trials: Annotated[int | None, typer.Option(help="rates that each method tries: 4")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="rates tried for each method: 4; then up to 3 beyond an end, 5 for a map"
+        ),
+    ] = None,
     rates: Rates = None,
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,

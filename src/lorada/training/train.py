@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ from lorada.tuners.pooling import attached
 
 logger = logging.getLogger(__name__)
 
-AGAIN = "What was saved before is whole: free space, then lorada train --resume --output "
+AGAIN = "What was saved before is whole: free space, then run the command again with --resume"
 Collator = Callable[..., Any]
 
 
@@ -158,7 +157,7 @@ def train(
             again = setup.trainer.args.gradient_checkpointing
             resolved = as_it_trains(prepared.recipe, again=again)
             made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
-        with full_disk_in_one_line(run, AGAIN + quote(str(run))):
+        with full_disk_in_one_line(run, AGAIN):
             return _fit(setup, start, effect, interrupt)
 
 

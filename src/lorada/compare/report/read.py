@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ class CandidateResult:
             "percent": one.percent, "mergeable": one.mergeable,
             "seeds": [run.seed for run in self.runs],
         }  # fmt: skip
-        return found | {name: getattr(self, name) for name in SHOWN}
+        trials = [] if self.search is None else [asdict(trial) for trial in self.search.trials]
+        return found | {name: getattr(self, name) for name in SHOWN} | {"trials": trials}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lorada.compare.report.verdict_and_limits import (
     windows_overlap,
 )
 from lorada.compare.statistics import TINY, Scores, by_group, has_no_spread, mean_score
-from lorada.compare.stored_plan import Candidate
+from lorada.compare.stored_plan import Candidate, ComparisonPlan
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
 from lorada.support.metric_names import (
@@ -66,6 +66,16 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class Procedure:
+    """How every run of a comparison was trained, as a methods section states it."""
+
+    steps: int  # optimizer steps of each training
+    batch: int  # rows of a device in a step
+    train_rows: int  # rows to learn from
+    rows_set_aside: int  # of these, for the search for learning rates; 0 without one
+
+
+@dataclass(frozen=True)
 class Summary:
     """Everything that the report of a comparison shows."""
 
@@ -84,6 +94,7 @@ class Summary:
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
+    procedure: Procedure | None = None
 
     @property
     def scored(self) -> list[CandidateResult]:
@@ -146,7 +157,12 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         commands=commands,
         hardware=_machines(results.plan.hardware, runs),
         versions=results.plan.versions,
+        procedure=_procedure(results.plan),
     )  # fmt: skip
+
+
+def _procedure(plan: ComparisonPlan) -> Procedure:
+    return Procedure(plan.steps, plan.batch, int(plan.train.get("rows", 0)), plan.dev_rows)
 
 
 def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:

@@ -45,7 +45,22 @@ def page(summary: Summary) -> str:
         scored=summary.scored,
         picture=cost_picture(summary),
         texts=any(one.text for one in summary.disagreements),
+        trials={line.label: trials for line in summary.lines if (trials := _trials(line))},
     )
+
+
+def _trials(line: CandidateResult) -> list[str]:
+    """The rates that a candidate's search tried, from the lowest on, each with its loss."""
+    if line.search is None:
+        return []
+    settings = line.candidate.choices
+    texts = []
+    for trial in sorted(line.search.trials, key=lambda one: (one.choice, one.rate, one.map_factor)):
+        setting = f"{settings[trial.choice].method}, " if settings else ""
+        map_rate = "" if trial.map_rate is None else f" (map {trial.map_rate:.2g})"
+        outcome = "failed or diverged" if trial.loss is None else f"{trial.loss:.4f}"
+        texts.append(f"{setting}{trial.rate:.2g}{map_rate}: {outcome}")
+    return texts
 
 
 def note(summary: Summary) -> str:
