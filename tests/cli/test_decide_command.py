@@ -56,6 +56,23 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     assert printed(sys.executable, "-c", code, folder=folder)
 
 
+def test_the_unit_of_other_scores_is_given(folder):
+    random = np.random.default_rng(0)
+    lines = ["Method,Seed,Row,Score"]
+    for method, mean in (("lora", 70), ("ia3", 69.9)):
+        for seed in (1, 2, 3):
+            rouge = random.normal(mean, 5, 400)
+            lines += [f"{method},{seed},{row},{one}" for row, one in enumerate(rouge)]
+    (folder / "rouge.csv").write_text("\n".join(lines), encoding="utf-8")
+    words = ("decide", "rouge.csv", "--costs", "costs.yaml")
+    shown = " ".join(printed(*LORADA, *words, folder=folder).split())
+    assert "such as 0.0" in shown
+    assert "or the unit % if scores are percent" in shown
+    known = printed(*LORADA, *words, "--unit", "%", folder=folder)
+    assert known.startswith("Take ia3 (")
+    assert known.rstrip().endswith("--unit % --costs costs.yaml --json")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -211,7 +211,7 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     summary = summarize(planned(results, steps=24))
     assert summary.lines[0].score > common.mean()
     assert summary.best == ""
-    assert summary.verdict.startswith("No method has learned at the tried rates: ")
+    assert summary.verdict.startswith("No method is shown to have learned at the tried rates (")
     assert "is not significantly better than the commonest answer (4" in summary.verdict
     assert summary.verdict.endswith(
         "Compare again with more steps (max_steps=96), other learning rates (--rates) or more rows."
@@ -299,7 +299,7 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
     assert (best.label, worst.label) == ("dora", "lora")
     assert best.low < best.score < best.high < 2.5 == summary.baselines[1].score < worst.score
     assert summary.verdict.startswith(f"Take dora ({best.score:.4g}{unit}")
-    assert "lora has not learned at the tried rates" in summary.verdict
+    assert "lora is not shown to have learned at the tried rates" in summary.verdict
     assert "%" not in summary.verdict
     assert summary.disagreements == ()
 

@@ -58,7 +58,7 @@ def test_a_cheaper_method_is_taken_where_welchs_bound_of_what_it_costs_is_within
 )
 def test_cheaper_is_a_fifth_less_of_the_first_cost_that_differs_so_much(lora, ia3, taken):
     scores = {"lora": steady(80.0, 80.1, 80.2), "ia3": steady(79.9, 80.0, 80.1)}
-    assert decide(scores, {"lora": lora, "ia3": ia3}).pick == taken
+    assert decide(scores, {"lora": lora, "ia3": ia3}, unit="%").pick == taken
 
 
 def test_each_pair_is_tested_by_the_test_of_the_report_and_corrected_for_all():
@@ -77,7 +77,7 @@ def test_each_pair_is_tested_by_the_test_of_the_report_and_corrected_for_all():
 def test_of_two_cheap_methods_of_about_one_size_the_higher_score_is_taken():
     scores = {"a": steady(80.0, 80.1), "b": steady(79.8, 79.9), "c": steady(79.9, 80.0)}
     costs = {"a": {"parameters": 100}, "b": {"parameters": 40}, "c": {"parameters": 45}}
-    found = decide(scores, costs)
+    found = decide(scores, costs, unit="%")
     assert found.not_worse == ("b", "c")
     assert found.pick == "c"
 
@@ -116,6 +116,175 @@ def test_shares_are_percent():
     assert decide(shares, SIZES, unit="").scores["lora"] < 1
 
 
+SCALES = {
+    "correlations": ("", lambda random, good: random.normal(good, 0.2, (4, 400)).clip(-1, 1)),
+    "F1": ("F1", lambda random, good: 1.0 * (random.random((4, 400)) < good)),
+    "rewards of 1 to 5": (None, lambda random, good: random.normal(1 + 4 * good, 0.7, (4, 400))),
+    "negated losses": (None, lambda random, good: random.normal(good - 2, 0.2, (4, 400))),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_scores_that_are_not_percent_have_no_margin_and_the_sentence_says_which_to_give(name):
+    unit, draw = SCALES[name]
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        scores = {"lora": draw(random, 0.8), "ia3": draw(random, 0.6)}
+        found = decide(scores, SIZES, unit=unit)
+        assert (found.pick, found.margin, found.not_worse) == ("lora", None, ())
+        assert "no default in this unit: give what it may cost, such as 0.0" in found.sentence
+        assert ("or the unit % if" in found.sentence) == (name == "rewards of 1 to 5")
+    assert decide(scores, SIZES, 10, unit=unit).pick == "ia3"
+    assert "margin" not in decide(scores, unit=unit).sentence  # there is nothing cheaper
+
+
+def test_percent_is_what_is_right_or_wrong_or_said_to_be():
+    right = answers(86)
+    assert decide({"lora": right}).unit == "%"
+    assert decide({"lora": right / 100}).unit == "%"
+    rouge = np.random.default_rng(0).uniform(0, 90, (3, 400))
+    assert (decide({"lora": rouge}).unit, decide({"lora": rouge}, unit="percent").unit) == ("", "%")
+    zero, half = (
+        {"lora": np.zeros((3, 400)), "ia3": np.zeros((2, 400))},
+        100.0 * (np.arange(400) % 2),
+    )
+    for baseline in (half, half / 100):
+        found = decide(zero, baselines={"commonest": baseline})
+        assert (found.unit, found.baselines) == ("%", {"commonest": 50.0})
+        assert "commonest (50.0 %)" in found.sentence
+
+
+@pytest.mark.parametrize("unit", [None, "", "%"])
+def test_shares_beside_percent_are_refused(unit):
+    right = answers(86)
+    for mixed in ({"lora": right, "ia3": right / 100}, {"lora": [right[0], right[1] / 100]}):
+        with pytest.raises(ValueError, match=r"are shares \(0 to 1\) and those of lora.* percent"):
+            decide(mixed, unit=unit)
+    with pytest.raises(ValueError, match="the scores of lora, run 1 are shares"):
+        decide({"lora": right / 100}, baselines={"commonest": right[0]}, unit=unit)
+    assert decide({"a": right / 100, "b": 60 + right}, lower_is_better=True).pick == "a"
+
+
+@pytest.mark.parametrize(
+    ("best", "margin"), [(80.0, 1.0), (95.0, 1.0), (99.25, 0.15), (100.0, 0.0)]
+)
+def test_near_100_percent_the_default_margin_is_a_fifth_of_the_best_methods_errors(best, margin):
+    runs = 100.0 * (np.arange(400) < 4 * best)
+    assert decide({"lora": np.stack([runs, runs])}).margin == pytest.approx(margin)
+
+
+def test_a_method_that_is_significantly_worse_is_taken_only_by_a_margin_of_the_users_own():
+    random = np.random.default_rng(3)
+    rows = random.normal(80, 5, 2000)
+    scores = {n: rows + random.normal(m, 0.02, (4, 1)) for n, m in (("lora", 0), ("ia3", -0.4))}
+    found = decide(scores, SIZES, unit="%")
+    assert (found.pick, found.margin, found.letters) == ("lora", 1.0, {"lora": "a", "ia3": "b"})
+    own = decide(scores, SIZES, 1, unit="%")
+    assert (own.pick, own.mark("ia3")) == ("ia3", "take")
+    assert "ia3 trains a third of the parameters of lora" in own.sentence
+    assert "is significantly worse, but not by more than 1 point (90 % confidence)" in own.sentence
+
+
+def test_no_pick_of_a_default_margin_is_significantly_worse_than_the_leader():
+    random = np.random.default_rng(4)
+    for name in ("steady runs, many rows", "near 100", "close methods, ten", "losses"):
+        for _ in range(10):
+            made = made_up(WORLDS[name], random)
+            scores = {f"m{k}": one for k, one in enumerate(made.scores)}
+            costs = {n: {"parameters": float(k + 1)} for k, n in enumerate(scores)}
+            found = decide(scores, costs, lower_is_better=name == "losses")
+            for other in found.not_worse:
+                assert paired_p(scores[found.leader], scores[other]) >= ALPHA
+
+
+def test_the_more_methods_are_cheaper_the_surer_it_must_be_that_one_is_not_worse():
+    random = np.random.default_rng(10)
+    bound_of = difference(answers(86, seed=1), answers(86, seed=2))
+    scores = {"lora": answers(86, seed=1), "ia3": answers(86, seed=2)}
+    one, six = (bound_of.interval(1 - 2 * 0.1 / count)[1] for count in (1, 6))
+    alone = decide(scores, SIZES, (one + six) / 2)
+    assert alone.pick == "ia3"
+    assert alone.claimed_loss == pytest.approx(max(one, alone.expected_loss["ia3"]))
+    for k in range(5):
+        scores[f"vera {k}"] = steady(*random.normal(60, 1, 3), rows=400)
+    costs = SIZES | {name: {"parameters": 10} for name in scores if name.startswith("vera")}
+    assert decide(scores, costs, (one + six) / 2, unit="%").pick == "lora"
+
+
+def test_a_cheaper_method_is_reported_by_the_larger_of_expected_loss_and_bound():
+    scores = {"lora": answers(86, seed=1), "ia3": answers(86, seed=2)}
+    found = decide(scores, SIZES, 5)
+    assert found.pick == "ia3"
+    assert found.claimed_loss > found.expected_loss["ia3"]
+    assert f", and reckon with {found.claimed_loss:.1f} points; lora is" in found.sentence
+    other = decide(scores, SIZES, 0)
+    assert other.claimed_loss == other.expected_loss["lora"]
+
+
+def test_the_order_of_seeds_does_not_decide_whether_runs_are_pairs():
+    random = np.random.default_rng(6)
+    luck, rows = random.normal(0, 3, (5, 1)), random.normal(80, 9, 300)
+    scores = {n: rows + luck + random.normal(0, 0.2, (5, 1)) for n in ("lora", "lora+lmam")}
+    scores["lora+lmam"] += 1
+    seeds = dict.fromkeys(scores, (1, 2, 3, 4, 5))
+    expected = decide(scores, seeds=seeds)
+    order = [3, 0, 4, 2, 1]
+    mixed = decide(
+        scores | {"lora": scores["lora"][order]},
+        seeds=seeds | {"lora": tuple(seeds["lora"][k] for k in order)},
+    )
+    assert expected.p_highest["lora"] < 1e-3
+    assert mixed.p_highest == pytest.approx(expected.p_highest)
+    assert mixed.expected_loss == pytest.approx(expected.expected_loss, abs=1e-9)
+
+
+def test_few_rows_say_why_no_method_has_a_letter():
+    found = decide({name: answers(70, seed=k)[:, :3] for k, name in enumerate(("a", "b"))})
+    assert found.letters == {}
+    assert found.no_letters == (
+        "With 3 rows no difference can be significant: it takes 6 rows or more."
+    )
+    assert found.sentence.endswith(found.no_letters)
+    runs = decide({"a": answers(70), "b": answers(60, runs=1)})
+    assert (runs.letters, runs.no_letters) == (
+        {},
+        "No two methods have the runs that a test takes.",
+    )
+    assert decide({"a": answers(70), "b": answers(60)}).no_letters == ""
+
+
+def test_how_many_rows_would_show_that_a_method_has_learned_is_said():
+    random = np.random.default_rng(12)
+    baseline = 100.0 * (random.random(200) < 0.5)
+    scores = {"lora": 100.0 * (random.random((3, 200)) < 0.55)}
+    found = decide(scores, baselines={"the commonest answer": baseline})
+    gains = scores["lora"].mean(axis=0) - baseline
+    power = stats.norm.isf(0.05 / 2) + stats.norm.isf(0.2)
+    assert found.rows_to_learn["lora"] == np.ceil((power * gains.std(ddof=1) / gains.mean()) ** 2)
+    rows = float(f"{found.rows_to_learn['lora']:.1e}")
+    assert found.sentence.startswith(
+        f"lora is not shown to have learned at the tried rates (about {rows:,.0f} rows would show "
+        "it): the best score"
+    )
+    pairs = np.repeat(baseline, 2)
+    grouped = decide(
+        {"lora": np.repeat(scores["lora"], 2, axis=1)}, groups=np.arange(400) // 2,
+        baselines={"the commonest answer": pairs},
+    )  # fmt: skip
+    assert grouped.rows_to_learn["lora"] == pytest.approx(2 * found.rows_to_learn["lora"], abs=2)
+
+
+def test_error_rates_that_are_all_zero_have_the_interval_of_a_share():
+    errors = {"a": np.zeros((3, 30)), "b": 100.0 * (np.random.default_rng(0).random((3, 30)) < 0.3)}
+    found = decide(errors, lower_is_better=True, unit="%")
+    mirrored = decide({name: 100 - each for name, each in errors.items()})
+    low, high = mirrored.intervals["a"]
+    assert found.intervals["a"] == pytest.approx((100 - high, 100 - low))
+    assert found.intervals["a"][1] > 9
+    changes = decide({"a": np.random.default_rng(0).normal(-20, 9, (3, 30))}, unit="%")
+    assert changes.intervals["a"][0] < changes.scores["a"] < changes.intervals["a"][1]
+
+
 def test_the_sentence_leads_with_the_score_and_says_what_the_cheaper_method_would_cost():
     scores = {"lora+lmam": answers(87), "ia3": answers(84, seed=1)}
     found = decide(scores, {"lora+lmam": SIZES["lora"], "ia3": SIZES["ia3"]})
@@ -147,11 +316,13 @@ def test_a_method_whose_runs_diverged_is_not_taken_while_another_is_within_the_m
 
 def test_a_method_with_two_runs_is_not_tested_beside_methods_with_more():
     scores = {"lora": steady(80.0, 80.1, 80.2), "ia3": steady(80.0, 80.1)}
-    found = decide(scores, SIZES)
+    found = decide(scores, SIZES, unit="%")
     assert (found.pick, found.untested) == ("lora", ("ia3",))
     assert "Too few runs for a test: ia3." in found.sentence
-    assert decide({name: one[:2] for name, one in scores.items()}, SIZES).pick == "ia3"
-    lucky = decide({"lora": steady(80, 82, 84), "dora": steady(82.2), "ia3": steady(70, 72, 74)})
+    assert decide({n: one[:2] for n, one in scores.items()}, SIZES, unit="%").pick == "ia3"
+    lucky = decide(
+        {"lora": steady(80, 82, 84), "dora": steady(82.2), "ia3": steady(70, 72, 74)}, unit="%"
+    )
     assert lucky.sentence.startswith(
         "Take lora (82.0 %): dora scores 82.2 %, but dora has too few runs (1) for a test."
     )
@@ -190,14 +361,14 @@ def test_a_method_at_the_commonest_answer_has_not_learned_and_the_first_sentence
     assert found.unlearned == ("bitfit",)
     assert found.sentence.startswith(
         f"Take lora ({found.scores['lora']:.1f} %) in what is a comparison of learning rates: "
-        "bitfit has not learned at the tried rates. "
+        "bitfit is not shown to have learned at the tried rates. "
     )
     assert found.expected_loss["bitfit"] > 30
     none = decide({"bitfit": collapsed}, baselines={"the commonest answer": baseline})
     assert none.pick is None
     assert none.sentence == (
-        "bitfit has not learned at the tried rates: the best score, 50.0 % of bitfit, is not "
-        "significantly better than the commonest answer (50.0 %)."
+        "bitfit is not shown to have learned at the tried rates: the best score, 50.0 % of bitfit, "
+        "is not significantly better than the commonest answer (50.0 %)."
     )
 
 
@@ -250,16 +421,19 @@ def test_a_method_and_its_sum_are_compared_seed_by_seed_where_their_runs_are_ali
     sizes = {"lora": SIZES["ia3"], "lora+lmam": SIZES["lora"]}
     higher = max(scores, key=lambda name: scores[name].mean())
     costs = {name: sizes["lora+lmam" if name == higher else "lora"] for name in scores}
-    assert decide(scores, costs).pick != higher
+    assert decide(scores, costs, unit="%").pick != higher
     apart = {name: tuple(range(k, k + 5)) for k, name in enumerate(scores)}
-    assert decide(scores, costs, seeds=apart).pick == higher
+    assert decide(scores, costs, seeds=apart, unit="%").pick == higher
     better = {"lora": scores["lora"], "lora+lmam": scores["lora+lmam"] + 1}
     (paired,), (unpaired,) = (
-        decide(better, seeds=seeds).p_highest.values() for seeds in (None, apart)
+        decide(better, seeds=seeds, unit="%").p_highest.values() for seeds in (None, apart)
     )
     assert paired < ALPHA < unpaired
     other = dict(zip(("lora", "dora"), scores.values(), strict=True))
-    assert set(decide(other, dict(zip(other, costs.values(), strict=True))).not_worse) == set()
+    assert (
+        set(decide(other, dict(zip(other, costs.values(), strict=True)), unit="%").not_worse)
+        == set()
+    )
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.9])
@@ -312,7 +486,24 @@ def test_the_expected_loss_is_what_is_lost(name):
         ({"scores": {"a": [[1, np.nan, 2]]}}, "a, run 1: row 2 has no score"),
         ({"scores": {"a": [[1], [2]]}}, "1 independent row"),
         ({"groups": [1, 1, 1]}, "1 independent row"),
+        ({"scores": {"a": [[31.2], [30.8]]}}, "the score of each row .such as the BLEU of each"),
         ({"groups": [1, 2]}, "2 groups for 3 rows"),
+        ({"groups": [1, "1", 2]}, "the groups 1 and '1' look alike and differ"),
+        ({"groups": [1, np.nan, 2]}, r"row 2 has no group \(nan\)"),
+        ({"groups": [1, None, 2]}, r"row 2 has no group \(None\)"),
+        ({"groups": [1, [2], 3]}, r"the group of row 2 is \[2\]"),
+        ({"scores": {"": np.ones((2, 3))}}, "a method is named ''"),
+        ({"scores": {8: np.ones((2, 3))}}, "a method is named 8"),
+        ({"scores": [np.ones((2, 3))]}, "scores are a list: give method → seeds × rows"),
+        ({"scores": {"a": [[1e151, 2e151]] * 2}}, r"a has scores above 1e\+60: give another unit"),
+        ({"scores": {"a": np.ones((200, 3))}}, "a has 200 runs of 3 rows: .* so transpose them"),
+        ({"seeds": {"lorx": [1, 2]}}, "unknown method in the seeds 'lorx'; did you mean lora"),
+        ({"seeds": {"lora": [[1], [2]]}}, "the seeds of lora are"),
+        ({"margin": "1"}, "margin=1 is no number"),
+        ({"margin": 10**400}, "is no number"),
+        ({"costs": {"lora": 5}}, "the costs of lora are 5"),
+        ({"costs": {"lora": {"seconds": {}}}}, "seconds of lora is {}"),
+        ({"baselines": {"guess": [[1, 2, 3]]}}, "guess: a baseline has one score of each row"),
         ({"margin": -1}, "margin=-1 is no number"),
         ({"margin": np.nan}, "margin=nan is no number"),
         ({"costs": {"lorx": {}}}, "unknown method in the costs 'lorx'; did you mean lora"),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lorada.compare.read_scores import read_costs, read_scores
+from lorada.compare.read_scores import baseline_of, read_costs, read_scores
 
 HEAD = "method,seed,row,score\n"
 
@@ -44,6 +44,20 @@ def test_a_table_may_be_any_that_a_training_takes(tmp_path, name, text):
         read_scores(tmp_path / name)
 
 
+def test_names_of_columns_may_be_in_capitals_and_blanks_around_cells_do_not_count(tmp_path):
+    text = "Method, SEED ,Row,Score\nlora, 1,a, 1\nlora,1 ,b,0\n"
+    found = read_scores(written(tmp_path, text))
+    assert found.seeds == {"lora": ("1",)}
+    assert np.array_equal(found.scores["lora"], [[1, 0]])
+
+
+def test_a_baseline_is_the_mean_of_its_runs_that_have_scores():
+    runs = np.array([[0.0, 1.0], [1.0, 1.0], [np.nan, np.nan]])
+    assert np.array_equal(baseline_of("guess", runs), [0.5, 1.0])
+    with pytest.raises(ValueError, match="--baseline guess has no score"):
+        baseline_of("guess", runs[2:])
+
+
 def test_true_and_false_are_right_and_wrong(tmp_path):
     found = read_scores(written(tmp_path, f"{HEAD}lora,1,a,True\nlora,1,b,false\n"))
     assert np.array_equal(found.scores["lora"], [[1, 0]])
@@ -60,6 +74,8 @@ def test_a_run_without_scores_has_diverged(tmp_path):
     ("text", "said"),
     [
         ("method,seed,score\nlora,1,1\n", "has no column row, but method, seed, score: a table"),
+        ("method,seed,score\nlora,1,1\n", r"score \(of each row, not of a whole run\)"),
+        ("method,row,seed,score,Score\na,1,1,1,1\n", "two columns of one name"),
         (HEAD, "has no rows"),
         (f"{HEAD}lora,1,a,1\nlora,1,a,0\n", "row 2, has a score that is there already"),
         (f"{HEAD}lora,1,a,good\n", "row 1, has a score that is no number"),

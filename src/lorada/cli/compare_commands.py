@@ -1,6 +1,6 @@
 """The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,10 @@ Rates = Annotated[
 ]
 Margin = Annotated[
     float | None,
-    typer.Option(help="points that a cheaper method may cost: 1; of losses 2 % of the lowest"),
+    typer.Option(
+        help="what a cheaper method may cost: a point, or a fifth of the best one's errors if that "
+        "is less; of losses 2 % of the lowest; other units need one"
+    ),
 ]
 Overlap = Annotated[
     bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
@@ -301,6 +304,9 @@ def decide(
         Path, typer.Argument(exists=True, dir_okay=False, help="method, seed, row, score; group")
     ],
     margin: Margin = None,
+    unit: Annotated[
+        str | None, typer.Option(help="of the scores: %, or any; 0/1 and 0/100 need none")
+    ] = None,
     lower_is_better: Annotated[
         bool, typer.Option("--lower-is-better", help="scores are losses or errors")
     ] = False,
@@ -315,19 +321,19 @@ def decide(
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
     from lorada.compare.decide import decide as decided
-    from lorada.compare.read_scores import read_costs, read_scores
+    from lorada.compare.read_scores import baseline_of, read_costs, read_scores
 
     read = read_scores(scores)
     without = {}
-    for name in baseline or []:
+    for name in dict.fromkeys(baseline or []):
         if name not in read.scores:
             raise unknown_name("--baseline", name, read.scores)
-        without[name] = read.scores.pop(name).mean(axis=0)
+        without[name] = baseline_of(name, read.scores.pop(name))
     seeds = {name: one for name, one in read.seeds.items() if name in read.scores}
     given = read_costs(costs) if costs else {}
     found = decided(
         read.scores, given, margin, lower_is_better=lower_is_better, groups=read.groups,
-        baselines=without, seeds=seeds,
+        baselines=without, seeds=seeds, unit=unit,
     )  # fmt: skip
     if as_json:
         print_json(asdict(found))
@@ -345,22 +351,22 @@ def decide(
     ]
     _show_scores("score", form, rows)
     count = len(next(iter(read.scores.values()))[0])
-    console.print(f"• {_tested(count, read.groups, found.runs, found.letters)}")
+    console.print(f"• {_tested(count, read.groups, found)}")
     typed = [word for name in baseline or [] for word in ("--baseline", name)]
     typed += [] if margin is None else ["--margin", f"{margin:g}"]
+    typed += [] if unit is None else ["--unit", unit]
     typed += ["--lower-is-better"] if lower_is_better else []
     suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
 
 
-def _tested(
-    rows: int, groups: Sequence[str] | None, runs: Mapping[str, int], letters: Mapping[str, str]
-) -> str:
-    """What was tested, and how to read the letters."""
+def _tested(rows: int, groups: Sequence[str] | None, decision: Any) -> str:
+    """What was tested, and how to read the letters; ``decision`` is a ``Decision``."""
     in_groups = f" in {len(set(groups))} groups" if groups is not None else ""
-    each = dict.fromkeys((min(runs.values()), max(runs.values())))
+    runs = decision.runs.values()
+    each = dict.fromkeys((min(runs), max(runs)))
     of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
-    if not letters:
-        return f"{of}: no difference is tested: that takes more rows, or more runs."
+    if not decision.letters:
+        return f"{of}. {decision.no_letters}".strip()
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 

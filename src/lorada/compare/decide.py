@@ -1,18 +1,36 @@
 """Decides which method to take: the highest score, unless a cheaper one is shown to cost little."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lorada.compare.check_scores import (
+    check_costs,
+    checked_number,
+    group_places,
+    one_row_error,
+    refuse_transposed,
+    score_tables,
+    seed_orders,
+)
 from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, saved, sentence
 from lorada.compare.expected_loss import expected_losses
+from lorada.compare.score_units import (
+    PERCENT,
+    ScoreUnit,
+    default_margin,
+    refuse_mixed,
+    right_or_wrong,
+    unit_of,
+)
 from lorada.compare.statistics import (
     ALPHA,
+    POWER,
     TINY,
     Common,
     Scores,
@@ -25,14 +43,15 @@ from lorada.compare.statistics import (
     rows_needed,
     seeds_correlate,
 )
-from lorada.support.error_messages import unknown_name
+from lorada.support.error_messages import needs_extra
+from lorada.support.in_words import counted
 
-MARGIN = 1.0  # points that a cheaper method may cost
-LOSS_MARGIN = 0.02  # of the lowest loss: the same for losses
-CONFIDENCE = 0.9  # that a cheaper method costs no more than the margin, one-sided
+CONFIDENCE = 0.9  # that no cheaper method that may be taken costs more than the margin, one-sided
 LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
 PART = 0.25  # of the best method's gain: one that gains less may have learned nothing
+PERCENT_NAMES = (PERCENT, "percent")  # as a user may call it
 FEW = 3  # runs that a test takes beside methods with more
+MOST_ROWS = 100_000  # that are named as what would show that a method has learned
 
 
 def decide(
@@ -48,28 +67,33 @@ def decide(
 ) -> Decision:
     """Decide which method to take: the highest score, unless a cheaper one is shown to cost little.
 
-    A cheaper method is taken if the one-sided 90 % confidence bound of what it costs is at most the
-    margin. It is cheaper if it has a fifth less of the first of the costs (parameters, seconds,
-    bytes) in which the two differ by so much.
+    A cheaper method is taken if the one-sided 90 % confidence bound of what it costs, corrected for
+    the number of cheaper methods, is at most the margin. It is cheaper if it has a fifth less of
+    the first of the costs (parameters, seconds, bytes) in which the two differ by so much. By the
+    margin that is not given, no method is taken that is significantly worse.
 
     Args:
         scores: method → seeds × rows. All methods have the same rows; they may have different
-            numbers of seeds. A run with no finite score has diverged. Scores are in percent; where
-            all are between 0 and 1 and no unit is given they are shares, and what is returned is in
-            percent.
+            numbers of seeds. A run with no finite score has diverged.
         costs: method → trained ``parameters``, ``seconds`` of a step, ``bytes`` of memory: any.
         margin: how much a cheaper method may cost, in points of percent or the unit of other
-            scores; if not given 1, and for losses 2 % of the lowest.
+            scores. If not given, it is a point of percent, or a fifth of the best method's errors
+            if that is less; of losses 2 % of the lowest. Scores in another unit have none, so that
+            no cheaper method is taken.
         lower_is_better: whether scores are losses or errors.
         groups: of each row, what it shares with others, such as the passage that several questions
             are about; if not given, rows are independent.
         baselines: name → score of each row without training, such as of the commonest answer.
-        seeds: method → the seed of each run; if not given, runs in one place have one seed.
-        unit: of the scores, in the sentence.
+        seeds: method → the seed of each run, in any order; if not given, runs in one place have
+            one seed.
+        unit: of the scores, ``%`` or any other. If not given, scores between 0 and 1 are shares,
+            and what is returned is in percent; 0 and 100 are right and wrong in percent; the unit
+            of all others is not known.
 
     Raises:
         ValueError: without scores, for fewer than two rows, rows that differ between methods or
-            lack a score, unknown methods or costs, and a margin that is no number of at least 0.
+            lack a score, shares of one beside percent, more runs than rows (without ``seeds``),
+            unknown methods or costs, and a margin that is no number of at least 0.
         ImportError: if scipy, of the extra ``compare``, is missing.
     """
     given = _checked(
@@ -88,12 +112,12 @@ class _Given:
     runs: dict[str, int]  # those that diverged too
     diverged: dict[str, int]  # if any did
     costs: Costs
-    margin: float
+    margin: float | None  # None where the unit of the scores has no default
+    margin_is_own: bool  # whether the user has given it
     unit: str
     sign: int  # -1 if scores are losses or errors
-    # The share of rows, in percent, on which two methods may differ though none of these rows
-    # shows it; 0 where scores are not right or wrong.
-    unseen: float
+    right_or_wrong: bool  # whether all scores are 0 or 100
+    rows: int  # that are scored, in groups or not
 
     @cached_property
     def means(self) -> dict[str, float]:
@@ -202,19 +226,86 @@ class _Given:
             leader = min(learned, key=self.losses.__getitem__)
         if leader not in self.diverged:
             return leader
-        least = means[leader] - self.margin
+        least = means[leader] - (self.margin or 0.0)
         steady = [n for n in learned if n not in self.diverged and means[n] >= least]
         return self.highest(steady) or leader
 
-    def costs_little(self, name: str, leader: str) -> bool:
-        """Whether a method is cheaper, and shown to be not worse than the leader by the margin."""
-        if leader not in self.tested or name in self.unlearned or name in self.diverged:
+    def most_lost(self, leader: str) -> dict[str, float]:
+        """What each cheaper method costs at most, with 90 % confidence for all of them together.
+
+        The level is divided by their number: the more there are, the more likely one of them looks
+        as good as the leader by luck.
+        """
+        if leader not in self.tested:
+            return {}
+        cheaper = [
+            name
+            for name in self.tested
+            if name not in (*self.unlearned, *self.diverged) and saved(self.costs, name, leader)
+        ]
+        level = (1 - CONFIDENCE) / max(1, len(cheaper))
+        unseen = self._unseen(level)
+        bounds = {}
+        for name in cheaper:
+            by_seed = self.by_seed(leader, name)
+            lost = difference(self.scores[leader], self.scores[name], self.common, by_seed=by_seed)
+            bounds[name] = max(lost.interval(1 - 2 * level)[1], unseen)
+        return bounds
+
+    def _unseen(self, level: float) -> float:
+        """The share of rows, in percent, on which two methods may differ though no row shows it.
+
+        It is 0 where scores are not right or wrong.
+        """
+        independent = next(iter(self.scores.values())).shape[1]
+        return 100 * (1 - level ** (1 / independent)) if self.right_or_wrong else 0.0
+
+    def is_worse(self, name: str, leader: str) -> bool:
+        """Whether a method is significantly worse than the leader, not corrected for others."""
+        if self.means[leader] - self.means[name] < TINY:
             return False
-        if not saved(self.costs, name, leader):
-            return False
-        by_seed = self.by_seed(leader, name)
-        lost = difference(self.scores[leader], self.scores[name], self.common, by_seed=by_seed)
-        return max(lost.interval(2 * CONFIDENCE - 1)[1], self.unseen) <= self.margin
+        tables = self.scores[leader], self.scores[name]
+        return paired_p(*tables, self.common, self.by_seed(leader, name)) < ALPHA
+
+    def not_worse(self, bounds: Mapping[str, float], leader: str) -> list[str]:
+        """The cheaper methods that are shown to cost no more than the margin.
+
+        One that is significantly worse is among them only by a margin of the user's own.
+        """
+        if self.margin is None:
+            return []
+        within = [name for name, bound in bounds.items() if bound <= self.margin]
+        if self.margin_is_own:
+            return within
+        return [name for name in within if not self.is_worse(name, leader)]
+
+    @cached_property
+    def is_share(self) -> bool:
+        """Whether scores are a share of something, in percent, and not a change of it."""
+        shown = [self.sign * table for table in self.scores.values()]
+        lowest = min((float(table.min()) for table in shown), default=0.0)
+        highest = max((float(table.mean()) for table in shown), default=0.0)
+        return self.unit == PERCENT and lowest >= 0 and highest <= 100
+
+    def rows_to_learn(self, name: str) -> int | None:
+        """About how many rows would show that a method has learned, with 80 % power.
+
+        None if it is no better than the best score without training, or by so little that this
+        takes more rows than anybody has.
+        """
+        with needs_extra("compare"):
+            from scipy.stats import norm
+
+        best = max(self.baselines.values(), key=lambda scores: float(scores.mean()))
+        gains = self.scores[name].mean(axis=0) - best
+        if gains.mean() < TINY:
+            return None
+        level = LEARNED / 2  # of the test of its mean, as in ``_has_learned``
+        level /= len(self.scores) if len(self.unlearned) == len(self.scores) else 1
+        errors = float(norm.isf(level) + norm.isf(1 - POWER))
+        independent = (errors * float(gains.std(ddof=1) / gains.mean())) ** 2
+        needed = independent * self.rows / len(gains)
+        return max(self.rows + 1, math.ceil(needed)) if needed <= MOST_ROWS else None
 
 
 def _checked(
@@ -228,40 +319,49 @@ def _checked(
     unit: str | None,
 ) -> _Given:
     """What is given, in one form; see ``decide``."""
-    tables, fixed = _tables(scores, baselines)
-    _check_costs(costs, tables)
-    whole = {name: np.isfinite(table[:, 0]) for name, table in tables.items()}
-    finished = {name: table[whole[name]] for name, table in tables.items() if whole[name].any()}
-    scale = 1.0
-    if unit is None:
-        unit, scale = ("", 1.0) if lower_is_better else _percent([*finished.values()])
+    unit = PERCENT if unit is not None and unit.strip() in PERCENT_NAMES else unit
+    tables, fixed = score_tables(scores, baselines)
+    refuse_transposed(tables, seeds)
+    check_costs(costs, tables)
+    runs_finished = {name: np.isfinite(table[:, 0]) for name, table in tables.items()}
+    finished = {n: table[runs_finished[n]] for n, table in tables.items() if runs_finished[n].any()}
+    refuse_mixed({**finished, **fixed}, unit, lower_is_better=lower_is_better)
+    if unit is not None:
+        scale = ScoreUnit(unit.strip())
+    elif lower_is_better:
+        scale = ScoreUnit("")
+    else:
+        scale = unit_of(finished.values(), fixed.values())
     sign = -1 if lower_is_better else 1
-    finished, fixed = (_each(one, lambda table: sign * scale * table) for one in (finished, fixed))
-    right_or_wrong = all(np.isin(table, (0.0, 100.0)).all() for table in finished.values())
-    rows = next(iter(tables.values())).shape[1]
-    if groups is not None:
-        if len(groups) != rows:
-            raise ValueError(f"{len(groups)} groups for {rows} rows: give the group of each row")
-        finished, fixed = (_each(one, lambda t: by_group(t, groups)) for one in (finished, fixed))
-        rows = len(set(groups))
-    if rows < 2:
-        raise ValueError(f"{rows} independent row of scores: a test needs two or more")
+    finished, fixed = (_each(one, lambda table: scale.factor * table) for one in (finished, fixed))
     if margin is None:
-        best = max((float(table.mean()) for table in finished.values()), default=0.0)
-        margin = LOSS_MARGIN * abs(best) if lower_is_better else MARGIN
-    if not 0 <= margin < np.inf:
-        raise ValueError(f"margin={margin} is no number of points: give 0 or more")
+        used = default_margin(finished.values(), scale.name, lower_is_better=lower_is_better)
+    else:
+        used = checked_number(margin, f"margin={margin} is no number of points: give 0 or more")
+    exact = all(map(right_or_wrong, finished.values()))
+    finished, fixed = (_each(one, lambda table: sign * table) for one in (finished, fixed))
+    rows = next(iter(tables.values())).shape[1]
+    independent = rows
+    if groups is not None:
+        places = group_places(groups, rows)
+        finished, fixed = (_each(one, lambda t: by_group(t, places)) for one in (finished, fixed))
+        independent = len(set(places))
+    if independent < 2:
+        raise ValueError(one_row_error(rows))
+    order = seed_orders(seeds, runs_finished)
     return _Given(
-        scores=finished,
-        seeds=_seeds(seeds, whole),
+        scores={name: table[order[name].places] for name, table in finished.items()},
+        seeds={name: one.seeds for name, one in order.items()},
         baselines={name: one[0] for name, one in fixed.items()},
-        runs={name: len(one) for name, one in whole.items()},
-        diverged={name: int((~one).sum()) for name, one in whole.items() if not one.all()},
+        runs={name: len(one) for name, one in runs_finished.items()},
+        diverged={n: int((~one).sum()) for n, one in runs_finished.items() if not one.all()},
         costs=costs,
-        margin=float(margin),
-        unit=unit,
+        margin=used,
+        margin_is_own=margin is not None,
+        unit=scale.name,
         sign=sign,
-        unseen=100 * (1 - (1 - CONFIDENCE) ** (1 / rows)) if right_or_wrong else 0.0,
+        right_or_wrong=exact,
+        rows=rows,
     )
 
 
@@ -269,91 +369,29 @@ def _each(tables: Mapping[str, Scores], change: Callable[[Scores], Scores]) -> d
     return {name: change(table) for name, table in tables.items()}
 
 
-def _tables(
-    scores: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike]
-) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Methods and baselines as arrays of runs × rows, all with as many rows."""
-    if not scores:
-        raise ValueError("no scores are given: nothing can be decided")
-    tables = {name: _numbers(name, one) for name, one in scores.items()}
-    fixed = {name: _numbers(name, one)[None] for name, one in baselines.items()}
-    first, rows = next((name, table.shape[-1:]) for name, table in tables.items())
-    for name, table in [*tables.items(), *fixed.items()]:
-        if table.ndim != 2 or not table.size:
-            raise ValueError(f"{name}: scores have the shape {table.shape}, not seeds × rows")
-        if table.shape[1:] != rows:
-            raise ValueError(
-                f"{name} has {table.shape[1]} rows and {first} has {rows[0]}: "
-                "methods are compared on the same rows"
-            )
-        finite = np.isfinite(table)
-        for run, row in np.argwhere(~finite):
-            if finite[run].any() or name in fixed:
-                raise ValueError(
-                    f"{name}, run {run + 1}: row {row + 1} has no score. Give each run a score of "
-                    "all rows, or of none if it diverged"
-                )
-    return tables, fixed
-
-
-def _numbers(name: str, scores: ArrayLike) -> Scores:
-    try:
-        return np.asarray(scores, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: scores are no table of numbers, seeds × rows") from error
-
-
-def _percent(tables: Sequence[Scores]) -> tuple[str, float]:
-    """The unit of scores, and what makes percent of them: shares and percent are told by range."""
-    low = min((table.min() for table in tables), default=0.0)
-    high = max((table.max() for table in tables), default=100.0)
-    return ("", 1.0) if low < 0 or high > 100 else ("%", 100.0 if high <= 1 else 1.0)
-
-
-def _seeds(
-    given: Mapping[str, Sequence[object]], whole: Mapping[str, Scores]
-) -> dict[str, tuple[object, ...]]:
-    """The seeds of the runs that did not diverge; their places where none are given."""
-    found = {}
-    for name, finished in whole.items():
-        seeds = tuple(given.get(name, range(len(finished))))
-        if len(set(seeds)) != len(finished):
-            raise ValueError(f"{name} has {len(finished)} runs, but the seeds {list(seeds)}")
-        found[name] = tuple(seed for seed, keep in zip(seeds, finished, strict=True) if keep)
-    return found
-
-
-def _check_costs(given: Costs, methods: Mapping[str, Scores]) -> None:
-    for name, costs in given.items():
-        if name not in methods:
-            raise unknown_name("method in the costs", name, methods)
-        for kind, value in costs.items():
-            if kind not in COSTS:
-                raise unknown_name(f"cost of {name}", kind, COSTS)
-            if not isinstance(value, Real) or not 0 <= float(value) < np.inf:
-                raise ValueError(f"{kind} of {name} is {value!r}: give a number of at least 0")
-
-
 def _decided(given: _Given) -> Decision:
     means, leader = given.means, given.leader
     best_first = sorted(given.tested, key=means.__getitem__, reverse=True)
-    not_worse = [name for name in given.tested if leader and given.costs_little(name, leader)]
+    bounds = given.most_lost(leader) if leader else {}
+    not_worse = given.not_worse(bounds, leader) if leader else []
+    pick = _cheapest(given.costs, means, [leader, *not_worse]) if leader else None
     ps = given.p_values(best_first)
-    share = given.unit == "%"
+    share = given.is_share
     limits = (0.0, 100.0) if share else (-np.inf, np.inf)
     intervals = {}
     for name, table in given.scores.items():
-        ends = sorted(given.sign * end for end in mean_score(table, given.common, share).interval())
-        low, high = np.clip(ends, *limits)
+        shown = mean_score(given.sign * table, given.common, share)
+        low, high = np.clip(shown.interval(), *limits)
         intervals[name] = float(low), float(high)
     found = Decision(
         sentence="",
-        pick=_cheapest(given.costs, means, [leader, *not_worse]) if leader else None,
+        pick=pick,
         highest=given.highest(means),
         leader=leader,
         scores={name: given.sign * mean + 0.0 for name, mean in means.items()},  # no -0
         intervals=intervals,
         expected_loss=given.losses,
+        claimed_loss=_claimed_loss(given, pick, bounds),
         not_worse=tuple(not_worse),
         letters=letters(best_first, {pair for pair, p in ps.items() if p < ALPHA}) if ps else {},
         p_highest={n: ps[frozenset((n, best_first[0]))] for n in best_first[1:]} if ps else {},
@@ -361,13 +399,46 @@ def _decided(given: _Given) -> Decision:
         diverged=given.diverged,
         untested=tuple(name for name in means if name not in given.tested),
         unlearned=tuple(given.unlearned),
+        rows_to_learn=_rows_to_learn(given),
         baselines={n: given.sign * float(one.mean()) for n, one in given.baselines.items()},
         costs=given.costs,
         margin=given.margin,
+        no_letters=_no_letters(given) if not ps else "",
         unit=given.unit,
         lower_is_better=given.sign < 0,
     )
     return replace(found, sentence=sentence(found))
+
+
+def _no_letters(given: _Given) -> str:
+    """Why no two methods can be tested; empty if there is only one."""
+    if len(given.scores) < 2:
+        return ""
+    count = len(given.tested)
+    if count < 2:
+        return "No two methods have the runs that a test takes."
+    independent = next(iter(given.scores.values())).shape[1]
+    what = "row" if independent == given.rows else "group"
+    needed = rows_needed(count * (count - 1) // 2)
+    return (
+        f"With {counted(independent, what)} no difference can be significant: it takes {needed} "
+        f"{what}s or more."
+    )
+
+
+def _rows_to_learn(given: _Given) -> dict[str, int]:
+    """About how many rows would show that a method has learned, of those that are not shown to."""
+    needed = {name: given.rows_to_learn(name) for name in given.unlearned}
+    return {name: rows for name, rows in needed.items() if rows is not None}
+
+
+def _claimed_loss(given: _Given, pick: str | None, bounds: Mapping[str, float]) -> float | None:
+    """What is said of the pick: its expected loss, or its bound if it is taken by that."""
+    if pick is None or pick not in given.losses:
+        return None
+    if pick == given.leader:
+        return given.losses[pick]
+    return max(given.losses[pick], bounds[pick])
 
 
 def _cheapest(costs: Costs, means: Mapping[str, float], names: Sequence[str]) -> str:

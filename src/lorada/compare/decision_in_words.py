@@ -34,19 +34,26 @@ class Decision:
         intervals: method → ends of the 95 % confidence interval of that.
         expected_loss: method → how far its true mean is expected to be from that of the best, in
             the unit of the scores; empty if no method has two runs.
+        claimed_loss: what is said of the pick: its expected loss; for one that is taken because it
+            is cheaper, the larger of this and the bound of what it costs. None if unknown.
         not_worse: the cheaper methods that are shown to be not worse than ``leader`` by the margin.
         letters: method → its letters: two methods share one if, and only if, they are not
             significantly different; empty where nothing can be tested.
+        no_letters: why nothing can be tested; empty if something is, or if there is one method.
         p_highest: method → the p-value of its difference from the best of those that are tested,
             corrected for all pairs of these by Holm's method.
         runs: method → its runs, those that diverged too.
         diverged: method → how many of its runs diverged, if any.
         untested: methods that have a score and too few runs to be tested.
-        unlearned: methods that have not learned: no run is above all scores without training.
+        unlearned: methods that are not shown to have learned: no run is above all scores without
+            training.
+        rows_to_learn: such a method → about how many rows would show it, with 80 % power and if its
+            measured gain is the true one; without those that gain nothing.
         baselines: name → mean score without training.
         costs: method → its costs.
-        margin: that a cheaper method may cost, in the unit of the scores.
-        unit: of the scores, such as ``%``.
+        margin: that a cheaper method may cost, in the unit of the scores; None where it is not
+            given and the unit has no default, so that no cheaper method is taken.
+        unit: of the scores, such as ``%``; empty if it is not known.
         lower_is_better: whether scores are losses or errors.
     """
 
@@ -57,16 +64,19 @@ class Decision:
     scores: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     expected_loss: dict[str, float]
+    claimed_loss: float | None
     not_worse: tuple[str, ...]
     letters: dict[str, str]
+    no_letters: str
     p_highest: dict[str, float]
     runs: dict[str, int]
     diverged: dict[str, int]
     untested: tuple[str, ...]
     unlearned: tuple[str, ...]
+    rows_to_learn: dict[str, int]
     baselines: dict[str, float]
     costs: Costs
-    margin: float
+    margin: float | None
     unit: str
     lower_is_better: bool
 
@@ -74,11 +84,32 @@ class Decision:
         """What is decided about a method, in a word or two; empty for one that is just worse."""
         diverged = f"{self.diverged.get(name)} of {self.runs.get(name)} diverged"
         marks = {
-            "take": name == self.pick, "not learned": name in self.unlearned,
+            "take": name == self.pick, "not shown to learn": name in self.unlearned,
             diverged: name in self.diverged, "too few runs": name in self.untested,
-            "highest": name == self.highest, "not worse": name in self.not_worse,
+            "highest": name == self.highest,
+            "within the margin": name in self.not_worse and self.differ(name, self.leader),
+            "not worse": name in self.not_worse,
         }  # fmt: skip
         return next((mark for mark, is_so in marks.items() if is_so), "")
+
+    def differ(self, name: str, other: str | None) -> bool:
+        """Whether two methods are tested and have no letter in common."""
+        letters = self.letters.get(name, ""), self.letters.get(other or "", "")
+        return all(letters) and not set(letters[0]) & set(letters[1])
+
+    @property
+    def least_shown(self) -> float:
+        """The smallest difference that is written as a number: a smaller one is "less than" it."""
+        if self.unit == "%":
+            return 0.1
+        return float(f"{(self.margin_to_give if self.margin is None else self.margin) / 10:.0e}")
+
+    @property
+    def margin_to_give(self) -> float:
+        """A tenth of what methods differ by: a margin to give where there is no default."""
+        scores = [score for name, score in self.scores.items() if name not in self.unlearned]
+        scores = scores or list(self.scores.values())
+        return float(f"{(max(scores) - min(scores)) / 10:.0e}")
 
 
 def saved(costs: Costs, one: str, other: str) -> tuple[str, float] | None:
@@ -96,20 +127,26 @@ def sentence(found: Decision) -> str:
         return "All runs diverged, so no method has a score."
     if found.pick is None:
         return _nothing_learned(found, found.highest)
-    said = [_take(found, found.pick), _expected(found, found.pick)]
-    named = (found.pick, found.highest)
-    rest = [name for name in found.diverged if name not in named]
-    said += [f"{', '.join(_diverged(found, name, name) for name in rest)}."] if rest else []
-    told = () if found.highest == found.leader else (found.highest,)
-    few = [name for name in found.untested if name not in (*told, *found.diverged)]
-    said += [f"Too few runs for a test: {_listed(few)}."] if few and found.expected_loss else []
-    return " ".join(filter(None, said))
+    sentences = [_take(found, found.pick), _expected(found, found.pick), _margin_missing(found)]
+    mentioned = (found.pick, found.highest)
+    unmentioned_diverged = [name for name in found.diverged if name not in mentioned]
+    if unmentioned_diverged:
+        sentences.append(
+            f"{', '.join(_diverged(found, name, name) for name in unmentioned_diverged)}."
+        )
+    explained = () if found.highest == found.leader else (found.highest,)
+    few = [name for name in found.untested if name not in (*explained, *found.diverged)]
+    if few and found.expected_loss:
+        sentences.append(f"Too few runs for a test: {_listed(few)}.")
+    if len(found.scores) - len(found.untested) > 1:
+        sentences.append(found.no_letters)
+    return " ".join(filter(None, sentences))
 
 
 def _take(found: Decision, pick: str) -> str:
     """What to take, and why it is not the highest score if it is not."""
     said = f"Take {pick} ({_score(found, found.scores[pick])})"
-    reasons, margin = [], _points(found, f"{found.margin:.3g}")
+    reasons = []
     highest, leader = found.highest or pick, found.leader or pick
     if highest in found.unlearned:  # the rows are too few to show that it is above
         highest = leader
@@ -121,22 +158,63 @@ def _take(found: Decision, pick: str) -> str:
     if pick != leader:
         reasons.append(
             f"{pick} {_saving(found, pick, leader)} of {leader} "
-            f"({_score(found, found.scores[leader])}) and is not worse by more than "
-            f"{margin} (90 % confidence)"
+            f"({_score(found, found.scores[leader])}) and is {_not_worse(found, pick, leader)}"
         )
     if pick in found.diverged:
-        reasons.append(
-            f"{_diverged(found, pick)}, but no method whose runs all finished is within {margin}"
-        )
+        reasons.append(f"{_diverged(found, pick)}, but {_none_steady(found)}")
     if found.unlearned:
-        names = _listed(found.unlearned)
-        have = "has" if len(found.unlearned) == 1 else "have"
+        are = "is" if len(found.unlearned) == 1 else "are"
         said += (
-            f" in what is a comparison of learning rates: {names} {have} not learned at the tried "
-            "rates"
+            f" in what is a comparison of learning rates: {_listed(found.unlearned)} {are} not "
+            f"shown to have learned at the tried rates{_rows_to_learn(found, found.unlearned)}"
         )
     between = ". " if found.unlearned else ": "
     return between.join([said, *filter(None, ["; ".join(reasons)])]) + "."
+
+
+def _not_worse(found: Decision, pick: str, leader: str) -> str:
+    """By how much a cheaper method is not worse; by a wide margin it may be worse for certain."""
+    margin = _points(found, f"{found.margin or 0.0:.3g}")
+    if found.differ(pick, leader):
+        return f"significantly worse, but not by more than {margin} (90 % confidence)"
+    return f"not worse by more than {margin} (90 % confidence)"
+
+
+def _none_steady(found: Decision) -> str:
+    """Why a method is taken some of whose runs diverged."""
+    if found.margin is None:
+        return "no method whose runs all finished scores as much, and no margin is given"
+    margin = _points(found, f"{found.margin:.3g}")
+    return f"no method whose runs all finished is within {margin}"
+
+
+def _margin_missing(found: Decision) -> str:
+    """That a cheaper method could be taken if a margin were given; empty if there is none."""
+    if found.margin is not None or found.leader is None:
+        return ""
+    left_out = (*found.unlearned, *found.diverged, *found.untested)
+    names = [name for name in found.scores if name not in left_out]
+    if not any(saved(found.costs, name, found.leader) for name in names):
+        return ""
+    said = (
+        "A cheaper method is taken only by a margin, which has no default in this unit: give what "
+        f"it may cost, such as {_points(found, f'{found.margin_to_give:g}')}"
+    )
+    scores = found.scores.values()
+    may_be_percent = min(scores) >= 0 and 1 < max(scores) <= 100
+    if may_be_percent and not found.unit and not found.lower_is_better:
+        return f"{said}, or the unit % if scores are percent."
+    return f"{said}."
+
+
+def _rows_to_learn(found: Decision, names: Sequence[str]) -> str:
+    """How many rows would show that methods have learned, in brackets; empty if none would."""
+    needed = [found.rows_to_learn[name] for name in names if name in found.rows_to_learn]
+    if not needed:
+        return ""
+    ends = dict.fromkeys(f"{float(f'{rows:.1e}'):,.0f}" for rows in (min(needed), max(needed)))
+    of = "" if len(needed) == len(names) else f" of {len(needed)} of them"
+    return f" (about {' to '.join(ends)} rows would show it{of})"
 
 
 def _expected(found: Decision, pick: str) -> str:
@@ -154,6 +232,9 @@ def _expected(found: Decision, pick: str) -> str:
     others = [name for name in found.scores if name not in (pick, *found.unlearned)]
     cheaper = [name for name in others if saved(found.costs, name, pick)]
     if found.leader and found.leader != pick:
+        bound = found.claimed_loss or loss
+        if bound > loss:
+            said += f", and reckon with {_points(found, _number(found, bound))}"
         lost = _number(found, found.expected_loss[found.leader])
         return f"{said}; {found.leader} is expected to lose {lost}."
     if not cheaper:
@@ -165,10 +246,11 @@ def _expected(found: Decision, pick: str) -> str:
 
 def _nothing_learned(found: Decision, highest: str) -> str:
     best = (min if found.lower_is_better else max)(found.baselines, key=found.baselines.__getitem__)
-    which = f"{highest} has" if len(found.scores) == 1 else "No method has"
-    no = " not" if len(found.scores) == 1 else ""
+    alone = len(found.scores) == 1
+    which = f"{highest} is not" if alone else "No method is"
+    rows = _rows_to_learn(found, [highest])
     return (
-        f"{which}{no} learned at the tried rates: the best score, "
+        f"{which} shown to have learned at the tried rates{rows}: the best score, "
         f"{_score(found, found.scores[highest])} of {highest}, is not significantly better than "
         f"{best} ({_score(found, found.baselines[best])})."
     )
@@ -201,7 +283,7 @@ def _points(found: Decision, number: str) -> str:
 
 
 def _number(found: Decision, value: float) -> str:
-    least = 0.1 if found.unit == "%" else float(f"{found.margin / 10:.0e}")
+    least = found.least_shown
     if value < least / 2:
         return f"less than {least:g}"
     return f"{value:.1f}" if found.unit == "%" else f"{value:.2g}"

@@ -27,16 +27,9 @@ def read_scores(path: Path) -> ScoreFile:
 
     It is a file such as a training takes: CSV with any delimiter, JSON, JSON Lines or Parquet. A
     score that is empty, ``nan`` or ``inf`` says that there is none: a run with no score diverged.
+    Names of columns may be written in capitals.
     """
-    rows = [{name: _text(value) for name, value in row.items()} for row in read_rows(path)]
-    table = pd.DataFrame(rows).fillna("")
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(missing)}, but {', '.join(table) or 'none'}: a "
-            f"table of scores has the columns {', '.join(COLUMNS)}, and group where rows come in "
-            "groups"
-        )
+    table = _table(path)
     known = {"": "nan", "true": "1", "false": "0"}  # right and wrong
     score = table["score"].str.strip().str.lower().replace(known)
     scores = pd.to_numeric(score, errors="coerce")
@@ -74,9 +67,40 @@ def read_scores(path: Path) -> ScoreFile:
     )
 
 
+def _table(path: Path) -> pd.DataFrame:
+    """The file's rows as texts, under the names of columns that are known."""
+    rows = []
+    for row in read_rows(path):
+        texts = {str(name).strip().lower(): _text(value) for name, value in row.items()}
+        if len(texts) < len(row):
+            raise ValueError(f"{path} has two columns of one name: {', '.join(map(str, row))}")
+        rows.append(texts)
+    table = pd.DataFrame(rows).fillna("")
+    missing = [name for name in COLUMNS if name not in table]
+    if not missing:
+        return table
+    # One score of a whole run, such as the BLEU of a corpus, says nothing of other rows.
+    raise ValueError(
+        f"{path} has no column {', '.join(missing)}, but {', '.join(table) or 'none'}: a table of "
+        f"scores has the columns {', '.join(COLUMNS)} (of each row, not of a whole run), and group "
+        "where rows come in groups"
+    )
+
+
 def _text(value: object) -> str:
     """A value as a table has it."""
-    return "" if value is None else str(value)
+    if value is None or value != value:  # a null, or NaN
+        return ""
+    return str(value).strip()
+
+
+def baseline_of(name: str, runs: Scores) -> Scores:
+    """The score of each row without training: the mean over the runs that have one."""
+    finished = runs[np.isfinite(runs).all(axis=1)]
+    if not len(finished):
+        raise ValueError(f"--baseline {name} has no score in the file")
+    mean: Scores = finished.mean(axis=0)
+    return mean
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:

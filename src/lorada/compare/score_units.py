@@ -1,0 +1,102 @@
+"""Which unit scores have: percent, also where they are shares of one, or one that a user names.
+
+A point is one in a hundred only where scores are percent. So these are recognised, and not guessed:
+scores between 0 and 1 are shares, right and wrong are 1 and 0 or 100 and 0, and all else is percent
+only if the user or lorada itself says so.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorada.compare.statistics import Scores
+
+PERCENT = "%"
+MARGIN = 1.0  # points of percent that a cheaper method may cost
+ERRORS_MARGIN = 0.2  # of the best method's errors, which near 100 % are less than five points
+LOSS_MARGIN = 0.02  # of the lowest loss
+HALF = 50.0  # scores of 0 to 100 beside shares are percent of the same if one is above it
+
+
+@dataclass(frozen=True)
+class ScoreUnit:
+    """The unit of scores, and what makes it of them as they are given."""
+
+    name: str  # ``%``, or as the user calls it; empty where it is not known
+    factor: float = 1.0
+
+
+def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> ScoreUnit:
+    """The unit of scores of which the user says nothing; a higher score is better."""
+    if all(_are_shares(table) for table in (*methods, *baselines)):
+        return ScoreUnit(PERCENT, 100.0)
+    # Baselines may be means over seeds, so those need not be right or wrong.
+    if all(right_or_wrong(table) for table in methods) and all(map(_within_percent, baselines)):
+        return ScoreUnit(PERCENT)
+    return ScoreUnit("")
+
+
+def right_or_wrong(scores: Scores) -> bool:
+    """Whether all scores are 0 or 100."""
+    return bool(np.isin(scores, (0.0, 100.0)).all())
+
+
+def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_better: bool) -> None:
+    """Refuse shares of one beside percent, which would make one method 100 times as good.
+
+    Scores of 0 and 1 beside 0 and 100 are refused in any unit; others only where it is not said,
+    and not of losses, where a small one beside a large one is nothing rare.
+    """
+    shares, percent = "", ""
+    for name, table in tables.items():
+        for number, run in enumerate(table, 1):
+            place = f"{name}, run {number}" if len(table) > 1 else name
+            exact = bool(np.isin(run, (0.0, 1.0)).all()), right_or_wrong(run)
+            other = _are_shares(run), _within_percent(run) and run.max() > HALF
+            is_share, is_percent = exact if unit is not None or lower_is_better else other
+            if is_share and run.max() > 0:
+                shares = shares or place
+            if is_percent and run.max() > HALF:
+                percent = percent or place
+    if shares and percent:
+        remedy = "give all in one unit" if unit is not None else "give all in one, or their unit"
+        raise ValueError(
+            f"the scores of {shares} are shares (0 to 1) and those of {percent} percent (0 to "
+            f"100): {remedy}"
+        )
+    if unit == PERCENT and shares and all(_are_shares(table) for table in tables.values()):
+        raise ValueError(
+            f"the scores of {shares} are 0 and 1, which is not right and wrong in percent: give "
+            "0 and 100, or leave the unit out"
+        )
+
+
+def default_margin(tables: Collection[Scores], unit: str, *, lower_is_better: bool) -> float | None:
+    """What a cheaper method may cost where the user does not say it; None where nothing is known.
+
+    Args:
+        tables: of each method, in their unit.
+        unit: its name.
+        lower_is_better: whether they are losses or errors, of which a share can be taken only if
+            none is negative.
+    """
+    if not tables:
+        return None
+    means = [float(table.mean()) for table in tables]
+    if lower_is_better:
+        negative = min(float(table.min()) for table in tables) < 0
+        return None if negative else LOSS_MARGIN * min(means)
+    if unit != PERCENT:
+        return None
+    errors = 100.0 - max(means)
+    # Changes in percent may be above 100, and have no errors.
+    return MARGIN if errors < 0 else min(MARGIN, ERRORS_MARGIN * errors)
+
+
+def _are_shares(scores: Scores) -> bool:
+    return bool(scores.min() >= 0 and scores.max() <= 1)
+
+
+def _within_percent(scores: Scores) -> bool:
+    return bool(scores.min() >= 0 and scores.max() <= 100)
