@@ -1,9 +1,9 @@
 """Measures how often the tests of `lorada compare` are wrong, on made-up scores.
 
 `python scripts/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates` (of the
-choice of learning rates), `worlds` or `atlas` (of the decision), or `until` (of the runs that are
-spared). All numbers are points of the score or percent of the made-up comparisons. For each
-number of seeds and rows `tests` has:
+choice of learning rates), `worlds` or `atlas` (of the decision), `margins` (of cheaper methods), or
+`until` (of the runs that are spared). All numbers are points of the score or percent of the made-up
+comparisons. For each number of seeds and rows `tests` has:
 
 - spread: the standard deviation between the runs of a method, in points;
 - rows swapped: how often two copies of one method are called different by a test over rows alone;
@@ -40,6 +40,14 @@ number of seeds and rows `tests` has:
 `atlas` has the rows that the atlas has kept: a method is chosen on three seeds and some rows of
 each, and the table has its mean score on the other rows and seeds, beside that of the best. The
 rules are in `decision_errors.py`.
+
+`margins` has comparisons in which a method and others that are cheaper truly differ by so many
+points, and the rules for "not worse by more than the margin" that `margin_errors.py` describes:
+
+- taken, wrong, by each rule: how often a cheaper method is taken, and how often it is one that
+  truly costs more than the margin;
+- lost, claimed, by one level and by `decide`: the points that the pick is truly below the best
+  method, and what is said of it: the expected loss, and the larger of that and the bound.
 """
 
 import sys
@@ -48,6 +56,7 @@ from itertools import combinations
 
 import numpy as np
 from decision_errors import print_atlas, print_worlds
+from margin_errors import print_margins
 from scipy.stats import permutation_test
 from search_errors import print_rates
 from until_errors import print_until
@@ -174,7 +183,7 @@ def print_tests(repeats: int = 2000) -> None:
 
 TABLES = {
     "tests": print_tests, "rates": print_rates, "worlds": print_worlds, "atlas": print_atlas,
-    "until": print_until,
+    "margins": print_margins, "until": print_until,
 }  # fmt: skip
 
 if __name__ == "__main__":

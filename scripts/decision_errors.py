@@ -2,7 +2,8 @@
 
 Rules that are compared:
 
-- verdict: ``lorada.decide`` with its margin of 1 point (losses: 2 % of the lowest);
+- verdict: ``lorada.decide`` with its default margin (a point, or a fifth of the best method's
+  errors; losses: 2 % of the lowest);
 - margin 0: the same with a margin of 0;
 - highest: the highest mean score;
 - cheapest n. s.: the cheapest of those that are not significantly different from the highest (Holm
@@ -87,7 +88,7 @@ def measure_world(world: World, repeats: int) -> list[float]:
     """What the table has of one world; see ``main``."""
     random = np.random.default_rng(11)
     sign = -1 if world.kind == "loss" else 1
-    unit = None if world.kind == "right" else "points"
+    unit = "points" if world.kind == "loss" else "%"
     options = {"lower_is_better": sign < 0, "unit": unit}
     lost: dict[str, list[float]] = {rule: [] for rule in RULES}
     held, claimed, same_rates, wrong, cheaper, found_pairs = [], [], [], [], [], []
@@ -103,7 +104,7 @@ def measure_world(world: World, repeats: int) -> list[float]:
         truth = sign * made.truth
         for rule, place in taken.items():
             lost[rule].append((sign * made.best).max() - truth[place])
-        claimed.append(decision.expected_loss[decision.pick])
+        claimed.append(decision.claimed_loss)
         same_rates.append(truth.max() - truth[taken["verdict"]])
         ends = np.array([decision.intervals[name] for name in names])
         held += list((ends[:, 0] <= made.truth) & (made.truth <= ends[:, 1]))

@@ -165,7 +165,7 @@ def test_runs_that_diverged_are_counted_in_the_verdict(made_up_summary):
 @pytest.mark.parametrize(
     ("methods", "rows", "enough", "words"),
     [
-        (2, 5, 6, "With 5 rows no difference between candidates can be significant"),
+        (2, 5, 6, "With 5 rows no difference can be significant: it takes 6 rows or more."),
         (7, 9, 10, "it takes 10 rows or more."),
     ],
 )
@@ -175,12 +175,83 @@ def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, e
         scores["m0"] += 100.0  # all right, where the others are all wrong
         summary = summarize(results_of(scores))
         told = {line.letter for line in summary.lines} == {"a", "b"}
-        said = [each for each in summary.sentences if "no difference" in each]
+        every = (summary.verdict, *summary.sentences)
+        said = [each for each in every if "no difference" in each]
         assert told == (count == enough)
         assert len(said) == (count == rows)
         assert all(words in each for each in said)
         assert not (said and any("has a power of" in each for each in summary.sentences))
         assert summary.best == "m0"  # and none of the others for what it costs
+
+
+def add_own_metric(folder, name, factor):
+    """Add a user's metric, a multiple of exact match, as ``lorada report --metric`` stores it."""
+    for path in folder.glob("runs/*/*/*/predictions.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            line["metrics"][name] = factor * line["metrics"]["exact_match"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stored = json.loads((folder / "baselines.json").read_text())
+    for one in stored.values():
+        one["row_scores"][name] = [factor * score for score in one["row_scores"]["exact_match"]]
+    (folder / "baselines.json").write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize("factor", [1 / 100, 1])
+def test_a_users_metric_of_0_and_1_is_read_as_decide_reads_it(tmp_path, factor):
+    folder = write_made_up(tmp_path / "made up")
+    add_own_metric(folder, "vals.py:right", factor)
+    exact = summarize(read_comparison(folder, "exact_match"))
+    own = summarize(read_comparison(folder, "vals.py:right"))
+    assert own.verdict == exact.verdict
+    assert own.margin == exact.margin
+    assert own.scale == exact.scale
+    for one, other in zip(
+        (*own.lines, *own.baselines), (*exact.lines, *exact.baselines), strict=True
+    ):
+        assert (one.score, one.low, one.high) == (other.score, other.low, other.high)
+    assert own.disagreements == exact.disagreements
+    assert not any("vals.py" in sentence for sentence in own.sentences)
+
+
+def test_a_users_metric_in_another_unit_has_no_margin_and_no_interval_of_a_share(tmp_path):
+    folder = write_made_up(tmp_path / "made up")
+    add_own_metric(folder, "vals.py:stars", 5 / 100)
+    stored = json.loads((folder / "baselines.json").read_text())
+    stored["commonest"]["row_scores"]["vals.py:stars"] = [0.0] * 200
+    (folder / "baselines.json").write_text(json.dumps(stored))
+    own = summarize(read_comparison(folder, "vals.py:stars"))
+    assert own.margin is None
+    assert own.best == own.lines[0].label
+    assert (own.baselines[1].low, own.baselines[1].high) == (0, 0)
+    assert f"Take {own.best} ({own.lines[0].score:.4g})." in own.verdict
+    assert "no default in this unit: give what it may cost, such as" in own.verdict
+    assert not any("vals.py" in sentence for sentence in own.sentences)
+
+
+def test_how_many_runs_may_fail_though_none_has_is_said():
+    said = summarize(results_of(alike())).sentences
+    (three,) = (each for each in said if "without a failure" in each)
+    assert three.startswith("3 runs of ")
+    assert three.endswith("still allow up to 63 % of its runs to fail (95 % confidence).")
+    (one,) = (e for e in summarize(results_of(alike(seeds=1))).sentences if "a failure" in e)
+    assert "1 run of" in one
+    assert "still allows up to 95 %" in one
+
+
+def test_where_score_and_loss_name_different_winners_the_report_says_so():
+    results = results_of(alike())
+    best = summarize(results).lines[0].label
+    by_loss = {"lora": 0.5, "dora": 0.5, "ia3": 0.5}
+    for label, loss in by_loss.items():
+        changed(results, label, losses=np.full((3, ROWS), loss))
+    assert not any("The loss names" in each for each in summarize(results).sentences)
+    other = next(label for label in by_loss if label != best)
+    changed(results, other, losses=np.full((3, ROWS), 0.25))
+    assert (
+        f"The loss names another best method: {other} (0.250 nats, and {best} 0.500). "
+        "`lorada report c --metric loss` compares by the loss."
+    ) in summarize(results).sentences
 
 
 def test_with_one_held_out_row_rows_are_missing_and_not_seeds():

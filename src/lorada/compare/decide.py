@@ -22,6 +22,7 @@ from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, sa
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.score_units import (
     PERCENT,
+    UNKNOWN,
     ScoreUnit,
     default_margin,
     refuse_mixed,
@@ -329,7 +330,7 @@ def _checked(
     if unit is not None:
         scale = ScoreUnit(unit.strip())
     elif lower_is_better:
-        scale = ScoreUnit("")
+        scale = UNKNOWN
     else:
         scale = unit_of(finished.values(), fixed.values())
     sign = -1 if lower_is_better else 1

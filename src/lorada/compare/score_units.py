@@ -27,6 +27,9 @@ class ScoreUnit:
     factor: float = 1.0
 
 
+UNKNOWN = ScoreUnit("")
+
+
 def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> ScoreUnit:
     """The unit of scores of which the user says nothing; a higher score is better."""
     if all(_are_shares(table) for table in (*methods, *baselines)):
@@ -34,7 +37,7 @@ def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> Score
     # Baselines may be means over seeds, so those need not be right or wrong.
     if all(right_or_wrong(table) for table in methods) and all(map(_within_percent, baselines)):
         return ScoreUnit(PERCENT)
-    return ScoreUnit("")
+    return UNKNOWN
 
 
 def right_or_wrong(scores: Scores) -> bool:

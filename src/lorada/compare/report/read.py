@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat
 
+from lorada.compare.score_units import UNKNOWN, ScoreUnit, unit_of
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.statistics import Scores
 from lorada.compare.stored_plan import (
@@ -27,6 +28,7 @@ from lorada.compare.stored_plan import (
 )
 from lorada.runs.result import read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
+from lorada.support.row_sources import CODE
 
 RowKey = tuple[str, int]  # the name of the rows and the row's number in their file, from 1
 NONE = partial(np.empty, (0, 0))
@@ -81,7 +83,7 @@ class CandidateResult:
     low: float | None = None  # ends of the score's 95 % confidence interval
     high: float | None = None
     expected_loss: float | None = None  # of taking it, in the unit of the score
-    mark: str = ""  # such as ``take``, ``not worse`` or ``not learned``
+    mark: str = ""  # such as ``take``, ``not worse`` or ``too few runs``
     letter: str = ""  # of groups that are not significantly different; empty without a test
     p_best: float | None = None  # against the highest score, corrected (Holm)
 
@@ -147,6 +149,7 @@ class Results:
     groups: Sequence[str] | None = None  # of each row; None if rows have none
     baselines: dict[str, Untrained] = field(default_factory=dict)  # ``as_it_is``, ``commonest``
     metric: str = ""  # what methods are compared by; empty for the main metric
+    own_unit: ScoreUnit = UNKNOWN  # of the values of a user's function
 
     @property
     def own_metric(self) -> str:
@@ -204,7 +207,40 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     first = next((run for one in measured for run in one.runs), None)
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
-    return Results(folder, asked, plan, measured, rows, groups, baselines, by)
+    results = Results(folder, asked, plan, measured, rows, groups, baselines, by)
+    return _in_own_unit(results) if CODE in by else results
+
+
+def _in_own_unit(results: Results) -> Results:
+    """The results by a user's function, whose values are percent where those of a table would be.
+
+    Shares of one, such as True and False, are percent: a margin and an interval depend on it.
+    """
+    values = [one.row_scores.get(results.metric, []) for one in results.baselines.values()]
+    untrained = [np.array([value for value in each if value is not None]) for each in values]
+    tables = [one.scores for one in results.candidates if one.scores.size]
+    if not tables:
+        return results
+    unit = unit_of(tables, [each for each in untrained if each.size])
+    if unit.factor == 1:
+        return replace(results, own_unit=unit)
+    candidates = [_scaled(one, unit.factor) for one in results.candidates]
+    baselines = {}
+    for name, entry in results.baselines.items():
+        scores = dict(entry.row_scores)
+        for metric in scores.keys() & {results.metric}:
+            scores[metric] = [v if v is None else unit.factor * v for v in scores[metric]]
+        baselines[name] = replace(entry, row_scores=scores)
+    return replace(results, candidates=candidates, baselines=baselines, own_unit=unit)
+
+
+def _scaled(one: CandidateResult, factor: float) -> CandidateResult:
+    """A candidate with all scores times a factor."""
+    runs = []
+    for run in one.runs:
+        scores = {row: factor * score for row, score in run.scores.items()}
+        runs.append(replace(run, scores=scores))
+    return replace(one, runs=runs, scores=factor * one.scores)
 
 
 def _runs(

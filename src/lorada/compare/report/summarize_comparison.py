@@ -13,6 +13,7 @@ from lorada.compare.decide import decide
 from lorada.compare.decision_in_words import Decision
 from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.verdict_and_limits import (
+    PERCENT,
     Scale,
     limits,
     scale_of,
@@ -86,6 +87,7 @@ class Summary:
     rows: int = 0  # number of scored rows
     seeds: tuple[int, ...] = ()  # of the final runs
     metric: str = ""  # the main metric
+    own_unit: str = ""  # of a user's function: ``%`` if its values are right or wrong, or shares
     best: str = ""  # label of the candidate to take; empty if nothing is scored
     lines: tuple[CandidateResult, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
@@ -104,7 +106,7 @@ class Summary:
     @property
     def scale(self) -> Scale:
         """How its scores are written."""
-        return scale_of(self.metric)
+        return scale_of(self.metric, self.own_unit)
 
     def plain(self) -> dict[str, Any]:
         """All of it, for ``report.json``."""
@@ -117,7 +119,8 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
     # Of several names of rows with slashes between.
     main = dict.fromkeys(main_metric(each) for one in ran for each in one.metrics)
     metric = results.metric or "/".join(main)
-    scored = [_with_facts(one, metric) for one in ran]
+    scale = scale_of(metric, results.own_unit.name)
+    scored = [_with_facts(one, metric, results.own_unit.factor) for one in ran]
     scored.sort(key=lambda one: float(one.scores.mean()), reverse=True)
     baselines = _baselines(results, metric)
     # While others wait, there is nothing yet that the first one could be better than.
@@ -127,10 +130,11 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
     best = None if alone else next(taken, None)
-    said = verdict(decision, lines[0] if lines and not alone else None, results.plan.steps)
+    top = lines[0] if lines and not alone else None
+    said = verdict(decision, top, scale, results.plan.steps)
     commands = {} if best is None else commands_of(results.folder, best)
     by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
-    if alike := _all_alike(lines, by_loss):
+    if alike := _all_alike(lines, scale, by_loss):
         said = f"{said} Yet {alike}" if best else alike
         commands = {"write the report by the loss": by_loss, **commands}
     waiting = any((one.reason or "").endswith(UNFINISHED) for one in results.candidates)
@@ -149,6 +153,7 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         rows=len(results.rows),
         seeds=tuple(seeds if seeds and results.asked.until is not None else results.asked.seeds),
         metric=metric,
+        own_unit=results.own_unit.name,
         best=best.label if best else "",
         lines=tuple(lines),
         baselines=tuple(one for one, _ in baselines),
@@ -165,11 +170,14 @@ def _procedure(plan: ComparisonPlan) -> Procedure:
     return Procedure(plan.steps, plan.batch, int(plan.train.get("rows", 0)), plan.dev_rows)
 
 
-def _with_facts(one: CandidateResult, metric: str) -> CandidateResult:
-    """A candidate with what its runs show; ``metric`` is the main one."""
+def _with_facts(one: CandidateResult, metric: str, factor: float) -> CandidateResult:
+    """A candidate with what its runs show.
+
+    ``metric`` is the main one, and ``factor`` makes percent of a user's own that gives shares.
+    """
     score = float(one.scores.mean())
     values = [each.get(name) for name in metric.split("/") for each in one.metrics]
-    mean = _mean([float(value) for value in values if isinstance(value, int | float)])
+    mean = _mean([factor * value for value in values if isinstance(value, int | float)])
     numbers = partial(_numbers, one.runs)
     adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
     rates = numbers("recipe", "training", "learning_rate")
@@ -244,7 +252,7 @@ def _decided(
         groups=results.groups,
         baselines={one.name: sign * each for one, each in baselines if each is not None},
         seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
-        unit=scale_of(metric).behind.strip(),
+        unit=scale_of(metric, results.own_unit.name).behind.strip(),
     )  # fmt: skip
 
 
@@ -268,7 +276,7 @@ def _with_decision(one: CandidateResult, decision: Decision | None) -> Candidate
 def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:
     """Each score without training, with the scores of its rows; None if it has none."""
     found: list[tuple[Baseline, Scores | None]] = []
-    by = rows_metric(metric)
+    by, scale = rows_metric(metric), scale_of(metric, results.own_unit.name)
     names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
     for key, name in names.items():
         entry = results.baselines.get(key, Untrained(reason="it is not scored yet"))
@@ -278,19 +286,19 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
         if len(by_row) == len(results.rows) > 0:
             each = by_row[None]
             each = each if results.groups is None else by_group(each, results.groups)
-            share = not lower_is_better(by)
+            share = scale is PERCENT
             ends = mean_score(each, share=share).interval() if each.size > 1 else ()
             low, high = sorted(as_score(end, by) for end in ends) or (None, None)
             score = as_score(float(by_row.mean()), by)
             text = None if entry.answer is None else str(entry.answer)
             found.append((Baseline(name, score, low, high, text), by_row))
         else:
-            reason = entry.reason or f"it has no {scale_of(metric).title} on these rows"
+            reason = entry.reason or f"it has no {scale.title} on these rows"
             found.append((Baseline(name, reason=reason), None))
     return found
 
 
-def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
+def _all_alike(lines: list[CandidateResult], scale: Scale, by_loss: str) -> str:
     """Says that free answers of all runs have the same score in each row; empty if they differ.
 
     If their losses differ, it names the command that writes the report ``by_loss``.
@@ -303,7 +311,8 @@ def _all_alike(lines: list[CandidateResult], by_loss: str) -> str:
     losses = np.concatenate([one.losses for one in lines])
     differ = bool((np.ptp(losses, axis=0) > TINY).any())
     rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
-    return f"{lines[0].metric.replace('_', ' ')} is {score_of(lines[0])} for all of them: {rest}"
+    metric, score = lines[0].metric.replace("_", " "), score_of(lines[0], scale)
+    return f"{metric} is {score} for all of them: {rest}"
 
 
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:

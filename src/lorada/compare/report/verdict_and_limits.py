@@ -10,8 +10,10 @@ import numpy as np
 
 from lorada.compare.decision_in_words import Decision
 from lorada.compare.report.read import CandidateResult, Results
-from lorada.compare.statistics import detectable, rows_needed
+from lorada.compare.score_units import PERCENT as PERCENT_UNIT
+from lorada.compare.statistics import ALPHA, TINY, detectable, rows_needed
 from lorada.compare.stored_plan import Search
+from lorada.support.files import as_typed
 from lorada.support.in_words import counted
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
 from lorada.support.row_sources import CODE
@@ -37,11 +39,16 @@ LOSSES = Scale("loss", "nats, less is better", ".3f", " nats", " nats")
 ERRORS = Scale("mean error", "the unit of the rows, less is better", ".4g")
 
 
-def scale_of(metric: str) -> Scale:
-    """How scores by a metric are written; the unit of a user's function is not known."""
+def scale_of(metric: str, own_unit: str) -> Scale:
+    """How scores by a metric are written; ``own_unit`` is that of a user's function, if known."""
     by = rows_metric(metric)
-    own = Scale("score", f"what {by} gives", ".4g")
-    return {LOSS: LOSSES, ERROR: ERRORS}.get(by, own if CODE in by else PERCENT)
+    if by == LOSS:
+        return LOSSES
+    if by == ERROR:
+        return ERRORS
+    if CODE in by and own_unit != PERCENT_UNIT:
+        return Scale("score", f"what {by} gives", ".4g")
+    return PERCENT
 
 
 def windows_overlap(metric: str) -> bool:
@@ -49,14 +56,12 @@ def windows_overlap(metric: str) -> bool:
     return metric.startswith("perplexity_")
 
 
-def score_of(one: CandidateResult) -> str:
+def score_of(one: CandidateResult, scale: Scale) -> str:
     """A candidate's score with its unit."""
-    scale = scale_of(one.metric)
     return f"{one.score or 0.0:{scale.form}}{scale.behind}"
 
 
-def _gap(gap: float, metric: str) -> str:
-    scale = scale_of(metric)
+def _gap(gap: float, scale: Scale) -> str:
     return f"{gap:{scale.form}}{scale.gap}"
 
 
@@ -65,10 +70,13 @@ def _listed(labels: Sequence[str]) -> str:
     return ", ".join(labels[:NAMED]) + more
 
 
-def verdict(decision: Decision | None, top: CandidateResult | None, steps: int) -> str:
+def verdict(
+    decision: Decision | None, top: CandidateResult | None, scale: Scale, steps: int
+) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    ``top`` has the best score, if there is a result; ``steps`` is how many each training took.
+    ``top`` has the best score, if there is a result; ``scale`` is how scores are written, ``steps``
+    how many each training took.
     """
     if decision is None and top is None:
         return "Too few runs are scored yet for a result."
@@ -77,7 +85,7 @@ def verdict(decision: Decision | None, top: CandidateResult | None, steps: int) 
         overlap = windows_overlap(top.metric)
         needs = "windows that share no tokens" if overlap else "more held-out rows"
         return (
-            f"{top.label} has the {end} {scale_of(top.metric).title}, {score_of(top)}, but that "
+            f"{top.label} has the {end} {scale.title}, {score_of(top, scale)}, but that "
             f"may be chance: a test needs {needs}."
         )
     said = decision.sentence if decision else ""
@@ -107,16 +115,17 @@ def limits(
             "training rows have them too: scores are too high."
         )
     yield from _scored_by(results)
-    yield from _too_few_rows(results) or _power(results, metric, tested)
+    why_untested = decision.no_letters if decision else ""
+    if decision is None or not why_untested or why_untested not in decision.sentence:
+        yield from _too_few_rows(results) or _power(results, metric, tested)
+    yield from _failures_not_excluded(decision)
     if results.asked.until is not None:
         yield (
             "Runs went where the choice was least certain, so p-values are descriptive: go by the "
             "expected losses."
         )
-    by = rows_metric(metric)
-    if any(abs((line.value or 0) - (line.score or 0)) > 0.05 for line in scored):
-        what = "score" if by == metric else by.replace("_", " ")
-        yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
+    yield from _other_metric(metric, scored)
+    yield from _other_winner_by_loss(results, metric, scored, decision)
     above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
     if above:
         yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
@@ -150,6 +159,55 @@ def _scored_by(results: Results) -> Iterator[str]:
         yield f"Answers were cut before they had ended: {_listed(said)}."
 
 
+def _other_metric(metric: str, scored: Sequence[CandidateResult]) -> Iterator[str]:
+    """A sentence if the main metric is no mean over rows, so that methods are compared by another.
+
+    A metric that is only computed from stored answers is always a mean over rows.
+    """
+    names = metric.split("/")
+    by = "/".join(dict.fromkeys(map(rows_metric, names)))
+    if by == metric and len(names) == 1:
+        return
+    values = [(line.value, line.score) for line in scored]
+    if any(v is not None and s is not None and abs(v - s) > 0.05 for v, s in values):
+        what = "score" if by == metric else by.replace("_", " ")
+        yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
+
+
+def _other_winner_by_loss(
+    results: Results, metric: str, scored: Sequence[CandidateResult], decision: Decision | None
+) -> Iterator[str]:
+    """A sentence if the loss names another best method than the score does."""
+    if decision is None or decision.pick is None or rows_metric(metric) == LOSS:
+        return
+    losses = {line.label: float(line.losses.mean()) for line in scored if line.losses.size}
+    if len(losses) < len(scored) or not np.isfinite([*losses.values()]).all():
+        return
+    highest = str(decision.highest)
+    lowest = min(losses, key=losses.__getitem__)
+    if losses[highest] - losses[lowest] < TINY:
+        return
+    command = as_typed("lorada", "report", results.folder, "--metric", LOSS)
+    form = LOSSES.form
+    yield (
+        f"The loss names another best method: {lowest} ({losses[lowest]:{form}} nats, and "
+        f"{highest} {losses[highest]:{form}}). `{command}` compares by the loss."
+    )
+
+
+def _failures_not_excluded(decision: Decision | None) -> Iterator[str]:
+    """How many runs of the method to take may fail, though none has (exact binomial bound)."""
+    if decision is None or decision.pick is None or decision.pick in decision.diverged:
+        return
+    runs = decision.runs[decision.pick]
+    allow = "allows" if runs == 1 else "allow"
+    most = 100 * (1 - ALPHA ** (1 / runs))
+    yield (
+        f"{counted(runs, 'run')} of {decision.pick} without a failure still {allow} up to "
+        f"{most:.0f} % of its runs to fail (95 % confidence)."
+    )
+
+
 def _too_few_rows(results: Results) -> list[str]:
     """A sentence if no difference between candidates could be shown, whatever their scores."""
     count, (rows, what) = sum(len(one.runs) > 1 for one in results.candidates), results.units
@@ -168,6 +226,7 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
     runs = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
     scores = [one.scores for one in tested]
     pairs = len(tested) * (len(tested) - 1) // 2
+    scale = scale_of(metric, results.own_unit.name)
     one, every = detectable(scores), detectable(scores, pairs)
     if every == 0:
         return
@@ -179,10 +238,10 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
     rows = counted(count, what) + (f" of {len(results.rows)} rows" if what == "group" else "")
     corrected = ""
     if pairs > 1 and (not right_or_wrong or every < 100):
-        corrected = f", or of {_gap(every, metric)} with the correction for all {pairs} pairs"
+        corrected = f", or of {_gap(every, scale)} with the correction for all {pairs} pairs"
     yield (
         f"With {rows} and {runs} seeds the test of two candidates has a power of "
-        f"about {POWERS} to detect a difference of {_gap(one, metric)}{corrected}."
+        f"about {POWERS} to detect a difference of {_gap(one, scale)}{corrected}."
     )
 
 
