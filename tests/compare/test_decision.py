@@ -216,7 +216,8 @@ def test_a_cheaper_method_is_reported_by_the_larger_of_expected_loss_and_bound()
     found = decide(scores, SIZES, 5)
     assert found.pick == "ia3"
     assert found.claimed_loss > found.expected_loss["ia3"]
-    assert f", and reckon with {found.claimed_loss:.1f} points; lora is" in found.sentence
+    said = f", and at most {found.claimed_loss:.1f} points below lora (90 % confidence); lora is"
+    assert said in found.sentence
     other = decide(scores, SIZES, 0)
     assert other.claimed_loss == other.expected_loss["lora"]
 
@@ -236,6 +237,28 @@ def test_the_order_of_seeds_does_not_decide_whether_runs_are_pairs():
     assert expected.p_highest["lora"] < 1e-3
     assert mixed.p_highest == pytest.approx(expected.p_highest)
     assert mixed.expected_loss == pytest.approx(expected.expected_loss, abs=1e-9)
+
+
+def test_the_order_of_methods_does_not_change_what_is_expected_to_be_lost():
+    scores = {name: answers(80, seed=k) for k, name in enumerate(("lora", "dora", "ia3", "vera"))}
+    turned = decide(dict(reversed(scores.items())))
+    assert turned.expected_loss == decide(scores).expected_loss
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**-100, 2.0**30])
+def test_the_size_of_the_unit_does_not_change_what_is_taken(factor):
+    random = np.random.default_rng(2)
+    losses = {name: random.normal(mean, 0.1, (3, 50)) for name, mean in (("a", 1), ("b", 1.2))}
+    costs = {"a": {"parameters": 9}, "b": {"parameters": 1}}
+    known = decide(losses, costs, 0.01, lower_is_better=True)
+    small = {name: factor * each for name, each in losses.items()}
+    found = decide(small, costs, 0.01 * factor, lower_is_better=True)
+    assert (found.pick, found.letters) == (known.pick, known.letters) == ("a", {"a": "a", "b": "b"})
+    for name in losses:
+        assert found.scores[name] == pytest.approx(factor * known.scores[name], rel=SAME)
+        assert found.intervals[name] == pytest.approx(np.multiply(factor, known.intervals[name]))
+    assert found.expected_loss["b"] == pytest.approx(factor * known.expected_loss["b"], rel=1e-6)
+    assert found.margin == pytest.approx(factor * 0.01, rel=SAME)
 
 
 def test_few_rows_say_why_no_method_has_a_letter():
@@ -499,6 +522,11 @@ def test_the_expected_loss_is_what_is_lost(name):
         ({"scores": {"a": np.ones((200, 3))}}, "a has 200 runs of 3 rows: .* so transpose them"),
         ({"seeds": {"lorx": [1, 2]}}, "unknown method in the seeds 'lorx'; did you mean lora"),
         ({"seeds": {"lora": [[1], [2]]}}, "the seeds of lora are"),
+        ({"scores": {"a": np.ones((2, 3)) * 1j}}, "a: scores are no table of numbers"),
+        ({"scores": {"a\nb": np.ones((2, 3))}}, "a method is named 'a.nb'"),
+        ({"unit": 5}, "unit=5: give a text"),
+        ({"costs": [1]}, "costs are a list: give method → parameters"),
+        ({"seeds": [1, 2]}, "seeds are a list: give method → the seed of each run"),
         ({"margin": "1"}, "margin=1 is no number"),
         ({"margin": 10**400}, "is no number"),
         ({"costs": {"lora": 5}}, "the costs of lora are 5"),

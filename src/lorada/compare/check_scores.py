@@ -20,12 +20,12 @@ def score_tables(
     scores: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike]
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
     """Methods and baselines as arrays of runs × rows, all with as many rows."""
-    if not isinstance(scores, Mapping):
-        raise ValueError(f"scores are a {type(scores).__name__}: give method → seeds × rows")
+    refuse_no_mapping("scores", scores, "method → seeds × rows")
+    refuse_no_mapping("baselines", baselines, "name → score of each row")
     if not scores:
         raise ValueError("no scores are given: nothing can be decided")
     for name in (*scores, *baselines):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or len(name.splitlines()) > 1:
             raise ValueError(f"a method is named {name!r}: give each a name that is a text")
     tables = {name: _numbers(name, one) for name, one in scores.items()}
     fixed = {name: _numbers(name, one)[None] for name, one in baselines.items()}
@@ -61,13 +61,22 @@ def _numbers(name: str, scores: ArrayLike) -> Scores:
         if isinstance(scores, np.ma.MaskedArray):
             # What is masked is not there, whatever number stands under the mask.
             return np.asarray(np.ma.filled(scores.astype(float), np.nan))
+        if np.iscomplexobj(scores):
+            raise TypeError
         return np.asarray(scores, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: scores are no table of numbers, seeds × rows") from error
 
 
+def refuse_no_mapping(what: str, value: object, form: str) -> None:
+    """Refuse what is no mapping from names."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} are a {type(value).__name__}: give {form}")
+
+
 def refuse_transposed(tables: Mapping[str, Scores], seeds: Mapping[str, Sequence[object]]) -> None:
     """Refuse rows × seeds, which looks like many runs of a few rows."""
+    refuse_no_mapping("seeds", seeds, "method → the seed of each run")
     for name, table in tables.items():
         runs, rows = table.shape
         if name not in seeds and runs > max(rows, MANY):
@@ -79,6 +88,7 @@ def refuse_transposed(tables: Mapping[str, Scores], seeds: Mapping[str, Sequence
 
 def group_places(groups: Sequence[object], rows: int) -> list[int]:
     """The group of each row as a number."""
+    groups = list(groups)
     if len(groups) != rows:
         raise ValueError(f"{len(groups)} groups for {rows} rows: give the group of each row")
     places: dict[object, int] = {}
@@ -137,11 +147,13 @@ def seed_orders(
 
 def check_costs(given: Costs, methods: Mapping[str, Scores]) -> None:
     """Refuse costs of unknown methods, of unknown kinds, and what is no number."""
+    refuse_no_mapping("costs", given, "method → parameters, seconds, bytes")
     for name, costs in given.items():
         if name not in methods:
             raise unknown_name("method in the costs", name, methods)
         if not isinstance(costs, Mapping):
-            raise ValueError(f"the costs of {name} are {costs!r}: give kind → number, of {COSTS}")
+            kinds = ", ".join(COSTS)
+            raise ValueError(f"the costs of {name} are {costs!r}: give numbers of {kinds}")
         for kind, value in costs.items():
             if kind not in COSTS:
                 raise unknown_name(f"cost of {name}", kind, COSTS)

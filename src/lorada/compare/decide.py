@@ -28,6 +28,7 @@ from lorada.compare.score_units import (
     refuse_mixed,
     right_or_wrong,
     unit_of,
+    zoom_of,
 )
 from lorada.compare.statistics import (
     ALPHA,
@@ -115,6 +116,7 @@ class _Given:
     costs: Costs
     margin: float | None  # None where the unit of the scores has no default
     margin_is_own: bool  # whether the user has given it
+    zoom: float  # a power of two by which all scores, and the margin, are multiplied
     unit: str
     sign: int  # -1 if scores are losses or errors
     right_or_wrong: bool  # whether all scores are 0 or 100
@@ -194,7 +196,8 @@ class _Given:
     def losses(self) -> dict[str, float]:
         """Expected losses; what has not learned says nothing of how others differ."""
         means = self.means
-        fitted = [name for name in means if name not in self.unlearned] or list(means)
+        # In one order, so that draws, and with them the choice, do not depend on the order given.
+        fitted = sorted(name for name in means if name not in self.unlearned) or sorted(means)
         tables = [self.scores[name] for name in fitted]
         if all(len(table) < 2 for table in tables):
             return {}
@@ -320,6 +323,8 @@ def _checked(
     unit: str | None,
 ) -> _Given:
     """What is given, in one form; see ``decide``."""
+    if unit is not None and not isinstance(unit, str):
+        raise ValueError(f"unit={unit!r}: give a text, such as %")
     unit = PERCENT if unit is not None and unit.strip() in PERCENT_NAMES else unit
     tables, fixed = score_tables(scores, baselines)
     refuse_transposed(tables, seeds)
@@ -335,10 +340,13 @@ def _checked(
         scale = unit_of(finished.values(), fixed.values())
     sign = -1 if lower_is_better else 1
     finished, fixed = (_each(one, lambda table: scale.factor * table) for one in (finished, fixed))
+    zoom = zoom_of([*finished.values(), *fixed.values()]) if scale.name != PERCENT else 1.0
+    finished, fixed = (_each(one, lambda table: zoom * table) for one in (finished, fixed))
     if margin is None:
         used = default_margin(finished.values(), scale.name, lower_is_better=lower_is_better)
     else:
-        used = checked_number(margin, f"margin={margin} is no number of points: give 0 or more")
+        error = f"margin={margin} is no number of points: give 0 or more"
+        used = zoom * checked_number(margin, error)
     exact = all(map(right_or_wrong, finished.values()))
     finished, fixed = (_each(one, lambda table: sign * table) for one in (finished, fixed))
     rows = next(iter(tables.values())).shape[1]
@@ -359,6 +367,7 @@ def _checked(
         costs=costs,
         margin=used,
         margin_is_own=margin is not None,
+        zoom=zoom,
         unit=scale.name,
         sign=sign,
         right_or_wrong=exact,
@@ -408,7 +417,25 @@ def _decided(given: _Given) -> Decision:
         unit=given.unit,
         lower_is_better=given.sign < 0,
     )
+    found = _as_given(found, given.zoom)
     return replace(found, sentence=sentence(found))
+
+
+def _as_given(found: Decision, zoom: float) -> Decision:
+    """The decision in the unit of the scores as they were given; a power of two rounds nothing."""
+    if zoom == 1:
+        return found
+    return replace(
+        found,
+        scores={name: score / zoom for name, score in found.scores.items()},
+        intervals={
+            name: (low / zoom, high / zoom) for name, (low, high) in found.intervals.items()
+        },
+        expected_loss={name: loss / zoom for name, loss in found.expected_loss.items()},
+        claimed_loss=None if found.claimed_loss is None else found.claimed_loss / zoom,
+        baselines={name: score / zoom for name, score in found.baselines.items()},
+        margin=None if found.margin is None else found.margin / zoom,
+    )
 
 
 def _no_letters(given: _Given) -> str:

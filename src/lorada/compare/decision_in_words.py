@@ -234,7 +234,8 @@ def _expected(found: Decision, pick: str) -> str:
     if found.leader and found.leader != pick:
         bound = found.claimed_loss or loss
         if bound > loss:
-            said += f", and reckon with {_points(found, _number(found, bound))}"
+            most = _points(found, _number(found, bound))
+            said += f", and at most {most} {worse} {found.leader} (90 % confidence)"
         lost = _number(found, found.expected_loss[found.leader])
         return f"{said}; {found.leader} is expected to lose {lost}."
     if not cheaper:

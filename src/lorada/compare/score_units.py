@@ -16,6 +16,7 @@ PERCENT = "%"
 MARGIN = 1.0  # points of percent that a cheaper method may cost
 ERRORS_MARGIN = 0.2  # of the best method's errors, which near 100 % are less than five points
 LOSS_MARGIN = 0.02  # of the lowest loss
+SMALL = 1e-3  # the largest of scores in a unit that is too large for them
 HALF = 50.0  # scores of 0 to 100 beside shares are percent of the same if one is above it
 
 
@@ -38,6 +39,15 @@ def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> Score
     if all(right_or_wrong(table) for table in methods) and all(map(_within_percent, baselines)):
         return ScoreUnit(PERCENT)
     return UNKNOWN
+
+
+def zoom_of(tables: Collection[Scores]) -> float:
+    """A power of two by which small scores become as large as others; 1 of all others.
+
+    Differences below a billionth count as rounding errors, which those of a loss of 1e-8 are not.
+    """
+    largest = max((float(np.abs(table).max()) for table in tables), default=0.0)
+    return 1.0 if largest == 0 or largest >= SMALL else 2.0 ** -np.floor(np.log2(largest))
 
 
 def right_or_wrong(scores: Scores) -> bool:
@@ -63,7 +73,9 @@ def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_bet
             if is_percent and run.max() > HALF:
                 percent = percent or place
     if shares and percent:
-        remedy = "give all in one unit" if unit is not None else "give all in one, or their unit"
+        remedy = "give all in one unit"
+        if unit is None:
+            remedy += ", or say which it is (unit)"
         raise ValueError(
             f"the scores of {shares} are shares (0 to 1) and those of {percent} percent (0 to "
             f"100): {remedy}"
