@@ -50,6 +50,10 @@ Budgets = Annotated[
 Rates = Annotated[
     Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")
 ]
+Trials = Annotated[
+    int | None,
+    typer.Option(help="rates tried for each method: 4; then up to 3 beyond an end, 5 for a map"),
+]
 Margin = Annotated[
     float | None,
     typer.Option(
@@ -82,12 +86,7 @@ def compare(
     data_dir: opt.DataDir = None,
     budget: Budgets = None,
     seeds: opt.Seeds = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            help="rates tried for each method: 4; then up to 3 beyond an end, 5 for a map"
-        ),
-    ] = None,
+    trials: Trials = None,
     rates: Rates = None,
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
