@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -271,6 +272,40 @@ def with_result(results, **fields):
     return results
 
 
+def by_loss_without(folder, rows_without_loss):
+    """The summary of a made-up comparison by the loss, which some rows do not have."""
+    for path in folder.glob("runs/*/*/*/predictions.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines[:rows_without_loss]:
+            line["loss"] = None
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return summarize(read_comparison(folder, "loss"))
+
+
+def test_nothing_is_decided_by_the_loss_of_a_part_of_the_rows(tmp_path):
+    folder = write_made_up(tmp_path / "made up", rows=30)
+    assert by_loss_without(folder, 0).best
+    summary = by_loss_without(folder, 11)
+    assert summary.best == ""
+    assert "but only 19 of 30 held-out rows have a loss" in summary.verdict
+    assert summary.verdict.endswith("compare again with a larger max_length.")
+
+
+def test_a_verdict_by_the_loss_says_how_exact_the_written_answers_are_and_how_many_were_cut(
+    tmp_path,
+):
+    folder = write_made_up(tmp_path / "made up", rows=30)
+    for path in folder.glob("runs/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        result["metrics"][HELD_OUT] |= {"exact_match": 12.5, "cut": 27, "max_new_tokens": 32}
+        path.write_text(json.dumps(result))
+    verdict = summarize(read_comparison(folder, "loss")).verdict
+    assert "not the answers that are written; exact match of these is: " in verdict
+    assert "lora (0.1%) 12.5 %" in verdict
+    assert re.search(r"(\d+) of \d+ written answers were cut\.$", verdict)
+    assert "written" not in summarize(read_comparison(folder)).verdict
+
+
 def test_no_winner_is_crowned_where_nothing_was_learned():
     random = np.random.default_rng(15)
     names = ("lora", "dora", "ia3", "vera", "lmam", "lorada_la", "full")
@@ -282,6 +317,8 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     summary = summarize(planned(results, steps=24))
     assert summary.lines[0].score > common.mean()
     assert summary.best == ""
+    assert {"generate", "explore"} <= summary.commands.keys()  # to look at what it does
+    assert not {"train", "export", "serve"} & summary.commands.keys()
     assert summary.verdict.startswith("No method is shown to have learned at the tried rates (")
     assert "is not significantly better than the commonest answer (4" in summary.verdict
     assert summary.verdict.endswith(

@@ -415,7 +415,7 @@ def quickstart(
         methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
         output=str(output), resume=not overwrite, overwrite=overwrite, workers=workers,
     )  # fmt: skip
-    if summary is None or "predict" not in summary.commands:
+    if summary is None or not summary.best:
         return
     best = next(one for one in summary.lines if one.label == summary.best)
     run = output / best.first_run.folder

@@ -53,6 +53,7 @@ class ScoredRun:
     result: dict[str, Any]  # ``result.json``
     lines: dict[RowKey, dict[str, Any]]  # of ``predictions.jsonl``
     scores: dict[RowKey, float]
+    rows_without_loss: int = 0  # that are left out where methods are compared by the loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +161,12 @@ class Results:
     def runs_left(self) -> bool:
         """Whether a comparison with ``--until`` was cut off; at its end it has baselines."""
         return self.asked.until is not None and not self.baselines
+
+    @property
+    def rows_without_loss(self) -> int:
+        """How many held-out rows have no loss, though methods are compared by it."""
+        runs = [run for one in self.candidates for run in one.runs]
+        return max((run.rows_without_loss for run in runs), default=0)
 
     @property
     def units(self) -> tuple[int, str]:
@@ -273,7 +280,7 @@ def _runs(
 def _run(folder: Path, name: str, seed: int, held_out: Collection[str], metric: str) -> ScoredRun:
     """A run with its scores on the held-out rows; it may have been scored on others since."""
     result = read_result(folder / name)
-    lines, scores = {}, {}
+    lines, scores, rows_without_loss = {}, {}, 0
     for line in read_predictions(folder / name):
         row = str(line["rows"]), int(line["row"])
         if row[0] not in held_out:
@@ -281,13 +288,14 @@ def _run(folder: Path, name: str, seed: int, held_out: Collection[str], metric: 
         by = rows_metric(metric or main_metric(result["metrics"].get(row[0], {})))
         values = {LOSS: line["loss"], **(line.get("metrics") or {})}
         if by == LOSS and values[LOSS] is None:
-            continue  # its response lies beyond max_length, in every run
+            rows_without_loss += 1  # its response lies beyond max_length, in every run
+            continue
         if values.get(by) is None:
             raise ValueError(f"row {row[1]} of {row[0]} has no {by}")
         lines[row], scores[row] = line, as_score(float(values[by]), by)
     if not scores:
         raise ValueError("none of the held-out rows is scored")
-    return ScoredRun(name, seed, result, lines, scores)
+    return ScoredRun(name, seed, result, lines, scores, rows_without_loss)
 
 
 def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:

@@ -15,6 +15,7 @@ from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, Sco
 from lorada.compare.report.verdict_and_limits import (
     PERCENT,
     Scale,
+    beside_the_loss,
     limits,
     scale_of,
     score_of,
@@ -129,10 +130,14 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
     decision = None if alone else _decided(results, scored, baselines, metric, margin)
     lines = [_with_decision(one, decision) for one in scored]
     taken = (c for c in lines if decision is None or c.label == decision.pick)
-    best = None if alone else next(taken, None)
+    best = None if alone or results.rows_without_loss else next(taken, None)
     top = lines[0] if lines and not alone else None
-    said = verdict(decision, top, scale, results.plan.steps)
+    said = verdict(decision, top, scale, results)
+    if decision is not None and (beside := beside_the_loss(lines)):
+        said = f"{said} {beside}"
     commands = {} if best is None else commands_of(results.folder, best)
+    if decision is not None and best is None and lines:  # to look at what was not enough
+        commands = commands_of(results.folder, lines[0], trusted=False)
     by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
     if alike := _all_alike(lines, scale, by_loss):
         said = f"{said} Yet {alike}" if best else alike
@@ -236,8 +241,8 @@ def _decided(
     metric: str,
     margin: float | None,
 ) -> Decision | None:
-    """Which candidate to take; None without scores of two rows that are independent."""
-    if results.units[0] < 2 or windows_overlap(metric):
+    """Which candidate to take; None where scores are of one row, or of a part of the rows."""
+    if results.units[0] < 2 or windows_overlap(metric) or results.rows_without_loss:
         return None
     rows, sign = len(results.rows), as_score(1.0, metric)
     asked = results.asked.margin if results.metric == results.own_metric else None
@@ -355,20 +360,28 @@ def _disagreements(results: Results, scored: list[CandidateResult]) -> list[Disa
     return found
 
 
-def commands_of(folder: Path, best: CandidateResult) -> dict[str, str]:
-    """The commands to train the winner again, and to use the run of its first seed."""
+def commands_of(folder: Path, best: CandidateResult, *, trusted: bool = True) -> dict[str, str]:
+    """The commands to train a candidate again, and to use the run of its first seed.
+
+    Of one that is not ``trusted``, as no method was shown to learn, only those to look at it.
+    """
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
     # A file cannot allow remote code, so that the command has to.
     remote = (run.result.get("recipe") or {}).get("trust_remote_code")
     allowed = ["--trust-remote-code"] if remote else []
-    found: dict[str, list[Any]] = {
-        "train": ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed],
-        "export": ["export", place, mine, *allowed],
-    }
+    words: dict[str, list[Any]] = {}
+    if trusted:
+        words["train"] = ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed]
+        words["export"] = ["export", place, mine, *allowed]
     if run.result.get("form") in CLASSIFIED:
-        found["predict"] = ["predict", place, "--text", "TEXT", *allowed]
-    found["serve"] = ["serve", place, *allowed]
+        words["predict"] = ["predict", place, "--text", "TEXT", *allowed]
+    elif not trusted and run.result.get("form") == "messages":
+        words["chat"] = ["chat", place, *allowed]
+    elif not trusted:
+        words["generate"] = ["generate", place, "--prompt", "TEXT", *allowed]
+    if trusted:
+        words["serve"] = ["serve", place, *allowed]
     if not trains_base(place):
-        found["explore"] = ["explore", place, "--text", "TEXT", *allowed]
-    return {name: as_typed("lorada", *words) for name, words in found.items()}
+        words["explore"] = ["explore", place, "--text", "TEXT", *allowed]
+    return {name: as_typed("lorada", *each) for name, each in words.items()}

@@ -71,28 +71,62 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def verdict(
-    decision: Decision | None, top: CandidateResult | None, scale: Scale, steps: int
+    decision: Decision | None, top: CandidateResult | None, scale: Scale, results: Results
 ) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    ``top`` has the best score, if there is a result; ``scale`` is how scores are written, ``steps``
-    how many each training took.
+    ``top`` has the best score, if there is a result; ``scale`` is how scores are written.
     """
     if decision is None and top is None:
         return "Too few runs are scored yet for a result."
     if decision is None and top is not None:
-        end = "lowest" if lower_is_better(top.metric) else "highest"
-        overlap = windows_overlap(top.metric)
-        needs = "windows that share no tokens" if overlap else "more held-out rows"
-        return (
-            f"{top.label} has the {end} {scale.title}, {score_of(top, scale)}, but that "
-            f"may be chance: a test needs {needs}."
-        )
-    said = decision.sentence if decision else ""
-    if decision is not None and (decision.pick or not decision.highest):
-        return said
+        return _untested(top, scale, results)
+    sentence = decision.sentence if decision else ""
+    if decision is None or decision.pick or not decision.highest:
+        return sentence
+    steps = results.plan.steps
     more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
-    return f"{said} Compare again with {more}, other learning rates (--rates) or more rows."
+    return f"{sentence} Compare again with {more}, other learning rates (--rates) or more rows."
+
+
+def _untested(top: CandidateResult, scale: Scale, results: Results) -> str:
+    """The best score where no decision can be made, and why."""
+    end = "lowest" if lower_is_better(top.metric) else "highest"
+    best = f"{top.label} has the {end} {scale.title}, {score_of(top, scale)}, but"
+    if results.rows_without_loss:
+        known = len(results.rows)
+        rows = known + results.rows_without_loss
+        return (
+            f"{best} only {known} of {rows} held-out rows have a loss, as the answers of the "
+            "others lie beyond max_length: compare again with a larger max_length."
+        )
+    needs = "more held-out rows"
+    if windows_overlap(top.metric):
+        needs = "windows that share no tokens"
+    return f"{best} that may be chance: a test needs {needs}."
+
+
+def beside_the_loss(lines: Sequence[CandidateResult]) -> str:
+    """What a decision by the loss leaves out, where texts are answered: how the answers are.
+
+    Empty for another metric, or where no answers are written.
+    """
+    scored = [line for line in lines if line.score is not None]
+    if not scored or rows_metric(scored[0].metric) != LOSS:
+        return ""
+    exact = {line.label: [each.get("exact_match") for each in line.metrics] for line in scored}
+    means = {label: [v for v in values if v is not None] for label, values in exact.items()}
+    if not all(means.values()):
+        return ""
+    shown = _listed([f"{label} {sum(v) / len(v):.1f} %" for label, v in means.items()])
+    metrics = [each for line in scored for each in line.metrics]
+    cut = sum(each.get("cut", 0) for each in metrics)
+    answers = sum(each["n"] for each in metrics)
+    were_cut = f" {cut} of {answers} written answers were cut." if cut else ""
+    return (
+        "This compares the loss on the right answers, not the answers that are written; exact "
+        f"match of these is: {shown}.{were_cut}"
+    )
 
 
 def limits(
