@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 
 from programs import until
@@ -38,6 +39,14 @@ class Process:
         with urllib.request.urlopen(request, timeout=120) as response:
             text = response.read().decode()
         return text if body and body.get("stream") else json.loads(text)
+
+    def refused(self, path, body):
+        """The status and the error of a request with a mistake."""
+        try:
+            self.asked(path, body)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+        raise AssertionError("it was answered")
 
     def end(self):
         """End it as Ctrl-C does."""

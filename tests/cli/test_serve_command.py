@@ -11,7 +11,7 @@ from trained import train_once
 from transformers import GenerationConfig
 
 from lorada.inference.generate import generate
-from lorada.inference.load import load_run
+from lorada.inference.load import load_run, scoring
 
 SETTINGS = ["max_steps=2", "learning_rate=0.1", "report_to=[]", "max_length=48", "max_new_tokens=9"]
 # Run → model, method, rows, and settings of its own.
@@ -36,20 +36,34 @@ def folder(tmp_path_factory):
 
 def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
     run = folder("talk")
-    expected = generate(load_run(run), [QUESTION])[0]
+    loaded = load_run(run)
+    expected = generate(loaded, [QUESTION])[0]
+    with scoring(loaded, base=True):
+        base = generate(loaded, [QUESTION])[0]
     turns = {"model": "talk", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 9}
     written = run / ".served" / "talk" / "model.safetensors"
     times = []
     for _ in range(2):
-        server = Process(run)
+        server = Process(run, "--max-tokens", 20)
         try:
-            assert [one["id"] for one in server.asked("/v1/models")["data"]] == ["talk"]
+            names = [one["id"] for one in server.asked("/v1/models")["data"]]
+            assert names == ["talk", "talk-base"]
             (choice,) = server.asked("/v1/chat/completions", turns)["choices"]
             assert choice["message"]["content"] == expected
             stream = server.asked("/v1/chat/completions", {**turns, "stream": True})
-            hot = {"model": "talk", "prompt": QUESTION, "max_tokens": 40, "temperature": 1.5}
+            hot = {"model": "talk", "prompt": QUESTION, "max_tokens": 20, "temperature": 1.5}
             each = [server.asked("/v1/completions", hot)["choices"][0]["text"] for _ in range(3)]
             assert len(set(each)) > 1
+            stop = {**turns, "stop": [expected[-1]]}
+            (choice,) = server.asked("/v1/chat/completions", stop)["choices"]
+            assert choice["message"]["content"] == expected[: expected.index(expected[-1])]
+            (choice,) = server.asked("/v1/chat/completions", {**turns, "model": "talk-base"})[
+                "choices"
+            ]
+            assert choice["message"]["content"] == base
+            for wrong in ({"max_tokens": 21}, {"max_tokens": -1}, {"messages": []}, {"n": 2}):
+                status, answer = server.refused("/v1/chat/completions", {**turns, **wrong})
+                assert (status, [answer["error"]["param"]]) == (400, [*wrong])
         finally:
             server.end()
         parts = [json.loads(line) for line in re.findall(r"data: ({.*})", stream)]

@@ -418,9 +418,12 @@ def serve(
     options: Annotated[
         list[str] | None, typer.Argument(help="of `transformers serve`, such as --port 8001")
     ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="most tokens of an answer; a request for more is refused")
+    ] = 4096,
     remote: opt.Remote = False,
 ) -> None:
-    """Serve a finished run to OpenAI's clients, by transformers' server."""
+    """Serve a finished run, and its base, to OpenAI's clients, by transformers' server."""
     from lorada.runs.folder import writer
 
     more = [*(options or ()), *(["--trust-remote-code"] if remote else [])]
@@ -432,11 +435,16 @@ def serve(
             import_module(package)
     with loading_model(recipe.model):
         from lorada.inference.export import served_folder
+        from lorada.inference.serving.names import base_name
 
         served = served_folder(run, trust_remote_code=remote)
-    note(f"the name for clients: {served.name}")
+    names = served.name
+    if served.with_name(base_name(names)).is_dir() and "--continuous-batching" not in more:
+        names = f"{names}; {base_name(names)} is its base"
+    note(f"the name for clients: {names}")
     # The folder's own name is the shortest that clients can be asked to give.
-    become(["transformers", "serve", served.name, *more], folder=served.parent)
+    program = [sys.executable, "-P", "-m", "lorada.inference.serving.program"]
+    become([*program, str(max_tokens), served.name, *more], folder=served.parent)
 
 
 # All words after the program's name, even `--help`, are passed to the program. It takes the place

@@ -26,6 +26,7 @@ from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run
+from lorada.inference.serving.names import base_name
 from lorada.runs.folder import SERVED, finished_run, refuse_filled
 from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
@@ -39,7 +40,7 @@ from lorada.training.models.adapters import (
     task_type,
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
-from lorada.training.models.loading import kind_of, load_config
+from lorada.training.models.loading import kind_of, load_config, local_folder
 from lorada.tuners.lmam import map_configs
 from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
@@ -49,24 +50,17 @@ from lorada.tuners.stack.stack import refuse_without_peft_model
 logger = logging.getLogger(__name__)
 
 Inputs = dict[str, Tensor]
-NEARLY_GREEDY = 1e-4  # a temperature
 # The texts that a licence may ask to pass on with the weights.
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def export(
-    folder: Path, target: Path, *, trust_remote_code: bool = False, served: bool = False
-) -> dict[str, Any]:
+def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder; if an error ends the export, it is not there, or empty.
-    ``served`` makes one of which ``transformers serve`` takes the likeliest tokens. Returned are
-    ``folder``, ``merged`` and ``adapter`` (kinds of parts).
+    Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
     run = _to_export(folder, trust_remote_code)
-    if served:  # it draws where the config says so, then by the temperature of a request if any
-        settings: Any = run.model.generation_config
-        settings.update(do_sample=True, temperature=NEARLY_GREEDY)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
         refuse_without_peft_model(model.peft_config["default"].parts)
@@ -81,9 +75,9 @@ def export(
 
 
 def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
-    """The export of a finished run that ``transformers serve`` loads, by the name of its folder.
+    """The export of a finished run that the server loads, by the name of its folder.
 
-    It is written at the first call, into the run.
+    It is written at the first call, into the run. The base is linked beside it where it is here.
     """
     recipe, place = finished_run(folder), folder.resolve() / SERVED
     if not (place / "model").is_dir():  # later the base is not needed
@@ -101,11 +95,20 @@ def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
         raise OSError(f"{place} cannot be written ({error.strerror}): {other}") from error
     with one_at_a_time(place / "model"):
         if not (place / "model").is_dir():
-            export(folder, place / "model", trust_remote_code=trust_remote_code, served=True)
+            export(folder, place / "model", trust_remote_code=trust_remote_code)
     named = place / Path(os.path.abspath(folder)).name  # a link to a run has a name of its own
     if not named.exists():
         named.symlink_to("model")
+    _link_base(recipe.model, named.with_name(base_name(named.name)))
     return named
+
+
+def _link_base(model: str, link: Path) -> None:
+    """Link the folder of a base; without a link where the base is not on this machine."""
+    base = local_folder(model)
+    link.unlink(missing_ok=True)
+    if base is not None:
+        link.symlink_to(base.resolve())
 
 
 def _refuse_quantised(model: str, config: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftConfig
 from safetensors import SafetensorError
@@ -48,6 +49,16 @@ def model_folder(name: str) -> str:
     """The folder with the files of a model, or its hub id."""
     check_name(name)
     return str(_packaged_folder(name)) if name in PACKAGED else name
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder with the files of a model on this machine; None if they are not here."""
+    if name in PACKAGED or Path(name).is_dir():
+        return Path(model_folder(name))
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # of the hub's library: it was never downloaded
+        return None
 
 
 def _packaged_folder(name: str) -> Path:

@@ -1,0 +1,1 @@
+"""``lorada serve``: transformers' server, with requests checked before they reach it."""

@@ -1,0 +1,51 @@
+"""The program behind ``lorada serve``: ``python -m … MAX_TOKENS NAME [options]``.
+
+It is transformers' own ``transformers serve NAME`` with the ``Guard`` in front of it. NAME is a
+folder in the working folder; the base is served beside it if the folder ``NAME-base`` is there.
+"""
+
+import sys
+from pathlib import Path
+
+import transformers
+import typer
+from starlette.middleware import Middleware
+from transformers.cli.serve import Serve
+
+from lorada.inference.serving.guard import Guard
+from lorada.inference.serving.names import base_name
+from lorada.inference.serving.served_models import ServedModels
+
+BATCHING = "--continuous-batching"
+
+
+def main(words: list[str]) -> None:
+    """Serve a run until the process is ended."""
+    most, run, *options = words
+    # Under continuous batching a request to another model ends all that are being answered.
+    base = base_name(run)
+    if BATCHING in options or not Path(base).is_dir():
+        base = None
+
+    class GuardedServe(Serve):  # type: ignore[misc]
+        def start_server(self) -> None:
+            models = ServedModels(
+                self._model_manager, run, base, int(most), self._chat_handler.chat_template_kwargs
+            )
+            # Behind the middleware for other origins, so that refusals have its headers too.
+            self.server.config.app.user_middleware.append(Middleware(Guard, models=models))
+            self.server.run()
+
+    if not hasattr(Serve, "start_server"):
+        raise ImportError(
+            f"lorada serve does not know the server of transformers {transformers.__version__}: "
+            "it was written for 5.24"
+        )
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(GuardedServe)
+    # transformers would start the server itself if it were not told that somebody else does.
+    app([run, *options, "--non-blocking"], prog_name="lorada serve RUN")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
