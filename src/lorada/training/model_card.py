@@ -6,6 +6,7 @@ from huggingface_hub import ModelCardData
 
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
+from lorada.support.models import PACKAGED, published_name
 from lorada.support.row_sources import file_names
 from lorada.support.version import __version__
 from lorada.tuners import LoradaConfig
@@ -24,6 +25,12 @@ CARD = """\
 {code}
 ```
 {notes}"""
+
+# For a packaged base whose weights are not those of the hub's bit by bit.
+UNPACKED = """
+It was trained on the weights of the package `{package}`, which were unpacked from 4 bits: on those
+of `{hub}` its answers differ slightly.
+"""
 
 ADAPTER_NOTES = """
 Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.
@@ -52,11 +59,19 @@ def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
     """The YAML at the top of a model card; ``library`` loads the folder, such as ``peft``."""
     data = ModelCardData(
         library_name=library,
-        base_model=recipe.model,
+        base_model=published_name(recipe.model),
         pipeline_tag=TASK_NAMES[task_type][1],
         tags=["lorada", recipe.method],
     )
     return str(data.to_yaml())
+
+
+def _unpacked(model: str) -> str:
+    """What a card says of a base whose weights were quantised in its package; else nothing."""
+    package = PACKAGED.get(model)
+    if package is None or package.gguf is None:
+        return ""
+    return UNPACKED.format(package=package.name, hub=package.hub)
 
 
 def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, outputs: int) -> None:
@@ -71,11 +86,12 @@ def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, outputs: int)
     write_text(
         folder,
         front_matter(recipe, "peft", config.task_type),
-        title=f"{recipe.method} adapter for {recipe.model}",
+        title=f"{recipe.method} adapter for {published_name(recipe.model)}",
         made=f"Trained with lorada {__version__}. {knows}",
         code=("" if plain else line) + f"from peft import {auto}\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder"{head})',
         notes=("" if plain else f"\n{LAUNCH}\n")
+        + _unpacked(recipe.model)
         + ADAPTER_NOTES.format(
             parts=", ".join(getattr(one.peft_type, "value", one.peft_type) for one in config.parts),
             task=recipe.task,
@@ -106,13 +122,14 @@ def write_model_card(
     write_text(
         folder,
         front_matter(recipe, "transformers", task_type),
-        title=f"{recipe.model} after {recipe.method}",
+        title=f"{published_name(recipe.model)} after {recipe.method}",
         made=f"Written by lorada {__version__}: {what}{beside}.",
         code=("import lorada  # without it, loading ends in an error\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        notes=BESIDE_NOTES.format(launch=LAUNCH, engine=engine) if left else "",
+        notes=_unpacked(recipe.model)
+        + (BESIDE_NOTES.format(launch=LAUNCH, engine=engine) if left else ""),
     )
 
 

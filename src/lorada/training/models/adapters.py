@@ -31,6 +31,7 @@ from lorada.training.models.loading import (
     refuse_other_type,
     stretched,
 )
+from lorada.support.models import short_name
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.part_config import known_types
 from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, attach, backbone_of
@@ -251,6 +252,10 @@ def _complete(
     """Config and tensors of a saved adapter of this base, with all that it has drawn at random."""
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_type(base_type_of(config), folder, base.config)
+    named = config.base_model_name_or_path
+    if named is not None and short_name(named) is not None:
+        # PEFT would look on the hub for a packaged base, which is here.
+        config.base_model_name_or_path = base.name_or_path
     lost = set(drawn) - {name.removeprefix(PEFT_NAMES) for name in weights}
     if lost:
         raise ValueError(

@@ -6,7 +6,6 @@ Qwen2 models load each other's adapters.
 
 import importlib.util
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +34,15 @@ from lorada.methods.head_modules import head_modules, may_be_drawn
 from lorada.methods.matrix_names import family_of
 from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
 from lorada.support.files import atomic_path, one_at_a_time
-from lorada.support.models import MODELS, PACKAGED, check_name, named_config, package_folder
+from lorada.support.models import (
+    MODELS,
+    PACKAGED,
+    check_name,
+    named_config,
+    package_folder,
+    short_name,
+    weights_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +70,13 @@ def local_folder(name: str) -> Path | None:
 
 def _packaged_folder(name: str) -> Path:
     """The folder of a packaged model, or of its converted weights in ``LORADA_CACHE``."""
-    package, folder = PACKAGED[name], package_folder(name)
+    package, cached = PACKAGED[name], weights_folder(name)
     if package.gguf is None:
-        return folder
-    usual = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorada"
-    cached = Path(os.environ.get("LORADA_CACHE", usual)) / name
+        return cached
     if not (cached / "model.safetensors").is_file():
         with one_at_a_time(cached):
             if not (cached / "model.safetensors").is_file():
-                _convert_gguf(folder, package.gguf, cached)
+                _convert_gguf(package_folder(name), package.gguf, cached)
     return cached
 
 
@@ -337,6 +342,9 @@ def base_type_of(config: PeftConfig) -> str | None:
     name = config.base_model_name_or_path
     if own is not None or not name:
         return own
+    short = short_name(name)
+    if short is not None and weights_folder(short).is_dir():  # it is saved by its id on the hub
+        name = str(weights_folder(short))
     try:
         found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
     except Exception:  # of any class: the base is not here, or its name is invalid

@@ -10,6 +10,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.error_messages import unknown_name
+from lorada.support.models import published_name
 from lorada.tuners.base.part_config import LoradaPeftConfig, known_types
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
@@ -70,10 +71,16 @@ class LoradaConfig(LoradaPeftConfig):
         """Write adapter_config.json: of a single part of PEFT, as PEFT alone would, else a stack's.
 
         Programs without lorada then load such an adapter; ``as_stack`` reads it as a stack again.
+        A packaged base is named by its id on the hub: its folder is on this machine alone.
         """
-        plain = self.plain
-        save = super().save_pretrained if plain is None else plain.save_pretrained
-        save(save_directory, **kwargs)
+        saved = copy.copy(self)
+        if self.base_model_name_or_path is not None:
+            saved.base_model_name_or_path = published_name(self.base_model_name_or_path)
+        plain = saved.plain
+        if plain is not None:
+            plain.save_pretrained(save_directory, **kwargs)
+        else:
+            super(LoradaConfig, saved).save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included."""
