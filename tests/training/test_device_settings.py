@@ -13,7 +13,14 @@ from transformers import LlamaConfig, TrainingArguments, training_args
 from lorada.inference.load import load_run
 from lorada.training import arguments
 from lorada.training import train as training
-from lorada.training.arguments import device_settings, loading_device, take_one_device, with_dtype
+from lorada.training.arguments import (
+    answering_device,
+    device_settings,
+    loading_device,
+    take_one_device,
+    with_dtype,
+)
+from lorada.training.inputs import prepare_training
 from lorada.training.models import loading
 from lorada.training.train import train
 
@@ -178,6 +185,23 @@ def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(training, "loading_device", lambda args: torch.device("cuda", 1))
     run = train(recipe(), quiet=True).run
-    monkeypatch.setattr("lorada.inference.load.accelerator", lambda given: torch.device("cuda"))
+    monkeypatch.setattr("lorada.inference.load.answering_device", lambda _: torch.device("cuda"))
     load_run(run)
     assert seen == [{"": torch.device("cuda", 1)}, {"": torch.device("cuda")}]
+    load_run(run, to_merge=True)  # of an export, for which a card that holds 4 bits has no room
+    assert seen[2] is None
+
+
+def test_a_run_answers_on_the_device_that_trains_it(on, recipe):
+    four_bits = recipe("quantization=nf4")
+    for kind in ("mps", "cuda"):
+        on(kind)
+        assert answering_device(recipe()) == torch.device(kind)
+    on("mps")
+    assert answering_device(four_bits) is None
+    for bits in ("nf4", "int8"):
+        said = f"quantization={bits} does not train on MPS: leave it out"
+        refused(said, lambda bits=bits: prepare_training(recipe(f"quantization={bits}")))
+    prepare_training(recipe("quantization=nf4", "training.use_cpu=true"))
+    on(None)
+    assert answering_device(recipe()) is None

@@ -122,7 +122,7 @@ def _refuse_quantised(model: str, config: Any) -> None:
 
 def _to_export(folder: Path, trust_remote_code: bool) -> Run:
     """Load the finished run; write its classes, and what ends a text, into its base's configs."""
-    run = load_run(folder, trust_remote_code=trust_remote_code, unquantised=True)
+    run = load_run(folder, trust_remote_code=trust_remote_code, to_merge=True)
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     _refuse_quantised(run.recipe.model, base.config)
     if run.labels:

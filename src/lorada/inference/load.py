@@ -18,7 +18,7 @@ from lorada.runs.folder import finished_run
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
-from lorada.training.arguments import accelerator
+from lorada.training.arguments import answering_device
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.adapters import (
     adapter_config,
@@ -72,19 +72,22 @@ class Run(Prepared):
         return task.protocol(self.recipe.protocol, self.kind)
 
 
-def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool = False) -> Run:
-    """Load a finished run.
+def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = False) -> Run:
+    """Load a finished run onto the device that answers here.
 
     Its recipe does not decide about remote code, because the folder may come from somebody else.
-    ``unquantised`` loads the base's own weights, whatever the run was trained on, to merge into.
+    ``to_merge`` loads the base's own weights, whatever the run was trained on, and onto the CPU: an
+    accelerator that holds them in 4 bits has no room for them, and merging computes little.
     """
     recipe, result = finished_run(folder, trust_remote_code=trust_remote_code), read_result(folder)
-    if unquantised and recipe.quantization is not None:
+    if to_merge and recipe.quantization is not None:
         logger.warning(
             "%s was trained on %s weights and is merged into unquantised ones, so answers differ "
             "by what the quantisation rounds", folder, recipe.quantization,
         )  # fmt: skip
         recipe = recipe.model_copy(update={"quantization": None})
+    if to_merge:
+        recipe = recipe.model_copy(update={"device_map": None})
     prepared = prepare(recipe)
     outputs = 1 if result["form"] == "score" else len(result["labels"]) or None
     whole = folder / "model"
@@ -94,7 +97,8 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, unquantised: bool
         config = load_config(trained.model, trust_remote_code=trust_remote_code)
         prepared = replace(prepared, recipe=trained, config=config)
     pooled = whole.is_dir() and recipe.pooling is not None
-    base = load_base(prepared, outputs, accelerator({}), without_adapter=pooled)
+    device = None if to_merge else answering_device(recipe)
+    base = load_base(prepared, outputs, device, without_adapter=pooled)
     if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()
         if base.drawn:

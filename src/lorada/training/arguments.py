@@ -53,6 +53,22 @@ def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
     return None if device is None or device.type == "mps" else device
 
 
+def on_mps(settings: Mapping[str, Any]) -> bool:
+    """Whether a training with these TrainingArguments is on an Apple GPU."""
+    if settings.get("use_cpu") or not torch.accelerator.is_available():
+        return False
+    device = torch.accelerator.current_accelerator()
+    return device is not None and device.type == "mps"
+
+
+def answering_device(recipe: Recipe) -> torch.device | None:
+    """Where a finished run answers: on the device that would train it; None for a CPU."""
+    # Weights of 4 or 8 bits are made by kernels that MPS does not have.
+    if recipe.quantization is None and on_mps({}):
+        return torch.device("mps")
+    return accelerator({})
+
+
 def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     """The recipe with the dtype that its base gets here, if it leaves that to the device.
 

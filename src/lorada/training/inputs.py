@@ -23,7 +23,7 @@ from lorada.methods.method import SHIFTED_ATTENTION, load
 from lorada.runs.recipe import Recipe
 from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import HEADED, Form
-from lorada.training.arguments import with_dtype
+from lorada.training.arguments import on_mps, with_dtype
 from lorada.training.models.loading import (
     kind_of,
     load_config,
@@ -151,11 +151,16 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
 
 
 def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
-    """Refuse a quantisation or an attention that the method cannot be trained with."""
+    """Refuse a quantisation or an attention that method or device cannot train with."""
     if recipe.quantization is not None and plan.config is None:
         raise ValueError(
             f"quantization={recipe.quantization} and method={recipe.method}, which trains the "
             "base itself, exclude each other: choose a method with an adapter"
+        )
+    if recipe.quantization is not None and on_mps(recipe.training):
+        raise ValueError(
+            f"quantization={recipe.quantization} does not train on MPS: leave it out, or add "
+            "training.use_cpu=true"
         )
     asked = recipe.attn_implementation
     if asked is None or "/" in asked:  # a kernel of the hub, which transformers fetches

@@ -23,6 +23,7 @@ from lorada.methods.build import Plan
 from lorada.methods.head_modules import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.methods.method import part_class
 from lorada.runs.recipe import Recipe
+from lorada.support.models import short_name
 from lorada.training.inputs import Prepared, loading_settings
 from lorada.training.models.loading import (
     base_type_of,
@@ -31,7 +32,6 @@ from lorada.training.models.loading import (
     refuse_other_type,
     stretched,
 )
-from lorada.support.models import short_name
 from lorada.tuners import LoradaConfig, PrefixConfig
 from lorada.tuners.base.part_config import known_types
 from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, attach, backbone_of
