@@ -40,7 +40,7 @@ def train(
     columns: opt.Columns = None,
     output: Annotated[str | None, typer.Option(help="folder of the run; else the recipe's")] = None,
     from_adapter: Annotated[
-        str | None, typer.Option("--from", help="a saved PEFT adapter to start from")
+        str | None, typer.Option("--from", help="a run, or a saved PEFT adapter, to start from")
     ] = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
@@ -112,6 +112,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print the rows and parameters of a training, and its first row; no weights are loaded."""
     from lorada.data.tokenize import fit_context, lost_and_first
     from lorada.training.inputs import prepare_training
+    from lorada.training.models.adapters import config_to_start, trained_parts
     from lorada.training.models.loading import stretched
     from lorada.training.parameter_counts import parameters_of, refuse_impossible
     from lorada.training.train import checked_arguments
@@ -132,6 +133,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
         })  # fmt: skip
         return
     say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
+    if recipe.from_adapter is not None and prepared.plan.config is not None:
+        say(trained_parts(*config_to_start(prepared.plan.config, recipe, prepared.config), recipe))
     said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
     say(f"{len(prepared.rows.rows):,} rows at max_length={fitted.max_length}: {said}")
     asked = recipe.activation_checkpointing
@@ -139,6 +142,27 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     say(f"activation_checkpointing={takes}")
     if row is not None:
         say(_shown_row(row))
+
+
+def _trained(result: Mapping[str, Any]) -> str:
+    """The method, and the parts of the adapter where one was there before."""
+    if result["started_from"] is None:
+        return str(result["method"])
+    return f"{' and '.join(result['adapter_parts'])} from {result['started_from']}"
+
+
+def _losses(history: list[dict[str, Any]]) -> str:
+    """The first and the last loss of a training; each is a mean over the steps between two logs."""
+    logged = [entry for entry in history if entry.get("loss") is not None]
+    if not logged:
+        return "no loss"
+    first, last = logged[0], logged[-1]
+    if len(logged) > 1:
+        return f"loss {first['loss']:.3f} at first, {last['loss']:.3f} at last"
+    if first["step"] == 1:
+        return f"loss {first['loss']:.3f} in the first step"
+    steps = f"{first['step']:.0f} steps (logging_steps=1 logs each)"
+    return f"loss {first['loss']:.3f}, the mean of {steps}"
 
 
 def _parameters(counts: Mapping[str, Any]) -> str:
@@ -169,14 +193,13 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
         print_json(result)
         return
     say_why(result)
-    losses = [loss for entry in result["history"] if (loss := entry.get("loss")) is not None]
-    say(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last" if losses else "no loss")
+    say(_losses(result["history"]))
     effect = result["relative_norm"]
     text = f", relative norm {effect:.2g}" if effect is not None else ""
     resumed = result["resumed_from"]
     taken = f", those after {resumed} in" if resumed else " in"
     say(
-        f"{result['method']} on {result['model']}: {_parameters(result['parameters'])}, "
+        f"{_trained(result)} on {result['model']}: {_parameters(result['parameters'])}, "
         f"{result['steps']} steps{taken} {result['wall_time_s']:.0f} s, "
         f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB{text}"
     )

@@ -36,14 +36,13 @@ from lorada.training.model_card import front_matter, write_model_card, write_tex
 from lorada.training.models.adapters import (
     ADAPTER_WEIGHTS,
     BESIDE,
-    pooling_of,
+    part_kinds,
     save_beside,
     task_type,
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import kind_of, load_config, local_folder
 from lorada.tuners.lmam import map_configs
-from lorada.tuners.pooling import PoolingConfig
 from lorada.tuners.stack.merging import UnmergeableError
 from lorada.tuners.stack.nested_layers import named_for_transformers
 from lorada.tuners.stack.stack import refuse_without_peft_model
@@ -160,27 +159,19 @@ def copy_licence(model: str, fresh: Path) -> None:
                 shutil.copy(path, fresh)
 
 
-def kinds(model: PeftModel | PreTrainedModel) -> list[str]:
-    """The PEFT types of the parts in a model's adapter; empty for a model without one."""
-    if not isinstance(model, PeftModel):
-        return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
-    parts = model.peft_config["default"].parts
-    return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
-
-
 def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     """The model with every part merged that can be, and the kinds of merged and of other parts.
 
     If a part that wraps modules cannot be merged, none is: with the others merged, it would wrap
     other weights than those it was trained on.
     """
-    parts = kinds(run.model)
+    parts = part_kinds(run.model)
     try:
         model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
     except UnmergeableError as error:
         logger.warning("nothing is merged: %s", str(error).partition(": ")[0])
         model = run.model
-    left = kinds(model)
+    left = part_kinds(model)
     merged = [kind for kind in parts if kind not in left]
     if merged and run.model.dtype in (torch.bfloat16, torch.float16):
         logger.warning(

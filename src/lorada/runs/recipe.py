@@ -153,7 +153,9 @@ class Recipe(BaseModel):
         None, gt=0, description="windows of each length, evenly spread; by default all"
     )
     output: str = Field(description="folder of the run")
-    from_adapter: str | None = Field(None, description="a saved PEFT adapter to start from")
+    from_adapter: str | None = Field(
+        None, description="a run, or a saved PEFT adapter, to start from"
+    )
     max_length: int = Field(512, gt=0, description="most tokens of a row; longer rows are cut")
     max_target_length: int | None = Field(None, gt=0, description="most tokens of a response")
     languages: list[str] | None = Field(

@@ -16,6 +16,7 @@ from typing import Any
 from lorada.data.tasks import TASKS
 from lorada.methods.check_overrides import TRAINING, checked, owner_of, refuse_unknown
 from lorada.methods.lookup import method_named
+from lorada.runs.earlier_run import followed
 from lorada.runs.recipe import (
     REMOTE,
     SEEDS,
@@ -80,7 +81,7 @@ def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any
             f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
             f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
         )
-    values = {key: value for key, value in last.items() if key in PLAIN}
+    values = followed({key: value for key, value in last.items() if key in PLAIN})
     # Which keys there are depends on the method.
     method = method_named(str(values.get("method", Recipe.model_fields["method"].default)))
     recipe = recipe_of(values)

@@ -68,6 +68,7 @@ from lorada.training.models.adapters import (
     fold_prefixes,
     load_base,
     parameter_counts,
+    part_kinds,
     save_beside,
 )
 from lorada.training.models.loading import language_settings, refuse_long
@@ -289,6 +290,8 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "processes": process_count(),
         "parameters": {**counts, "paper": None},
         "settings_from": plan.settings_from,
+        "started_from": recipe.from_adapter,
+        "adapter_parts": part_kinds(setup.model),
         "adapter_bytes": sum(path.stat().st_size for path in saved if path.is_file()),
         "steps": state.global_step,
         "seconds_per_step": setup.timed.seconds_per_step,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import PEFT_NAMES, head_modules, in_head, select_trainable
+from lorada.methods.lookup import method_named
 from lorada.methods.method import part_class
 from lorada.runs.recipe import Recipe
 from lorada.support.models import short_name
@@ -185,7 +186,26 @@ def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> 
         _refuse_missing(model, weights, folder, kinds)
         set_peft_model_state_dict(model, weights)
     logger.warning("%d tensors taken over from %s", len(weights), folder)
+    logger.warning("%s", trained_parts(old, kinds, recipe))
     return model
+
+
+def trained_parts(config: LoradaConfig, kinds: Collection[Any], recipe: Recipe) -> str:
+    """What a training trains that starts from an adapter with these ``kinds`` of parts."""
+    own = set(method_named(recipe.method).part_names)
+    brought, new, foreign = list[str](), list[str](), list[str]()
+    for part in config.parts:
+        name = str(getattr(part.peft_type, "value", part.peft_type))
+        (brought if part.peft_type in kinds else new).append(name)
+        if not any(isinstance(part, part_class(known)) for known in own):
+            foreign.append(name)
+    sentence = f"this trains {' and '.join(brought)} from {recipe.from_adapter}"
+    if new:
+        sentence += f", and new {' and '.join(new)} beside it"
+    foreign = [name for name in foreign if name != PoolingConfig.registered_as.value]
+    if foreign:
+        sentence += f": method={recipe.method} alone has no {' and no '.join(foreign)}"
+    return sentence
 
 
 def _refuse_missing(
@@ -211,7 +231,9 @@ def adapter_config(folder: Path) -> LoradaConfig:
         raise ValueError(f"no adapter folder at {folder}")
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: not a PEFT adapter")
+        inside = folder / "adapter"
+        hint = f": its adapter is {inside}" if inside.is_dir() else ": not a PEFT adapter"
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}{hint}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -327,6 +349,14 @@ def pooling_of(model: nn.Module) -> str | None:
         return None
     layer = getattr(backbone_of(model), CHILD, None)
     return layer.configs["default"].pooling if isinstance(layer, PoolingLayer) else None
+
+
+def part_kinds(model: nn.Module) -> list[str]:
+    """The PEFT types of the parts in a model's adapter; empty for a model without one."""
+    if not isinstance(model, PeftModel):
+        return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
+    parts = model.peft_config["default"].parts
+    return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
 
 
 def save_beside(model: nn.Module, folder: Path) -> None:
