@@ -26,6 +26,7 @@ from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
 from lorada.inference.load import Run, load_run
+from lorada.inference.modelfile import write_modelfile
 from lorada.inference.serving.names import base_name
 from lorada.runs.folder import SERVED, finished_run, refuse_filled
 from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
@@ -68,6 +69,8 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         _write(model, run, fresh)
         if left:
             mark(fresh)
+        elif run.kind == "decoder" and run.form not in HEADED:
+            write_modelfile(run, fresh)
         copy_licence(run.recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, run.recipe, merged, left, task)
