@@ -20,6 +20,7 @@ CHAT = "9 + 4 =\n/base\n/reset\n/quit\n"  # is typed into each chat
 WRITES = {
     "index": None,
     "guides/train": "runs/mine/adapter/adapter_model.safetensors",
+    "guides/go-on": "runs/both/adapter/adapter_model.safetensors",
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/export": "my-model/config.json",
     "guides/elsewhere": "my-merged/config.json",

@@ -28,8 +28,8 @@ CARD = """\
 
 # For a packaged base whose weights are not those of the hub's bit by bit.
 UNPACKED = """
-It was trained on the weights of the package `{package}`, which were unpacked from 4 bits: on those
-of `{hub}` its answers differ slightly.
+The base's weights came from the package `{package}`, which has them in 4 bits. They were unpacked,
+so they differ slightly from those of `{hub}`.
 """
 
 ADAPTER_NOTES = """
