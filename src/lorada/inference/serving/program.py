@@ -23,9 +23,7 @@ def main(words: list[str]) -> None:
     """Serve a run until the process is ended."""
     most, run, *options = words
     # Under continuous batching a request to another model ends all that are being answered.
-    base = base_name(run)
-    if BATCHING in options or not Path(base).is_dir():
-        base = None
+    base = base_name(run) if BATCHING not in options and Path(base_name(run)).is_dir() else None
 
     class GuardedServe(Serve):  # type: ignore[misc]
         def start_server(self) -> None:
