@@ -133,7 +133,7 @@ def test_a_chat_that_ends_with_the_user_is_learned_and_not_scored(mistake, place
     rows = [{"messages": CHAT}] * 4 + [{"messages": [*CHAT, CHAT[0]]}]
     data = rows_file(tmp_path / "chats.jsonl", rows)
     train = ["train", "--method", "lora", "--model", place / "llama", "--data"]
-    said = f"{data} row 5: a chat to score must end with a text of the assistant"
+    said = f"{data} row 5: a chat to score must end with a turn of the assistant"
     scored = rows_file(tmp_path / "good.jsonl", rows[:4])
     assert said in mistake(*train, scored, f"eval_data={data}", "--output", tmp_path / "run")
 

@@ -23,9 +23,11 @@ from lorada.compare.report.read import (
     read_comparison,
 )
 from lorada.compare.report.summarize_comparison import summarize
+from lorada.compare.report.write_report import page
 from lorada.compare.spec import Comparison
 from lorada.compare.statistics import Common, mean_score
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, Search, Trial
+from lorada.data.row_lengths import RowLengths
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
@@ -534,3 +536,22 @@ def test_methods_that_all_score_the_same_are_different_by_their_losses():
     assert summary.verdict == f"{said}: their losses differ, `lorada report c --metric loss`"
     assert next(iter(summary.commands.values())) == "lorada report c --metric loss"
     assert summary.best == ""
+
+
+def test_rows_that_are_cut_stand_in_the_report_and_in_the_advice():
+    lengths = RowLengths(150, 20, 300, 1531, 512, None, 8192, 26, 3, 82, 0)
+    wrong = {name: np.zeros((3, ROWS)) for name in ("lora", "ia3")}
+    results = planned(results_of(wrong, baselines=HALF_WRONG), train_lengths=lengths, steps=24)
+    summary = summarize(results)
+    said = (
+        "Of 150 training rows 26 are cut to max_length=512, 3 of them in an answer, 82 are left "
+        "out, as max_length=512 leaves nothing to learn; the longest has 1,531 tokens: "
+        "max_length=1531 takes every row whole."
+    )
+    assert said in summary.sentences
+    assert said in page(summary)
+    assert "Compare again with whole rows (max_length=1531), more steps" in summary.verdict
+    whole = dataclasses.replace(lengths, max_length=2048, cut=0, answers_cut=0, dropped=0)
+    summary = summarize(planned(results, train_lengths=whole))
+    assert not any("training rows" in one for one in summary.sentences)
+    assert "whole rows" not in summary.verdict

@@ -2,6 +2,7 @@
 
 import pytest
 from compared import comparison, model_and_rows
+from folders import rows_file
 
 from lorada.compare import forecast
 from lorada.compare.run import planned
@@ -57,3 +58,23 @@ def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monk
     seconds, trainer = measured(place, tmp_path, "lora", monkeypatch, max_steps=1)
     assert seconds > 0
     assert trainer.state.global_step == 3
+
+
+def test_rows_that_are_dropped_are_not_measured_and_are_said(place, tmp_path, works, jobs_here):
+    """Every second row has nothing to learn within the length; they are those that are longest."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    filled = {"role": "system", "content": "x" * 60}
+    long = [{"messages": [filled, {**turns[0], "content": f"{n}"}, turns[1]]} for n in range(30)]
+    short = [{"messages": [{**turns[0], "content": f"a{n}"}, turns[1]]} for n in range(30)]
+    both = [row for pair in zip(long, short, strict=True) for row in pair]
+    data = rows_file(tmp_path / "chats.jsonl", both)
+    out, _ = works(
+        "compare", "--model", place / "llama", "--data", data, "--held-out", "20%", "--trials", 0,
+        "--methods", "lora", "--output", tmp_path / "c", "--dry-run", "max_length=40",
+        "training.report_to=[]", "max_steps=4",
+    )  # fmt: skip
+    said = " ".join(out.split())
+    assert "no method can be run" not in said
+    assert "are left out, as max_length=40 leaves nothing to learn" in said
+    assert "Tokens of the training rows: " in said
+    assert "and the model reads 64: max_length=64 cuts the least" in said

@@ -6,7 +6,7 @@ from folders import refused, rows_file
 
 from lorada.compare.comparison_rows import read_data
 from lorada.compare.learning_rate import search_rate
-from lorada.compare.make_plan import make_plan, steps_of
+from lorada.compare.make_plan import make_plan, steps_and_lengths
 from lorada.compare.run import read
 from lorada.compare.spec import (
     Comparison,
@@ -63,7 +63,7 @@ def test_a_plan_that_was_saved_is_read_as_it_was(place, tmp_path):
 def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
     training = {"report_to": [], **training}
     asked = comparison(place, methods=["lora"], recipe={"training": training})
-    steps = steps_of(asked, *read(asked))
+    steps, _ = steps_and_lengths(asked, *read(asked))
     recipe = Recipe(**asked.recipe, method="lora", output=str(tmp_path / "run"))
     assert train(recipe, quiet=True).result["steps"] == steps
 

@@ -10,7 +10,6 @@ from folders import byte_tokenizer, refused
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.data.read_rows import answer_of
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, learned_ends, prompt_of
 
 HEAD = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -186,9 +185,12 @@ def test_a_chat_that_is_cut_keeps_the_answers_before_the_cut():
 CALL = (
     "{% if tools %}tools: {% for t in tools %}{{ t.function.name }}{% endfor %}<e>{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}"
-    "{% for c in m.tool_calls or [] %}call {{ c.function.name }}{% endfor %}<e>{% endfor %}"
+    "{% for c in m.tool_calls or [] %}call {{ c.function | tojson }}{% endfor %}<e>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+CALLED = 'call {"name": "stock", "arguments": {"item": "lamp"}}'
 
 
 def test_tools_and_their_calls_go_to_the_template():
@@ -204,12 +206,11 @@ def test_tools_and_their_calls_go_to_the_template():
         "tools": [{"type": "function", "function": {"name": "stock", "parameters": {}}}],
     }
     expected = (
-        "tools: stock<e><|user|>A lamp?<e><|assistant|>⟦call stock<e>⟧"
+        "tools: stock<e><|user|>A lamp?<e><|assistant|>⟦" + CALLED + "<e>⟧"
         "<|tool|>17<e><|assistant|>⟦17 euros.<e>⟧"
     )
     assert learned(row, tokenizer)[1] == expected
     assert prompt_of(row, "messages", tokenizer).startswith("tools: stock<e><|user|>")
-    assert answer_of({"messages": row["messages"][:2]}) == ""
 
 
 def test_a_template_that_writes_a_turn_differently_later_is_refused_by_name():
@@ -255,3 +256,14 @@ def test_the_tokens_that_count_are_those_of_trls_assistant_only_loss(name, tmp_p
     (ours,) = encode([chat()], "messages", tokenizer, EncodeOptions(1024))
     assert ours.features["input_ids"] == theirs["input_ids"]
     assert ours.features["labels"] == theirs["labels"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_follows_the_last_answer_counts_where_everything_does(name):
+    tokenizer = with_template(byte_tokenizer(), TEMPLATES[name])
+    asked = {"role": "user", "content": "And a sofa?"}
+    row = {"messages": [*chat()["messages"], asked]}
+    (found,) = encode([row], "messages", tokenizer, EncodeOptions(1024, loss_on="all"))
+    assert found.features["labels"] == found.features["input_ids"]
+    whole = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+    assert tokenizer.decode(found.features["labels"]) == whole

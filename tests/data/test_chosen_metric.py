@@ -12,6 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 from sample_rows import samples
 
+from lorada.data.answer_length import answer_limit
 from lorada.data.metrics import (
     bleu,
     classes,
@@ -24,7 +25,7 @@ from lorada.data.metrics import (
     row_value,
 )
 from lorada.data.read_rows import answer_of
-from lorada.data.task_rows import Rows, answer_limit, metric_of
+from lorada.data.task_rows import Rows, metric_of
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from folders import ROWS, TURNS, rows_file
+from folders import ROWS, TURNS, refused, rows_file
 from trained import run_recipe
 
 from lorada.cli.train_commands import show_training
@@ -12,7 +12,7 @@ CHOICE = {"prompt": "1 + 1 =", "candidates": [" 3", " 2"], "answer": 1}
 READ = {
     "a prompt": ("llama", ROWS[0], [], "0 + 0 =⟦ 0<e>⟧", 3),
     "all of a prompt": ("llama", ROWS[0], ["loss_on=all"], "0⟦ + 0 = 0<e>⟧", 9),
-    "a prompt that is cut": ("llama", ROWS[0], ["max_length=8"], "0 + 0 =⟦ ⟧", 1),
+    "a prompt that is cut": ("llama", ROWS[0], ["max_length=8"], "0 0 =⟦ 0<e>⟧", 3),
     "a chat": ("llama", TURNS[0], [], "<|user|>hi<e><|assistant|>⟦ho<e>⟧", 3),
     "a text": ("llama", {"text": "abc"}, [], "a⟦bc<e>abc<e>⟧", 7),
     "a choice": ("llama", CHOICE, [], "1 + 1 =⟦ 2⟧", 2),
@@ -53,15 +53,36 @@ def test_the_dry_run_counts_rows_that_are_cut_dropped_empty_or_copies(place, tmp
     long, none = {"prompt": "1 =", "response": "x" * 40}, {"prompt": "x" * 40, "response": "y"}
     rows = [none, ROWS[0], long, ROWS[1], ROWS[0], ROWS[0]]
     found = planned("llama", rows)
-    assert counts(found) == [6, 1, 1, 0, 2]
-    row = found["first_row"]  # a row that is left out is not shown
-    assert (row["row"], row["tokens"], row["counted"]) == (2, 10, 3)
-    assert row["pieces"] == [["0 + 0 =", False], [" 0<e>", True]]
-    assert planned("llama", [none])["first_row"] is None
+    assert counts(found) == [6, 2, 0, 0, 2]
+    assert [found["lengths"][name] for name in ("longest", "answers_cut")] == [44, 1]
+    row = found["first_row"]
+    assert (row["row"], row["tokens"], row["counted"]) == (1, 32, 2)
+    assert row["pieces"] == [["x" * 30, False], ["y<e>", True]]
     out = shown(place, tmp_path, capsys, "llama", rows, ["max_length=32"])
-    assert "rows at max_length=32: 1 cut, 1 dropped, 0 empty, 2 copies\n" in out
+    assert "rows at max_length=32: 2 cut, 0 dropped, 0 empty, 2 copies\n" in out
+    assert "tokens of these rows: 10 to 44, half of them 10 or less" in out
+    assert "max_length=44 takes every row whole" in out
     texts = [{"text": text} for text in ("abc", " ", "abc", "x" * 70)]
     assert counts(planned("llama", texts)) == [4, 0, 0, 1, 1]
     assert counts(planned("llama", [{"prompt": "1", "response": " "}])) == [1, 0, 0, 1, 0]
     labels = [{"text": t, "label": name} for t, name in (("a", "y"), ("", "n"), ("a" * 40, "n"))]
     assert counts(planned("bert", labels)) == [3, 1, 0, 1, 0]
+
+
+def test_the_dry_run_refuses_what_the_training_refuses(place, tmp_path, capsys):
+    rows = [{"text": "a", "label": "yes"}] * 3
+    refused("only the label 'yes'", lambda: shown(place, tmp_path, capsys, "bert", rows, []))
+    refused("no row to learn from",
+            lambda: shown(place, tmp_path, capsys, "llama", ROWS, ["max_length=1"]))  # fmt: skip
+
+
+def test_the_dry_run_says_how_long_rows_are_and_what_held_out_rows_lose(place, tmp_path, capsys):
+    held_out = rows_file(tmp_path / "held_out.jsonl", [{"prompt": "x" * 70, "response": "y"}])
+    settings = ["max_length=32", f"eval_data={held_out}"]
+    out = shown(place, tmp_path, capsys, "llama", ROWS[:4], settings)
+    assert "tokens of these rows: 10 to 10, half of them 10 or less" in out
+    assert "1 held-out row at max_length=32: 1 cut" in out
+    said = "1 is cut to max_length=32; the longest has 72 tokens and the model reads 64"
+    assert f"of these rows {said}: max_length=64 cuts the least" in out
+    found = json.loads(shown(place, tmp_path, capsys, "llama", ROWS[:4], settings, as_json=True))
+    assert found["held_out_lengths"]["longest"] == 72

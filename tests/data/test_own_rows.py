@@ -85,7 +85,7 @@ def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form
     rows = loaded(tmp_path, [good, empty, good])
     if form != "text":  # of texts, all tokens are joined
         assert len(encoded(rows, tokenizer=tokenizer)) == 2
-        said = "of 3 rows 1 were left out because they give this tokenizer no token"
+        said = "of 3 rows 1 is left out, as this tokenizer has no token for a text"
         assert said in caplog.text
         refused(
             "rows.jsonl row 2 cannot be answered",
@@ -96,8 +96,13 @@ def test_a_row_without_a_token_is_left_out_of_training_and_named_in_scoring(form
 def test_rows_that_are_cut_or_left_out_are_counted_and_refused_if_none_is_left(tmp_path, caplog):
     long, cut = {"prompt": "a" * 9, "response": "b"}, {"prompt": "a", "response": "b" * 9}
     encoded(loaded(tmp_path, [long, cut, cut, ROWS[0]]), max_length=8)
-    assert "of 4 rows 3 were cut to max_length=8, 1 were left out because nothing" in caplog.text
-    rows = loaded(tmp_path, [long])
+    said = (
+        "of 4 rows 4 are cut to max_length=8, 2 of them in an answer; the longest has 11 tokens: "
+        "max_length=11 takes every row whole"
+    )
+    assert said in caplog.text
+    filled = {"role": "user", "content": "a" * 40}
+    rows = loaded(tmp_path, [{"messages": [filled, {"role": "assistant", "content": "b"}]}] * 2)
     refused("none to learn within max_length=5", lambda: encoded(rows, max_length=5))
 
 

@@ -117,13 +117,13 @@ def test_a_prompt_has_no_end_where_the_tokenizer_ends_every_text(run, room):
         assert [ids[: len(p)] for ids, p in zip(learned, plain, strict=True)] == plain
 
 
-def test_prompts_that_lose_their_beginning_are_cut_as_generate_gets_them(run, monkeypatch, caplog):
+def test_prompts_that_lose_their_middle_are_cut_as_generate_gets_them(run, monkeypatch, caplog):
     prompts, answers = ["x" * 80 + "1", "2"], []
     for why in (None, "for a test"):
         monkeypatch.setattr(generating, "reason_against", lambda *_, why=why: why)
         answers.append(generate(run, prompts, 20))
     assert answers[0] == answers[1]
-    assert caplog.text.count("1 of 2 prompts lost their beginning") == 2
+    assert caplog.text.count("1 of 2 prompts lost their middle") == 2
 
 
 def test_memory_that_runs_out_is_not_taken_for_damaged_settings(run, monkeypatch):

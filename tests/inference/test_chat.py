@@ -76,13 +76,13 @@ def test_a_conversation_that_has_no_room_loses_its_first_questions(chat_of, capl
     for number in range(6):
         chat.ask(f"012{number}", str)
     assert "left out the first question to fit the model's context" in caplog.text
-    assert "lost their beginning" not in caplog.text
+    assert "lost their middle" not in caplog.text
     assert "be kind" in chat.last
     assert "0125" in chat.last
     assert "0120" not in chat.last
     assert chat.turns[0]["role"] == "user"
     chat.ask("0" * 200, str)  # too long by itself
-    assert "1 of 1 prompts lost their beginning to fit the model" in caplog.text
+    assert "1 of 1 prompts lost their middle to fit the model" in caplog.text
 
 
 def test_a_stopped_answer_is_a_beginning_of_the_whole_one(chat_of):

@@ -193,9 +193,16 @@ def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: boo
         plan = planned(chosen, place, resume=resume, report=note)
         found = forecast(chosen, plan, slots, note)
     if as_json:
-        print_json(found)
-    else:
-        _show_forecast(found)
+        print_json(found | {
+            "train_lengths": plan.train_lengths and asdict(plan.train_lengths),
+            "held_out_lengths": plan.held_out_lengths and asdict(plan.held_out_lengths),
+        })  # fmt: skip
+        return
+    _show_forecast(found)
+    if plan.train_lengths is not None:
+        console.print(f"Tokens of the training rows: {plan.train_lengths.spread}.")
+    for sentence in plan.losses:
+        console.print(sentence)
 
 
 def _show_forecast(found: dict[str, Any]) -> None:

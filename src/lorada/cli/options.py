@@ -83,6 +83,9 @@ Metric = Annotated[
         "FILE.py:function; accuracy, balanced_accuracy or macro_f1"
     ),
 ]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="most tokens of an answer; else the run's limit")
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
 Remote = Annotated[
     bool, typer.Option("--trust-remote-code", help="run code that a model repository ships")

@@ -1,6 +1,7 @@
 """The command ``train``."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from lorada.cli.shared import (
     suggest_scoring,
     without_override,
 )
+from lorada.support.in_words import counted
 from lorada.support.models import check_name
 from lorada.support.processes import is_first, refuse_several
 
@@ -101,8 +103,11 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
     """Check the model's name and that the rows are there, before torch loads."""
     from lorada.data.read_rows import share_of, there
     from lorada.data.task_rows import refuse_absent
+    from lorada.runs.folder import read_template
 
     check_name(recipe.model)
+    if recipe.chat_template is not None:
+        read_template(recipe.chat_template)
     refuse_absent(recipe, recipe.data)
     if held_out is not None and share_of(held_out) is None:
         there(held_out)
@@ -110,7 +115,8 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print the rows and parameters of a training, and its first row; no weights are loaded."""
-    from lorada.data.tokenize import fit_context, lost_and_first
+    from lorada.data.task_rows import head_size
+    from lorada.data.tokenize import examined, fit_context
     from lorada.training.inputs import prepare_training
     from lorada.training.models.adapters import config_to_start, trained_parts
     from lorada.training.models.loading import stretched
@@ -118,30 +124,59 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.training.train import checked_arguments
 
     prepared = prepare_training(recipe)
+    rows, held_out = prepared.rows, prepared.held_out
+    head_size(rows)  # refuses a single class
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
-    lost, row = lost_and_first(prepared.rows, fitted, prepared.tokenizer, prepared.kind)
+    how = fitted, prepared.tokenizer, prepared.kind, prepared.context
+    found = examined(rows, *how)
+    scored = None if held_out is None else examined(held_out, *how)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
-            "rows": len(prepared.rows.rows), "classes": prepared.rows.classes, **lost, **counts,
-            "held_out": len(prepared.held_out.rows) if prepared.held_out else 0,
-            "activation_checkpointing": chosen, "first_row": row,
+            "rows": len(rows.rows), "classes": rows.classes, **_counts_of(found), **counts,
+            "lengths": found.lengths and asdict(found.lengths),
+            "held_out": len(held_out.rows) if held_out else 0,
+            "held_out_lengths": scored and scored.lengths and asdict(scored.lengths),
+            "activation_checkpointing": chosen, "first_row": found.first,
         })  # fmt: skip
         return
     say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
     if recipe.from_adapter is not None and prepared.plan.config is not None:
         say(trained_parts(*config_to_start(prepared.plan.config, recipe, prepared.config), recipe))
-    said = ", ".join(f"{count:,} {what}" for what, count in lost.items())
-    say(f"{len(prepared.rows.rows):,} rows at max_length={fitted.max_length}: {said}")
+    _say_examined("row", len(rows.rows), found, fitted.max_length)
+    if held_out is not None and scored is not None:
+        _say_examined("held-out row", len(held_out.rows), scored, fitted.max_length)
     asked = recipe.activation_checkpointing
     takes = f"{asked} takes {chosen}" if asked == "auto" else asked
     say(f"activation_checkpointing={takes}")
-    if row is not None:
-        say(_shown_row(row))
+    if found.first is not None:
+        say(_shown_row(found.first))
+
+
+def _counts_of(found: Any) -> dict[str, int]:
+    """How many rows are cut, left out, empty or copies."""
+    lengths = found.lengths
+    return {
+        "cut": lengths.cut if lengths else 0,
+        "dropped": lengths.dropped if lengths else 0,
+        "empty": found.empty,
+        "copies": found.copies,
+    }
+
+
+def _say_examined(what: str, count: int, found: Any, max_length: int) -> None:
+    """Print how many rows are cut, left out, empty or copies, and how long rows are."""
+    counts = ", ".join(f"{number:,} {name}" for name, number in _counts_of(found).items())
+    say(f"{counted(count, what)} at max_length={max_length}: {counts}")
+    if found.lengths is None:
+        return
+    say(f"tokens of these rows: {found.lengths.spread}")
+    if found.lengths.losses:
+        say(f"of these rows {found.lengths.summary}")
 
 
 def _trained(result: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ def evaluate(
     data_dir: opt.DataDir = None,
     base: Annotated[bool, typer.Option("--base", help="score the base alone")] = False,
     metric: opt.Metric = None,
+    max_new_tokens: opt.MaxNewTokens = None,
     with_text: Annotated[
         bool, typer.Option("--with-text", help="keep the text of each row too")
     ] = False,
@@ -92,8 +93,10 @@ def evaluate(
     opt.refuse_columns(columns, data)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference import evaluate as scoring
+    from lorada.inference.generate import with_limit
     from lorada.runs.result import read_result
 
+    loaded = with_limit(loaded, max_new_tokens)
     if data is None and scoring.has_tasks(loaded):
         found = scoring.evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
@@ -138,7 +141,7 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
 def generate(
     run: opt.RunFolder,
     prompt: Annotated[list[str], typer.Option(help="a text to continue; repeat for more")],
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    max_new_tokens: opt.MaxNewTokens = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -164,7 +167,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="what the conversation begins with, as the system's turn")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="tokens to generate")] = None,
+    max_new_tokens: opt.MaxNewTokens = None,
     remote: opt.Remote = False,
 ) -> None:
     """Chat with a finished run in the terminal, with the base's answers beside its own."""
@@ -249,6 +252,7 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="a text; repeat for more")] = None,
     data: Annotated[str | None, typer.Option(help="rows: a file or a hub id")] = None,
     columns: opt.Columns = None,
+    max_new_tokens: opt.MaxNewTokens = None,
     output: Annotated[
         Path | None, typer.Option(help="file for the answers, .jsonl or .csv; else they are shown")
     ] = None,
@@ -263,9 +267,10 @@ def predict(
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.read_rows import read_rows
     from lorada.data.task_rows import rows_to_answer
-    from lorada.inference.generate import say_cut
+    from lorada.inference.generate import say_cut, with_limit
     from lorada.inference.predict import beside, predict, predict_to
 
+    loaded = with_limit(loaded, max_new_tokens)
     given = [{"text": one} for one in texts] if data is None else read_rows(data)
     named = None if data is None else recipe.columns
     learned = loaded.form, loaded.labels

@@ -21,11 +21,14 @@ from lorada.compare.jobs.queue import Report, run_queue
 from lorada.compare.spec import LEAST_RUNS, Comparison
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, mapping_in
 from lorada.compare.trainings import trials_of
+from lorada.data.row_lengths import EncodingLog
 from lorada.data.task_rows import Rows
+from lorada.data.tokenize import encode_each, encode_options, fit_context
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import peak_memory
 from lorada.support.files import json_text, write_atomic
-from lorada.training.inputs import prepare_training
+from lorada.training.inputs import PreparedTraining, prepare_training
+from lorada.training.models.loading import stretched
 from lorada.training.train import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
@@ -132,7 +135,7 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
         if not recipe.packing:  # packed rows are all as long as they may be
             args = recipe.training
             size = args["per_device_train_batch_size"] * args.get("gradient_accumulation_steps", 1)
-            prepared = replace(prepared, rows=_longest(prepared.rows, STEPS * size))
+            prepared = replace(prepared, rows=_longest(prepared, STEPS * size))
         set_up(prepared, [clock], quiet=True).trainer.train()
     return {
         "seconds_per_step": min(end - began for began, end in pairwise(clock.ends)),
@@ -140,10 +143,22 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _longest(rows: Rows, count: int) -> Rows:
-    """The rows with the most characters."""
+def _longest(prepared: PreparedTraining, count: int) -> Rows:
+    """The rows with the most characters, of those that have something to learn."""
+    rows, tokenizer = prepared.rows, prepared.tokenizer
     order = sorted(range(len(rows.rows)), key=lambda i: -len(json.dumps(rows.rows[i])))
-    return rows.part(order[:count])
+    if rows.form == "text":  # which are joined
+        return rows.part(order[:count])
+    fitted = fit_context(prepared.recipe, stretched(prepared.config, prepared.recipe.rope_factor))
+    options = encode_options(rows, fitted, prepared.kind)
+    learned: list[int] = []
+    for start in range(0, len(order), count):
+        chosen = order[start : start + count]
+        each = encode_each(rows.part(chosen), tokenizer, options, EncodingLog())
+        learned += [chosen[index] for index, _ in each]
+        if len(learned) >= count:
+            break
+    return rows.part(learned[:count])
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]

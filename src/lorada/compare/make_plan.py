@@ -11,15 +11,17 @@ from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.size_for import limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
 from lorada.compare.stored_plan import Candidate, ComparisonPlan
+from lorada.data.row_lengths import RowLengths
 from lorada.data.task_rows import metric_of
-from lorada.data.tokenize import encode_rows, fit_context
+from lorada.data.tokenize import context_of, encode_measured, fit_context
 from lorada.methods.build import plan_method
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
-from lorada.support.row_sources import file_names
+from lorada.support.row_sources import HEADED, file_names
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import Prepared, refuse_packing
+from lorada.training.models.loading import stretched
 from lorada.training.packing import pack
 from lorada.training.parameter_counts import parameters_of, refuse_impossible
 from lorada.tuners import LmamConfig, LoradaConfig
@@ -35,15 +37,18 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
     for method in comparison.methods:
         report(f"choosing the size of {method}")
         candidates += candidates_of(comparison, method, data, base)
+    steps, train_lengths = steps_and_lengths(comparison, base, data)
     plan = ComparisonPlan(
         candidates=candidates,
-        steps=steps_of(comparison, base, data),
+        steps=steps,
         batch=args.per_device_train_batch_size,
         dev_rows=data.dev_rows,
         train=about(data)[0],
         held_out=about(data)[1],
         overlap=data.overlap,
         metric=metric,
+        train_lengths=train_lengths,
+        held_out_lengths=held_out_lengths(comparison, base, data),
         versions=versions(),
         hardware=hardware(),
     )
@@ -123,16 +128,42 @@ def _map_rate(config: Any, recipe: Recipe) -> float | None:
     return maps[0].rate_beside(default_rate(recipe.method))
 
 
-def steps_of(comparison: Comparison, base: Prepared, data: Data) -> int:
-    """How many steps a training on all rows takes, as the Trainer counts them."""
-    recipe = fit_context(comparison.shared_recipe, base.config)
+def steps_and_lengths(
+    comparison: Comparison, base: Prepared, data: Data
+) -> tuple[int, RowLengths | None]:
+    """How many steps a training on all rows takes, as the Trainer counts them; and their lengths.
+
+    Rows of benchmarks are cut as was published, and not measured.
+    """
+    recipe, reads = _fitted(comparison, base)
     args = training_arguments(recipe, quiet=True)
+    if args.max_steps > 0 and not comparison.has_own_rows:
+        return int(args.max_steps), None
+    dataset, lengths = encode_measured(data.train, recipe, base.tokenizer, base.kind, reads=reads)
+    lengths = lengths if comparison.has_own_rows else None
     if args.max_steps > 0:
-        return int(args.max_steps)
-    dataset = encode_rows(data.train, recipe, base.tokenizer, base.kind)
+        return int(args.max_steps), lengths
     rows = len(pack(dataset, recipe.max_length) if recipe.packing else dataset)
     batch = args.per_device_train_batch_size
     batches = rows // batch if args.dataloader_drop_last else -(-rows // batch)
     steps = max(1, -(-batches // args.gradient_accumulation_steps))
     whole: int = math.ceil(args.num_train_epochs * steps)
-    return whole
+    return whole, lengths
+
+
+def held_out_lengths(comparison: Comparison, base: Prepared, data: Data) -> RowLengths | None:
+    """The lengths of a user's held-out rows; rows that no run could be scored on are refused."""
+    if not comparison.has_own_rows:
+        return None
+    recipe, reads = _fitted(comparison, base)
+    (rows,) = data.held_out.values()
+    answered = rows.form == "choice" or rows.form in HEADED
+    return encode_measured(rows, recipe, base.tokenizer, base.kind, answered=answered, reads=reads)[
+        1
+    ]
+
+
+def _fitted(comparison: Comparison, base: Prepared) -> tuple[Recipe, int | None]:
+    """The shared settings within what the model reads, and how many tokens that is."""
+    config = stretched(base.config, comparison.shared_recipe.rope_factor)
+    return fit_context(comparison.shared_recipe, config), context_of(config)

@@ -27,7 +27,13 @@ from lorada.compare.stored_plan import (
     mapping_in,
     saved_plan,
 )
-from lorada.compare.trainings import BASE_FILE, base_job, comparison_jobs, score_commonest
+from lorada.compare.trainings import (
+    BASE_FILE,
+    answers_written,
+    base_job,
+    comparison_jobs,
+    score_commonest,
+)
 from lorada.compare.until import Until
 from lorada.data.metrics import RowValue, row_value
 from lorada.inference.evaluate import BASE
@@ -78,6 +84,8 @@ def compare(
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
     if plan.metric is not None and plan.metric["reason"]:
         report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
+    for sentence in plan.losses:
+        report(sentence)
     jobs = comparison_jobs(comparison, plan, folder)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
     keep = partial(_keep_failure, folder)
@@ -93,7 +101,7 @@ def compare(
     if as_it_is is None:
         return Compared(None, [], failed, 1)
     metric = None if plan.metric is None else plan.metric["name"]
-    baselines = {"as_it_is": as_it_is, "commonest": score_commonest(data, metric)}
+    baselines = {"as_it_is": as_it_is, "commonest": score_commonest(data, base.tokenizer, metric)}
     write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
     written = write_report(folder)
     return Compared(*written, failed, 0)
@@ -216,13 +224,13 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
     if value is None:  # it is stored already
         return
     comparison = comparison.model_copy(update={"trust_remote_code": trust_remote_code})
-    _, data = read(comparison)
+    prepared, data = read(comparison)
     plan = saved_plan(folder)
     if plan is None or (plan.train, plan.held_out) != about(data):
         raise ValueError(f"the rows are not those that {folder} was scored on: put them back")
     by_number: dict[str, dict[int, Row]] = {
         held_out: {rows.number(index): row for index, row in enumerate(rows.rows)}
-        for held_out, rows in data.held_out.items()
+        for held_out, rows in answers_written(data, prepared.tokenizer).items()
     }
     name, base = Path(metric).name, list[float]()
     for run in sorted((folder / RUNS).glob("*/*/seed*")):
@@ -233,7 +241,8 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
         base = untrained or base  # of the one run whose model was scored as it is
     path = folder / BASELINES_FILE
     baselines = mapping_in(path)
-    found = {"as_it_is": base, "commonest": score_commonest(data, metric)["row_scores"][name]}
+    commonest = score_commonest(data, prepared.tokenizer, metric)
+    found = {"as_it_is": base, "commonest": commonest["row_scores"][name]}
     for key, values in found.items():
         if values and "row_scores" in baselines.get(key, {}):
             baselines[key]["row_scores"][name] = values

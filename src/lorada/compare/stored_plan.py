@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from lorada.data.row_lengths import RowLengths
 from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
 
@@ -78,6 +79,18 @@ class ComparisonPlan:
     metric: dict[str, str] | None  # of answers, ``name`` and ``reason``; None for a benchmark
     versions: dict[str, str]  # of the packages
     hardware: dict[str, Any]  # of the machine that made the plan
+    train_lengths: RowLengths | None = None  # of the training rows; not of texts and benchmarks
+    held_out_lengths: RowLengths | None = None  # of the rows to score, likewise
+
+    @property
+    def losses(self) -> list[str]:
+        """What training rows and held-out rows lose to ``max_length``, a sentence for each."""
+        known = {"training": self.train_lengths, "held-out": self.held_out_lengths}
+        return [
+            f"Of {lengths.rows:,} {what} rows {lengths.summary}."
+            for what, lengths in known.items()
+            if lengths is not None and lengths.losses
+        ]
 
     @property
     def runnable(self) -> list[Candidate]:

@@ -8,14 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
+from lorada.data.chats import ASSISTANT
 from lorada.data.metrics import row_metrics, row_value
 from lorada.data.read_rows import answer_of, share_of
 from lorada.data.task_rows import Rows
+from lorada.data.tokenize import written_calls
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
 from lorada.inference.perplexity import forgetting
@@ -23,6 +27,7 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
+from lorada.support.row_sources import Row
 
 BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
 SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
@@ -191,17 +196,20 @@ def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [line[name] for line in lines] for name in names}
 
 
-def score_commonest(data: Data, metric: str | None) -> dict[str, Any]:
+def score_commonest(
+    data: Data, tokenizer: PreTrainedTokenizerBase, metric: str | None
+) -> dict[str, Any]:
     """The commonest answer of the training rows, and its score on each held-out row.
 
-    ``metric`` is what answers are scored by besides the metrics that cost nothing, if anything is.
+    ``tokenizer`` is the model's, whose template writes calls of tools. ``metric`` is what answers
+    are scored by besides the metrics that cost nothing, if anything is.
     """
-    answer = commonest_answer(data.train)
+    answer = commonest_answer(written_calls(data.train, tokenizer))
     if answer is None:
-        return {"reason": "plain text has no answers"}
+        return {"reason": "the training rows have no answers"}
     value = None if metric is None else row_value(metric)
     lines: list[dict[str, float]] = []
-    for rows in data.held_out.values():
+    for rows in answers_written(data, tokenizer).values():
         # Predictions are in the order of the rows' numbers, and so must these be.
         inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
         each = row_metrics(rows.protocol, [answer] * len(inside.rows), inside.rows)
@@ -210,6 +218,11 @@ def score_commonest(data: Data, metric: str | None) -> dict[str, Any]:
                     for one, row in zip(each, inside.rows, strict=True)]  # fmt: skip
         lines += each
     return {"answer": answer, "row_scores": columns(lines)}
+
+
+def answers_written(data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
+    """The held-out rows, in which calls of tools have the text that a model writes."""
+    return {name: written_calls(rows, tokenizer) for name, rows in data.held_out.items()}
 
 
 def commonest_answer(rows: Rows) -> Any:
@@ -223,8 +236,15 @@ def commonest_answer(rows: Rows) -> Any:
     elif rows.form == "choice":
         answers = [row["answer"] for row in rows.rows]
     else:
-        answers = [answer_of(row) for row in rows.rows]
+        answers = [answer_of(row) for row in rows.rows if _is_answered(row)]
+        if not answers:
+            return None
     return Counter(answers).most_common(1)[0][0]
+
+
+def _is_answered(row: Row) -> bool:
+    """Whether a row is no chat, or one that ends with a turn of the assistant."""
+    return "messages" not in row or row["messages"][-1]["role"] == ASSISTANT
 
 
 def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:

@@ -10,40 +10,46 @@ A template that marks what a model writes (``{% generation %}``) says itself whi
 import re
 from collections.abc import Iterator
 from itertools import chain, pairwise, repeat
-from textwrap import shorten
-from typing import Any
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from lorada.data.chat_template import TurnsRefused, applied, for_template, rendered
 from lorada.support.row_sources import Row
 
 ASSISTANT = "assistant"
+LossOn = Literal["response", "last", "all"]
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-MOST = 60  # characters of a conversation's roles that an error shows
-
-
-class TurnsRefused(ValueError):
-    """A tokenizer without a chat template, or one that refuses a conversation."""
 
 
 def chat_tokens(
-    row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, loss_on: LossOn = "response"
 ) -> tuple[list[int], list[bool]]:
-    """The token ids of a chat, and whether each is learned; if ``last``, the last answer alone."""
+    """The token ids of a chat, and whether each is learned: of answers, the last one, or all."""
+    row = for_template(row, tokenizer)
     known = tokenizer.is_fast and tokenizer.chat_template  # a slow one has no offsets
     weighted = any(turn.get("weight") == 0 for turn in row["messages"])
     marks = known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools")))
-    if marks and not (last or weighted):
-        return _marked(row, tokenizer)
-    pieces = _pieces(row, tokenizer, last=last)
-    ids = list(continuations([("", pieces[0]), *pairwise(pieces)], tokenizer))
-    learned = (repeat(number % 2 == 1, len(piece)) for number, piece in enumerate(ids))
-    return list(chain(*ids)), list(chain(*learned))
+    if marks and not (loss_on == "last" or weighted):
+        ids, learned = _marked(row, tokenizer)
+    else:
+        pieces = _pieces(row, tokenizer, loss_on)
+        parts = list(continuations([("", pieces[0]), *pairwise(pieces)], tokenizer))
+        ids = list(chain(*parts))
+        answers = (repeat(number % 2 == 1, len(part)) for number, part in enumerate(parts))
+        learned = list(chain(*answers))
+    return ids, [True] * len(ids) if loss_on == "all" else learned
 
 
-def rendered(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
-    """The first ``count`` turns of a chat as the template writes them."""
-    return str(_applied(row, count, tokenizer, tokenize=False, **options))
+def written_answer(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a model writes that gives the last turn of a chat, without special tokens."""
+    *before, last = row["messages"]
+    unweighted = {key: value for key, value in last.items() if key != "weight"}
+    ids, learned = chat_tokens(
+        {**row, "messages": [*before, unweighted]}, tokenizer, loss_on="last"
+    )
+    answer = [token for token, counts in zip(ids, learned, strict=True) if counts]
+    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -79,7 +85,7 @@ def continuations(
 def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """The tokens between the template's marks, and the end token right behind them."""
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
-    found = _applied(row, len(row["messages"]), tokenizer, **options)
+    found = applied(row, len(row["messages"]), tokenizer, **options)
     ids, learned = list(found["input_ids"]), list(map(bool, found["assistant_masks"]))
     ends = {tokenizer.eos_token_id, *turn_end(tokenizer)}
     for i in range(1, len(ids)):
@@ -87,9 +93,12 @@ def _marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], li
     return ids, learned
 
 
-def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list[str]:
-    """The text of a chat: what is read, an answer, what is read, another answer, and so on."""
-    turns = row["messages"]
+def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn) -> list[str]:
+    """The text of a chat: what is read, an answer, what is read, another answer, and so on.
+
+    It ends with the last answer that is learned, and with the whole chat if everything is.
+    """
+    turns, last = row["messages"], loss_on == "last"
     # An opening by the assistant answers nothing, and no template has a prompt for it: it is read.
     answers = [k for k in range(1, len(turns)) if turns[k]["role"] == ASSISTANT]
     whole, cuts = rendered(row, len(turns), tokenizer), [0]
@@ -112,20 +121,7 @@ def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, *, last: bool) -> list
                 f"{remedy}take rows of prompt and response"
             )
         cuts += [len(before), len(after)]
+    if loss_on == "all":  # what follows the last answer is learned too
+        cuts.append(len(whole))
     # A chat without answers is only read.
     return [whole[start:stop] for start, stop in pairwise(cuts)] or [whole]
-
-
-def _applied(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """What the chat template makes of the first ``count`` turns; it may refuse them."""
-    if not tokenizer.chat_template:
-        raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
-    turns = row["messages"][:count]
-    try:
-        return tokenizer.apply_chat_template(turns, tools=row.get("tools"), **options)
-    except ImportError:  # jinja2 is missing
-        raise
-    except Exception as error:  # a template is a program, which may raise anything
-        roles = shorten(", ".join(turn["role"] for turn in turns), MOST, placeholder=" …")
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise TurnsRefused(f"the chat template refuses the turns {roles}: {said}") from error

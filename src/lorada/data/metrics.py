@@ -16,6 +16,7 @@ import numpy as np
 
 from lorada.data.read_rows import answer_of
 from lorada.data.task import Metrics, Protocol
+from lorada.data.tool_calls import calls_of, ends_in_calls, has_calls, same_calls
 from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import CODE, Form, Row
 
@@ -28,15 +29,30 @@ PLAIN = str.maketrans("ȘșȚțĂăÂâÎî", "SsTtAaAaIi")
 
 
 def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
-    """Percent of outputs that equal the answer, apart from white space at the ends."""
-    pairs = zip(outputs, rows, strict=True)
-    right = sum(output.strip() == answer_of(row).strip() for output, row in pairs)
+    """Percent of outputs that equal the answer, apart from white space at the ends.
+
+    Calls of tools are equal if their names and arguments are.
+    """
+    right = sum(_is_right(output, row) for output, row in zip(outputs, rows, strict=True))
     return {"exact_match": 100.0 * right / len(rows)}
 
 
+def _is_right(output: str, row: Row) -> bool:
+    right = answer_of(row).strip()
+    if ends_in_calls(row):
+        return same_calls(output, right, len(calls_of(row["messages"][-1])))
+    return output.strip() == right
+
+
 def contains(output: str, row: Row) -> float:
-    """100 if the answer stands somewhere in an output, apart from white space at its ends."""
-    return 100.0 * (answer_of(row).strip() in output)
+    """100 if the answer stands somewhere in an output, apart from white space at its ends.
+
+    An empty answer stands in an empty output alone; of calls of tools, all must be in the output.
+    """
+    right = answer_of(row).strip()
+    if ends_in_calls(row):
+        return 100.0 * has_calls(output, right, len(calls_of(row["messages"][-1])))
+    return 100.0 * (right in output if right else not output.strip())
 
 
 def accuracy(predicted: list[Any], rows: list[Row]) -> Metrics:

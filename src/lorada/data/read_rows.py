@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.task import Source
+from lorada.data.tool_calls import calls_of
 from lorada.support.in_words import counted
 from lorada.support.row_sources import (
     BUILTIN,
@@ -311,9 +312,13 @@ def _plain(value: Any) -> Any:
 
 def answer_of(row: Row) -> str:
     """The right answer to a row, for a model that answers with a text."""
-    if "messages" in row:
-        return str(row["messages"][-1].get("content") or "")  # a call of tools has none
-    return str(row.get("eval_response", row["response"]))
+    if "eval_response" in row:
+        return str(row["eval_response"])
+    if "messages" not in row:
+        return str(row["response"])
+    last = row["messages"][-1]
+    calls = [call.text for call in calls_of(last)]
+    return "\n".join([*filter(None, [last.get("content")]), *calls])
 
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")

@@ -9,12 +9,14 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from textwrap import shorten
 from typing import Any
 
+from lorada.data.chat_template import TurnsRefused
 from lorada.data.metrics import FREE, NAMES, refuse_metric
 from lorada.data.read_rows import (
     data_folder,
@@ -28,6 +30,7 @@ from lorada.data.read_rows import (
 from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
+from lorada.data.tool_calls import CALLS
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.in_words import counted
 from lorada.support.row_sources import HEADED, Form, Row
@@ -69,6 +72,14 @@ class Rows:
         """How many rows each class has, in the order of ``labels``; empty for other rows."""
         found = Counter(str(row["label"]) for row in self.rows) if self.form == "label" else {}
         return {label: found[label] for label in self.labels if self.form == "label"}
+
+    @contextmanager
+    def placing(self, index: int) -> Iterator[None]:
+        """Say in the refusal of a chat which row it is, in a ``with`` block."""
+        try:
+            yield
+        except TurnsRefused as error:
+            raise ValueError(f"{self.place(index)}: {error}") from error
 
     def part(self, indices: Iterable[int]) -> "Rows":
         """The rows with these indices, in this order."""
@@ -183,12 +194,13 @@ def _log_rows(learned: Rows, held_out: Rows | None, recipe: Recipe) -> None:
 
 
 def _refuse_unanswered(rows: Rows) -> None:
-    """Refuse a chat to score that does not end with a text of the assistant."""
+    """Refuse a chat to score that does not end with a text or calls of the assistant."""
     for index, row in enumerate(rows.rows if rows.form == "messages" else ()):
         last = row["messages"][-1]
-        if last["role"] != "assistant" or last.get("content") is None:
+        says = last.get("content") is not None or last.get(CALLS)
+        if last["role"] != "assistant" or not says:
             raise ValueError(
-                f"{rows.place(index)}: a chat to score must end with a text of the assistant: "
+                f"{rows.place(index)}: a chat to score must end with a turn of the assistant: "
                 "end it there, or leave it out"
             )
 
@@ -430,24 +442,3 @@ def metric_of(rows: Rows, recipe: Recipe) -> dict[str, str] | None:
     long = any(len(WORD.findall(text)) > MOST_WORDS for text in rows.responses)
     reason = f"{'a' if long else 'no'} response of the training rows is longer than five words"
     return {"name": "loss" if long else "exact_match", "reason": reason}
-
-
-def answer_limit(
-    rows: Rows, recipe: Recipe, tokenizer: Any, kind: Kind, context: int | None
-) -> int | None:
-    """The most tokens of an answer: a tenth more than the longest response, and at least 32.
-
-    Of a model that reads ``context`` tokens (None for any number), a decoder keeps half for the
-    prompt. None for rows of a benchmark, whose protocol says it, and for rows without responses.
-    """
-    texts, longest = rows.responses, 0
-    if recipe.task != JSONL or not texts:
-        return None
-    for start in range(0, len(texts), 1000):
-        found = tokenizer(texts[start : start + 1000], add_special_tokens=False, verbose=False)
-        longest = max(longest, *map(len, found["input_ids"]))
-    cut = recipe.max_target_length if rows.form == "prompt" else None
-    longest = min(longest, cut or recipe.max_length)
-    room = context if context is None or kind == "encoder_decoder" else context // 2
-    most = longest + -(-longest // 10)
-    return max(LEAST_ANSWER, most if room is None else min(most, room))

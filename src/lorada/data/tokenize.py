@@ -1,16 +1,15 @@
 """Turns rows of each form into token ids and labels, datasets of these, and padded batches.
 
 ``labels`` say which tokens a model learns. Lengths are fitted to the model's context; and
-``lost_and_first`` says of a dry run's rows how many are cut, and shows the first as it is read.
+``examined`` says of a dry run's rows how many are cut, and shows the first as it is read.
 """
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, islice, repeat
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +18,14 @@ from datasets import Dataset, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from lorada.data.chats import TurnsRefused, chat_tokens, continuations, rendered, turn_end
+from lorada.data.chat_template import TurnsRefused, for_template, rendered
+from lorada.data.chats import LossOn, chat_tokens, continuations, turn_end, written_answer
+from lorada.data.row_lengths import EncodingLog, RowLengths, lengths_of
+from lorada.data.shorten import chat_within, prompt_beside, without_middle
 from lorada.data.task import Kind
 from lorada.data.task_rows import Rows, refuse_kind
-from lorada.runs.recipe import Recipe
+from lorada.data.tool_calls import ends_in_calls
+from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row
 
@@ -35,9 +38,6 @@ BLANK: dict[Form, tuple[str, ...]] = {
     "text": ("text",), "prompt": ("response",),
     "label": ("text", "text_pair"), "score": ("text", "text_pair"),
 }  # fmt: skip
-# Indices of rows that were ``cut`` to length, that were ``dropped`` because nothing to learn was
-# left of them, or that were ``empty`` from the beginning.
-Lost = defaultdict[str, list[int]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class EncodeOptions:
     """How rows are encoded."""
 
     max_length: int  # most tokens of a row; longer ones are cut
-    loss_on: Literal["response", "last", "all"] = "response"  # last: a chat's last answer
+    loss_on: LossOn = "response"  # last: a chat's last answer
     labels: tuple[str, ...] = ()  # class names by index, for rows with labels
     joint: bool = False  # whether prompt and response are tokenised as one text
     kind: Kind = "decoder"
@@ -53,15 +53,19 @@ class EncodeOptions:
     # in an encoder–decoder.
     target_length: int | None = None
     full: bool = False  # whether the end of joined texts is left out if it fills no window
+    # What a row that is too long loses: the middle of what is read, or the end of the whole.
+    cut: Literal["middle", "end"] = "end"
     # What the log-probability of a candidate is divided by.
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
 
 class Encoded(NamedTuple):
-    """Features of one row, None if it has no token to learn, and whether it had to be cut."""
+    """One row as it is encoded."""
 
-    features: dict[str, Any] | None
-    truncated: bool
+    features: dict[str, Any] | None  # None if it has no token to learn
+    truncated: bool  # whether it had to be cut
+    length: int  # its tokens before that; of an encoder–decoder, those that the encoder reads
+    answer_cut: bool = False  # whether a part of what is learned was cut
 
 
 def encode(
@@ -91,13 +95,14 @@ def _classified_texts(
     batch = tokenizer(*([row[name] for row in rows] for name in names))
     for index, row in enumerate(rows):
         ids: Any = {key: values[index] for key, values in batch.items()}
-        cut = len(ids["input_ids"]) > options.max_length
-        if cut:  # truncation keeps the special tokens at the end
+        length = len(ids["input_ids"])
+        if length > options.max_length:  # truncation keeps the special tokens at the end
             texts = [row[name] for name in names]
             ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
         scored = "score" in row
         label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
-        yield Encoded({**ids, "labels": label} if ids["input_ids"] else None, cut)
+        features = {**ids, "labels": label} if ids["input_ids"] else None
+        yield Encoded(features, length > options.max_length, length)
 
 
 def _prompts_and_responses(
@@ -110,9 +115,12 @@ def _prompts_and_responses(
     prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     written = tokenizer(responses, add_special_tokens=False)["input_ids"]
     for prompt, response in zip(prompts, written, strict=True):
-        cut = most is not None and len(response) > most
-        learned = chain(repeat(False, len(prompt)), repeat(True))
-        yield _sequence(prompt + response[:most], learned, options, cut)
+        length, answer = len(prompt) + len(response), response[:most]
+        if options.cut == "middle":
+            prompt = prompt_beside(prompt, answer, options.max_length)
+        learned = [False] * len(prompt) + [True] * len(answer)
+        encoded = _sequence(prompt + answer, learned, options, length)
+        yield encoded._replace(answer_cut=encoded.answer_cut or len(answer) < len(response))
 
 
 def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -140,24 +148,30 @@ def _conversations(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """Conversations, in which every answer of the assistant counts, or the last alone."""
+    most, loss_on = options.max_length, options.loss_on
     for row in rows:
-        ids, learned = chat_tokens(row, tokenizer, last=options.loss_on == "last")
-        yield _sequence(ids, learned, options)
+        ids, learned = chat_tokens(row, tokenizer, loss_on=loss_on)
+        length = len(ids)
+        if length > most and options.cut == "middle":
+            ids, learned = chat_within(row, tokenizer, most, loss_on=loss_on)
+        yield _sequence(ids, learned, options, length)
 
 
-def _sequence(
-    ids: list[int], learned: Iterable[bool], options: EncodeOptions, cut: bool = False
-) -> Encoded:
-    """Ids, of which some are ``learned``, with their labels, cut to ``max_length``."""
-    cut = cut or len(ids) > options.max_length
-    ids = ids[: options.max_length]
-    every = options.loss_on == "all"
+def _sequence(ids: list[int], learned: list[bool], options: EncodeOptions, length: int) -> Encoded:
+    """Ids, of which some are ``learned``, with their labels, cut at ``max_length``.
+
+    ``length`` is how many there were before any other cut.
+    """
+    most, every = options.max_length, options.loss_on == "all"
+    answer_cut = any(learned[most:])
+    ids = ids[:most]
     labels = [
-        one if every or counts else IGNORED for one, counts in zip(ids, learned, strict=False)
+        token if every or counts else IGNORED for token, counts in zip(ids, learned, strict=False)
     ]
-    if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
-        return Encoded(None, cut)
-    return Encoded({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut)
+    features = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+    nothing = all(label == IGNORED for label in labels[1:])  # the first token is never predicted
+    cut = len(ids) < length
+    return Encoded(None if nothing else features, cut, length, answer_cut)
 
 
 def _joint_texts(
@@ -170,7 +184,8 @@ def _joint_texts(
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
         if len(ids) < options.max_length and ids[-1:] != end:
             ids = ids + end
-        yield _sequence(ids, chain(repeat(False, len(prompt)), repeat(True)), options)
+        learned = [index >= len(prompt) for index in range(len(ids))]
+        yield _sequence(ids, learned, options, len(ids))
 
 
 def _sources_and_targets(
@@ -182,10 +197,12 @@ def _sources_and_targets(
     writes = tokenizer(text_target=[str(row["response"]) for row in rows])["input_ids"]
     for row, read, given in zip(rows, reads, writes, strict=True):
         if not read:
-            yield Encoded(None, False)
+            yield Encoded(None, False, 0)
             continue
-        cut = len(read) > most or len(given) > most_given
-        if len(read) > most:  # truncation keeps the special tokens at the end
+        length, answer_cut = len(read), len(given) > most_given
+        if options.cut == "middle":  # special tokens are at the ends
+            read = without_middle(read, most)
+        elif length > most:  # truncation keeps the special tokens at the end
             read = tokenizer(str(row["prompt"]), truncation=True, max_length=most)["input_ids"]
         if len(given) > most_given:
             room = {"truncation": True, "max_length": most_given}
@@ -193,21 +210,24 @@ def _sources_and_targets(
         if tokenizer.eos_token_id not in given:  # without it the decoder never learns to stop
             given = given[: most_given - 1] + _end(tokenizer)
         mask = [1] * len(read)
-        yield Encoded({"input_ids": read, "attention_mask": mask, "labels": given}, cut)
+        features = {"input_ids": read, "attention_mask": mask, "labels": given}
+        yield Encoded(features, length > most or answer_cut, length, answer_cut)
 
 
 def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """A prompt and the texts that may follow it; a long prompt loses its beginning."""
+    """A prompt and the texts that may follow it; a long prompt loses its middle or beginning."""
     by, prompts = options.length_norm, _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
     for row, prompt, candidates in zip(rows, prompts, _candidates(rows, tokenizer), strict=True):
-        room = options.max_length - max(len(ids) for ids in candidates)
+        longest = max(len(ids) for ids in candidates)
+        room, length = options.max_length - longest, len(prompt) + longest
         if room < 1 or not prompt or not all(candidates):
-            yield Encoded(None, bool(prompt and all(candidates)))
+            yield Encoded(None, bool(prompt and all(candidates)), length)
             continue
+        read = without_middle(prompt, room) if options.cut == "middle" else prompt[-room:]
         features = {
-            "prompt": prompt[-room:],
+            "prompt": read,
             "candidates": candidates,
             # As in lm-eval's acc (none) and acc_norm, which counts no space before a candidate.
             "divisors": [
@@ -216,9 +236,9 @@ def _choices(
             ],
             "answer": int(row["answer"]),
             # The Trainer groups rows into batches of similar length by this name.
-            "length": len(prompt[-room:]) + max(len(ids) for ids in candidates),
+            "length": len(read) + longest,
         }
-        yield Encoded(features, len(prompt) > room)
+        yield Encoded(features, len(prompt) > room, length)
 
 
 def _candidates(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
@@ -244,10 +264,10 @@ def windows(
         whole = len(left) - len(left) % length if length > 1 else 0  # one token predicts nothing
         for start in range(0, whole, length):
             filled = True
-            yield _sequence(left[start : start + length], repeat(True), options)
+            yield _sequence(left[start : start + length], [True] * length, options, length)
         del left[:whole]
     if 1 < len(left) < length and not (filled and options.full):
-        yield _sequence(left, repeat(True), options)
+        yield _sequence(left, [True] * len(left), options, len(left))
 
 
 def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -260,8 +280,18 @@ def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def prompt_of(row: Row, form: Form, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text that generation starts from."""
     if form == "messages":
+        row = for_template(row, tokenizer)
         return rendered(row, len(row["messages"]) - 1, tokenizer, add_generation_prompt=True)
     return str(row.get("eval_prompt", row["prompt"]))
+
+
+def prompts_of(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text that generation starts from, of each row."""
+    prompts = []
+    for index, row in enumerate(rows.rows):
+        with rows.placing(index):
+            prompts.append(prompt_of(row, rows.form, tokenizer))
+    return prompts
 
 
 def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -282,6 +312,7 @@ def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
         kind=kind,
         target_length=(recipe.max_target_length or usual) if apart else None,
         full=bool(protocol.lengths),  # as was published
+        cut="middle" if recipe.task == JSONL else "end",  # as was published
         length_norm=recipe.length_norm or "tokens",
     )
 
@@ -293,60 +324,93 @@ def encode_rows(
     kind: Kind,
     *,
     answered: bool = False,
+    reads: int | None = None,
 ) -> Dataset:
-    """Tokenise rows; a warning says how many were cut or left out.
+    """Tokenise rows; a warning says how many were cut or left out. As ``encode_measured`` else."""
+    dataset, lengths = encode_measured(
+        rows, recipe, tokenizer, kind, answered=answered, reads=reads
+    )
+    if lengths is not None and lengths.losses:
+        logger.warning("%s: of %d rows %s", rows.path, len(rows.rows), lengths.summary)
+    return dataset
 
-    If every row has to be ``answered`` by the model, none may be left out.
+
+def encode_measured(
+    rows: Rows,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    *,
+    answered: bool = False,
+    reads: int | None = None,
+) -> tuple[Dataset, RowLengths | None]:
+    """Tokenise rows, and say how long they are; None for texts, which are joined.
+
+    If every row has to be ``answered`` by the model, none may be left out. ``reads`` is how many
+    tokens the model reads, if that is known.
     """
     refuse_kind(rows, kind)
-    options = encode_options(rows, recipe, kind)
-    length, target = options.max_length, options.target_length
-    lost = Lost(list)
-    dataset = dataset_of(one for _, one in encode_each(rows, tokenizer, options, lost))
-    cut, dropped, empty = (len(lost[name]) for name in ("cut", "dropped", "empty"))
+    options, log = encode_options(rows, recipe, kind), EncodingLog()
+    dataset = dataset_of(features for _, features in encode_each(rows, tokenizer, options, log))
+    refuse_lost(rows, options, log, answered=answered)
+    assert dataset is not None  # else it was refused
+    if rows.form == "text":
+        return dataset, None
+    return dataset, lengths_of(log, options.max_length, options.target_length, reads)
+
+
+def refuse_lost(
+    rows: Rows, options: EncodeOptions, log: EncodingLog, *, answered: bool = False
+) -> None:
+    """Refuse rows of which none is left, or not every one if all have to be ``answered``."""
+    lost, length = log.dropped + log.empty, options.max_length
     # An encoder–decoder may have to answer held-out rows while it trains.
-    if (answered or kind == "encoder_decoder") and (dropped or empty):
+    if (answered or options.kind == "encoder_decoder") and lost:
         raise ValueError(
-            f"{rows.place(min(lost['dropped'] + lost['empty']))} cannot be answered: a text of "
+            f"{rows.place(min(lost))} cannot be answered: a text of "
             f"it gives this tokenizer no token, or is longer than max_length={length}: "
             "correct it, or raise max_length"
         )
-    if dataset is None:
+    if len(lost) == len(log.lengths):
         raise ValueError(
             f"{rows.path} has no row to learn from: every one gives this tokenizer no token to "
             f"read, or none to learn within max_length={length}: raise it, or correct the rows"
         )
-    most = f"max_length={length}" + (
-        f", the response to max_target_length={target}" if target else ""
-    )
-    said = {
-        f"{cut} were cut to {most}": cut,
-        f"{dropped} were left out because nothing of the response was left": dropped,
-        f"{empty} were left out because they give this tokenizer no token": empty,
-    }
-    if any(said.values()):
-        these = ", ".join(words for words, count in said.items() if count)
-        logger.warning("%s: of %d rows %s", rows.path, len(rows.rows), these)
-    return dataset
 
 
 def encode_each(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, lost: Lost
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, log: EncodingLog
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The index of each row that has something to learn, and its features; of texts, windows."""
     index, total = 0, None if rows.form == "text" else len(rows.rows)
     each = encode(rows.rows, rows.form, tokenizer, options)
     try:
-        for one in progress_bar(each, f"Encoding {rows.path}", total=total):
-            if one.features is None:
-                lost["dropped" if one.truncated else "empty"].append(index)
+        for encoded in progress_bar(each, f"Encoding {rows.path}", total=total):
+            log.lengths.append(encoded.length)
+            if encoded.features is None:
+                (log.dropped if encoded.truncated else log.empty).append(index)
             else:
-                if one.truncated:
-                    lost["cut"].append(index)
-                yield index, one.features
+                if encoded.truncated:
+                    log.cut.append(index)
+                if encoded.answer_cut:
+                    log.answers_cut.append(index)
+                yield index, encoded.features
             index += 1
     except TurnsRefused as error:
         raise ValueError(f"{rows.place(index)}: {error}") from error
+
+
+def written_calls(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows, in which a chat that ends in calls of tools has the text that a model writes."""
+    if not any(map(ends_in_calls, rows.rows)):
+        return rows
+    written = []
+    for index, row in enumerate(rows.rows):
+        if ends_in_calls(row):
+            with rows.placing(index):
+                row = {**row, "eval_response": written_answer(row, tokenizer)}
+        written.append(row)
+    return replace(rows, rows=written)
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
@@ -427,22 +491,39 @@ def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
     return recipe
 
 
-def lost_and_first(
-    rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """What becomes of the rows when they are encoded, and the first that is learned.
+@dataclass(frozen=True)
+class Examined:
+    """What a dry run says of rows."""
 
-    The counts are those of ``Lost``, and ``copies`` of earlier rows.
+    lengths: RowLengths | None  # None for texts, which are joined
+    empty: int  # rows that have nothing to read or to learn
+    copies: int  # rows that are copies of earlier ones
+    first: dict[str, Any] | None  # the first row that is learned, as ``_first_row`` makes it
+
+
+def examined(
+    rows: Rows,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    reads: int | None = None,
+) -> Examined:
+    """Encode rows as a training does, and refuse what it refuses; nothing is kept of them.
+
+    ``reads`` is how many tokens the model reads, if that is known.
     """
-    lost, first = Lost(list), None
-    for index, one in encode_each(rows, tokenizer, encode_options(rows, recipe, kind), lost):
-        first = first or _first_row(rows, index, one, tokenizer, kind)
-    counts = {name: len(lost[name]) for name in ("cut", "dropped", "empty")}
+    options, log, first = encode_options(rows, recipe, kind), EncodingLog(), None
+    for index, features in encode_each(rows, tokenizer, options, log):
+        first = first or _first_row(rows, index, features, tokenizer, kind)
+    refuse_lost(rows, options, log)
+    lengths = lengths_of(log, options.max_length, options.target_length, reads)
+    empty = lengths.empty
     # Such rows are encoded: texts are joined, a head reads [CLS], and an answer has its end.
     if names := BLANK.get(rows.form):
-        counts["empty"] = sum(not "".join(r.get(n, "") for n in names).strip() for r in rows.rows)
+        empty = sum(not "".join(r.get(n, "") for n in names).strip() for r in rows.rows)
     different = {json.dumps(row, sort_keys=True) for row in rows.rows}
-    return {**counts, "copies": len(rows.rows) - len(different)}, first
+    copies = len(rows.rows) - len(different)
+    return Examined(None if rows.form == "text" else lengths, empty, copies, first)
 
 
 def _first_row(

@@ -23,18 +23,21 @@ from lorada.data.metrics import (
 )
 from lorada.data.read_rows import answer_of
 from lorada.data.row_forms import Columns
+from lorada.data.row_lengths import EncodingLog
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import (
     IGNORED,
-    Lost,
     collator,
+    context_of,
     encode_each,
     encode_options,
     encode_rows,
     prompt_of,
+    prompts_of,
     token_counts,
+    written_calls,
 )
 from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
@@ -133,6 +136,7 @@ def score(
     Rows of a user's own are scored by ``metric``, or by that of the run; others by their protocol.
     Returned besides are the lines of ``predictions.jsonl``, by the rows' numbers.
     """
+    rows = written_calls(rows, run.tokenizer)
     answers, losses, mean, cut = _answers_of(run, rows)
     own = rows.protocol in TASKS[JSONL].protocols.values()
     chosen = metric or run.metric
@@ -266,7 +270,7 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
                 found = map(Answered, logits.flatten().tolist(), losses)
             yield from zip(chosen, found, strict=True)
     else:
-        prompts = [prompt_of(row, rows.form, run.tokenizer) for row in rows.rows]
+        prompts = prompts_of(rows, run.tokenizer)
         # Rows of a user's own file have no generation settings; generate takes those of the task.
         protocol = rows.protocol if rows.protocol.generation else None
         settings = generation_settings(run, protocol=protocol)
@@ -294,7 +298,7 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
     kept: Iterable[int] = range(len(rows.rows))
     if len(means) < len(rows.rows):
         options = encode_options(rows, run.recipe, run.kind)
-        kept = [index for index, _ in encode_each(rows, run.tokenizer, options, Lost(list))]
+        kept = [index for index, _ in encode_each(rows, run.tokenizer, options, EncodingLog())]
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
     return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
@@ -305,7 +309,8 @@ def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     found: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     sparing: LabelledLoss | None = None  # makes logits only where labels count
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind)
+    reads = context_of(run.model.config)
+    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, reads=reads)
     for number, (chosen, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             sparing = find_labelled_loss(run.model, batch)

@@ -6,6 +6,7 @@ Answers come from a batch that is refilled, where that is known to give the toke
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
+from lorada.data.shorten import without_middle
 from lorada.data.task import Protocol
 from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.continuous_batching import Writer, write_answers
 from lorada.inference.continuous_batching_cache import can_be_refilled
 from lorada.inference.load import Run
-from lorada.runs.recipe import refuse_unstorable
+from lorada.runs.recipe import JSONL, refuse_unstorable
 from lorada.runs.result import refuse_no_text
 from lorada.support.error_messages import out_of_memory
 from lorada.support.progress import progress_bar
@@ -235,6 +237,15 @@ def generation_settings(
     return settings
 
 
+def with_limit(run: Run, max_new_tokens: int | None) -> Run:
+    """The run with another limit for its answers; None leaves it as it is."""
+    if max_new_tokens is None:
+        return run
+    refuse_no_text(run.folder, run.form, run.labels)
+    recipe = run.recipe.model_copy(update={"max_new_tokens": max_new_tokens})
+    return replace(run, recipe=recipe)
+
+
 def room_for_prompts(run: Run, limit: int) -> int | None:
     """How many tokens a prompt may have if ``limit`` are to be written; None for any number."""
     context = context_of(run.model.config)
@@ -256,7 +267,8 @@ def tokens_of(
 ) -> list[list[int]]:
     """The token ids of prompts; longer ones than ``room`` are cut, with a warning.
 
-    A decoder's prompts lose their beginning, an encoder–decoder's their end.
+    They lose their middle, as in training; those of benchmarks, as was published, their beginning,
+    and an encoder–decoder's their end.
     """
     tokenizer, decodes = run.tokenizer, run.kind == "decoder"
     # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
@@ -279,7 +291,11 @@ def tokens_of(
                 f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
                 "continue"
             )
-    if room is not None and (cut := sum(len(ids) > room for ids in found)):
+    cut = 0 if room is None else sum(len(ids) > room for ids in found)
+    if room is not None and cut:
+        if run.recipe.task == JSONL:
+            logger.warning("%d of %d prompts lost their middle to fit the model", cut, len(prompts))
+            return [without_middle(ids, room) for ids in found]
         side = tokenizer.truncation_side
         tokenizer.truncation_side = "left" if decodes else side
         found = read(truncation=True, max_length=room + ended)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
-from lorada.runs.folder import finished_run
+from lorada.runs.folder import TEMPLATE_FILE, finished_run
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.row_sources import Form
@@ -88,6 +88,9 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
         recipe = recipe.model_copy(update={"quantization": None})
     if to_merge:
         recipe = recipe.model_copy(update={"device_map": None})
+    template = folder / TEMPLATE_FILE
+    if template.is_file():
+        recipe = recipe.model_copy(update={"chat_template": str(template)})
     prepared = prepare(recipe)
     outputs = 1 if result["form"] == "score" else len(result["labels"]) or None
     whole = folder / "model"

@@ -126,7 +126,8 @@ def _key(run: Run, rows: Rows) -> str:
     weights = [p for name in WEIGHTS for p in sorted(run.folder.glob(name))]
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in weights]
     recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
-    text = json_text([rows.fingerprint, rows.form, rows.labels, PART, recipe, files])
+    limit = run.recipe.max_new_tokens
+    text = json_text([rows.fingerprint, rows.form, rows.labels, PART, recipe, files, limit])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

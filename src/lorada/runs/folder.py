@@ -28,8 +28,10 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lorada.lock"
 SERVED = ".served"  # holds the export that ``lorada serve`` has written
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
+TEMPLATE_FILE = "chat_template.jinja"  # that of ``chat_template=FILE``, as it was trained with
 RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, "adapter", "model", SERVED, "runs",
+    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, TEMPLATE_FILE, "adapter", "model",
+    SERVED, "runs",
 )  # fmt: skip
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
@@ -146,7 +148,10 @@ def run_files(run: Path) -> list[Path]:
 
 
 def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
-    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint."""
+    """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint.
+
+    A chat template of the user's is copied, so that the run has it wherever it is taken.
+    """
     run = Path(recipe.output)
     if start.clear:
         clear(run)
@@ -158,8 +163,27 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
             f"{recipe.data or recipe.task} has other rows than this run began with: put them "
             f"back{where}, or start again with --overwrite"
         )
+    if recipe.chat_template is not None:
+        template = read_template(recipe.chat_template)
+        copy = run / TEMPLATE_FILE
+        if copy.is_file() and read_template(copy) != template:
+            raise ValueError(
+                f"chat_template={recipe.chat_template} is not the one that this run began with: "
+                "put it back, or start again with --overwrite"
+            )
+        write_atomic(copy, template)
     recipe.save(run)
     write_atomic(rows, fingerprint + "\n")
+
+
+def read_template(path: str | Path) -> str:
+    """The text of a file with a chat template."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"chat_template={path}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"chat_template={path} cannot be read as text: {error}") from error
 
 
 def clear(run: Path) -> None:

@@ -116,7 +116,7 @@ MOST_SEED = 2**32 - 1  # the largest that NumPy takes
 SEEDS = ("seed", "data_seed")  # of TrainingArguments
 RECIPE_FILE = "recipe.yaml"
 # Fields that may hold the path of a local file or folder.
-PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter")
+PATHS = ("model", "data", "eval_data", "data_dir", "from_adapter", "chat_template")
 # Names of settings that are never written to a file, such as hub_token.
 SECRET = re.compile(r"(token|password|secret|api_key)$", re.IGNORECASE)
 
@@ -156,8 +156,11 @@ class Recipe(BaseModel):
     from_adapter: str | None = Field(
         None, description="a run, or a saved PEFT adapter, to start from"
     )
-    max_length: int = Field(512, gt=0, description="most tokens of a row; longer rows are cut")
+    max_length: int = Field(512, gt=0, description="most tokens of a row; longer ones are cut")
     max_target_length: int | None = Field(None, gt=0, description="most tokens of a response")
+    chat_template: str | None = Field(
+        None, description="a file with the Jinja template of chats, in place of the tokenizer's own"
+    )
     languages: list[str] | None = Field(
         None, min_length=2, max_length=2, description="source and target language of the tokenizer"
     )

@@ -12,14 +12,16 @@ from transformers import (
     TorchAoConfig,
 )
 
+from lorada.data.answer_length import answer_limit
 from lorada.data.task import Kind
-from lorada.data.task_rows import Rows, answer_limit, metric_of, training_rows
+from lorada.data.task_rows import Rows, metric_of, training_rows
 from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, plan_method
 from lorada.methods.head_modules import HEADS, POOLER
 from lorada.methods.lookup import method_named
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import SHIFTED_ATTENTION, load
+from lorada.runs.folder import read_template
 from lorada.runs.recipe import Recipe
 from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import HEADED, Form
@@ -71,6 +73,8 @@ def prepare(recipe: Recipe) -> Prepared:
     trust = recipe.trust_remote_code
     config = load_config(recipe.model, trust_remote_code=trust)
     tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=trust)
+    if recipe.chat_template is not None:
+        tokenizer.chat_template = read_template(recipe.chat_template)
     return Prepared(with_dtype(recipe, config), config, kind_of(config), tokenizer)
 
 
@@ -80,6 +84,11 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
     if recipe.pooling is not None:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
+    if recipe.chat_template is not None and rows.form != "messages":
+        raise ValueError(
+            f"chat_template={recipe.chat_template} is for chats, and {rows.path} has {rows.form} "
+            "rows: leave it out"
+        )
     metric = metric_of(rows, recipe)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)

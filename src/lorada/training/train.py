@@ -381,7 +381,7 @@ def _encode(
 
     def encoded(rows: Rows) -> Dataset:
         learned = rows if scale is None else scale.learned(rows)
-        return encode_rows(learned, fitted, tokenizer, kind)
+        return encode_rows(learned, fitted, tokenizer, kind, reads=prepared.context)
 
     dataset = encoded(prepared.rows)
     held_out = None if prepared.held_out is None else encoded(prepared.held_out)

@@ -86,7 +86,11 @@ def verdict(
         return sentence
     steps = results.plan.steps
     more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
-    return f"{sentence} Compare again with {more}, other learning rates (--rates) or more rows."
+    lengths = results.plan.train_lengths
+    whole = lengths.whole if lengths is not None and lengths.losses else None
+    first = "" if whole is None else f"whole rows (max_length={whole}), "
+    rest = "other learning rates (--rates) or more rows"
+    return f"{sentence} Compare again with {first}{more}, {rest}."
 
 
 def _untested(top: CandidateResult, scale: Scale, results: Results) -> str:
@@ -148,6 +152,7 @@ def limits(
             f"{counted(results.plan.overlap, 'held-out row')} can be learned by heart, as the "
             "training rows have them too: scores are too high."
         )
+    yield from results.plan.losses
     yield from _scored_by(results)
     why_untested = decision.no_letters if decision else ""
     if decision is None or not why_untested or why_untested not in decision.sentence:
