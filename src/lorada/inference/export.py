@@ -43,8 +43,8 @@ from lorada.training.models.adapters import (
 )
 from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import kind_of, load_config, local_folder
+from lorada.tuners.base.merged_weights import UnmergeableError
 from lorada.tuners.lmam import map_configs
-from lorada.tuners.stack.merging import UnmergeableError
 from lorada.tuners.stack.nested_layers import named_for_transformers
 from lorada.tuners.stack.stack import refuse_without_peft_model
 

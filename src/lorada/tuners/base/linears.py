@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -26,6 +27,13 @@ def is_wrapper(module: Any) -> TypeGuard[BaseTunerLayer]:
     return isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
 
 
+def layer_kind(layer: nn.Module) -> type:
+    """The class by which a tuner finds its layers; AdaLoRA's layers are also LoRA layers."""
+    kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()
+             if hasattr(tuner, "tuner_layer_cls")}  # fmt: skip
+    return next((cls for cls in type(layer).__mro__ if cls in kinds), type(layer))
+
+
 def linear_of(module: nn.Module) -> nn.Linear | Conv1D | None:
     """The module if it is linear, or the linear layer that it wraps; None for any other module."""
     while is_wrapper(module):
@@ -39,10 +47,15 @@ def matrix(linear: Any) -> Tensor:
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
+def is_plain(linear: nn.Module) -> bool:
+    """Whether the weight of a linear layer is a matrix of floating point numbers, not quantised."""
+    weight: Any = getattr(linear, "weight", None)
+    return type(weight) is nn.Parameter and weight.dtype.is_floating_point
+
+
 def plain_matrix(linear: nn.Module, wish: str) -> Tensor:
     """W, unless it is quantised; ``wish`` is its use, for the error."""
-    weight: Any = getattr(linear, "weight", None)
-    if type(weight) is not nn.Parameter or not weight.dtype.is_floating_point:
+    if not is_plain(linear):
         raise ValueError(
             f"{type(linear).__name__} is quantised, which {wish} does not support: "
             "load the model in bfloat16 or float32"

@@ -28,11 +28,71 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorada.functional.precision import wide
-from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
+from lorada.tuners.base.linears import (
+    has_adapter,
+    is_plain,
+    layer_kind,
+    linear_of,
+    plain_matrix,
+    wrappers,
+)
 
 ROWS = 1024  # unit vectors at a time
+# The largest rounding of a linear function's outputs, in units of the dtype's rounding.
+SLACK = 64
 # Our layers, and those of PEFT that cannot undo a merge themselves, or only up to 1e-8, as IA3's.
 FOLDED = {"LoradaTunerLayer", "IA3Layer", "OSFLayer"}
+
+
+class UnmergeableError(ValueError):
+    """A part that cannot be merged into the weights, but can be an adapter beside them."""
+
+
+def refuse_nonlinear(model: nn.Module, names: list[str]) -> None:
+    """Refuse to merge adapters that make a linear layer nonlinear, before any weight is changed.
+
+    Each such layer is tried on random tokens, so this holds for any tuner. A quantised layer is
+    not: one part alone is on it then, which its own tuner merges or not.
+    """
+    for place, chain in wrappers(model).items():
+        own = [layer for layer in chain if any(has_adapter(layer, name) for name in names)]
+        linear: Any = linear_of(chain[0])
+        if not own or linear is None or not is_plain(linear):
+            continue
+        with onload_layer(chain[0]):
+            if _is_linear(chain, linear, names):
+                continue
+            alone = [layer for layer in own if not _is_linear(chain, linear, names, only=layer)]
+        kinds = sorted({layer_kind(layer).__name__ for layer in alone or own})
+        raise UnmergeableError(
+            f"{' and '.join(kinds)} on {place} is not linear in each token, so it cannot be merged "
+            "into the weights: keep it as an adapter"
+        )
+
+
+@torch.no_grad()
+def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> bool:
+    """Whether a chain is W x + b of each token alone; of the adapters in one layer with ``only``.
+
+    It is, if a mixture of two tokens is mapped to the same mixture of what they are mapped to, and
+    a token of a sequence to what it is mapped to without the others.
+    """
+    fan_in, _ = _get_in_out_features(linear)
+    generator = torch.Generator().manual_seed(0)  # the user's random numbers stay as they are
+    tokens = torch.randn(2, fan_in, generator=generator, dtype=torch.float64)
+    # Each adds up to 1, so that a bias stays what it is; the last leaves the range of the tokens.
+    mixtures = torch.tensor([[0.3, 0.7], [3.0, -2.0], [-20.0, 21.0]], dtype=torch.float64)
+    inputs = torch.cat((tokens, mixtures @ tokens))
+    with _computing(chain, linear, names, only):
+        inputs = inputs.to(linear.weight)
+        eps = torch.finfo(inputs.dtype).eps
+        together = chain[0](inputs[None])[0].double()
+        alone = chain[0](inputs[:, None])[:, 0].double()
+    outputs, mixtures = together[:2], mixtures.to(together)
+    gaps = torch.cat((together - alone, together[2:] - mixtures @ outputs)).abs().amax(1)
+    # A mixture is as exact as the outputs that are added up to it.
+    sizes = torch.cat((together.abs(), mixtures.abs() @ outputs.abs())).amax(1)
+    return bool((gaps <= SLACK * eps * sizes).all())
 
 
 def merge_all(
@@ -114,13 +174,19 @@ def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _computing(chain: Any, linear: nn.Module, names: list[str]) -> Iterator[None]:
-    """Let a chain compute with these adapters, without dropout, in float32 or wider."""
+def _computing(chain: Any, linear: nn.Module, names: list[str], only: Any = None) -> Iterator[None]:
+    """Let a chain compute with these adapters, without dropout, in float32 or wider.
+
+    With ``only`` just this layer of the chain does, and the others pass through what they wrap.
+    """
     wanted: list[tuple[Any, str, Any]]
     wanted = [(module, "training", False) for module in chain[0].modules()]
-    wanted += [(layer, "_active_adapter", names) for layer in chain]
-    wanted += [(layer, "_disable_adapters", False) for layer in chain]
-    wanted += [(p, "data", wide(p.data)) for p in linear.parameters(recurse=False)]
+    for layer in chain:
+        wanted += [(layer, "_active_adapter", names), (layer, "merged_adapters", [])]
+        wanted += [(layer, "_disable_adapters", only is not None and layer is not only)]
+    # Adapters in 16 bits are widened too, or they would round what they add to each token.
+    tensors = [*chain[0].parameters(), *chain[0].buffers()]
+    wanted += [(x, "data", wide(x.data)) for x in tensors if x.dtype.is_floating_point]
     before = [(owner, key, getattr(owner, key)) for owner, key, _ in wanted]
     try:
         for owner, key, value in wanted:

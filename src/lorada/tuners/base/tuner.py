@@ -23,6 +23,7 @@ from lorada.tuners.base.linears import linear_names, one_line_errors, within_lay
 from lorada.tuners.base.merged_weights import (
     give_own_weights,
     merge_all,
+    refuse_nonlinear,
     ties_settled,
     unmerge_chain,
 )
@@ -214,6 +215,13 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
+def refuse_unknown(tuner: BaseTuner, names: list[str]) -> None:
+    """Refuse names of adapters that a model does not have."""
+    for name in names:
+        if name not in tuner.peft_config:
+            raise unknown_name("adapter", name, tuner.peft_config)
+
+
 def refuse_known(model: nn.Module, adapter_name: str) -> None:
     """Refuse to place an adapter on a model that has another one of the same name."""
     for layer in model.modules():
@@ -333,14 +341,13 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
 
     def refuse_merge(self, names: list[str]) -> None:
         """Refuse to merge adapters, active or not; PEFT's own check knows only the active ones."""
-        for name in names:
-            if name not in self.peft_config:
-                raise unknown_name("adapter", name, self.peft_config)
+        refuse_unknown(self, names)
         if self.not_mergeable:
             kind = type(self).__name__.removesuffix("Model")
             raise ValueError(
                 f"{kind} parts cannot be merged into the weights: {self.not_mergeable}"
             )
+        refuse_nonlinear(self.model, names)
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False

@@ -13,16 +13,12 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from lorada.tuners.base.linears import has_adapter, linear_of, plain_matrix, wrappers
-from lorada.tuners.base.merged_weights import merged_together
+from lorada.tuners.base.linears import has_adapter, layer_kind, linear_of, plain_matrix, wrappers
+from lorada.tuners.base.merged_weights import UnmergeableError, merged_together, refuse_nonlinear
 from lorada.tuners.base.part_config import STACK
 from lorada.tuners.base.tuner import AttachedLayer
-from lorada.tuners.stack.nested_layers import layer_kind, wraps
-from lorada.tuners.stack.stack_config import UNMERGEABLE
-
-
-class UnmergeableError(ValueError):
-    """A part that cannot be merged into the weights, but can be an adapter beside them."""
+from lorada.tuners.stack.nested_layers import wraps
+from lorada.tuners.stack.trial_merge import refuses_to_merge, setting_against_merging
 
 
 def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> None:
@@ -34,17 +30,9 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         part: PeftConfig = tuner.peft_config[name]
         if not wraps(part):
             continue
-        if tokens := getattr(part, "alora_invocation_tokens", None):
-            raise ValueError(
-                f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
-                "which a merged weight cannot do: keep it as an adapter"
-            )
-        if getattr(part, "layer_replication", None):
-            raise ValueError(
-                "layer_replication makes layers that share their weights, so none can be changed: "
-                "keep it as an adapter"
-            )
-        if getattr(tuner, "not_mergeable", "") or part.peft_type in UNMERGEABLE:
+        if said := setting_against_merging(part):
+            raise ValueError(said)
+        if refuses_to_merge(part):
             raise UnmergeableError(
                 f"a stack with {type(part).__name__} cannot be merged into the weights: "
                 "keep it as an adapter"
@@ -84,6 +72,7 @@ def merge_and_keep_attached(stack: Any) -> nn.Module:
         )
     (name,) = active
     refuse_unmergeable(stack.model, name, stack.tuners_of(name))
+    refuse_nonlinear(stack.model, [name])
     config = stack.peft_config[name]
     parts = config.parts
     rest = [part for part in parts if not wraps(part)]

@@ -20,7 +20,7 @@ from peft.utils import _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from lorada.tuners.base.linears import BASE_LAYER, has_adapter, linear_names, wrappers
+from lorada.tuners.base.linears import BASE_LAYER, has_adapter, layer_kind, linear_names, wrappers
 from lorada.tuners.base.part_config import PREFIX, refuse_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
@@ -40,13 +40,6 @@ def part_kind(tuner: BaseTuner, adapter_name: str) -> tuple[type, str | None]:
     """Layer class and placement of a part; two parts on one module must differ in them."""
     config = tuner.peft_config[adapter_name]
     return tuner.tuner_layer_cls, getattr(config, "placement", None)
-
-
-def layer_kind(layer: nn.Module) -> type:
-    """The class by which a tuner finds its layers; AdaLoRA's layers are also LoRA layers."""
-    kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()
-             if hasattr(tuner, "tuner_layer_cls")}  # fmt: skip
-    return next((cls for cls in type(layer).__mro__ if cls in kinds), type(layer))
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
+from lorada.tuners.base.linears import layer_kind
+from lorada.tuners.base.merged_weights import refuse_nonlinear
 from lorada.tuners.base.part_config import STACK, PeftTypeName, refuse_layers, register
 from lorada.tuners.base.tuner import (
     AttachedModel,
@@ -27,6 +29,7 @@ from lorada.tuners.base.tuner import (
     refuse_absent,
     refuse_doubled,
     refuse_known,
+    refuse_unknown,
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
@@ -34,7 +37,6 @@ from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergea
 from lorada.tuners.stack.nested_layers import (
     check_order,
     keys_of_others,
-    layer_kind,
     layers_of,
     layers_shown,
     let_stand_beside_others,
@@ -334,10 +336,11 @@ class LoradaModel(LoradaTuner):
 
     def refuse_merge(self, names: list[str]) -> None:
         """Refuse to merge adapters with a part that cannot be merged."""
-        super().refuse_merge(names)
+        refuse_unknown(self, names)
         parts = [part for name in names for part in self.peft_config[name].parts]
         for name in names:
             refuse_unmergeable(self.model, name, self.tuners_of(name))
+        refuse_nonlinear(self.model, names)
         attached = sorted({type(part).__name__ for part in parts if not wraps(part)})
         if attached:
             raise ValueError(

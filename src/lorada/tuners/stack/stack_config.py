@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from lorada.support.error_messages import unknown_name
 from lorada.support.models import published_name
 from lorada.tuners.base.part_config import LoradaPeftConfig, known_types
+from lorada.tuners.stack.trial_merge import is_mergeable
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
 UNSTACKABLE = {
@@ -19,8 +20,6 @@ UNSTACKABLE = {
     "SHADOW": "it trains a second model beside the base",
     "XLORA": "it mixes adapters that were trained before",
 }
-# The types of PEFT's tuners whose layers cannot be merged.
-UNMERGEABLE = ("LILY",)
 # Fields of any config that a stack shares with its one part.
 KEPT = ("task_type", "inference_mode", "base_model_name_or_path", "revision", "modules_to_save")
 
@@ -48,9 +47,7 @@ class LoradaConfig(LoradaPeftConfig):
     @property
     def mergeable(self) -> bool:
         """Whether every part can be merged into the weights of the base model."""
-        return all(
-            getattr(part, "mergeable", part.peft_type not in UNMERGEABLE) for part in self.parts
-        )
+        return all(map(is_mergeable, self.parts))
 
     @property
     def plain(self) -> PeftConfig | None:
