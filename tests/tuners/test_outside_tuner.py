@@ -66,10 +66,9 @@ class OutsideLayer(nn.Module, BaseTunerLayer):
                 factor = factor * x.mean(-1, keepdim=True).sigmoid()
             if kind == "place":  # linear in the token, but another map for each place
                 factor = factor * torch.arange(1, x.shape[-2] + 1)[:, None]
-            if kind == "others":  # linear in the tokens, but a token sees the others
-                y = y + factor * y.mean(-2, keepdim=True)
-            else:
-                y = y + factor * y
+            # Linear in the tokens, but a token sees the others.
+            seen = y.mean(-2, keepdim=True) if kind == "others" else y
+            y = y + factor * seen
         return y
 
 

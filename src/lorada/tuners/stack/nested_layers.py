@@ -5,6 +5,7 @@ one adapter the order is that of its parts. A second adapter must find the layer
 file of an adapter must not depend on other adapters, so its names are those it would have alone.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -218,6 +219,32 @@ class OwnNorm(LNTuningLayer):  # type: ignore[misc]
             x = x.to(next(self.ln_tuning_layers[self.active_adapters[0]].parameters()).dtype)
         found: Tensor = super().forward(x, *args, **kwargs)
         return found.to(given.dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put a trained copy in the norm's place, rounded to its dtype.
+
+        PEFT exchanges the two: the norm would give fp32 to layers in 16 bits, and an adapter that
+        is saved while it is merged would have the untrained norm. So the copy itself stays.
+        """
+        already = list(self.merged_adapters)
+        super().merge(adapter_names=adapter_names, safe_merge=safe_merge)
+        if self.merged_adapters == already:
+            return
+        (name,) = self.merged_adapters
+        trained, norm = self.base_layer, self.ln_tuning_layers[name]
+        self.ln_tuning_layers[name] = trained
+        self.base_layer = copy.deepcopy(trained).requires_grad_(False)
+        for key, parameter in self.base_layer.named_parameters():
+            parameter.data = parameter.data.to(norm.get_parameter(key).dtype)
+        self._norm = (norm,)  # in a tuple, as its weights are no part of the model now
+
+    def unmerge(self) -> None:
+        """Put the norm back."""
+        if self.merged:
+            (norm,) = self._norm
+            # The model may have been moved since.
+            self.base_layer = norm.to(next(self.base_layer.parameters()))
+            self.merged_adapters.clear()
 
 
 def let_stand_beside_others(model: nn.Module) -> None:
