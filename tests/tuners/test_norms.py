@@ -8,7 +8,7 @@ from conftest import TINY
 from peft import PeftModel
 from stacks import assert_loads, batch, logits, moved
 
-from lorada import build_method, merge_weights
+from lorada import as_stack, build_method, merge_weights
 
 METHODS = ("ln_tuning", "ln_tuning+lora", "lora+ln_tuning", "ln_tuning+lmam")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -46,7 +46,8 @@ def test_a_norm_that_is_merged_in_place_is_saved_as_trained_and_comes_back_exact
     model.merge_adapter()
     assert_near(logits(model, inputs), expected)
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(TINY["llama"]().to(dtype), tmp_path).eval()
+    base, config = TINY["llama"]().to(dtype), as_stack(tmp_path)
+    loaded = PeftModel.from_pretrained(base, tmp_path, config=config).eval()
     assert torch.equal(logits(loaded, inputs), expected)
     model.unmerge_adapter()
     assert torch.equal(logits(model, inputs), expected)
