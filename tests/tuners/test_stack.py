@@ -70,18 +70,17 @@ def test_saved_names_are_those_of_plain_adapters(tmp_path):
     assert "import lorada" in config["usage"]
 
 
-# DoRA and nested parts load through PEFT only: transformers renames neither LoRA's magnitude
-# vector, of a plain DoRA adapter either (a bug upstream), nor the layers around another.
 @pytest.mark.parametrize(
     "config",
     [
         lmam(),
         bottleneck(),
         config_of("lora", "llama"),
+        config_of("dora", "llama"),
         PrefixConfig(length=3, projection=5),
         LoradaConfig(parts=[PrefixConfig(length=3), lmam(), lora("llama")]),
     ],
-    ids=["lmam", "bottleneck", "lora", "prefix", "prefix in a stack"],
+    ids=["lmam", "bottleneck", "lora", "dora", "prefix", "prefix in a stack"],
 )
 def test_transformers_itself_loads_an_adapter(config, tmp_path):
     TINY["llama"]().save_pretrained(tmp_path / "base")

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,19 +33,12 @@ from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
 from lorada.support.models import published_name
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text
-from lorada.training.models.adapters import (
-    ADAPTER_WEIGHTS,
-    BESIDE,
-    part_kinds,
-    save_beside,
-    task_type,
-)
+from lorada.training.models.adapters import BESIDE, part_kinds, save_beside, task_type
 from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import kind_of, load_config, local_folder
 from lorada.tuners.base.merged_weights import UnmergeableError
 from lorada.tuners.lmam import map_configs
-from lorada.tuners.stack.nested_layers import named_for_transformers
-from lorada.tuners.stack.stack import refuse_without_peft_model
+from lorada.tuners.stack.by_transformers import refuse_without_peft_model
 
 logger = logging.getLogger(__name__)
 
@@ -188,16 +180,9 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
 def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
     """Write the model, its tokenizer, and the adapter of the parts that could not be merged."""
     if isinstance(model, PeftModel):
-        config, path = model.peft_config["default"], fresh / ADAPTER_WEIGHTS
-        config.base_model_name_or_path = BESIDE
+        model.peft_config["default"].base_model_name_or_path = BESIDE
         # The exported base has the embeddings, so PEFT need not compare them with another base's.
         model.save_pretrained(fresh, save_embedding_layers=False)
-        if not config.plain:
-            # transformers would not find every tensor of a stack by the name that PEFT gives it.
-            weights = load(path.read_bytes())
-            named = named_for_transformers(config.parts, weights)
-            if named.keys() != weights.keys():
-                save_file(named, path, {"format": "pt"})
         model = model.unload()
     model.save_pretrained(fresh)
     save_beside(model, fresh)

@@ -22,7 +22,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, layer_kind, linear_names, wrappers
-from lorada.tuners.base.part_config import PREFIX, refuse_layers
+from lorada.tuners.base.part_config import refuse_layers
 from lorada.tuners.base.tuner import AttachedModel, chosen, listed
 
 
@@ -135,28 +135,6 @@ def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         owner = owner_of(key, names)
         renamed[names[owner] + key[len(owner) :] if owner else key] = value
     return renamed
-
-
-# The adapter's name in models that transformers itself has put together.
-LOADED_AS = ".default"
-
-
-def named_for_transformers(
-    parts: list[PeftConfig], state_dict: dict[str, Any], *, undo: bool = False
-) -> dict[str, Any]:
-    """A state dict with the adapter's name where transformers, which loads it, puts none itself.
-
-    It knows one beginning of names for all parts of a stack, ``PREFIX``. ``undo`` gives the names
-    without it again.
-    """
-    for prefix in {tuner_of(part).prefix for part in parts}:
-        if PREFIX in prefix:
-            continue
-        old, new = rf"(\.{prefix}[^.]*)", rf"\1{LOADED_AS}"
-        if undo:
-            old, new = rf"{old}{re.escape(LOADED_AS)}(?=\.|$)", r"\1"
-        state_dict = {re.sub(old, new, key): value for key, value in state_dict.items()}
-    return state_dict
 
 
 def layers_of(model: nn.Module, keys: Iterable[str]) -> dict[str, BaseTunerLayer]:

@@ -33,6 +33,7 @@ from lorada.tuners.base.tuner import (
 )
 from lorada.tuners.lmam import bake
 from lorada.tuners.stack.adalora_parts import OwnRanks, factors, regulariser
+from lorada.tuners.stack.by_transformers import name_weights, refuse_without_peft_model
 from lorada.tuners.stack.merging import merge_and_keep_attached, refuse_unmergeable
 from lorada.tuners.stack.nested_layers import (
     check_order,
@@ -40,7 +41,6 @@ from lorada.tuners.stack.nested_layers import (
     layers_of,
     layers_shown,
     let_stand_beside_others,
-    named_for_transformers,
     names_alone,
     part_kind,
     part_named_in_errors,
@@ -78,11 +78,15 @@ class LoradaModel(LoradaTuner):
         refuse_known(model, adapter_name)
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
         self._tuners: dict[str, list[BaseTuner]] = {}
-        if isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
-            refuse_without_peft_model(peft_config.parts)
         if isinstance(known := vars(model).get("peft_config"), dict):
             self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
-        super().__init__(model, peft_config, adapter_name, **kw)
+        if not isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
+            super().__init__(model, peft_config, adapter_name, **kw)
+            return
+        refuse_without_peft_model(peft_config.parts)
+        with all_or_nothing(model):
+            super().__init__(model, peft_config, adapter_name, **kw)
+            name_weights(model, peft_config, adapter_name)
 
     def tuners_of(self, adapter_name: str) -> list[BaseTuner]:
         """The tuners of an adapter's parts."""
@@ -294,7 +298,6 @@ class LoradaModel(LoradaTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        state_dict = named_for_transformers(config.parts, state_dict, undo=True)
         here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
         state_dict = rename(state_dict, here)
         shared: dict[str, Tensor] = {}
@@ -429,16 +432,6 @@ def refuse_offloaded(model: nn.Module, kind: str) -> None:
             raise ValueError(
                 f"{name} is offloaded, where PEFT leaves {kind} weights without values: "
                 "add or load the adapter first, then offload"
-            )
-
-
-def refuse_without_peft_model(parts: list[PeftConfig]) -> None:
-    """Refuse a part with weights outside the layers where transformers itself places an adapter."""
-    for part in parts:
-        if tuner_of(part).uses_shared_state:
-            raise ValueError(
-                f"{type(part).__name__} keeps weights outside the model's layers, so only PEFT can "
-                "load it: PeftModel.from_pretrained(base_model, folder)"
             )
 
 
