@@ -113,6 +113,13 @@ def test_a_tuner_is_added_in_six_files_and_its_contracts_pass(tmp_path):
     assert changed_files(root) <= {*by_hand, "README.md"}  # whose table of methods is generated
 
 
+def test_the_map_is_changed_in_one_file_and_its_tests_pass(tmp_path):
+    root, by_hand, count = followed("Change the map", tmp_path)
+    assert by_hand == {"src/lorada/tuners/lmam.py", "tests/tuners/test_gated_map.py"}
+    assert changed_files(root) == by_hand
+    assert count > 5
+
+
 def test_a_task_takes_three_files_and_passes_the_shared_tests(tmp_path):
     root, by_hand, count = followed("Add a task", tmp_path)
     assert len(by_hand) == 3

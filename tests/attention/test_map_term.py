@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from lorada.attention import learned_map as learned_maps
 from lorada.attention import map_term as adding
 from lorada.attention.call import AttentionCall, CallShape
 from lorada.attention.covered_tokens import covered_tokens, find_covered_tokens
@@ -20,6 +21,8 @@ from lorada.attention.learned_map import LearnedMap
 from lorada.attention.map_term import Term
 from lorada.attention.positions import NO_TOKEN, TokenPositions, TokenSpan, TokenTable
 from lorada.functional import causal as causal_product
+from lorada.functional import maps
+from lorada.functional.maps import position_factors
 
 pytestmark = pytest.mark.fp64
 
@@ -211,6 +214,20 @@ def test_frozen_factors_and_values_get_no_gradient():
     assert all(x.grad.abs().sum() > 0 for x in held.factors)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", ["whole", "padded, long", "shorter than the map, on the end"])
+def test_a_changed_map_keeps_right_gradients_without_formulas_of_its_own(name, causal, monkeypatch):
+    def bent(w_a, w_b, pe=None):
+        w_a, w_b = position_factors(w_a, w_b, pe)
+        return w_a.tanh() * w_b.mean(), w_b.exp()
+
+    for module in (maps, learned_maps):
+        monkeypatch.setattr(module, "position_factors", bent)
+    positions, shape, value, output = call(name, causal=causal)
+    held = learned_map(align="end" if "end" in name else "start")
+    assert_sum_over_pairs(held, positions, shape, value, output)
+
+
 @pytest.mark.parametrize(("name", "ablation", "calls"), [
     ("whole", None, 2), ("padded, long", None, 2), ("on the end", "no_position", 2),
     ("packed", None, 2), ("a chunk behind a cache", None, 3), ("whole", "full_rank", 3),
@@ -220,8 +237,10 @@ def test_within_recomputed_activations_formulas_spare_a_term(name, ablation, cal
     positions, shape, value, output = call(name)
     held = learned_map(ablation, "end" if "end" in name else "start")
     made = []
-    compute = Term.compute
-    monkeypatch.setattr(Term, "compute", lambda *given: made.append(0) or compute(*given))
+    for way in ("compute", "product"):  # by torch's checkpoint, by formulas
+        original = getattr(Term, way)
+        counted = lambda *given, original=original: made.append(0) or original(*given)  # noqa: E731
+        monkeypatch.setattr(Term, way, counted)
 
     def layer(value, output):
         return add_term(output, held, positions, shape, value).sin()  # which keeps its input

@@ -14,7 +14,7 @@ Shapes: B batch, H query heads, G key/value heads, S map heads, T queries, K key
 under the map, D head width.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorada.attention.call import AttentionCall, CallShape
-from lorada.attention.covered_tokens import CoveredTokens, put
+from lorada.attention.covered_tokens import CoveredTokens
 from lorada.attention.learned_map import LearnedMap
 from lorada.attention.positions import Targets, table_in_map
 from lorada.functional.causal import product_form
@@ -44,19 +44,36 @@ class Term:
         Returns:
             (B, M, H, D) in map order, or the rows of the queries if ``covered`` names them.
         """
+        if self.own.stays_low_rank and self.covered.rows is None:
+            return self.product(value, *self.factors(value))
         covered, shape = self.covered, self.shape
-        batch, _, _, width = value.shape
         with no_autocast(value.device):
             values = covered.values(value)
-            own = self.own.for_values(values)
-            if own.stays_low_rank and covered.rows is None:
-                left, right = own.scaled_factors(own.part(covered.size))
-                causal, window, heads = shape.causal, shape.window, shape.heads
-                term = factors_product(left, right, values, heads, causal=causal, window=window)
-            else:
-                term = apply_map(_masked_rows(own, covered, shape, batch), values, shape.heads)
-            rows = covered.maps * term.shape[2]
-            return term.transpose(1, 2).reshape(batch, rows, shape.heads, width)
+            rows = _masked_rows(self.own.for_values(values), covered, shape, value.shape[0])
+            return self._in_map_order(apply_map(rows, values, shape.heads), value.shape[0])
+
+    def factors(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Both factors of the covered part of the map, with PE and scale, as the values need them.
+
+        Autograd follows what is done to the parameters here, so it may be anything.
+        """
+        with no_autocast(value.device):
+            own = self.own.for_values(value)
+            return own.scaled_factors(own.part(self.covered.size))
+
+    def product(self, value: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """``compute`` from finished factors."""
+        shape = self.shape
+        with no_autocast(value.device):
+            values = self.covered.values(value)
+            causal, window, heads = shape.causal, shape.window, shape.heads
+            term = factors_product(left, right, values, heads, causal=causal, window=window)
+            return self._in_map_order(term, value.shape[0])
+
+    def _in_map_order(self, term: Tensor, batch: int) -> Tensor:
+        """(B·P, H, M, D) of P sequences in a row as (B, P·M, H, D)."""
+        rows = self.covered.maps * term.shape[2]
+        return term.transpose(1, 2).reshape(batch, rows, self.shape.heads, term.shape[3])
 
     def has_gradients(self, value: Tensor) -> bool:
         """Whether ``gradients`` has the formulas for the call, and they cost no more."""
@@ -68,24 +85,20 @@ class Term:
         form = product_form(size, rank, share, causal=causal, window=window, device=device)
         return form != "blocks"
 
-    def gradients(self, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of the values and of both factors, from that of the term, by formulas.
+    def gradients(
+        self, value: Tensor, left: Tensor, right: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the values and of finished factors, from that of the term, by formulas.
 
         The map is made again from the factors, so nothing else is kept for the backward pass.
         """
-        own, covered = self.own, self.covered
+        covered, shape = self.covered, self.shape
         with no_autocast(value.device):
-            values = covered.values(value)
-            part, sizes = own.part(covered.size), (covered.size, *grad.shape[2:])
-            left, right = own.for_values(values).scaled_factors(part)
+            values, sizes = covered.values(value), (covered.size, *grad.shape[2:])
             rows = grad.reshape(len(values), *sizes).transpose(1, 2)
             left, right, values = factors_product_gradients(
-                left, right, values, rows, causal=self.shape.causal, window=self.shape.window
+                left, right, values, rows, causal=shape.causal, window=shape.window
             )
-            w_a, w_b = own.factors
-            if own.inverse_scale != 1:
-                left = left / own.inverse_scale
-            left, right = put(left, w_a, (slice(None), part)), put(right, w_b, (..., part))
             return covered.value_grad(values, value), left, right
 
 
@@ -125,7 +138,7 @@ def add_term(output: Tensor, term: Term, value: Tensor, *, in_place: bool = Fals
     if in_place:
         return _write_sum(output, output, term.compute(value), term.covered.queries)
     if not is_transformed() and term.has_gradients(value):
-        result = _AddProduct.apply(output, value, *term.own.factors, term)
+        result = _AddProduct.apply(output, value, *term.factors(value), term)
     else:
         result = _AddAt.apply(output, recomputed(term.compute, value), term.covered.queries)
     return result
@@ -199,23 +212,26 @@ class _AddAt(torch.autograd.Function):
 
 
 class _AddProduct(torch.autograd.Function):
-    """Adds the term of a map, with the formulas of its gradients."""
+    """Adds the term of a map, with the formulas of its gradients.
+
+    Its inputs are the finished factors, which do not grow with the batch: what makes them of the
+    parameters is autograd's.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, value: Tensor, w_a: Tensor, w_b: Tensor, term: Term
+        ctx: Any, output: Tensor, value: Tensor, left: Tensor, right: Tensor, term: Term
     ) -> Tensor:
-        ctx.save_for_backward(value, w_a, w_b)
+        ctx.save_for_backward(value, left, right)
         ctx.term = term
-        return _sum(output, term.compute(value), term.covered.queries)
+        return _sum(output, term.product(value, left, right), term.covered.queries)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        value, *factors = ctx.saved_tensors
-        term = replace(ctx.term, own=replace(ctx.term.own, factors=tuple(factors)))
-        rows = _at(term.covered.queries, grad, wide_dtype(value))
-        return grad, *term.gradients(value, rows), None
+        value, left, right = ctx.saved_tensors
+        rows = _at(ctx.term.covered.queries, grad, wide_dtype(value))
+        return grad, *ctx.term.gradients(value, left, right, rows), None
 
 
 def _at(queries: slice | Targets | None, grad: Tensor, dtype: torch.dtype) -> Tensor:
