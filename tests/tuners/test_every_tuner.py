@@ -16,6 +16,7 @@ from stacks import batch, lmam, logits, lora, moved, randomise, starts_as_base
 
 import lorada
 from lorada import LoradaConfig
+from lorada.methods.sizes_and_rates import SIZES
 from lorada.support.tuner_names import TUNERS
 from lorada.tuners.base.tuner import LoradaTunerLayer
 from lorada.tuners.lmam import bake
@@ -208,3 +209,45 @@ def test_weights_are_in_float32_or_where_that_is_asked_in_the_dtype_of_the_base(
     if autocast and starts_as_base(model.peft_config["default"]):
         with model.disable_adapter():
             assert torch.equal(logits(model, inputs), found)
+
+
+SCALES = ("alpha", "lora_alpha", "scale")
+# Tuners with a setting that scales what they add.
+SCALED = [
+    part for part, config in TUNERS.items()
+    if set(SCALES) & {field.name for field in fields(getattr(lorada, config))}
+]  # fmt: skip
+
+
+def placed(part, **options):
+    """A model with a tuner at its start."""
+    return get_peft_model(TINY["llama"](), config_of(part, **options)).eval()
+
+
+@pytest.mark.parametrize("part", SCALED)
+def test_a_setting_that_scales_what_a_tuner_adds_does_so(part):
+    (scale,) = set(SCALES) & set(config_of(part).__dataclass_fields__)
+    value = getattr(config_of(part), scale)
+    once, twice = placed(part, **{scale: value}), placed(part, **{scale: 2 * value})
+    randomise(once)
+    twice.load_state_dict(once.state_dict())
+    inputs = batch("llama")
+    assert (logits(once, inputs) - logits(twice, inputs)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("part", [part for part in SCALED if len(SIZES[part]) > 1])
+def test_a_size_that_grows_with_its_scale_changes_nothing_by_itself(part):
+    """With both doubled and zeros in what is new, a tuner adds the same: it divides by its size."""
+    size, scale = SIZES[part]
+    small = {key: value for key, value in SMALL[part].items() if key == size}
+    settings = {size: small[size], scale: 3.0}
+    narrow = placed(part, **settings)
+    wide = placed(part, **{key: 2 * value for key, value in settings.items()})
+    randomise(narrow)
+    weights = narrow.state_dict()
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            corner = tuple(map(slice, weights[name].shape))
+            weight.zero_()[corner] = weights[name]
+    inputs = batch("llama")
+    assert_close(logits(wide, inputs), logits(narrow, inputs))

@@ -3,9 +3,13 @@
 from typing import Literal
 
 # Part → the setting that is its size, then settings that keep their ratio to it. A tuner of PEFT
-# has its lower-case name. A part without an entry has no size: QuanTA's gates follow from the
-# width of the matrices, and TinyLoRA's u from r² on adds no further changes.
+# has its lower-case name. A part with an empty entry has no size and stays as it is under a budget:
+# QuanTA's gates follow from the width of the matrices, and TinyLoRA's u from r² on adds no changes.
 SIZES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("quanta", "beft", "frod", "ia3", "ln_tuning", "osf", "road", "supertuning", "tinylora"),
+        (),
+    ),
     **dict.fromkeys(("lmam", "bottleneck", "pa_attn", "parallel_ffn", "lamda"), ("rank",)),
     **dict.fromkeys(("sora", "omoe"), ("rank", "alpha")),
     **dict.fromkeys(
@@ -29,13 +33,14 @@ SIZES: dict[str, tuple[str, ...]] = {
 # Parts of which a LARGER setting trains FEWER parameters.
 FEWER_WHEN_LARGER = ("c3a", "randlora")
 
-# Part → what its size may be; a part without an entry takes any number. ``divides_heads`` is for
+# Part with a size → what that may be; None for any number. ``divides_heads`` is for
 # maps without a rank: a divisor of the number of attention heads.
 Bound = Literal[
     "side", "largest_side", "entries", "sparse", "low_rank", "tokens", "context", "length",
     "divides_heads", "divides_inputs", "divides_outputs", "divides",
 ]  # fmt: skip
-BOUNDS: dict[str, Bound] = {
+BOUNDS: dict[str, Bound | None] = {
+    **dict.fromkeys(("bottleneck", "pa_attn", "parallel_ffn", "peanut", "vblora")),
     # At most the smaller side of each matrix of the part, as that is the highest rank it has.
     **dict.fromkeys(
         ("sora", "lamda", "omoe", "lora", "adalora", "adamss", "deft", "delora", "glora",
@@ -56,7 +61,7 @@ BOUNDS: dict[str, Bound] = {
 }  # fmt: skip
 
 # Settings whose defaults have to fit a model, since a part refuses or ignores others.
-FITTED: dict[str, dict[str, Bound]] = {
+FITTED: dict[str, dict[str, Bound | None]] = {
     "lmam": {"heads": "divides_heads", "length": "tokens"},
     "gralora": {"gralora_k": "divides"},
     "road": {"group_size": "divides_outputs"},
@@ -68,7 +73,7 @@ FITTED: dict[str, dict[str, Bound]] = {
     },
 }  # fmt: skip
 
-# The learning rate of a method without an entry below: what `lorada train` takes by default.
+# The learning rate of a tuner of PEFT without an entry below: what `lorada train` takes by default.
 DEFAULT_RATE = 1e-3
 # The learning rates that may be given to a search.
 RATE_RANGE = (1e-5, 1e-1)
