@@ -61,14 +61,16 @@ BOUNDS: dict[str, Bound | None] = {
 }  # fmt: skip
 
 # Settings whose defaults have to fit a model, since a part refuses or ignores others.
-FITTED: dict[str, dict[str, Bound | None]] = {
+FITTED: dict[str, dict[str, Bound]] = {
     "lmam": {"heads": "divides_heads", "length": "tokens"},
     "gralora": {"gralora_k": "divides"},
     "road": {"group_size": "divides_outputs"},
     "vblora": {"vector_length": "divides"},
     **{
-        part: {SIZES[part][0]: BOUNDS[part]}
-        for part in ("prefix", "shira", "lamda", "boft", "c3a", "fourierft", "miss", "oft",
+        part: {SIZES[part][0]: bound}
+        for part, bound in BOUNDS.items()
+        if bound is not None
+        and part in ("prefix", "shira", "lamda", "boft", "c3a", "fourierft", "miss", "oft",
                      "psoft", "waveft")
     },
 }  # fmt: skip

@@ -69,7 +69,7 @@ def name_weights(model: nn.Module, config: LoradaConfig, adapter_name: str) -> N
         ValueError: if a part saves something else than its weights, which transformers would load
             as they are.
     """
-    renaming: StackRenaming | None = vars(config).pop(NAMES, None)
+    renaming: StackRenaming | None = config.__dict__.pop(NAMES, None)
     if renaming is None:
         return
     weights = model.state_dict()
@@ -92,17 +92,18 @@ def name_weights(model: nn.Module, config: LoradaConfig, adapter_name: str) -> N
 
 def _extend_transformers() -> None:
     """Let transformers find the weights of a stack by the names that are looked up."""
-    of_one_type = by_peft.build_peft_weight_mapping
+    of_one_type: Any = by_peft.build_peft_weight_mapping
 
     @functools.wraps(of_one_type)
     def build_peft_weight_mapping(
         weight_conversions: list[Any] | None, adapter_name: str, peft_config: Any = None
     ) -> list[Any]:
         if not isinstance(peft_config, LoradaConfig):
-            return of_one_type(weight_conversions, adapter_name, peft_config=peft_config)
+            mapping: list[Any] = of_one_type(weight_conversions, adapter_name, peft_config)
+            return mapping
         # transformers calls this before it places the adapter, and renames the weights after that.
         renaming = StackRenaming()
-        vars(peft_config)[NAMES] = renaming
+        peft_config.__dict__[NAMES] = renaming
         return [renaming]
 
     by_peft.build_peft_weight_mapping = build_peft_weight_mapping

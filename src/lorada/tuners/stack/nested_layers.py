@@ -185,6 +185,8 @@ def part_named_in_errors(
 class OwnNorm(LNTuningLayer):  # type: ignore[misc]
     """A norm and the trained copies of any number of adapters."""
 
+    base_layer: Any
+
     @property
     def active_adapters(self) -> list[str]:
         """The active adapters that have a copy; PEFT's layer would look for one of each."""

@@ -21,7 +21,7 @@ from lorada.tuners.stack.nested_layers import tuner_of
 SIDE = 256
 MATRIX, ADAPTER = "matrix", "trial"
 # The settings of any tuner that name modules of the model that a part was made for.
-NAMING = {
+NAMING: dict[str, Any] = {
     "feedforward_modules": [], "rank_pattern": {}, "alpha_pattern": {}, "exclude_modules": None,
     "layers_to_transform": None, "layers_pattern": None, "modules_to_save": None,
 }  # fmt: skip
@@ -47,7 +47,7 @@ def refuses_to_merge(part: PeftConfig) -> bool:
     if isinstance(part, LoradaPeftConfig):
         return not part.mergeable
     kind = type(part)
-    refused = _kind_refuses(kind)
+    refused = _kind_refuses(kind)  # type: ignore[arg-type]
     if refused is None:  # the kind has no defaults for one matrix
         refused = _trial(_for_one_matrix(part))
     return refused is True
