@@ -5,9 +5,10 @@ from itertools import cycle
 
 import pytest
 import torch
-from folders import refused
+from folders import LLAMA, byte_tokenizer, refused, saved
 from method_cases import defined
 from trained import QUICK, run_recipe
+from transformers import Qwen2ForCausalLM
 
 from lorada import METHODS
 from lorada.inference.evaluate import evaluate
@@ -18,6 +19,7 @@ from lorada.training.train import set_up, train
 
 BF16 = torch.bfloat16
 NAMES = [name for name in METHODS if defined(name, "llama")]
+PACKED = [*(name for name in NAMES if name != "longlora"), "bitfit"]  # whose groups span rows
 WHOLE = ("full", "owlore", "owlore_full")  # methods that train every weight at some time
 
 
@@ -37,6 +39,32 @@ def test_what_trains_of_a_base_in_bf16_is_in_fp32(recipe, method, rows):
     assert method in WHOLE or any(each.dtype == BF16 for each in frozen)
     setup.trainer.train()
     assert all(each.grad is None or each.grad.dtype == torch.float32 for each in trained.values())
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """A decoder with biases, which BitFit trains."""
+    folder = tmp_path_factory.mktemp("biased") / "qwen2"
+    return saved(folder, Qwen2ForCausalLM, byte_tokenizer(), LLAMA)
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_packed_rows_train_with_every_method(recipe, biased, method):
+    """Before that they are read once, to see that none sees another, which is under autocast too."""
+    asked = recipe("packing=true", "dev_rows=4", method=method, rows="rows", model=str(biased))
+    setup = set_up(prepare_training(asked), [], quiet=True)
+    setup.trainer.train()
+    assert any("eval_loss" in entry for entry in setup.trainer.state.log_history)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "longlora"])
+def test_texts_are_written_under_autocast_while_training(recipe, method):
+    asked = recipe(
+        "predict_with_generate=true", "dev_rows=2", "max_steps=1",
+        method=method, rows="rows", model="bart",
+    )  # fmt: skip
+    history = train(asked, quiet=True).result["history"]
+    assert any("eval_exact_match" in entry for entry in history)
 
 
 def moved(recipe, dtype: str) -> float:

@@ -330,8 +330,6 @@ def set_up(
     elif narrow_trained(model):
         logger.warning("dtype=%s: what trains in the base loses small updates, as it is in 16 bits "
                        "too: dtype=mixed keeps it in float32", recipe.dtype)  # fmt: skip
-    if recipe.packing:
-        refuse_mixing(model, max(args.train_batch_size, args.eval_batch_size if held_out else 1))
     patience = recipe.early_stopping
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
     # dev_rows are measured unless the recipe says no; eval_data only if it says so.
@@ -349,6 +347,11 @@ def set_up(
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, args)
         _give_maps_their_rate(trainer, model)
+    if recipe.packing:
+        with trainer.accelerator.autocast():  # as in its steps
+            refuse_mixing(
+                model, max(args.train_batch_size, args.eval_batch_size if held_out else 1)
+            )
     return Setup(prepared, base, model, trainer, measured, scale, run)
 
 

@@ -380,11 +380,14 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of held-out rows; the model's own generation settings do not change.
 
-        ``Seq2SeqTrainer`` fills in missing settings, which would then be saved with the model.
+        ``Seq2SeqTrainer`` fills in missing settings, which would then be saved with the model. Nor
+        does it generate under autocast, which accelerate gives to the forward of the whole model
+        alone, and not to the encoder by itself.
         """
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         kept = copy.deepcopy(model.generation_config)
         try:
-            return super().prediction_step(*args, **kwargs)
+            with self.accelerator.autocast():
+                return super().prediction_step(*args, **kwargs)
         finally:
             model.generation_config = kept
