@@ -11,6 +11,11 @@ from programs import until
 from lorada.compare.jobs.job import Job, report
 from lorada.runs.folder import locked
 from lorada.runs.result import peak_memory
+from lorada.support.processes import gpu_share
+
+
+# What a process sees while it imports the work: libraries look for cards when they are imported.
+SEEN_AT_IMPORT = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
 
 
 def write(folder, text):
@@ -19,6 +24,8 @@ def write(folder, text):
 
     report("writing")
     (folder / "cards").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
+    (folder / "cards_at_import").write_text(SEEN_AT_IMPORT)
+    (folder / "share").write_text(f"{gpu_share():g}")
     (folder / "written").open("a").write(f"{text} {torch.get_num_threads()}\n")
 
 

@@ -17,6 +17,7 @@ from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers, cards_of_slots
 from lorada.compare.jobs.queue import run_queue
 from lorada.runs.folder import LOCK_FILE, HeldError, locked
+from lorada.support.processes import GPU_SHARE
 
 ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
@@ -60,7 +61,7 @@ CARDS = {
     "none": ("", 1, [""]),
     "one a card": ("0,1", 1, ["0", "1"]),
     "those that are given": ("5,3", 1, ["5", "3"]),
-    "four on each": ("2,4", 0.25, ["2", "4"] * 4),
+    "two on each": ("2,4", 0.5, ["2", "4"] * 2),
     "two each, and one is left": ("0,1,2,3,4", 2, ["0,1", "2,3"]),
 }
 
@@ -74,9 +75,40 @@ def test_each_job_sees_its_own_cards_and_auto_runs_one_on_each(case, tmp_path, m
     last = tmp_path / f"job{len(expected) - 1}" / "begun"  # all run at once
     jobs = [job(tmp_path, f"job{n}", partial(work.wait_for, last)) for n in range(len(expected))]
     run_queue([*jobs, job(tmp_path, "last", after="job0")], pool, report=print)
-    seen = [(tmp_path / one.name / "cards").read_text() for one in jobs]
-    assert seen == expected
+    for file in ("cards", "cards_at_import") if visible else ("cards",):
+        assert [(tmp_path / one.name / file).read_text() for one in jobs] == expected
+    share = "1" if each >= 1 else f"{each:g}"
+    assert {(tmp_path / one.name / "share").read_text() for one in jobs} == {share}
     assert (tmp_path / "last" / "cards").read_text() in expected
+
+
+# A process on a machine with two cards, in which nothing may look at them before a job does: a
+# process that has looked cannot be forked.
+LOOKS = """
+import torch
+from importlib import import_module
+from lorada.compare.jobs.pool import Workers
+looks = []
+torch._C._cuda_getDeviceCount = lambda: looks.append("count") or 2
+torch.cuda._lazy_init = lambda: looks.append("init")
+for name in Workers(None).preloaded:
+    import_module(name)
+print(looks)
+"""
+
+
+def test_no_card_is_looked_at_before_a_job_has_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert printed(sys.executable, "-c", LOOKS) == "[]\n"
+
+
+def test_jobs_that_share_a_card_plan_with_a_part_of_its_memory(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    shares = {
+        (count, each): Workers(count, each)._environment_of(0)[GPU_SHARE]
+        for count, each in ((None, 1.0), (4, 1.0), (1, 0.25), (None, 0.5), (3, 1.0), (1, 2.0))
+    }
+    assert [*shares.values()] == ["1.0", "0.5", "0.25", "0.5", "0.5", "1.0"]
 
 
 def test_more_workers_than_cards_share_them_and_too_few_cards_are_one_line(monkeypatch):
@@ -88,6 +120,7 @@ def test_more_workers_than_cards_share_them_and_too_few_cards_are_one_line(monke
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     assert Workers(None).slots == 8
     assert cards_of_slots([], 2) == []
+    assert cards_of_slots(["2", "4"], 0.25) == [["2"], ["4"]] * 4
 
 
 def test_workers_run_at_once_and_share_the_cores(tmp_path):

@@ -11,6 +11,14 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
+# The share of its accelerator's memory that a job may plan with, which whoever starts it sets.
+GPU_SHARE = "LORADA_GPU_SHARE"
+
+
+def gpu_share() -> float:
+    """The share of an accelerator's memory that is for this process; 1 if nothing says less."""
+    return float(os.environ.get(GPU_SHARE, "1"))
+
 
 class OtherProcessError(Exception):
     """Another process of this launch failed; it prints the reason."""

@@ -1,7 +1,10 @@
 """Runs jobs on this machine, several at once, each in a process of its own.
 
 A process never gives back all the memory that it allocated, and its peak memory never falls, so
-each job gets its own. All are forks of one process that has imported torch, Python's fork server.
+each job gets its own. On a CPU all are forks of one process that has imported torch, Python's fork
+server. An accelerator cannot be used in a fork of a process that has looked at it, and some
+libraries look when they are imported (PEFT imports bitsandbytes, which asks for the card's
+generation). So beside one, each process starts afresh, with its cards in its environment.
 
 Ctrl-C is passed on, once for each time that it is pressed: a training saves a checkpoint at the
 first, and ends at once at the second. The processes end with the command, however that ends.
@@ -13,12 +16,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
+from lorada.support.processes import GPU_SHARE
 
 VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 # What the fork server imports, so that a job does not have to.
@@ -34,30 +38,55 @@ class Workers:
 
     Attributes:
         slots: how many jobs it runs at once.
+        preloaded: modules that are imported once for all jobs.
     """
 
     def __init__(self, count: int | None = 1, gpus_per_job: float = 1.0) -> None:
         self._cards = cards_of_slots(visible_cards(), gpus_per_job)
+        self._part_of_card = min(1.0, gpus_per_job)
         self.slots = count or max(1, len(self._cards))
         known = hasattr(os, "sched_getaffinity")  # not on macOS
         cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
         self._threads = None if self.slots == 1 else max(1, cores // self.slots)
-        self._context = get_context("forkserver")
+        self._forks = not self._cards and not _has_accelerator()
+        self._context: Any = get_context("forkserver" if self._forks else "spawn")
+        self.preloaded = IMPORTED if self._forks else []
         self._running: dict[int, tuple[Job, Any, Connection]] = {}  # by slot
 
     def start(self, job: Job) -> None:
         """Start a job in a new process."""
         slot = next(free for free in range(self.slots) if free not in self._running)
-        environment = dict(os.environ)
-        if self._cards:
-            environment[VISIBLE] = ",".join(self._cards[slot % len(self._cards)])
-        _start_fork_server()
+        changes = self._environment_of(slot)
         here, there = self._context.Pipe(duplex=False)
-        arguments = job, there, environment, self._threads
+        arguments = job, there, {**os.environ, **changes}
         process = self._context.Process(target=_work, args=arguments, name=job.name)
-        process.start()
+        with _silent_stderr():
+            if self._forks:
+                forkserver.set_forkserver_preload(self.preloaded)
+                forkserver.ensure_running()
+                process.start()
+            else:  # a new interpreter imports what the job needs before it calls `_work`
+                with _in_environment(changes):
+                    process.start()
         there.close()
         self._running[slot] = job, process, here
+
+    def _environment_of(self, slot: int) -> dict[str, str]:
+        """What a job's environment in a slot has beside that of this command: cards and threads.
+
+        A job that shares its card with others is told which part of the memory it may plan with.
+        """
+        environment: dict[str, str] = {}
+        if self._threads and THREADS not in os.environ:
+            environment[THREADS] = str(self._threads)
+        if self._cards:
+            own = self._cards[slot % len(self._cards)]
+            sharing = [
+                other for other in range(self.slots) if self._cards[other % len(self._cards)] == own
+            ]
+            environment[VISIBLE] = ",".join(own)
+            environment[GPU_SHARE] = str(min(self._part_of_card, 1 / len(sharing)))
+        return environment
 
     def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
         """Wait until a job ends, so many seconds at most; the names of those that have ended."""
@@ -78,17 +107,38 @@ class Workers:
                     list(self.wait(1.0))
 
 
-def _start_fork_server() -> None:
-    """Start the process that is forked, unless it runs; what libraries print there is left out."""
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Leave out what libraries print on the error stream, in processes that start meanwhile."""
     before = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        forkserver.set_forkserver_preload(IMPORTED)
-        forkserver.ensure_running()
+        yield
     finally:
         os.dup2(before, 2)
         os.close(before)
+
+
+@contextmanager
+def _in_environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Have other variables in a ``with`` block, which new processes inherit."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _outcome(process: Any, link: Connection) -> Outcome:
@@ -103,7 +153,7 @@ def _outcome(process: Any, link: Connection) -> Outcome:
     return Outcome("failed", f"the process of this run {why}")
 
 
-def _work(job: Job, link: Connection, environment: Mapping[str, str], threads: int | None) -> None:
+def _work(job: Job, link: Connection, environment: Mapping[str, str]) -> None:
     """What a process does: the job, with the environment that the command has by now."""
     os.setpgid(0, 0)  # a terminal sends Ctrl-C to the command, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,8 +161,6 @@ def _work(job: Job, link: Connection, environment: Mapping[str, str], threads: i
     os.environ.clear()
     os.environ.update(environment)
     warnings.simplefilter("ignore", FutureWarning)  # of what will change in other libraries
-    if threads:
-        os.environ.setdefault(THREADS, str(threads))
     if THREADS in os.environ and "torch" in sys.modules:  # it read the variable when it was loaded
         sys.modules["torch"].set_num_threads(int(os.environ[THREADS]))
     link.send(carry_out(job))
