@@ -1,11 +1,12 @@
 """Several ``lorada`` commands after one another, in as many processes as ``torchrun`` starts.
 
-    commands_worker.py COMMANDS [fsdp]
+    commands_worker.py COMMANDS [fsdp] [mixed]
 
 COMMANDS is a JSON file with a list of lists of words. The exit codes of process N go to
 ``COMMANDS.codesN``. With ``fsdp`` accelerate takes the processes for accelerators, the only ones
 between which it shares models out; torch does it between CPUs too. All is in fp64, as processes add
-up the gradients of a batch in another order than one does. A word before a command makes
+up the gradients of a batch in another order than one does; with ``mixed`` each command has the
+dtypes that it asks for. A word before a command makes
 something happen in the second step of process N: ``NAN=N`` makes its loss one, ``INTERRUPT=N``
 sends it a Ctrl-C, ``BREAK=N`` raises an error.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ import lorada.cli
 import lorada.training.train as training
 
 RANK = os.environ["RANK"]
+OPTIONS = sys.argv[2:]
 
 
 def share_models() -> None:
@@ -68,7 +71,7 @@ def run(words: list[str]) -> int:
         hurt(words.pop(0))
     sys.argv = ["lorada", *words]
     try:
-        with in_double():
+        with nullcontext() if "mixed" in OPTIONS else in_double():
             lorada.cli.main()
     except SystemExit as end:
         return int(end.code or 0)
@@ -79,7 +82,7 @@ def run(words: list[str]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[2:] == ["fsdp"]:
+    if "fsdp" in OPTIONS:
         share_models()
     file = sys.argv[1]
     lorada.cli.leave_processes = lambda: None  # the next command goes on with the same processes

@@ -124,6 +124,12 @@ REFUSED = {
     "a quantised base that would train in turns": (
         ("quantization=nf4",), "owlore_full", "quantization=nf4 and method=owlore_full, which",
     ),
+    "4 bits in shards": (
+        ("quantization=nf4", "training.fsdp=true"), "lora", "quantization=nf4 and training.fsdp",
+    ),
+    "8 bits in shards": (
+        ("quantization=int8", "training.fsdp=true"), "lora", "quantization=int8 and training.fsdp",
+    ),
     "an unknown attention": (
         ("attn_implementation=sdp",), "lora", 'attn_implementation=sdp: .*"sdp"` is not supported'
     ),

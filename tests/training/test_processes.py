@@ -140,6 +140,22 @@ def test_all_kinds_of_rows_and_methods_are_saved_whole(shared, place, tmp_path, 
         assert_same_run(tmp_path / f"two-{number}", one)
 
 
+@pytest.mark.slow
+def test_a_map_has_the_factors_that_it_learns_under_fsdp_with_mixed_dtypes(place, tmp_path):
+    """Weights that are cast to bf16 on their way would give a map that was never learned."""
+    norms = {}
+    for how, shared in {"ddp": (), "fsdp": FSDP[:1]}.items():
+        run = tmp_path / how
+        settings = (*BATCH, *shared, "dtype=mixed", "activation_checkpointing=off")
+        command = words(place, "llama", "texts", "lorada_la", run, *settings)
+        launch_all(tmp_path, [command], "mixed", *([how] if shared else []))
+        history = read_result(run)["history"]
+        norms[how] = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
+    assert norms["ddp"][0] == norms["fsdp"][0] == 0
+    assert norms["ddp"][-1] > 1e-3
+    assert norms["fsdp"] == pytest.approx(norms["ddp"], rel=0.05)
+
+
 SHARED = {
     "ddp": (),
     "fsdp2_sharded": (FSDP[0], "training.fsdp_config={state_dict_type: SHARDED_STATE_DICT}"),

@@ -1,5 +1,6 @@
 """Reads what a run needs before it loads weights, and refuses settings that do not go together."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -170,6 +171,12 @@ def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
         raise ValueError(
             f"quantization={recipe.quantization} does not train on MPS: leave it out, or add "
             "training.use_cpu=true"
+        )
+    by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if recipe.quantization is not None and (by_accelerate or recipe.training.get("fsdp")):
+        raise ValueError(
+            f"quantization={recipe.quantization} and training.fsdp, which shards weights of 16 or "
+            "32 bits, exclude each other: leave out one of the two"
         )
     asked = recipe.attn_implementation
     if asked is None or "/" in asked:  # a kernel of the hub, which transformers fetches

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -146,6 +147,18 @@ class RunTrainer(Trainer):
         self._held_out_sums: list[Tensor] = []
         self._labelled_loss: LabelledLoss | None = None
         self._labelled_loss_known = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; under FSDP2 every weight keeps its dtype, as it does under DDP.
+
+        accelerate would cast weights to 16 bits before each forward: a map, which is computed in
+        fp32 from its factors, would be that of rounded factors, and so would all that trains.
+        Autocast narrows what is to be narrow. Gradients are summed over the processes in fp32.
+        """
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if isinstance(getattr(plugin, "mixed_precision_policy", None), MixedPrecisionPolicy):
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
 
     @property
     def _shift(self) -> int:
