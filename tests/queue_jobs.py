@@ -13,7 +13,6 @@ from lorada.runs.folder import locked
 from lorada.runs.result import peak_memory
 from lorada.support.processes import gpu_share
 
-
 # What a process sees while it imports the work: libraries look for cards when they are imported.
 SEEN_AT_IMPORT = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
 

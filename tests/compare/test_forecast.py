@@ -2,9 +2,10 @@
 
 import pytest
 from compared import comparison, model_and_rows
-from folders import rows_file
+from folders import refused, rows_file
 
 from lorada.compare import forecast
+from lorada.compare.jobs.job import Outcome
 from lorada.compare.run import planned
 
 
@@ -52,6 +53,24 @@ def test_a_forecast_is_not_below_what_the_runs_of_one_method_take(place, tmp_pat
     )
     found = forecast.forecast(asked, plan, 4, print)
     assert found["seconds"] == found["candidates"][0]["seconds"] == 4.0 * plan.steps
+
+
+def test_steps_are_measured_with_the_cards_of_a_job(place, tmp_path, monkeypatch):
+    asked = comparison(place, methods=["lora"], seeds=[1], trials=0)
+    plan = planned(asked, tmp_path, resume=False, report=print)
+    pools = []
+
+    class Pool(forecast.Workers):
+        def __init__(self, *given):
+            pools.append(given)
+            super().__init__(1)
+
+    monkeypatch.setattr(forecast, "Workers", Pool)
+    monkeypatch.setattr(forecast, "run_queue", lambda jobs, pool, report: {
+        job.name: Outcome("failed", "no card") for job in jobs
+    })  # fmt: skip
+    refused("no card", lambda: forecast.forecast(asked, plan, 4, print, gpus_per_job=0.25))
+    assert pools == [(1, 0.25)]
 
 
 def test_three_steps_are_measured_of_a_training_with_fewer(place, tmp_path, monkeypatch, jobs_here):

@@ -1,6 +1,8 @@
 """The plan of a comparison: methods with settings, sizes, steps, rows; the commonest answer."""
 
+import fake_devices
 import pytest
+import torch
 from compared import comparison, model_and_rows
 from folders import refused, rows_file
 
@@ -22,6 +24,8 @@ from lorada.data.task_rows import load_rows, training_rows
 from lorada.runs.recipe import Recipe
 from lorada.training.train import train
 
+on = fake_devices.on
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -41,6 +45,19 @@ def test_budgets_that_lead_to_one_size_share_a_candidate(place):
         ("ia3", {"700": False, "720": False, "8%": False}, 160),
     ]
     assert plan.candidates[0].parts["lora"]["r"] == 1
+
+
+def test_a_plan_leaves_the_cards_to_the_jobs(place, on, monkeypatch):
+    """What only a card takes is left out of it, and no context is kept on the first card."""
+    used = []
+    on("cuda")
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    training = {"tf32": True, "bf16": True, "num_train_epochs": 2}
+    plan = planned(comparison(place, methods=["lora"], recipe={"training": training}))
+    assert plan.steps == 8
+    plan = planned(comparison(place, methods=["lora"], recipe={"dtype": "mixed_float16"}))
+    assert plan.steps == 12
+    assert used == []
 
 
 def test_a_plan_that_was_saved_is_read_as_it_was(place, tmp_path):

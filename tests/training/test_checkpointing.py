@@ -2,10 +2,9 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
+import fake_devices
 import pytest
-import test_device_settings
 import torch
 from conftest import assert_close
 from folders import ROWS, llama_folder, rows_file
@@ -23,11 +22,12 @@ from transformers import (
 
 from lorada.methods import meta_model
 from lorada.methods.build import build_method
-from lorada.training.arguments import KEPT, recomputes
+from lorada.support.processes import GPU_SHARE
 from lorada.training.load_recipe import load_recipe
+from lorada.training.memory import KEPT, recomputes
 from lorada.training.train import train
 
-on = test_device_settings.on
+on = fake_devices.on
 # Without dropout, whose random numbers are others in fp64.
 PLAIN = ["lora.lora_dropout=0", "bottleneck.dropout=0", "max_steps=3"]
 
@@ -90,7 +90,12 @@ def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
 
 
 @pytest.mark.parametrize(("dtype", "kept"), zip((torch.bfloat16, torch.float32), KEPT, strict=True))
-def test_auto_reckons_with_what_torch_keeps_of_a_layer(dtype, kept):
+def test_auto_reckons_with_what_torch_keeps_of_a_layer_on_a_card(dtype, kept, monkeypatch):
+    def as_on_a_card(x, p, training, inplace=False):
+        """A dropout whose mask has one byte an entry; a CPU keeps one in the dtype of the input."""
+        return torch.native_dropout(x, p, training)[0]
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", as_on_a_card)
     width, layers, ids = 256, 4, torch.arange(512).view(2, 256) % 64
     config = LlamaConfig(
         hidden_size=width, intermediate_size=896, num_hidden_layers=layers, vocab_size=64,
@@ -112,31 +117,33 @@ GIB = 2**30
 
 @pytest.fixture
 def card(on, monkeypatch):
-    """Makes this a machine with an accelerator of so many GiB."""
+    """Makes this a machine with an accelerator of so many GiB, some of which others may use."""
 
-    def set_card(kind, gib=24):
+    def set_card(kind, gib=24, used=0):
         on(kind)
-        has = SimpleNamespace(total_memory=gib * GIB)
         for name in ("cuda", "xpu"):
-            monkeypatch.setattr(getattr(torch, name), "get_device_properties", lambda device: has)
+            module = getattr(torch, name)
+            monkeypatch.setattr(module, "mem_get_info", lambda: ((gib - used) * GIB, gib * GIB))
+            monkeypatch.setattr(module, "memory_reserved", lambda: 0)
+            monkeypatch.setattr(module, "memory_allocated", lambda: 0)
 
     return set_card
 
 
-# A row of 4096 tokens in 14 layers of width 2048 keeps 9.8 GiB in 16 bits.
+# A row of 4096 tokens in 14 layers of width 2048 keeps 6.6 GiB in 16 bits.
 @pytest.mark.parametrize(
     ("device", "settings", "more", "about"),
     [
         (None, "max_length=4096", {}, None),
         ("mps", "max_length=4096", {}, None),
-        ("cuda", "dtype=mixed max_length=512", {}, None),  # 8 rows of 512 tokens, 12 GiB
-        ("cuda", "dtype=mixed max_length=512", {"sequences": 2}, 22),
-        ("cuda", "dtype=mixed max_length=512", {"whole": True}, 26),
-        ("cuda", "dtype=mixed max_length=4096", {}, 81),
-        ("xpu", "dtype=mixed max_length=4096", {}, 81),
+        ("cuda", "dtype=mixed max_length=512", {}, None),  # 8 rows of 512 tokens, 9 GiB
+        ("cuda", "dtype=mixed max_length=512", {"sequences": 4}, 28),
+        ("cuda", "dtype=mixed max_length=512", {"whole": True}, 23),
+        ("cuda", "dtype=mixed max_length=4096", {}, 54),
+        ("xpu", "dtype=mixed max_length=4096", {}, 54),
         ("cuda", "dtype=mixed max_length=4096 per_device_train_batch_size=1", {}, None),
-        ("cuda", "dtype=float32 max_length=2048", {}, 59),
-        ("cuda", "dtype=mixed max_length=99999", {}, 81),  # the context ends at 4096
+        ("cuda", "dtype=float32 max_length=2048", {}, 48),
+        ("cuda", "dtype=mixed max_length=99999", {}, 54),  # the context ends at 4096
     ],
 )
 def test_auto_takes_full_where_a_step_would_hardly_fit_and_says_so(
@@ -147,11 +154,44 @@ def test_auto_takes_full_where_a_step_would_hardly_fit_and_says_so(
     assert recomputes(asked("auto", *settings), LARGE, **more) == (about is not None)
     said = (
         f"activation_checkpointing=auto takes full, as weights and activations of a step would "
-        f"be about {about} of the 24 GiB here: off is faster where they fit"
+        f"be about {about} of the 24 GiB that are free: off is faster where they fit"
     )
     assert caplog.messages == ([] if about is None else [said])
     assert recomputes(asked("full"), LARGE)
     assert not recomputes(asked("off", *settings), LARGE)
+
+
+LLAMA_8B = LlamaConfig(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, vocab_size=128256, max_position_embeddings=131072,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gib", "used", "share", "settings", "again"),
+    [
+        (80, 0, "1", "max_length=512", False),  # 45 GiB: 8B in bf16, 8 rows of 512 tokens
+        (80, 0, "1", "max_length=2048", True),
+        (80, 40, "1", "max_length=512", True),  # another process has half of it
+        (80, 0, "0.5", "max_length=512", True),  # two jobs share it, and begin at once
+        (24, 0, "1", "max_length=512", True),
+        (24, 0, "1", "max_length=512 quantization=nf4 per_device_train_batch_size=2", False),
+    ],
+)
+def test_an_8b_model_keeps_its_activations_where_they_fit(
+    asked, card, monkeypatch, gib, used, share, settings, again
+):
+    card("cuda", gib, used)
+    monkeypatch.setenv(GPU_SHARE, share)
+    asked_for = ["per_device_train_batch_size=8", "dtype=mixed", *settings.split()]
+    assert recomputes(asked("auto", *asked_for), LLAMA_8B) == again
+
+
+def test_what_an_earlier_model_of_the_process_has_left_is_free(asked, card, monkeypatch):
+    card("cuda", 80, used=78)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 76 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1 * GIB)
+    assert not recomputes(asked("auto", "dtype=mixed", "max_length=512"), LLAMA_8B)
 
 
 @pytest.mark.parametrize("make", [BartConfig, MusicgenDecoderConfig, BltConfig])
@@ -161,10 +201,10 @@ def test_auto_knows_both_halves_of_a_model_and_leaves_alone_what_it_does_not_kno
     config = (
         make(d_model=1024, encoder_layers=6, decoder_layers=6) if make is BartConfig else make()
     )
-    card("cuda", gib=8)
+    card("cuda", gib=6)
     settings = ("dtype=mixed", "max_length=1024", "per_device_train_batch_size=8")
     found = recomputes(asked("auto", *settings), config)
-    assert found == (make is BartConfig)  # 9 GiB
+    assert found == (make is BartConfig)  # 6 GiB
 
 
 def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, card, llama, monkeypatch):

@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import fake_devices
 import pytest
 import torch
 import yaml
@@ -24,28 +25,13 @@ from lorada.training.inputs import prepare_training
 from lorada.training.models import loading
 from lorada.training.train import train
 
+on = fake_devices.on
 QUICK = ["max_steps=1", "report_to=[]", "max_length=32", "save_strategy=no"]
 
 
 @pytest.fixture
 def recipe(place, tmp_path):
     return partial(run_recipe, QUICK, place, tmp_path / "run", rows="rows", method="lora")
-
-
-@pytest.fixture
-def on(monkeypatch):
-    """Makes this a machine with an accelerator, of a kind and with what it can do."""
-
-    def set_device(kind, *, bf16=True, capability=(8, 0)):
-        device = torch.device(kind) if kind else None
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: device is not None)
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: device)
-        for name in ("cuda", "xpu"):
-            module = getattr(torch, name)
-            monkeypatch.setattr(module, "is_bf16_supported", lambda **given: bf16)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-
-    return set_device
 
 
 @pytest.mark.parametrize(

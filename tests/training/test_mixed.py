@@ -50,7 +50,7 @@ def biased(tmp_path_factory):
 
 @pytest.mark.parametrize("method", PACKED)
 def test_packed_rows_train_with_every_method(recipe, biased, method):
-    """Before that they are read once, to see that none sees another, which is under autocast too."""
+    """Before that, under autocast too, they are read once, to see that none sees another."""
     asked = recipe("packing=true", "dev_rows=4", method=method, rows="rows", model=str(biased))
     setup = set_up(prepare_training(asked), [], quiet=True)
     setup.trainer.train()

@@ -128,7 +128,9 @@ def compare(
     chosen = _checked(place, pairs, options, asked, resume=not begins)
     pool = partial(pool_of, workers, cluster, gpus_per_job)
     if dry_run:
-        _forecast(chosen, place, pool, resume=resume, as_json=as_json)
+        # What a job takes is measured on this machine, which may be outside of the cluster.
+        cards = gpus_per_job if cluster is None else min(1.0, gpus_per_job)
+        _forecast(chosen, place, pool, cards, resume=resume, as_json=as_json)
         return None
     return _run(chosen, place, pool, overwrite=overwrite, as_json=as_json)
 
@@ -180,7 +182,9 @@ def _run(chosen: Any, place: Path, pool: Any, *, overwrite: bool, as_json: bool)
     return compared.summary
 
 
-def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: bool) -> None:
+def _forecast(
+    chosen: Any, place: Path, pool: Any, gpus_per_job: float, *, resume: bool, as_json: bool
+) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
         from lorada.compare.forecast import forecast
@@ -191,7 +195,7 @@ def _forecast(chosen: Any, place: Path, pool: Any, *, resume: bool, as_json: boo
     made.close()
     with prints_to_stderr(as_json):
         plan = planned(chosen, place, resume=resume, report=note)
-        found = forecast(chosen, plan, slots, note)
+        found = forecast(chosen, plan, slots, note, gpus_per_job=gpus_per_job)
     if as_json:
         print_json(found | {
             "train_lengths": plan.train_lengths and asdict(plan.train_lengths),

@@ -37,14 +37,20 @@ UNTIL = 0.6  # of all runs, what `--until` needs in the made-up comparisons of d
 
 
 def forecast(
-    comparison: Comparison, plan: ComparisonPlan, slots: int, report: Report
-) -> dict[str, Any]:
+    comparison: Comparison, plan: ComparisonPlan, slots: int, report: Report,
+    *, gpus_per_job: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
     """What the trainings of a comparison would take, at most and probably, on the longest rows.
 
     At most, every search takes all trials that it may, and every seed is run. Probably, a search
     takes ``Space.usual`` trials; with ``--until`` the number of runs is a guess, ``UNTIL`` of all.
 
-    ``slots`` is how many jobs run at once; ``report`` is called with a line on each measurement.
+    Args:
+        comparison: what would be run.
+        plan: its plan.
+        slots: how many jobs run at once.
+        report: called with a line on each measurement.
+        gpus_per_job: how many cards of this machine a job sees, or the share of one.
 
     Returns:
         ``candidates``: those of the plan, each with ``runs`` at most, ``seconds_per_step``,
@@ -52,7 +58,7 @@ def forecast(
         run); ``stages``: name → ``trainings`` and ``seconds``, each at most and ``probably``;
         ``jobs``, ``steps``, ``slots``; ``seconds`` and ``probably_seconds`` of the whole.
     """
-    rows = _measured(comparison, plan, report)
+    rows = _measured(comparison, plan, report, gpus_per_job)
     if all(row["reason"] is not None for row in rows):
         raise ValueError(f"no method can be run: {rows[0]['reason']}")
     seeds = len(comparison.seeds)
@@ -84,7 +90,9 @@ def forecast(
     }
 
 
-def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> list[dict[str, Any]]:
+def _measured(
+    comparison: Comparison, plan: ComparisonPlan, report: Report, gpus_per_job: float
+) -> list[dict[str, Any]]:
     """The candidates, each with what a few of its steps took, or with the reason why none did."""
     rows: list[dict[str, Any]] = [asdict(candidate) for candidate in plan.candidates]
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,7 +104,7 @@ def _measured(comparison: Comparison, plan: ComparisonPlan, report: Report) -> l
             for candidate, path in zip(plan.candidates, files, strict=True)
             if candidate.reason is None
         ]  # fmt: skip
-        outcomes = run_queue(jobs, Workers(), report=report)
+        outcomes = run_queue(jobs, Workers(1, gpus_per_job), report=report)
         for candidate, row, path in zip(plan.candidates, rows, files, strict=True):
             if candidate.reason is None and not path.is_file():
                 row["reason"] = outcomes[f"{STEPS} steps of {candidate.name}"].error

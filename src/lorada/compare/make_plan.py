@@ -19,7 +19,7 @@ from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
 from lorada.support.row_sources import HEADED, file_names
-from lorada.training.arguments import training_arguments
+from lorada.training.arguments import counting_arguments
 from lorada.training.inputs import Prepared, refuse_packing
 from lorada.training.models.loading import stretched
 from lorada.training.packing import pack
@@ -29,7 +29,7 @@ from lorada.tuners import LmamConfig, LoradaConfig
 
 def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
     """Choose the size of each method for each budget, and count the steps of a training."""
-    args = training_arguments(comparison.shared_recipe, quiet=True)
+    args = counting_arguments(comparison.shared_recipe)
     metric = metric_of(data.train, comparison.shared_recipe)
     for budget in comparison.budgets:
         limit_of(budget, 1)  # refuses what is none
@@ -136,7 +136,7 @@ def steps_and_lengths(
     Rows of benchmarks are cut as was published, and not measured.
     """
     recipe, reads = _fitted(comparison, base)
-    args = training_arguments(recipe, quiet=True)
+    args = counting_arguments(recipe)
     if args.max_steps > 0 and not comparison.has_own_rows:
         return int(args.max_steps), None
     dataset, lengths = encode_measured(data.train, recipe, base.tokenizer, base.kind, reads=reads)

@@ -21,28 +21,14 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows
-from lorada.data.tokenize import context_of
-from lorada.methods.meta_model import meta_model
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
 from lorada.support.processes import is_first, only_cpu
-from lorada.training.models.loading import stretched
 
 logger = logging.getLogger(__name__)
 
 AMPERE = (8, 0)  # the first generation of NVIDIA's cards with TF32
-# What a layer of LLaMA with LoRA and a map keeps of a token for each unit of width, in bytes, with
-# numbers of 16 and of 32 bits (measured in ``test_checkpointing.py``); and the share of the memory
-# that this may take with the weights.
-KEPT, FITS = (90, 125), 0.7
-TRAINED_BYTES = 16  # of a parameter in fp32, its gradient and AdamW's two moments
-LAYERS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")  # of encoder and decoder
-WEIGHT_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a parameter that is quantised
 WORKERS = 2  # processes that make batches while the accelerator computes
-# TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
-TRAINERS_OWN = tuple(
-    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
-)
 
 
 def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
@@ -129,59 +115,6 @@ def loading_device(args: Any) -> torch.device | None:
     return None if args.fsdp or device.type in ("cpu", "mps") else device
 
 
-def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
-    """The recipe with ``off``, or ``full`` if computed ``again``, in place of ``auto``."""
-    if recipe.activation_checkpointing != AUTO or recipe.training.keys() & set(TRAINERS_OWN):
-        return recipe
-    return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
-
-
-def recomputes(recipe: Recipe, config: Any, *, sequences: int = 1, whole: bool = False) -> bool:
-    """Whether a training computes its activations again; where ``auto`` does, a line says so.
-
-    A row has up to ``sequences``, one for each candidate; a method may train the ``whole`` base.
-    """
-    asked, memory = recipe.activation_checkpointing, device_bytes(recipe)
-    if asked != AUTO or memory is None:
-        return asked == "full"
-    need = _rough_bytes(recipe, config, sequences, whole)
-    if need > FITS * memory and is_first():
-        sizes = (f"{size / 2**30:.0f}" for size in (need, memory))
-        logger.warning("activation_checkpointing=auto takes full, as weights and activations of a "
-                       "step would be about %s of the %s GiB here: off is faster where they fit",
-                       *sizes)  # fmt: skip
-    return need > FITS * memory
-
-
-def device_bytes(recipe: Recipe) -> int | None:
-    """The memory of the accelerator that a recipe trains on; None for a CPU and for MPS."""
-    device = accelerator(recipe.training)
-    if device is None:
-        return None
-    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
-
-
-def _rough_bytes(recipe: Recipe, config: Any, sequences: int, whole: bool) -> float:
-    """What the weights and the activations of a step take, if all that a layer makes is kept.
-
-    0 where the model cannot compute activations again, the Trainer is told whether to, or the
-    config does not say how many layers there are and how wide.
-    """
-    model, text = meta_model(config), config.get_text_config()
-    own = any(name in recipe.training for name in TRAINERS_OWN)
-    layers = sum(getattr(text, name, None) or 0 for name in LAYERS)
-    width = getattr(text, "hidden_size", None)
-    if own or model is None or not model.supports_gradient_checkpointing or not (layers and width):
-        return 0.0
-    wide = recipe.base_dtype == "float32"
-    context = context_of(stretched(config, recipe.rope_factor)) or recipe.max_length
-    rows = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"] * sequences
-    units = layers * width * rows * min(recipe.max_length, context)
-    weight = WEIGHT_BYTES.get(recipe.quantization or "", 4.0 if wide else 2.0)
-    weight = TRAINED_BYTES if whole else weight
-    return float(model.num_parameters() * weight + KEPT[wide] * units)
-
-
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "num_train_epochs": 3,
@@ -262,6 +195,24 @@ def training_arguments(
                 "out for the usual one"
             )
     return args
+
+
+# TrainingArguments that a CPU does not take, or takes otherwise.
+OF_DEVICE = ("use_cpu", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32")
+
+
+def counting_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
+    """The arguments of a process that counts a recipe's rows and steps, and trains nothing.
+
+    It leaves the accelerator to those that train: TrainingArguments for a card keep several hundred
+    MB of the first one as long as their process lives. Without an accelerator they are those of the
+    training, so that all that is wrong with them is found here.
+    """
+    if accelerator(recipe.training) is None:
+        return training_arguments(recipe, quiet=True)
+    settings = {name: value for name, value in recipe.training.items() if name not in OF_DEVICE}
+    on_cpu = {"dtype": "float32", "training": {**settings, "use_cpu": True}}
+    return training_arguments(recipe.model_copy(update=on_cpu), quiet=True)
 
 
 def _tell_compiler_of_tf32() -> None:

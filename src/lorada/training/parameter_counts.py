@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from lorada.methods.build import Plan, plan_method
 from lorada.methods.head_modules import select_trainable
 from lorada.runs.recipe import Recipe
-from lorada.training.arguments import device_bytes
+from lorada.training.memory import device_bytes
 from lorada.training.models.adapters import (
     base_parameters,
     config_to_start,
@@ -108,9 +108,11 @@ def counts_of(recipe: Recipe) -> dict[str, Any]:
 
 def refuse_impossible(recipe: Recipe, plan: Plan, counts: dict[str, Any]) -> None:
     """Refuse an adapter that is larger than its base and does not even fit in the memory here."""
+    if plan.config is None or counts["trainable"] <= counts["total"]:
+        return
     size, here = 4 * counts["trainable"], device_bytes(recipe)
     here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if plan.config is not None and counts["trainable"] > counts["total"] and size > here:
+    if size > here:
         raise ValueError(
             f"{recipe.method} would train {counts['trainable']:,} parameters, which take "
             f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "

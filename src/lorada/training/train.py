@@ -53,14 +53,13 @@ from lorada.support.processes import (
 from lorada.support.row_sources import file_names
 from lorada.training.arguments import (
     argument_errors,
-    as_it_trains,
     held_out_metrics,
     loading_device,
-    recomputes,
     training_arguments,
 )
 from lorada.training.callbacks import RelativeNorm, RunCallback, SaveOnInterrupt, refuse_broken
 from lorada.training.inputs import PreparedTraining, prepare_training
+from lorada.training.memory import as_it_trains, recomputes
 from lorada.training.model_card import write_card, write_model_card
 from lorada.training.models.adapters import (
     Base,

@@ -22,6 +22,7 @@ from ray import exceptions
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
 from lorada.runs import result
+from lorada.support.processes import GPU_SHARE
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
 CONNECT_WITHIN = 30.0  # seconds
@@ -70,11 +71,12 @@ class RayPool:
         # A job without a GPU of its own would see none.
         needs = {"num_cpus": 1, "num_gpus": gpus_per_job if gpus else 0}
         self._task = ray.remote(**needs, max_retries=0, max_calls=1)(on_node)
+        self._share = min(1.0, gpus_per_job)
 
     def start(self, job: Job, tries: int = 1) -> None:
         """Hand a job to Ray."""
         job.folder.mkdir(parents=True, exist_ok=True)  # which its node must see
-        task = self._task.options(name=job.name).remote(job, versions(), os.getcwd())
+        task = self._task.options(name=job.name).remote(job, versions(), os.getcwd(), self._share)
         self._running[task] = job, tries
 
     def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
@@ -154,10 +156,12 @@ def _outcome(task: Any, tries: int) -> Outcome | None:
     return found
 
 
-def on_node(job: Job, here: dict[str, str], directory: str) -> tuple[str | None, Outcome | None]:
+def on_node(
+    job: Job, here: dict[str, str], directory: str, share: float
+) -> tuple[str | None, Outcome | None]:
     """Do a job on this node, from ``directory`` on: why it cannot run jobs, or what became of it.
 
-    ``here`` are the versions of the command.
+    ``here`` are the versions of the command; ``share`` is that of a GPU's memory for the job.
     """
     # A cluster that a script started in the background ignores interrupts, and so would the job.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -165,6 +169,7 @@ def on_node(job: Job, here: dict[str, str], directory: str) -> tuple[str | None,
     if (wrong := refusal(here, paths)) is not None:
         return wrong, None
     os.chdir(directory)
+    os.environ[GPU_SHARE] = str(share)
     return None, carry_out(job)
 
 
