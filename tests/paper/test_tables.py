@@ -251,7 +251,9 @@ def test_a_failed_run_does_not_end_the_table_and_leaves_no_old_numbers_if_overwr
     code, out, err = call(*ASKED)
     assert code == 2
     assert err.splitlines()[-2:] == [
-        "lora, rte, seed 1 failed: the device is full",
+        "lora, rte, seed 1 failed: out of memory: take a smaller "
+        "training.per_device_train_batch_size, max_length or rank, or activation_checkpointing=full"
+        " (a first line the device is full)",
         "error: 1 of 2 jobs failed; --resume runs them again, and only them",
     ]
     assert "Full" in out

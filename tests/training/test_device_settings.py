@@ -11,6 +11,7 @@ from folders import refused
 from trained import run_recipe
 from transformers import LlamaConfig, TrainingArguments, training_args
 
+from lorada import METHODS
 from lorada.inference.load import load_run
 from lorada.training import arguments
 from lorada.training import train as training
@@ -145,6 +146,24 @@ def test_torchs_compiler_learns_whether_products_are_tf32(tf32, known, recipe, m
     finally:
         torch.backends.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("method", "pairs", "searches"),
+    [
+        ("lora", (), False),
+        ("full", (), False),
+        ("ist", (), True),  # in each step some layers get no gradient
+        ("owlore_full", (), True),
+        ("lora", ("pooling=mean",), True),  # nor do the layers that a pooling passes over
+        ("ist", ("training.ddp_find_unused_parameters=false",), False),
+    ],
+)
+def test_processes_search_for_what_has_no_gradient_only_where_there_is_any(
+    recipe, method, pairs, searches
+):
+    args = arguments.training_arguments(recipe(*pairs), METHODS[method].arguments, quiet=True)
+    assert args.ddp_find_unused_parameters == searches
 
 
 @pytest.mark.parametrize("by", ["recipe", "accelerate"])

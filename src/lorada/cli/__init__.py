@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 
 from lorada.cli import compare_commands, list_commands, paper_commands, train_commands, use_commands  # noqa: F401
 from lorada.cli.shared import app, errors
-from lorada.support.error_messages import out_of_memory
+from lorada.support.error_messages import out_of_memory, out_of_memory_line
 from lorada.support.processes import OtherProcessError, is_first, leave_processes, refuse_several
 from lorada.support.version import __version__
 
@@ -96,8 +96,5 @@ def _said(error: Exception) -> str | None:
     if isinstance(error, ValueError | OSError | ImportError | re.error):
         return line
     if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
-        return (
-            "out of memory: take a smaller training.per_device_train_batch_size, max_length or "
-            f"rank, or activation_checkpointing=full ({line[:80]})"
-        )
+        return out_of_memory_line(error)
     return None

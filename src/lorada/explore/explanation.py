@@ -26,6 +26,7 @@ from lorada.attention.map_term import expand_map
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
+from lorada.support.error_messages import EXPLAINING, memory_remedy
 from lorada.support.files import write_atomic
 from lorada.tuners.switch_parts import (
     Parts,
@@ -127,6 +128,7 @@ class Explanation(Sequence[ExplainedLayer]):
 
 
 @torch.no_grad()
+@memory_remedy(EXPLAINING)
 def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None) -> Explanation:
     """Let a model read a batch, in eager attention, with its adapter, without it, each part alone.
 

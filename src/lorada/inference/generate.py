@@ -23,7 +23,7 @@ from lorada.inference.continuous_batching_cache import can_be_refilled
 from lorada.inference.load import Run
 from lorada.runs.recipe import JSONL, refuse_unstorable
 from lorada.runs.result import refuse_no_text
-from lorada.support.error_messages import out_of_memory
+from lorada.support.error_messages import SCORING, memory_remedy, out_of_memory
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import Row
 from lorada.training.models.candidate_scores import accepted
@@ -111,7 +111,8 @@ def write(
             yield index, Text(text, _is_cut(run, ids, text, settings))
     except (TypeError, AttributeError, RuntimeError) as error:
         if out_of_memory(error):
-            raise
+            with memory_remedy(SCORING):
+                raise
         raise ValueError(
             f"{run.folder} cannot generate ({error}): a setting in its model's "
             "generation_config.json may be damaged"

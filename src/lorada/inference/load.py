@@ -17,6 +17,7 @@ from lorada.data.tokenize import fit_context
 from lorada.runs.folder import TEMPLATE_FILE, finished_run
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
+from lorada.support.error_messages import LOADING, SCORING, memory_remedy
 from lorada.support.row_sources import Form
 from lorada.training.arguments import answering_device
 from lorada.training.inputs import Prepared, prepare
@@ -72,6 +73,7 @@ class Run(Prepared):
         return task.protocol(self.recipe.protocol, self.kind)
 
 
+@memory_remedy(LOADING)
 def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = False) -> Run:
     """Load a finished run onto the device that answers here.
 
@@ -145,5 +147,6 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
             f"--base: {run.recipe.model} has no {min(run.drawn)}, which is drawn anew at each load,"
             " so scores of the base would be random: leave out --base"
         )
-    with run.model.disable_adapter() if base else nullcontext(), torch.no_grad():
+    as_base = run.model.disable_adapter() if base else nullcontext()
+    with as_base, torch.no_grad(), memory_remedy(SCORING):
         yield

@@ -24,7 +24,7 @@ from lorada.inference.evaluate import Answered, answer_rows
 from lorada.inference.generate import say_cut
 from lorada.inference.load import Run
 from lorada.runs.recipe import RECIPE_FILE
-from lorada.support.error_messages import full_disk_in_one_line
+from lorada.support.error_messages import SCORING, full_disk_in_one_line, memory_remedy
 from lorada.support.files import json_lines, json_text, refuse_there, write_atomic
 from lorada.support.row_sources import Row, files_of
 
@@ -48,7 +48,8 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
     each = answer_rows(run, rows, parts)
     for part in parts:
-        found = dict(islice(each, len(part)))
+        with memory_remedy(SCORING):
+            found = dict(islice(each, len(part)))
         yield [{"row": rows.number(i), **as_answer(rows, i, found[i])} for i in part]
 
 

@@ -43,6 +43,38 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
 
 
+# What helps where memory runs out, by what was being done.
+TRAINING = (
+    "take a smaller training.per_device_train_batch_size, max_length or rank, or "
+    "activation_checkpointing=full"
+)
+MEASURING = "take a smaller training.per_device_eval_batch_size or max_length"
+SCORING = "take a smaller eval_batch_size (of a finished run, in its recipe.yaml)"
+LOADING = (
+    "the model does not fit: take quantization=nf4, or device_map=auto for several GPUs "
+    "(of a finished run, in its recipe.yaml)"
+)
+EXPLAINING = "give a shorter text"
+
+
+@contextmanager
+def memory_remedy(remedy: str) -> Iterator[None]:
+    """Note what helps if memory runs out in a ``with`` block; of nested blocks the inner one's."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            error.__dict__.setdefault("lorada_remedy", remedy)
+        raise
+
+
+def out_of_memory_line(error: BaseException) -> str:
+    """The line that says that memory ran out, and what helps."""
+    remedy = error.__dict__.get("lorada_remedy", TRAINING)
+    line = " ".join(str(error).split())
+    return f"out of memory: {remedy} ({line[:80]})"
+
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Texts in errors of torch's own writer, which have no number.
 TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")

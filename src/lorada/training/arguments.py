@@ -127,6 +127,8 @@ DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,
     "logging_nan_inf_filter": False,
     "dataloader_pin_memory": False,
+    # What trains gets a gradient in each step, but where a method or a pooling says otherwise.
+    "ddp_find_unused_parameters": False,
 }
 MAPS_ALONE = ("lmam", "fmam")  # their own rate is a multiple of the head's
 # Activations are computed again; the reentrant kind would need an input that has a gradient.
@@ -159,14 +161,14 @@ def training_arguments(
     """
     rate = {"learning_rate": default_rate(recipe.method)} if recipe.method in MAPS_ALONE else {}
     ours = {**DEFAULTS, **rate, **device_settings(recipe)}
+    if recipe.pooling is not None:  # the layers that it passes over get no gradient
+        ours["ddp_find_unused_parameters"] = True
     settings = {**ours, **(method or {}), **recipe.training}
     if recipe.early_stopping is not None:
         settings |= _for_early_stopping(recipe, settings) | recipe.training
         settings["load_best_model_at_end"] = True
     if again:
         settings |= CHECKPOINTING
-    if recipe.pooling is not None:  # the layers that it passes over get no gradient
-        settings.setdefault("ddp_find_unused_parameters", True)
     by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     if by_accelerate or settings.get("deepspeed"):
         raise ValueError(

@@ -39,6 +39,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from lorada.data.task import Kind, Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import IGNORED, token_counts
+from lorada.support.error_messages import MEASURING, memory_remedy
 from lorada.support.processes import gather_values, is_first
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
@@ -284,7 +285,7 @@ class RunTrainer(Trainer):
         The data loader draws random numbers, so the training's random state is put back after it.
         """
         self._held_out_sums = []
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), memory_remedy(MEASURING):
             output: EvalLoopOutput = super().evaluation_loop(
                 *args, metric_key_prefix=metric_key_prefix, **kwargs
             )

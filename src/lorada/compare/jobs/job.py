@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorada.runs.folder import LOCK_FILE, HeldError, locked
+from lorada.support.error_messages import out_of_memory, out_of_memory_line
 from lorada.support.processes import hide_bars
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
@@ -127,7 +128,9 @@ KINDS = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error."""
+    """The last line of an error; where memory ran out, the line that says what helps."""
+    if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
+        return out_of_memory_line(error)
     lines = str(error).strip().splitlines() or [""]
     kind = type(error).__name__
     return lines[-1] if isinstance(error, KINDS) and lines[-1] else f"{kind}: {lines[-1]}"

@@ -32,7 +32,12 @@ from transformers import (
 from lorada.data.task import Kind
 from lorada.methods.head_modules import head_modules, may_be_drawn
 from lorada.methods.matrix_names import family_of
-from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
+from lorada.support.error_messages import (
+    LOADING,
+    full_disk_in_one_line,
+    memory_remedy,
+    out_of_memory,
+)
 from lorada.support.files import atomic_path, one_at_a_time
 from lorada.support.models import (
     MODELS,
@@ -180,7 +185,7 @@ def load_model(
         config = load_config(name, trust_remote_code=trust_remote_code)
     config = deepcopy(config)
     auto = auto_class(kind_of(config), headed=outputs is not None)
-    with reading("the weights", name):
+    with reading("the weights", name), memory_remedy(LOADING):
         if outputs is not None:
             config.num_labels = outputs
             config.problem_type = "regression" if outputs == 1 else "single_label_classification"
