@@ -1,4 +1,4 @@
-"""Part 6: answers of a refilled batch, beside padded batches and continuous batching."""
+"""Part 8: answers of a refilled batch, beside padded batches and continuous batching."""
 
 from dataclasses import replace
 from typing import Any

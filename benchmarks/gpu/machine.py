@@ -47,14 +47,23 @@ class Machine:
         return tiny if self.tiny else whole
 
     @property
+    def half(self) -> torch.dtype:
+        """The 16 bits that the device computes in: bf16, or fp16 where that is emulated (T4)."""
+        if self.device == "cpu":
+            return torch.bfloat16
+        module = getattr(torch, torch.device(self.device).type)
+        supported = module.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if supported else torch.float16
+
+    @property
     def dtype(self) -> torch.dtype:
-        """What a base computes in: bf16, fp32 on a CPU."""
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
+        """What a base computes in: 16 bits, fp32 on a CPU."""
+        return torch.float32 if self.device == "cpu" else self.half
 
     def autocast(self) -> torch.autocast:
-        """What a step runs under: bf16, as a training with ``dtype=mixed`` has it."""
+        """What a step runs under, as a training with ``dtype=auto`` has it on this device."""
         on_cpu = self.device == "cpu"
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=not on_cpu)
+        return torch.autocast(torch.device(self.device).type, self.half, enabled=not on_cpu)
 
     def wait(self) -> None:
         """Wait until the device has done everything, so that a timer counts it."""

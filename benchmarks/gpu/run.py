@@ -4,7 +4,7 @@
     python benchmarks/gpu/run.py --parts map,vllm    # these parts alone
     python benchmarks/gpu/run.py --tiny --device cpu --output DIR    # tries the script itself
 
-Seven parts, each a file beside this one, of cases. A case runs in a process of its own, or with the
+Nine parts, each a file beside this one, of cases. A case runs in a process of its own, or with the
 other cases of its part until one fails, so that an error of the device spoils no other. What is
 measured is saved after each case, in benchmarks/results/gpu.json or in DIR; a run that was cut off
 goes on with what is missing, and tries again what failed. A case that does not fit in the hour is
@@ -30,7 +30,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from gpu import answers, gpu_tests, map_costs, methods, trainings, vllm_engines, waits
+from gpu import (
+    answers,
+    commands,
+    gpu_tests,
+    map_costs,
+    methods,
+    scoring,
+    trainings,
+    vllm_engines,
+    waits,
+)
 from gpu.machine import CannotRunError, Machine
 from gpu.page import PAGE, write_page
 from library.measuring import load_results, package_code
@@ -42,7 +52,8 @@ RESULTS = HERE.parents[1] / "results" / "gpu.json"
 WORK = HERE.parents[2] / "runs" / "gpu"
 PARTS: dict[str, ModuleType] = {
     "methods": methods, "tests": gpu_tests, "waits": waits, "map": map_costs,
-    "trainings": trainings, "answers": answers, "vllm": vllm_engines,
+    "trainings": trainings, "commands": commands, "scoring": scoring, "answers": answers,
+    "vllm": vllm_engines,
 }  # fmt: skip
 PATIENCE = 20.0  # seconds that a process may take to end by itself
 MARK = "@@measured@@ "  # before a line of a case's process that is a row

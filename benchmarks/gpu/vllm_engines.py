@@ -1,4 +1,4 @@
-"""Part 7: vLLM with the map and without it, one engine a process."""
+"""Part 9: vLLM with the map and without it, one engine a process."""
 
 import importlib.util
 import json

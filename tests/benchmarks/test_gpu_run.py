@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from gpu import answers, gpu_tests, map_costs, methods, run, trainings, waits
+from gpu import answers, commands, gpu_tests, map_costs, methods, run, scoring, trainings, waits
 from gpu.machine import Machine
 
 from lorada import METHODS
@@ -68,10 +68,26 @@ def test_the_map_is_timed_beside_none_and_the_paper_s_form(machine):
 
 def test_trainings_are_measured_beside_trl_and_peft(machine):
     pytest.importorskip("trl", reason="needs the train extra: pip install 'lorada[train]'")
-    for row in rows_of(trainings, machine).values():
+    for name, row in rows_of(trainings, machine).items():
         assert len(row["tokens_per_second"]) == row["steps"] - 1 >= 2  # the first warms up
         assert row["peak_gib"] > 0
+        assert (row["estimated_gib"] is None) == (name[:6] != "lorada")
         assert 5 < row["loss"] < 7  # random weights, 512 tokens
+
+
+@pytest.mark.slow
+def test_a_comparison_and_two_processes_are_run_as_a_user_runs_them(machine, monkeypatch):
+    names = ["lorada compare, two methods", "lorada train, DDP"]
+    monkeypatch.setattr(commands, "cases", lambda machine: names)
+    compared, trained = rows_of(commands, machine).values()
+    assert compared["left"] == "2 runs trained and scored"
+    assert trained["left"].startswith("loss 5.")
+
+
+def test_finished_runs_are_scored_and_write(machine):
+    decoder, encoder = rows_of(scoring, machine).values()
+    assert (len(decoder["rows"]), len(decoder["tokens"])) == (1, 1)
+    assert (len(encoder["rows"]), encoder["tokens"]) == (1, [])
 
 
 def test_answers_of_three_ways_are_the_same(machine):

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, TrainingArguments, training_args
 
 from lorada import METHODS
 from lorada.inference.load import load_run
+from lorada.support.processes import GPU_SHARE
 from lorada.training import arguments
 from lorada.training import train as training
 from lorada.training.arguments import (
@@ -109,6 +110,18 @@ def test_of_several_devices_the_first_is_taken_and_a_line_says_how_to_use_all(tm
     ]
     take_one_device(args)
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(("is_spread", "said"), [(True, []), (False, ["--gpus-per-job 1"])])
+def test_a_job_of_a_comparison_is_not_told_of_torchrun(
+    tmp_path, caplog, monkeypatch, is_spread, said
+):
+    monkeypatch.setenv(GPU_SHARE, "1.0")
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    args._n_gpu = 2
+    take_one_device(args, is_spread=is_spread)
+    assert args.n_gpu == 1
+    assert [message.split(". ")[1][:16] for message in caplog.messages] == said
 
 
 def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):

@@ -23,7 +23,7 @@ from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
-from lorada.support.processes import is_first, only_cpu
+from lorada.support.processes import GPU_SHARE, is_first, only_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -96,17 +96,24 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def take_one_device(args: Any) -> None:
-    """Let one process use one accelerator, of several that are visible."""
+def take_one_device(args: Any, *, is_spread: bool = False) -> None:
+    """Let one process use one accelerator, of several that are visible.
+
+    A base that ``is_spread`` over them by its ``device_map`` uses them all.
+    """
     # The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
     # adapters use the weights of the first device.
     visible = args.n_gpu
-    if visible > 1:
-        args._n_gpu = 1
-        logger.warning(
-            "%d devices are visible and one process uses the first. To use all: torchrun "
-            "--nproc_per_node %d -m lorada.cli train …", visible, visible,
-        )  # fmt: skip
+    if visible <= 1:
+        return
+    args._n_gpu = 1
+    if is_spread:
+        return
+    if GPU_SHARE in os.environ:  # a job of a comparison or of a table
+        remedy = "--gpus-per-job 1 runs a job on each, device_map=auto spreads a large base"
+    else:
+        remedy = f"To use all: torchrun --nproc_per_node {visible} -m lorada.cli train …"
+    logger.warning("%d devices are visible and one process uses the first. %s", visible, remedy)
 
 
 def loading_device(args: Any) -> torch.device | None:
@@ -181,7 +188,7 @@ def training_arguments(
         args = Seq2SeqTrainingArguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
-        take_one_device(args)
+        take_one_device(args, is_spread=recipe.device_map is not None)
         _tell_compiler_of_tf32()
         _try_out(args)
     if recipe.mixed and not (args.bf16 or args.fp16):
