@@ -157,7 +157,7 @@ class RunTrainer(Trainer):
         Autocast narrows what is to be narrow. Gradients are summed over the processes in fp32.
         """
         super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
         if isinstance(getattr(plugin, "mixed_precision_policy", None), MixedPrecisionPolicy):
             plugin.mixed_precision_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
 
