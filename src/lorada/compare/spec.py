@@ -45,7 +45,7 @@ CHOSEN = {
     ),
 }  # fmt: skip
 
-LEAST_RUNS = 2  # of each method, before ``until`` chooses whose run is next
+LEAST_RUNS = 3  # of each method, before ``until`` chooses whose run is next
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"

@@ -16,8 +16,7 @@ could have turned it round. Both are covered:
   than those of the other. This is how readers and cases are treated where several doctors judge the
   same images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
   observer ROC analysis"; here runs are the readers), with a variance of its own for each method.
-  Two runs may be alike by luck, and of many methods some are: such a method is taken to vary as all
-  methods do together.
+- Where several methods are compared, ``common`` moderates these variances: see ``run_variances``.
 
 Where no run differs from another of its method in any row, runs tell nothing, and the test is the
 exact sign test over rows.
@@ -35,18 +34,16 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lorada.compare.run_variances import TINY, Common, Runs, Scores
 from lorada.support.error_messages import needs_extra
 
-Scores = NDArray[np.float64]
 LEVEL = 0.95  # of intervals
 ALPHA = 0.05  # a p-value below it is a difference
 POWER = 0.8  # of the smallest detectable difference
-TINY = 1e-9  # percent; differences below it are rounding errors
 
 
-def paired_p(a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool = False) -> float:
+def paired_p(a: Scores, b: Scores, common: Common | None = None, by_seed: bool = False) -> float:
     """The probability of a difference in means at least as large if the methods did not differ.
 
     It is two-sided. It is never below 2 / 2^k, where k is the number of rows with a difference,
@@ -55,7 +52,7 @@ def paired_p(a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool
     Args:
         a: seeds × rows of one method, two of each or more.
         b: the same of the other, with the same rows; it may have another number of seeds.
-        common: the spread of all methods that are compared, which two runs are held against.
+        common: how the runs of all methods that are compared vary, which moderates those of two.
         by_seed: whether runs in one place of both have one seed, and are taken as pairs.
     """
     if min(*a.shape, *b.shape) < 2:
@@ -90,12 +87,13 @@ class Estimate:
         return self.value - half, self.value + half
 
 
-def mean_score(scores: Scores, common: "Common | None" = None, share: bool = False) -> Estimate:
-    """The mean of seeds × rows, two rows or more; of one run, the error is that over rows alone.
+def mean_score(scores: Scores, common: Common | None = None, share: bool = False) -> Estimate:
+    """The mean of seeds × rows, two rows or more.
 
-    ``share`` says that scores lie between 0 and 100.
+    Of one run without others in ``common``, the error is that over rows alone. ``share`` says that
+    scores lie between 0 and 100.
     """
-    runs = [_runs(scores, common)] if len(scores) > 1 else []
+    runs = [_runs(scores, common)] if len(scores) > 1 or common is not None else []
     found = _estimate(scores.mean(axis=0), runs)
     if share and min(float(np.abs(scores - end).max()) for end in (0, 100)) < TINY:
         return replace(found, alike=scores.shape[1])
@@ -103,21 +101,21 @@ def mean_score(scores: Scores, common: "Common | None" = None, share: bool = Fal
 
 
 def difference(
-    a: Scores, b: Scores, common: "Common | None" = None, by_seed: bool = False
+    a: Scores, b: Scores, common: Common | None = None, by_seed: bool = False
 ) -> Estimate:
     """The difference in means of two methods, with the error that ``paired_p`` tests it by."""
     return _estimate(*_paired(a, b, common, by_seed))
 
 
 def _paired(
-    a: Scores, b: Scores, common: "Common | None", by_seed: bool
-) -> tuple[Scores, list["Runs"]]:
+    a: Scores, b: Scores, common: Common | None, by_seed: bool
+) -> tuple[Scores, list[Runs]]:
     """The difference of each row, and the runs that it comes from: of both methods, or of pairs."""
     runs = [Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
     return a.mean(axis=0) - b.mean(axis=0), runs
 
 
-def _estimate(rows: Scores, runs: Sequence["Runs"]) -> Estimate:
+def _estimate(rows: Scores, runs: Sequence[Runs]) -> Estimate:
     return Estimate(float(rows.mean()), *_standard_error(runs, float(rows.var(ddof=1)), len(rows)))
 
 
@@ -163,52 +161,10 @@ def has_no_spread(scores: Scores) -> bool:
     return bool(np.ptp(scores, axis=0).max() < TINY)
 
 
-@dataclass(frozen=True)
-class Runs:
-    """How the runs of one method differ, as variances in squared points; 0 of a single run."""
-
-    count: int
-    between: float  # variance of the mean score of one run
-    noise: float  # variance of single scores that neither their row nor their run explains
-    freedom: int  # degrees of freedom of ``between``
-
-    @classmethod
-    def of(cls, scores: Scores) -> "Runs":
-        """The runs of seeds × rows."""
-        count, rows = scores.shape
-        if min(count, rows) < 2:
-            return cls(count, 0.0, 0.0, 0)
-        means = scores.mean(axis=1, keepdims=True)
-        rest = scores - means - scores.mean(axis=0) + scores.mean()
-        noise = float((rest**2).sum() / ((count - 1) * (rows - 1)))
-        return cls(count, float(means.var(ddof=1)), noise, count - 1)
-
-
-@dataclass(frozen=True)
-class Common:
-    """What the runs of all methods have in common, as in ``Runs``."""
-
-    between: float
-    freedom: int
-
-    @classmethod
-    def of(cls, methods: Sequence[Scores]) -> "Common | None":
-        """That of methods; None of two with two runs each, where each method's own is right."""
-        runs = [Runs.of(each) for each in methods]
-        freedom = sum(each.freedom for each in runs)
-        if freedom < 3:
-            return None
-        return cls(sum(each.freedom * each.between for each in runs) / freedom, freedom)
-
-
 def _runs(scores: Scores, common: Common | None) -> Runs:
-    """The runs of a method; two that are more alike than those of all methods vary as these do."""
+    """The runs of a method, moderated by those of all."""
     own = Runs.of(scores)
-    if common is None or own.count > 2 or max(own.between, own.noise) < TINY:
-        return own
-    if own.between >= common.between:
-        return own
-    return replace(own, between=common.between, freedom=common.freedom)
+    return own if common is None else common.moderate(own)
 
 
 def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
@@ -248,8 +204,11 @@ def _standard_error(runs: Sequence[Runs], over_rows: float, rows: int) -> tuple[
     whole = between + (over_rows - noise) / rows
     variance = max(whole, between, over_rows / rows, noise / rows)
     least = min((each.freedom for each in runs), default=1)
-    squares = sum((each.between / each.count) ** 2 / each.freedom for each in runs)
-    noises = sum((each.noise / each.count) ** 2 / (each.count - 1) for each in runs)
+    limit = min((each.pooled_freedom for each in runs), default=np.inf)
+    squares = sum((each.between / each.count) ** 2 / max(1, each.freedom) for each in runs)
+    # Both of two moderated variances have the pooled one in them.
+    squares = max(squares, between**2 / limit)
+    noises = sum((each.noise / each.count) ** 2 / max(1, each.count - 1) for each in runs)
     squares += (over_rows**2 + noises) / rows**2 / (rows - 1)
     # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
     freedom = variance**2 / squares if squares > 0 else 0.0

@@ -1,6 +1,6 @@
 """``--until``: whose run is next, so that runs are spent where they decide.
 
-After ``LEAST_RUNS`` runs of each method the leader is the one with the least expected loss. Once
+After ``LEAST_RUNS`` runs of each method, so that each can be tested, the leader is the one with the least expected loss. Once
 that is small enough, no run follows. Else a challenger gets the next, or the leader itself:
 
 - the challenger is the method with the largest expected gain over the leader, E[max(0, its mean -
@@ -8,7 +8,7 @@ that is small enough, no run follows. Else a challenger gets the next, or the le
 - of the two, the one whose run lowers the variance of their difference the most. The mean of n runs
   has the variance v / n, so one more takes v / n - v / (n + 1) from it.
 
-``v``, a method's variance between runs, is shrunk to that of all methods, as in the expected loss.
+``v``, a method's variance between runs, is moderated by those of all, as in the expected loss.
 All this follows from the scores that are stored, so a comparison that was killed goes on alike.
 """
 
@@ -16,9 +16,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorada.compare.expected_loss import PRIOR, expected_losses
+from lorada.compare.expected_loss import expected_losses
 from lorada.compare.jobs.job import Job
 from lorada.compare.report.read import read_comparison
+from lorada.compare.run_variances import Common, Runs
 from lorada.compare.spec import LEAST_RUNS
 from lorada.compare.statistics import Scores, by_group
 
@@ -53,15 +54,14 @@ def next_method(
 
 def _falls(scores: Mapping[str, Scores], running: Sequence[str]) -> dict[str, float]:
     """By how much one more run lowers the variance of each method's mean."""
-    means = {name: runs.mean(axis=1) for name, runs in scores.items()}
-    squares = {name: float(((each - each.mean()) ** 2).sum()) for name, each in means.items()}
-    freedom = {name: len(each) - 1 for name, each in means.items()}
-    pooled = sum(squares.values()) / max(1, sum(freedom.values()))
-    counts = {name: len(each) + list(running).count(name) for name, each in means.items()}
-    return {
-        name: (PRIOR * pooled + squares[name]) / (PRIOR + freedom[name]) / (n * (n + 1))
-        for name, n in counts.items()
-    }
+    common = Common.of(list(scores.values()))
+    falls = {}
+    for name, runs in scores.items():
+        own = Runs.of(runs)
+        between = own.between if common is None else common.moderate(own).between
+        count = len(runs) + list(running).count(name)
+        falls[name] = between / (count * (count + 1))
+    return falls
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+r"""How much the runs of methods vary, where each has only a few: a method's own runs, and all others.
+
+Three runs may be alike by luck, and of many methods some are. Their own variance alone would then
+take luck for a difference, and it has few degrees of freedom, which costs power. So the variances
+of methods are moderated, as the t-test of Smyth (2004), "Linear models and empirical Bayes methods
+for assessing differential expression in microarray experiments", moderates those of genes:
+
+    moderated = (weight × pooled + freedom × own) / (weight + freedom),   with freedom + weight
+
+degrees of freedom. Three things are added, because methods are fewer than genes, and less alike:
+
+- ``weight`` is not fixed. It follows from how much the variances of methods differ: own variances
+  scatter as those of an F distribution with (freedom, weight) degrees around a level. Weights from
+  4 on are averaged by their posterior; the prior falls as 1 / √weight. The weight is at most the
+  degrees of freedom of the other methods' runs, so of few methods little is borrowed.
+- The pooled variance is the mean of all, and not the level of that distribution, which is lower
+  where few methods vary much: where some runs collapse, or learn in some seeds and not in others, a
+  method whose runs are alike is not trusted.
+- A method that varies more than the moderated value is taken to vary half-way between this and its
+  own. The two mistakes are not alike: too small a variance calls luck a difference.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorada.support.error_messages import needs_extra
+
+Scores = NDArray[np.float64]
+TINY = 1e-9  # percent; differences below it are rounding errors
+WEIGHTS = 4.0 * 2.0 ** np.arange(6)  # degrees of freedom that pooled runs may count
+LEVELS = np.geomspace(0.02, 3.0, 40)  # of variances between runs, in pooled variances
+PRIOR = WEIGHTS**-0.5  # of the weights
+UPWARDS = 0.5  # how far a method that varies more than its moderated variance is moved to its own
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How the runs of one method differ, as variances in squared points; 0 of a single run.
+
+    Attributes:
+        count: of runs.
+        between: variance of the mean score of one run.
+        noise: variance of single scores that neither their row nor their run explains.
+        freedom: degrees of freedom of ``between``.
+        pooled_freedom: those of all runs that it was computed from; no test has more.
+    """
+
+    count: int
+    between: float
+    noise: float
+    freedom: float
+    pooled_freedom: float = math.inf
+
+    @classmethod
+    def of(cls, scores: Scores) -> "Runs":
+        """The runs of seeds × rows, without those of other methods."""
+        count, rows = scores.shape
+        if min(count, rows) < 2:
+            return cls(count, 0.0, 0.0, 0)
+        means = scores.mean(axis=1, keepdims=True)
+        residuals = scores - means - scores.mean(axis=0) + scores.mean()
+        noise = float((residuals**2).sum() / ((count - 1) * (rows - 1)))
+        return cls(count, float(means.var(ddof=1)), noise, count - 1)
+
+
+@dataclass(frozen=True)
+class Common:
+    """How the runs of all methods vary together.
+
+    Attributes:
+        between: the pooled variance of the mean score of one run, in squared points.
+        noise: the pooled variance of single scores, as in ``Runs``.
+        freedom: degrees of freedom of both: runs less methods.
+        weights: the posterior probability of each of ``WEIGHTS``.
+    """
+
+    between: float
+    noise: float
+    freedom: float
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, methods: Sequence[Scores]) -> "Common | None":
+        """That of methods, each seeds × rows; None if none of them has two runs and two rows."""
+        several = [runs for runs in map(Runs.of, methods) if runs.freedom]
+        if not several:
+            return None
+        freedom = np.array([runs.freedom for runs in several])
+        between = np.array([runs.between for runs in several])
+        noise = np.array([runs.noise for runs in several])
+        pooled = float(freedom @ between / freedom.sum())
+        return cls(
+            between=pooled,
+            noise=float(freedom @ noise / freedom.sum()),
+            freedom=float(freedom.sum()),
+            weights=_posterior_of_weights(between, freedom, pooled),
+        )
+
+    def moderate(self, own: Runs) -> Runs:
+        """The runs of one of the methods, with a variance that borrows from those of all."""
+        noise = own.noise if own.count > 1 else self.noise
+        others = self.freedom - own.freedom
+        if self.between < TINY**2 or not others:
+            return replace(own, noise=noise, pooled_freedom=self.freedom)
+        # The precision 1 / variance has a gamma distribution for each weight, and so about the
+        # one with their mean and variance, by which the degrees of freedom are counted.
+        weights = np.minimum(WEIGHTS, others)
+        shape = (weights + own.freedom) / 2
+        rate = (weights * self.between + own.freedom * own.between) / 2
+        precision = float(np.dot(self.weights, shape / rate))
+        spread = float(np.dot(self.weights, shape * (shape + 1) / rate**2)) - precision**2
+        between = 1 / precision
+        return Runs(
+            count=own.count,
+            between=between + UPWARDS * max(0.0, own.between - between),
+            noise=noise,
+            freedom=2 * precision**2 / spread,
+            pooled_freedom=self.freedom,
+        )
+
+
+def _posterior_of_weights(between: Scores, freedom: Scores, pooled: float) -> tuple[float, ...]:
+    """How probable each of ``WEIGHTS`` is, given the variances of methods."""
+    with needs_extra("compare"):
+        from scipy.special import gammaln
+
+    if pooled < TINY**2:
+        return tuple((PRIOR / PRIOR.sum()).tolist())
+    # Axes: weights, levels, methods. The level is not known and is averaged over.
+    weight = WEIGHTS[:, None, None]
+    total = weight + freedom
+    scaled = weight * (pooled * LEVELS)[:, None]
+    log_density = gammaln(total / 2) - gammaln(weight / 2) + weight / 2 * np.log(scaled)
+    log_density = log_density - total / 2 * np.log(scaled + freedom * between)
+    likelihood = log_density.sum(axis=-1)
+    posterior = np.exp(likelihood - likelihood.max()).sum(axis=1) * PRIOR
+    return tuple((posterior / posterior.sum()).tolist())
