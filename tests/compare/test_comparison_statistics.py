@@ -1,5 +1,7 @@
 """Statistics of made-up scores: intervals, tests of pairs, and how often they are wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from comparison_errors import any_pair_p, made_up_scores, one_class_scores
@@ -8,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from search_errors import measure_search
 
+from lorada.compare.run_variances import Common, Runs
 from lorada.compare.statistics import (
     ALPHA,
-    Common,
     by_group,
     detectable,
     holm,
@@ -124,17 +126,61 @@ def test_of_many_copies_with_two_runs_rarely_any_is_called_different(methods, ro
     assert np.mean([any_pair_p(each) < ALPHA for each in found]) <= MOST_WRONG
 
 
-def test_two_runs_are_held_against_those_of_all_methods():
+def test_runs_that_are_alike_by_luck_are_held_against_those_of_all_methods():
     random = np.random.default_rng(3)
     level = np.array([0.0, 4.0, -4.0])  # of three methods, with runs that vary by two points
     many = [np.repeat(random.normal(each, 2, (2, 1)), 50, axis=1) for each in np.repeat(level, 3)]
-    alike = np.full((2, 50), 1.0)
-    alike[1] += 1e-3
-    assert (
-        paired_p(alike, alike + 1) < ALPHA < paired_p(alike, alike + 1, Common.of([alike, *many]))
-    )
-    three = np.full((3, 50), 1.0) + 1e-3 * np.arange(3)[:, None]
-    assert paired_p(three, three + 1, Common.of([three, *many])) == paired_p(three, three + 1)
+    for count in (2, 3):
+        alike = np.full((count, 50), 1.0) + 1e-3 * np.arange(count)[:, None]
+        assert paired_p(alike, alike + 1) < ALPHA
+        assert paired_p(alike, alike + 1, Common.of([alike, *many])) > ALPHA
+
+
+def test_a_moderated_variance_is_smyths_of_many_alike_methods_and_counts_more_runs():
+    random = np.random.default_rng(4)
+    runs = [Runs(3, 9 * random.chisquare(2) / 2, 0.0, 2) for _ in range(100)]
+    freedom, between = (np.array([getattr(each, name) for each in runs]) for name in
+                        ("freedom", "between"))  # fmt: skip
+    common = Common.of_runs(runs)
+    assert common.between == pytest.approx(between.mean())
+    one = replace(runs[0], between=common.between / 2)
+    moderated = common.moderate(one)
+    weight = moderated.freedom - 2
+    assert weight > 8  # they differ no more than those of equal methods do
+    shrunk = (weight * common.between + 2 * one.between) / (weight + 2)
+    assert moderated.between == pytest.approx(shrunk, rel=0.05)
+    assert moderated.pooled_freedom == freedom.sum()
+    unlike = [replace(each, between=each.between * 50 ** random.normal()) for each in runs]
+    assert Common.of_runs(unlike).moderate(one).freedom < 7
+
+
+def test_a_method_that_varies_more_is_moved_half_way_to_its_own_and_few_methods_lend_little():
+    runs = [Runs(3, between, 0.0, 2) for between in (4.0, 4.0, 4.0, 40.0)]
+    common = Common.of_runs(runs)
+    erratic = common.moderate(runs[-1])
+    assert 22 < erratic.between < 40
+    two = Common.of_runs(runs[2:])
+    assert two.moderate(runs[-1]).freedom <= 4 == two.freedom
+    alone = Common.of_runs(runs[-1:])
+    assert alone.moderate(runs[-1]).between == 40
+    assert Common.of_runs([Runs(1, 0.0, 0.0, 0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds"), [(6, 3), (12, 3), (30, 3), (12, (2, 3, 5, 10)), (2, 2)]
+)
+def test_of_equal_methods_rarely_any_is_called_different_however_many_they_are(methods, seeds):
+    random, counts = np.random.default_rng([methods, 2]), np.resize(seeds, methods)
+    wrong = 0
+    for _ in range(200):
+        rows = random.normal(70, 15, 200)
+        tables = [
+            rows + random.normal(0, 5, 200) + random.normal(0, 3, (count, 1))
+            + random.normal(0, 10, (count, 200))
+            for count in counts
+        ]  # fmt: skip
+        wrong += any_pair_p(tables) < ALPHA
+    assert wrong <= MOST_WRONG * 200
 
 
 @pytest.mark.parametrize("failing", [0.2, 1.0])

@@ -64,7 +64,7 @@ def test_fewer_runs_lose_little_more_and_the_loss_that_is_claimed_is_kept():
         for found, scores in ((lost, tables), (all_lost, made.scores)):
             found.append(made.truth.max() - made.truth[np.argmin(expected_losses(scores))])
         assert min(expected_losses(tables)) <= 0.5 or spent[-1] == 30
-    assert np.mean(spent) < 0.65 * 30
+    assert np.mean(spent) < 0.75 * 30  # three runs each are 0.6
     assert np.mean(lost) < min(0.6, np.mean(all_lost) + 0.4)
 
 
@@ -103,20 +103,21 @@ def test_the_order_follows_from_what_is_stored(place, works, json_of, tmp_path):
     folder = tmp_path / "out"
     asked = [
         "compare", "--model", place / "llama", "--data", place / "train.jsonl", "--held-out",
-        place / "test.jsonl", "--methods", "lora,ia3", "--seeds", "1,2,3", "--trials", 0,
+        place / "test.jsonl", "--methods", "lora,ia3", "--seeds", "1,2,3,4", "--trials", 0,
         "--metric", "contains", "--output", folder, *SETTINGS,
     ]  # fmt: skip
     _, err = works(*asked, "--until", 100)
     seeds = {(p.parts[-4], p.parts[-2]) for p in folder.glob("runs/*/*/*/result.json")}
-    assert seeds == {(name, f"seed{seed}") for name in ("lora", "ia3") for seed in (1, 2)}
+    assert seeds == {(name, f"seed{seed}") for name in ("lora", "ia3") for seed in (1, 2, 3)}
     assert "left to other commands" not in err
     summary = json.loads((folder / "report.json").read_text())
-    assert summary["seeds"] == [1, 2]
+    assert summary["seeds"] == [1, 2, 3]
+    assert all(line["letter"] for line in summary["lines"])
     assert any("p-values are descriptive" in sentence for sentence in summary["sentences"])
     assert not any("is not finished" in (one["reason"] or "") for one in summary["lines"])
     # Killed between two runs, it goes on with the same run.
     whole = comparison(
-        place, methods=["lora", "ia3"], seeds=[1, 2, 3], trials=0, until=0.0,
+        place, methods=["lora", "ia3"], seeds=[1, 2, 3, 4], trials=0, until=0.0,
         recipe={"max_length": 32, "training": {"max_steps": 2}},
     )  # fmt: skip
     plan = make_plan(whole, *read(whole), print)
@@ -124,13 +125,13 @@ def test_the_order_follows_from_what_is_stored(place, works, json_of, tmp_path):
     pick = until_of(whole, plan, folder)
     ready = [job for job in jobs if not job.done()]
     assert [job.name.split()[0] for job in ready] == ["lora", "ia3"]
-    (first,) = folder.glob("runs/lora/*/seed2")
+    (first,) = folder.glob("runs/lora/*/seed3")
     shutil.rmtree(first)
     ready = [job for job in jobs if not job.done()]
-    assert pick(ready, []).folder == first  # each has its first two runs before all others
+    assert pick(ready, []).folder == first  # each has its first three runs before all others
     assert pick(ready[1:], [ready[0].name]) is None  # the choice waits for them
     # Where another command has that run, this one chooses from what is stored.
     with locked(first, JOB_FILE):
         _, err = works(*asked, "--until", 100, "--resume")
     assert "another process works on it" in err
-    assert (first.with_name("seed3") / "result.json").is_file()
+    assert (first.with_name("seed4") / "result.json").is_file()

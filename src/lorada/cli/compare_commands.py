@@ -375,7 +375,7 @@ def _tested(rows: int, groups: Sequence[str] | None, decision: Any) -> str:
     runs = decision.runs.values()
     each = dict.fromkeys((min(runs), max(runs)))
     of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
-    if not decision.letters:
+    if not any(decision.letters.values()):
         reason = "" if decision.no_letters in decision.sentence else f" {decision.no_letters}"
         return f"{of}.{reason}"
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."

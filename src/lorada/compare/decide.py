@@ -19,7 +19,7 @@ from lorada.compare.check_scores import (
     seed_orders,
 )
 from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, saved, sentence
-from lorada.compare.expected_loss import expected_losses
+from lorada.compare.expected_loss import Posterior, posterior
 from lorada.compare.score_units import (
     PERCENT,
     UNKNOWN,
@@ -32,6 +32,7 @@ from lorada.compare.score_units import (
 )
 from lorada.compare.statistics import (
     ALPHA,
+    LEVEL,
     POWER,
     TINY,
     Common,
@@ -52,7 +53,7 @@ CONFIDENCE = 0.9  # that no cheaper method that may be taken costs more than the
 LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
 PART = 0.25  # of the best method's gain: one that gains less may have learned nothing
 PERCENT_NAMES = (PERCENT, "percent")  # as a user may call it
-FEW = 3  # runs that a test takes beside methods with more
+MORE_RUNS = 3  # of each method: what these would save is foretold
 MOST_ROWS = 100_000  # that are named as what would show that a method has learned
 
 
@@ -129,12 +130,8 @@ class _Given:
 
     @cached_property
     def tested(self) -> list[str]:
-        """The methods with enough runs for a test: two, or beside methods with more three.
-
-        The error of two runs beside more would be known too badly: 11 % instead of 5 % are false.
-        """
-        least = max(2, min(FEW, max(map(len, self.scores.values()), default=0)))
-        return [name for name, table in self.scores.items() if len(table) >= least]
+        """The methods with enough runs for a test: two."""
+        return [name for name, table in self.scores.items() if len(table) > 1]
 
     @cached_property
     def common(self) -> Common | None:
@@ -193,19 +190,32 @@ class _Given:
         return True
 
     @cached_property
-    def losses(self) -> dict[str, float]:
-        """Expected losses; what has not learned says nothing of how others differ."""
-        means = self.means
+    def fitted(self) -> list[str]:
+        """The methods that the posterior is of; others say nothing of how these differ."""
         # In one order, so that draws, and with them the choice, do not depend on the order given.
-        fitted = sorted(name for name in means if name not in self.unlearned) or sorted(means)
-        tables = [self.scores[name] for name in fitted]
+        learned = sorted(name for name in self.means if name not in self.unlearned)
+        return learned or sorted(self.means)
+
+    @cached_property
+    def posterior(self) -> Posterior | None:
+        """What the true means of the fitted methods may be; None if none of them has two runs."""
+        names = self.fitted
+        tables = [self.scores[name] for name in names]
         if all(len(table) < 2 for table in tables):
+            return None
+        places = combinations(range(len(names)), 2)
+        pairs = [(a, b) for a, b in places if self.by_seed(names[a], names[b])]
+        return posterior(tables, pairs, MORE_RUNS)
+
+    @cached_property
+    def losses(self) -> dict[str, float]:
+        """Expected losses; empty if no method has two runs."""
+        if self.posterior is None:
             return {}
-        places = combinations(range(len(fitted)), 2)
-        pairs = [(a, b) for a, b in places if self.by_seed(fitted[a], fitted[b])]
-        found = dict(zip(fitted, map(float, expected_losses(tables, pairs)), strict=True))
+        means = self.means
+        fitted = dict(zip(self.fitted, map(float, self.posterior.losses), strict=True))
         top = max(fitted, key=means.__getitem__)
-        return {n: found.get(n, found[top] + means[top] - mean) for n, mean in means.items()}
+        return {n: fitted.get(n, fitted[top] + means[top] - mean) for n, mean in means.items()}
 
     def highest(self, names: Collection[str]) -> str | None:
         """The method with the highest mean; of equal ones the cheapest."""
@@ -386,16 +396,16 @@ def _decided(given: _Given) -> Decision:
     not_worse = given.not_worse(bounds, leader) if leader else []
     pick = _cheapest(given.costs, means, [leader, *not_worse]) if leader else None
     ps = given.p_values(best_first)
-    share = given.is_share
-    limits = (0.0, 100.0) if share else (-np.inf, np.inf)
-    intervals = {}
-    for name, table in given.scores.items():
-        shown = mean_score(given.sign * table, given.common, share)
-        low, high = np.clip(shown.interval(), *limits)
-        intervals[name] = float(low), float(high)
+    intervals = _intervals(given)
+    shared = letters(best_first, {pair for pair, p in ps.items() if p < ALPHA})
+    expected = _expected(given, pick, intervals)
     found = Decision(
         sentence="",
         pick=pick,
+        expected_score=expected.score,
+        expected_interval=expected.interval,
+        p_best=expected.p_best,
+        loss_after_more_runs=expected.loss_after_more_runs,
         highest=given.highest(means),
         leader=leader,
         scores={name: given.sign * mean + 0.0 for name, mean in means.items()},  # no -0
@@ -403,7 +413,7 @@ def _decided(given: _Given) -> Decision:
         expected_loss=given.losses,
         claimed_loss=_claimed_loss(given, pick, bounds),
         not_worse=tuple(not_worse),
-        letters=letters(best_first, {pair for pair, p in ps.items() if p < ALPHA}) if ps else {},
+        letters=dict.fromkeys(given.runs, "") | (shared if ps else {}),
         p_highest={n: ps[frozenset((n, best_first[0]))] for n in best_first[1:]} if ps else {},
         runs=given.runs,
         diverged=given.diverged,
@@ -425,6 +435,11 @@ def _as_given(found: Decision, zoom: float) -> Decision:
     """The decision in the unit of the scores as they were given; a power of two rounds nothing."""
     if zoom == 1:
         return found
+
+    def given(value: float | None) -> float | None:
+        return None if value is None else value / zoom
+
+    interval = found.expected_interval
     return replace(
         found,
         scores={name: score / zoom for name, score in found.scores.items()},
@@ -432,9 +447,61 @@ def _as_given(found: Decision, zoom: float) -> Decision:
             name: (low / zoom, high / zoom) for name, (low, high) in found.intervals.items()
         },
         expected_loss={name: loss / zoom for name, loss in found.expected_loss.items()},
-        claimed_loss=None if found.claimed_loss is None else found.claimed_loss / zoom,
+        claimed_loss=given(found.claimed_loss),
+        loss_after_more_runs=given(found.loss_after_more_runs),
+        expected_score=given(found.expected_score),
+        expected_interval=None if interval is None else (interval[0] / zoom, interval[1] / zoom),
         baselines={name: score / zoom for name, score in found.baselines.items()},
-        margin=None if found.margin is None else found.margin / zoom,
+        margin=given(found.margin),
+    )
+
+
+def _limits(given: _Given) -> tuple[float, float]:
+    """Between which values a mean score can be."""
+    return (0.0, 100.0) if given.is_share else (-np.inf, np.inf)
+
+
+def _intervals(given: _Given) -> dict[str, tuple[float, float]]:
+    """The confidence interval of each method's mean score, as it is shown."""
+    intervals = {}
+    for name, table in given.scores.items():
+        shown = mean_score(given.sign * table, given.common, given.is_share)
+        low, high = np.clip(shown.interval(), *_limits(given))
+        intervals[name] = float(low), float(high)
+    return intervals
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What is expected of the pick on new rows and seeds; see ``Decision``."""
+
+    score: float | None = None
+    interval: tuple[float, float] | None = None
+    p_best: float | None = None
+    loss_after_more_runs: float | None = None
+
+
+def _expected(
+    given: _Given, pick: str | None, intervals: Mapping[str, tuple[float, float]]
+) -> _Expected:
+    """What is expected of the pick; nothing without one, or if no method has two runs.
+
+    ``intervals`` are those of the measured means, as they are shown.
+    """
+    if pick is None or given.posterior is None:
+        return _Expected()
+    place = given.fitted.index(pick)
+    low, high = sorted(given.sign * end for end in given.posterior.interval(place, LEVEL))
+    if high - low < TINY:  # all rows are right, or all wrong: the interval is that of a share
+        low, high = intervals[pick]
+    score = given.sign * float(given.posterior.means[:, place].mean())
+    score, low, high = np.clip([score, low, high], *_limits(given))
+    is_highest = pick == given.leader == given.highest(given.fitted)
+    return _Expected(
+        score=float(score),
+        interval=(float(low), float(high)),
+        p_best=float(given.posterior.best[place]),
+        loss_after_more_runs=given.posterior.later_loss if is_highest else None,
     )
 
 

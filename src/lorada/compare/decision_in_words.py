@@ -27,6 +27,13 @@ class Decision:
     Attributes:
         sentence: the decision in plain English, and what is not known.
         pick: the method to take; None if none has a score, or none has learned.
+        expected_score: what the mean score of the pick is expected to be on new rows and with new
+            seeds. The measured one is too high where it was chosen for being high. None without a
+            pick, or if no method has two runs; so are the next three.
+        expected_interval: between which values that is, with a probability of 95 %.
+        p_best: how probable it is that the pick is the best method.
+        loss_after_more_runs: the expected loss of taking the highest score after three more runs of
+            each method; None, too, where the pick is not the highest score of those that learned.
         highest: the method with the best mean score; None if none has a score.
         leader: the one that the rule starts from: ``highest``, unless it has too few runs or some
             of them diverged; None without a pick.
@@ -38,7 +45,7 @@ class Decision:
             is cheaper, the larger of this and the bound of what it costs. None if unknown.
         not_worse: the cheaper methods that are shown to be not worse than ``leader`` by the margin.
         letters: method → its letters: two methods share one if, and only if, they are not
-            significantly different; empty where nothing can be tested.
+            significantly different. A method that is not tested has an empty text.
         no_letters: why nothing can be tested; empty if something is, or if there is one method.
         p_highest: method → the p-value of its difference from the best of those that are tested,
             corrected for all pairs of these by Holm's method.
@@ -59,6 +66,10 @@ class Decision:
 
     sentence: str
     pick: str | None
+    expected_score: float | None
+    expected_interval: tuple[float, float] | None
+    p_best: float | None
+    loss_after_more_runs: float | None
     highest: str | None
     leader: str | None
     scores: dict[str, float]
@@ -145,7 +156,7 @@ def sentence(found: Decision) -> str:
 
 def _take(found: Decision, pick: str) -> str:
     """What to take, and why it is not the highest score if it is not."""
-    said = f"Take {pick} ({_score(found, found.scores[pick])})"
+    said = f"Take {pick} ({_on_new_rows(found, pick)})"
     reasons = []
     highest, leader = found.highest or pick, found.leader or pick
     if highest in found.unlearned:  # the rows are too few to show that it is above
@@ -170,6 +181,16 @@ def _take(found: Decision, pick: str) -> str:
         )
     between = ". " if found.unlearned else ": "
     return between.join([said, *filter(None, ["; ".join(reasons)])]) + "."
+
+
+def _on_new_rows(found: Decision, pick: str) -> str:
+    """The score that the pick is expected to have, or the measured one if nothing is expected."""
+    if found.expected_score is None or found.expected_interval is None:
+        return _score(found, found.scores[pick])
+    low, high = (_bare(found, end) for end in found.expected_interval)
+    if low == high:
+        return _score(found, found.scores[pick])
+    return f"expect {_score(found, found.expected_score)}, {low} to {high}, on new rows and seeds"
 
 
 def _not_worse(found: Decision, pick: str, leader: str) -> str:
@@ -238,11 +259,26 @@ def _expected(found: Decision, pick: str) -> str:
             said += f", and at most {most} {worse} {found.leader} (90 % confidence)"
         lost = _number(found, found.expected_loss[found.leader])
         return f"{said}; {found.leader} is expected to lose {lost}."
+    more = _more_runs(found, pick)
     if not cheaper:
-        return f"{said}."
+        return f"{said}.{more}"
     other = min(cheaper, key=found.expected_loss.__getitem__)
     lost = _number(found, found.expected_loss[other])
-    return f"{said}; {other} {_saving(found, other, pick)} and is expected to lose {lost}."
+    return f"{said}; {other} {_saving(found, other, pick)} and is expected to lose {lost}.{more}"
+
+
+def _more_runs(found: Decision, pick: str) -> str:
+    """What three more seeds of each method would save; empty if it cannot be seen in the numbers.
+
+    Below the margin a loss does not matter, and more seeds are not worth their time.
+    """
+    now, later = found.expected_loss[pick], found.loss_after_more_runs
+    if later is None or now <= (found.margin or 0.0):
+        return ""
+    before, after = _number(found, now), _number(found, later)
+    if before == after or later >= now:
+        return ""
+    return f" Three more seeds each: expected loss {after} instead of {before}."
 
 
 def _nothing_learned(found: Decision, highest: str) -> str:
@@ -272,9 +308,12 @@ def _diverged(found: Decision, name: str, whose: str = "") -> str:
 
 
 def _score(found: Decision, value: float) -> str:
-    if found.unit == "%":
-        return f"{value:.1f} %"
-    return f"{value:.4g} {found.unit}".strip()
+    return f"{_bare(found, value)} {found.unit}".strip()
+
+
+def _bare(found: Decision, value: float) -> str:
+    """A score without its unit."""
+    return f"{value:.1f}" if found.unit == "%" else f"{value:.4g}"
 
 
 def _points(found: Decision, number: str) -> str:

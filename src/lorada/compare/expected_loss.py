@@ -8,7 +8,8 @@ The true mean scores are uncertain in a normal model, fitted to the scores (empi
 
 - ``rows`` is the covariance over rows of the methods' scores: methods share easy and hard rows.
 - ``runs`` is diagonal: each method's variance between runs. It is drawn from a scaled inverse chi²
-  distribution about its moderated value (``run_variances``), as a few runs show little of it.
+  distribution with the moderated value (``run_variances``) as its median, as a few runs show little
+  of it.
   Methods whose runs are pairs by seed have a covariance, too.
 - ``spread`` of the true means is not known either, and is drawn from its posterior on a grid. Its
   prior, s² / (1 + s²)² in mean errors, keeps it from zero, where a few methods that score alike
@@ -213,11 +214,12 @@ def _errors(
     counts = np.array([each.count for each in moderated])
     noise = np.array([each.noise for each in moderated]) / count
     freedom = np.array([max(1.0, each.freedom) for each in moderated])
-    squares = np.array([each.between for each in moderated]) * freedom
-    between = squares / _chi_squares(freedom, random)
-    # Means over rows hold the noise of single runs, and so do means of runs: it counts once.
+    # Means over rows hold the noise of single runs, and so do means of runs: it counts once. Noise
+    # is known from all rows, so only what is above it is drawn.
     over_rows = np.cov(np.stack([scores.mean(axis=0) for scores in methods])) / count
-    alone = np.maximum(between, noise)
+    above = np.maximum([each.between for each in moderated] - noise, 0.0)
+    median = np.maximum(freedom - 2 / 3, freedom / 3)  # of chi²
+    alone = above * median / _chi_squares(freedom, random) + noise
     deviations = np.sqrt(alone / counts)
     correlation = np.eye(len(methods))
     for a, b in by_seed:

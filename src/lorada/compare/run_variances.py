@@ -86,7 +86,12 @@ class Common:
     @classmethod
     def of(cls, methods: Sequence[Scores]) -> "Common | None":
         """That of methods, each seeds × rows; None if none of them has two runs and two rows."""
-        several = [runs for runs in map(Runs.of, methods) if runs.freedom]
+        return cls.of_runs([Runs.of(scores) for scores in methods])
+
+    @classmethod
+    def of_runs(cls, methods: Sequence[Runs]) -> "Common | None":
+        """That of the runs of each method."""
+        several = [runs for runs in methods if runs.freedom]
         if not several:
             return None
         freedom = np.array([runs.freedom for runs in several])

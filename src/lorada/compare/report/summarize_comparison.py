@@ -90,6 +90,12 @@ class Summary:
     metric: str = ""  # the main metric
     own_unit: str = ""  # of a user's function: ``%`` if its values are right or wrong, or shares
     best: str = ""  # label of the candidate to take; empty if nothing is scored
+    # What the best is expected to score on new rows and seeds, between which ends (95 %), how
+    # probable it is that it is the best, and the expected loss after three more seeds of each.
+    expected_score: float | None = None
+    expected_interval: tuple[float, float] | None = None
+    p_best: float | None = None
+    loss_after_more_runs: float | None = None
     lines: tuple[CandidateResult, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
     margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
@@ -160,6 +166,10 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         metric=metric,
         own_unit=results.own_unit.name,
         best=best.label if best else "",
+        expected_score=decision.expected_score if decision else None,
+        expected_interval=decision.expected_interval if decision else None,
+        p_best=decision.p_best if decision else None,
+        loss_after_more_runs=decision.loss_after_more_runs if decision else None,
         lines=tuple(lines),
         baselines=tuple(one for one, _ in baselines),
         margin=decision.margin if decision else None,
