@@ -26,7 +26,11 @@ def fixed_p(scores: Scores, fixed: Scores, common: Common | None = None) -> floa
 
 
 def detectable(
-    methods: Sequence[Scores], tests: int = 1, seeds: int | None = None, rows: int | None = None
+    methods: Sequence[Scores],
+    tests: int = 1,
+    seeds: int | None = None,
+    rows: int | None = None,
+    common: Common | None = None,
 ) -> float:
     """The smallest difference in percent that a test of two such methods finds with 80 % power.
 
@@ -37,13 +41,13 @@ def detectable(
         tests: how many tests share the level of 5 %: the first of Holm's must reach 5 % / tests.
         seeds: how many seeds each method would have; None for as many as most have.
         rows: how many rows would be scored; None for as many as were.
+        common: how the runs of all methods of the comparison vary, if these two are of one.
     """
     several = [scores for scores in methods if min(scores.shape) > 1]
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
     count = round(np.median([len(s) for s in several])) if seeds is None else seeds
     scored = several[0].shape[1] if rows is None else rows
-    common = Common.of(several)
     pairs = [_foretold(a, b, common, count, scored) for a, b in combinations(several, 2)]
     return detectable_by(pairs, tests)
 
@@ -62,7 +66,7 @@ def _foretold(
     runs = [
         replace(each, count=seeds, between=max(
             each.between - each.noise / a.shape[1] * (1 - fewer), each.between * min(1.0, fewer)
-        ), freedom=each.freedom if each.count == seeds else seeds - 1)
+        ), freedom=each.freedom + seeds - each.count)
         for each in measured
     ]  # fmt: skip
     over_rows = rows_alone + sum(each.noise / seeds for each in runs)

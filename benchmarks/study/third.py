@@ -29,7 +29,7 @@ from run import (
 from lorada.compare.statistics import (
     ALPHA,
     Scores,
-    detectable,
+    detectable_by,
     difference,
     holm,
     mean_score,
@@ -114,12 +114,14 @@ def tests(pairs: list[Pair], found: Found, planned: int) -> Iterator[str]:
     for (rows, *names), (a, b), p, p_loss in zip(pairs, both, by_score, by_loss, strict=True):
         gap = difference(a.scores, b.scores, by_seed=seeds_correlate(a.scores, b.scores))
         low, high = gap.interval()
+        plain = difference(a.scores, b.scores)
+        least = detectable_by([(plain.error, plain.freedom)], 1)
         loss = float(a.losses.mean() - b.losses.mean())
         words = [f"**{p:.2g}**" if p < ALPHA else f"{p:.2g}" for p in (p, p_loss)]
         yield (
             f"| `{rows}` | {NAMES[names[0]]} | {NAMES[names[1]]} | {len(a.scores)} "
             f"| {gap.value:+.1f} ({low:+.1f} to {high:+.1f}) "
-            f"| {detectable([a.scores, b.scores]):.1f} | {words[0]} | {loss:+.3f} | {words[1]} |"
+            f"| {least:.1f} | {words[0]} | {loss:+.3f} | {words[1]} |"
         )
     yield ""
 
