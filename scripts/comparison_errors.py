@@ -1,8 +1,8 @@
 """Measures how often the tests of `lorada compare` are wrong, on made-up scores.
 
 `python scripts/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates` (of the
-choice of learning rates), `worlds` or `atlas` (of the decision), `margins` (of cheaper methods), or
-`until` (of the runs that are spared). All numbers are points of the score or percent of the made-up
+choice of learning rates), `worlds` or `atlas` (of the decision), `margins` (of cheaper methods),
+`letters` (of tests, and of the score of the pick), or `until` (of the runs that are spared). All numbers are points of the score or percent of the made-up
 comparisons. For each number of seeds and rows `tests` has:
 
 - spread: the standard deviation between the runs of a method, in points;
@@ -41,6 +41,8 @@ comparisons. For each number of seeds and rows `tests` has:
 each, and the table has its mean score on the other rows and seeds, beside that of the best. The
 rules are in `decision_errors.py`.
 
+`letters` has comparisons of many kinds whose true scores are known, as `letter_worlds.py` says.
+
 `margins` has comparisons in which a method and others that are cheaper truly differ by so many
 points, and the rules for "not worse by more than the margin" that `margin_errors.py` describes:
 
@@ -56,6 +58,7 @@ from itertools import combinations
 
 import numpy as np
 from decision_errors import print_atlas, print_worlds
+from letter_worlds import print_letters
 from margin_errors import print_margins
 from scipy.stats import permutation_test
 from search_errors import print_rates
@@ -183,7 +186,7 @@ def print_tests(repeats: int = 2000) -> None:
 
 TABLES = {
     "tests": print_tests, "rates": print_rates, "worlds": print_worlds, "atlas": print_atlas,
-    "margins": print_margins, "until": print_until,
+    "margins": print_margins, "until": print_until, "letters": print_letters,
 }  # fmt: skip
 
 if __name__ == "__main__":

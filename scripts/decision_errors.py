@@ -29,9 +29,8 @@ RULES = ("verdict", "margin 0", "highest", "cheapest n. s.", "LoRA", "random")
 
 
 def pair_ps(tables: list[np.ndarray]) -> dict[tuple[int, int], float]:
-    """The p-value of each pair of methods, not corrected; of those that are tested together."""
-    most = max(map(len, tables))
-    tested = [k for k, table in enumerate(tables) if len(table) >= min(3, most)]
+    """The p-value of each pair of methods that are tested, not corrected."""
+    tested = [k for k, table in enumerate(tables) if len(table) > 1]
     common = Common.of([tables[k] for k in tested])
     return {(a, b): paired_p(tables[a], tables[b], common) for a, b in combinations(tested, 2)}
 

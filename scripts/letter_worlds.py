@@ -141,7 +141,7 @@ def moved(right: np.ndarray, points: np.ndarray, level: float) -> np.ndarray:
 
 
 def draw(world: LetterWorld, quality: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
-    """The scores of methods that are so many points above the others' level: seeds × rows of each."""
+    """The scores of methods that are so many points above the level: seeds × rows."""
     ease, groups = random.normal(*EASE, world.rows), np.arange(world.rows) // world.group
     spreads = world.run * np.exp(world.unlike * random.standard_normal(world.methods))
     spreads = np.minimum(spreads, 12.0)

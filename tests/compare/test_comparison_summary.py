@@ -473,7 +473,9 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
 def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said
-    assert "With 60 rows and 2 to 3 seeds the test of two candidates has a power of about 60" in said
+    assert (
+        "With 60 rows and 2 to 3 seeds the test of two candidates has a power of about 60" in said
+    )
     assert " with the correction for all 36 pairs." in said
 
 

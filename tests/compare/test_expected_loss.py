@@ -4,32 +4,28 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from lorada.compare.expected_loss import DRAWS, expected_losses
+from lorada.compare.expected_loss import DRAWS, VARIANCES, expected_losses, posterior
 
 SAME = 1e-9  # relative; two ways to compute one number
+
+
+RUNS = (300, 500)  # so many that the variances between runs are known
 
 
 def two_methods(apart):
     random = np.random.default_rng(3)
     rows = random.normal(70, 20, 200)
     return [
-        rows + mean + random.normal(0, 1.5, (runs, 1)) + random.normal(0, 9, (runs, 200))
-        for mean, runs in ((apart, 3), (0.0, 5))
+        rows + mean + random.normal(0, 15, (runs, 1)) + random.normal(0, 9, (runs, 200))
+        for mean, runs in zip((apart, 0.0), RUNS, strict=True)
     ]
 
 
 @pytest.mark.parametrize("apart", [0.0, 2.0])
 def test_of_two_methods_it_is_the_integral_over_their_difference_and_its_spread(apart):
     methods = two_methods(apart)
-    runs = [each.mean(axis=1).var(ddof=1) for each in methods]
-    shared = (2 * runs[0] + 4 * runs[1]) / 6
     variance = (methods[0].mean(axis=0) - methods[1].mean(axis=0)).var(ddof=1) / 200
-    for each, own in zip(methods, runs, strict=True):
-        count = len(each)
-        rest = each - each.mean(axis=1, keepdims=True) - each.mean(axis=0) + each.mean()
-        noise = (rest**2).sum() / ((count - 1) * 199) / 200
-        shrunk = (4 * shared + (count - 1) * own) / (count + 3)
-        variance += max(shrunk - noise, 0) / count
+    variance += sum(each.mean(axis=1).var(ddof=1) / len(each) for each in methods)
     measured = methods[0].mean() - methods[1].mean()
 
     def density(spread):
@@ -45,7 +41,7 @@ def test_of_two_methods_it_is_the_integral_over_their_difference_and_its_spread(
     whole = integrate.quad(density, 0.02, 100, limit=200)[0]
     expected = [integrate.quad(lost, 0.02, 100, (sign,), limit=200)[0] / whole for sign in (-1, 1)]
     found = expected_losses(methods)
-    assert found == pytest.approx(expected, abs=4 * np.sqrt(variance / DRAWS))
+    assert found == pytest.approx(expected, abs=4 * np.sqrt(variance / VARIANCES / DRAWS))
     assert found.min() > 0
 
 
@@ -65,3 +61,24 @@ def test_nothing_is_lost_with_one_method_and_the_gap_where_nothing_varies():
 def test_without_a_second_run_the_luck_of_runs_is_unknown():
     with pytest.raises(ValueError, match="no method has two runs"):
         expected_losses([np.ones((1, 3)), np.ones((1, 3))])
+
+
+def test_of_one_method_the_true_mean_is_as_far_from_the_measured_one_as_new_runs_would_be():
+    random = np.random.default_rng(5)
+    runs = np.repeat(random.normal(70, 3, (40, 1)), 50, axis=1)
+    found = posterior([runs])
+    error = runs[:, 0].std(ddof=1) / 40**0.5
+    assert found.means.mean() == pytest.approx(runs.mean(), abs=0.2 * error)
+    low, high = found.interval(0, 0.95)
+    assert high - low == pytest.approx(4 * error, rel=0.15)
+    assert found.best.tolist() == [1.0]
+
+
+def test_the_luck_of_rows_stays_with_more_runs_and_that_of_runs_goes():
+    random = np.random.default_rng(6)
+    runs = [np.repeat(random.normal(70, 3, (3, 1)), 50, axis=1) for _ in range(6)]
+    found = posterior(runs, more_runs=1000)
+    assert found.later_loss < 0.05 < found.losses.min()
+    rows = [random.normal(70, 20, 100) + random.normal(0, 0.01, (3, 1)) for _ in range(6)]
+    found = posterior(rows, more_runs=1000)
+    assert found.later_loss == pytest.approx(found.losses.min(), rel=0.05)

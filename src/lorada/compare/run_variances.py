@@ -1,4 +1,4 @@
-r"""How much the runs of methods vary, where each has only a few: a method's own runs, and all others.
+r"""How much the runs of each method vary, where it has only a few, from those of all methods.
 
 Three runs may be alike by luck, and of many methods some are. Their own variance alone would then
 take luck for a difference, and it has few degrees of freedom, which costs power. So the variances

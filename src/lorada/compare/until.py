@@ -1,7 +1,8 @@
 """``--until``: whose run is next, so that runs are spent where they decide.
 
-After ``LEAST_RUNS`` runs of each method, so that each can be tested, the leader is the one with the least expected loss. Once
-that is small enough, no run follows. Else a challenger gets the next, or the leader itself:
+After ``LEAST_RUNS`` runs of each method the leader is the one with the least expected loss. Two runs
+often do not show that a method is erratic. Once the loss is small enough, no run follows. Else a
+challenger gets the next, or the leader itself:
 
 - the challenger is the method with the largest expected gain over the leader, E[max(0, its mean -
   the leader's)]: of these two methods alone, the expected loss of taking the leader;
