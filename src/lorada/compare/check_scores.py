@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lorada.compare.decision_in_words import COSTS, Costs
-from lorada.compare.statistics import Scores
+from lorada.compare.run_variances import Scores
 from lorada.support.error_messages import unknown_name
 from lorada.support.in_words import counted
 

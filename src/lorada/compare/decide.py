@@ -20,6 +20,7 @@ from lorada.compare.check_scores import (
 )
 from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, saved, sentence
 from lorada.compare.expected_loss import Posterior, posterior
+from lorada.compare.run_variances import TINY, Common, Scores
 from lorada.compare.score_units import (
     PERCENT,
     UNKNOWN,
@@ -34,9 +35,6 @@ from lorada.compare.statistics import (
     ALPHA,
     LEVEL,
     POWER,
-    TINY,
-    Common,
-    Scores,
     by_group,
     difference,
     holm,

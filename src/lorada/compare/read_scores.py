@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lorada.compare.statistics import Scores
+from lorada.compare.run_variances import Scores
 from lorada.data.read_rows import read_rows
 from lorada.runs.recipe import read_yaml
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorada.compare.statistics import Scores
+from lorada.compare.run_variances import Scores
 
 PERCENT = "%"
 MARGIN = 1.0  # points of percent that a cheaper method may cost

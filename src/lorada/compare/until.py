@@ -1,8 +1,8 @@
 """``--until``: whose run is next, so that runs are spent where they decide.
 
-After ``LEAST_RUNS`` runs of each method the leader is the one with the least expected loss. Two runs
-often do not show that a method is erratic. Once the loss is small enough, no run follows. Else a
-challenger gets the next, or the leader itself:
+After ``LEAST_RUNS`` runs of each method the leader is the one with the least expected loss. Two
+runs often do not show that a method is erratic. Once the loss is small enough, no run follows. Else
+a challenger gets the next, or the leader itself:
 
 - the challenger is the method with the largest expected gain over the leader, E[max(0, its mean -
   the leader's)]: of these two methods alone, the expected loss of taking the leader;
@@ -20,9 +20,9 @@ from pathlib import Path
 from lorada.compare.expected_loss import expected_losses
 from lorada.compare.jobs.job import Job
 from lorada.compare.report.read import read_comparison
-from lorada.compare.run_variances import Common, Runs
+from lorada.compare.run_variances import Common, Runs, Scores
 from lorada.compare.spec import LEAST_RUNS
-from lorada.compare.statistics import Scores, by_group
+from lorada.compare.statistics import by_group
 
 
 def next_method(

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat
 
+from lorada.compare.run_variances import Scores
 from lorada.compare.score_units import UNKNOWN, ScoreUnit, unit_of
 from lorada.compare.spec import Comparison, saved_comparison
-from lorada.compare.statistics import Scores
 from lorada.compare.stored_plan import (
     BASELINES_FILE,
     FAILURES_FILE,

@@ -22,7 +22,8 @@ from lorada.compare.report.verdict_and_limits import (
     verdict,
     windows_overlap,
 )
-from lorada.compare.statistics import TINY, Scores, by_group, has_no_spread, mean_score
+from lorada.compare.run_variances import TINY, Scores
+from lorada.compare.statistics import by_group, has_no_spread, mean_score
 from lorada.compare.stored_plan import Candidate, ComparisonPlan
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed

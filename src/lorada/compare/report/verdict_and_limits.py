@@ -10,8 +10,9 @@ import numpy as np
 
 from lorada.compare.decision_in_words import Decision
 from lorada.compare.report.read import CandidateResult, Results
+from lorada.compare.run_variances import TINY
 from lorada.compare.score_units import PERCENT as PERCENT_UNIT
-from lorada.compare.statistics import ALPHA, TINY, detectable, rows_needed
+from lorada.compare.statistics import ALPHA, detectable, rows_needed
 from lorada.compare.stored_plan import Search
 from lorada.support.files import as_typed
 from lorada.support.in_words import counted
