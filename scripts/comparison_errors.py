@@ -3,7 +3,8 @@
 `python scripts/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates` (of the
 choice of learning rates), `worlds` or `atlas` (of the decision), `margins` (of cheaper methods),
 `letters` (of tests, and of the score of the pick), or `until` (of the runs that are spared). All
-numbers are points of the score or percent of the made-up comparisons. For each number of seeds and rows `tests` has:
+numbers are points of the score or percent of the made-up comparisons. For each number of seeds and
+rows `tests` has:
 
 - spread: the standard deviation between the runs of a method, in points;
 - rows swapped: how often two copies of one method are called different by a test over rows alone;
