@@ -92,7 +92,8 @@ def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> b
     gaps = torch.cat((together - alone, together[2:] - mixtures @ outputs)).abs().amax(1)
     # A mixture is as exact as the outputs that are added up to it.
     sizes = torch.cat((together.abs(), mixtures.abs() @ outputs.abs())).amax(1)
-    return bool((gaps <= SLACK * eps * sizes).all())
+    # A weight that is not a number is no dependence: ``safe_merge`` finds it.
+    return not bool((gaps > SLACK * eps * sizes).any())
 
 
 def merge_all(
