@@ -64,6 +64,23 @@ def test_a_template_that_leaves_out_tools_or_calls_is_refused_with_the_remedy():
             lambda: learned(called(), with_template(byte_tokenizer(), no_names)))  # fmt: skip
 
 
+def test_a_template_that_takes_texts_as_lists_alone_is_refused():
+    lists = CHAT.replace("{{ m.content }}", "{% for c in m.content %}{{ c.text }}{% endfor %}")
+    said = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    refused("leaves out the texts of turns",
+            lambda: learned(said, with_template(byte_tokenizer(), lists)))  # fmt: skip
+
+
+def test_the_answer_of_a_template_that_marks_it_is_what_it_marks(tmp_path):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}"
+        "{% for c in m.tool_calls or [] %}call {{ c.function | tojson }}{% endfor %}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<e>{% endfor %}{{ tools | tojson }}"
+        "{% if add_generation_prompt %}<|assistant|>think{% endif %}"  # no prefix of the whole
+    )
+    assert answer_of(written(called(), template, tmp_path)).startswith('call {"name": "stock"')
+
+
 @pytest.mark.parametrize(
     ("calls", "said"),
     [

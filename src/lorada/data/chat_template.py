@@ -26,11 +26,13 @@ def rendered(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options
 
 
 def for_template(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """A chat as its template takes it; a template that leaves out tools or calls is refused.
+    """A chat as its template takes it; one that leaves out texts, tools or calls is refused.
 
     Most templates write the arguments of a call from an object, and some from JSON text; and some
     write a call only if the content beside it is null. Whichever way writes all calls is taken.
     """
+    if not _writes_texts(tokenizer):  # as those for images, which take each text as a list
+        raise _left_out("the texts of turns", tokenizer)
     calls = _calls_of_turns(row)
     if not any(calls) and not row.get("tools"):
         return row
@@ -138,6 +140,15 @@ def _writes_calls(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
         for index in range(number)
     )
     return all(written) and f"{{'{STAND_IN}" not in text
+
+
+def _writes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template writes what a user says, unless it refuses a turn that stands alone."""
+    turns = [{"role": "user", "content": STAND_IN}]
+    try:
+        return STAND_IN in rendered({"messages": turns}, 1, tokenizer)
+    except TurnsRefused:
+        return True
 
 
 def _writes_tools(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -27,10 +27,8 @@ def chat_tokens(
 ) -> tuple[list[int], list[bool]]:
     """The token ids of a chat, and whether each is learned: of answers, the last one, or all."""
     row = for_template(row, tokenizer)
-    known = tokenizer.is_fast and tokenizer.chat_template  # a slow one has no offsets
     weighted = any(turn.get("weight") == 0 for turn in row["messages"])
-    marks = known and MARK.search(tokenizer.get_chat_template(tools=row.get("tools")))
-    if marks and not (loss_on == "last" or weighted):
+    if _has_marks(row, tokenizer) and not (loss_on == "last" or weighted):
         ids, learned = _marked(row, tokenizer)
     else:
         pieces = _pieces(row, tokenizer, loss_on)
@@ -43,13 +41,21 @@ def chat_tokens(
 
 def written_answer(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a model writes that gives the last turn of a chat, without special tokens."""
-    *before, last = row["messages"]
-    unweighted = {key: value for key, value in last.items() if key != "weight"}
-    ids, learned = chat_tokens(
-        {**row, "messages": [*before, unweighted]}, tokenizer, loss_on="last"
-    )
-    answer = [token for token, counts in zip(ids, learned, strict=True) if counts]
-    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    turns = [{key: turn[key] for key in turn if key != "weight"} for turn in row["messages"]]
+    loss_on: LossOn = "response" if _has_marks(row, tokenizer) else "last"
+    ids, learned = chat_tokens({**row, "messages": turns}, tokenizer, loss_on=loss_on)
+    end = max((index + 1 for index, counts in enumerate(learned) if counts), default=0)
+    start = end
+    while start and learned[start - 1]:
+        start -= 1
+    return str(tokenizer.decode(ids[start:end], skip_special_tokens=True)).strip()
+
+
+def _has_marks(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template itself says what the model writes; a slow tokenizer has no offsets."""
+    if not (tokenizer.is_fast and tokenizer.chat_template):
+        return False
+    return bool(MARK.search(tokenizer.get_chat_template(tools=row.get("tools"))))
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
