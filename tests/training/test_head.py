@@ -26,6 +26,7 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.methods.head_modules import head_modules, in_head
+from lorada.support.task_head import TaskHead
 from lorada.training.models.adapters import load_adapted
 from lorada.training.models.loading import load_model
 from lorada.training.train import train
@@ -90,7 +91,7 @@ def test_what_a_checkpoint_lacks_of_a_head_is_saved_as_it_was_trained_or_drawn(n
     run, head = folder(name), HEADS[name.rpartition("-")[0]]
     recipe = load_run(run).recipe
     set_seed(42)
-    base, drawn = load_model(recipe.model, 2)
+    base, drawn = load_model(recipe.model, TaskHead(2))
     assert head_modules(base, drawn) == head
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     start = dict(base.named_parameters())
@@ -108,7 +109,7 @@ def test_what_a_checkpoint_lacks_of_a_head_is_saved_as_it_was_trained_or_drawn(n
 
 def test_an_adapter_without_what_its_base_lacks_is_refused(folder, tmp_path):
     run = folder("deberta_v2-trained")
-    base, drawn = load_model(load_run(run).recipe.model, 2)
+    base, drawn = load_model(load_run(run).recipe.model, TaskHead(2))
     adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
     weights = load_file(adapter / "adapter_model.safetensors")
     kept = {key: value for key, value in weights.items() if ".pooler." not in key}

@@ -38,6 +38,7 @@ from lorada.support.in_words import counted
 from lorada.support.row_sources import HEADED
 
 # Of the metrics; some are said in words.
+MOST_LABELS = 5  # of a text, whose probabilities are printed
 NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
 CHAT_KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
 CHAT_COMMANDS = {
@@ -327,9 +328,18 @@ def _show_answers(answers: list[dict[str, Any]], texts: list[str]) -> None:
             shown = [str(answer[name]) for name in ("answer", "candidate") if name in answer]
             say(" ".join(shown))
         return
+    named = texts or [f"row {answer['row']}" for answer in answers]
+    if "labels" in answers[0]:
+        table = Table("text", "labels", "probabilities")
+        for name, answer in zip(named, answers, strict=True):
+            likeliest = sorted(answer["probs"].items(), key=lambda pair: -pair[1])
+            probs = ", ".join(f"{label} {prob:.3f}" for label, prob in likeliest[:MOST_LABELS])
+            more = " …" if likeliest[MOST_LABELS:] else ""
+            table.add_row(name, ", ".join(answer["labels"]) or "none", f"{probs}{more}")
+        console.print(table)
+        return
     labels = "label" in answers[0]
     table = Table("text", *(("label", "probability") if labels else ("score",)))
-    named = texts or [f"row {answer['row']}" for answer in answers]
     for name, answer in zip(named, answers, strict=True):
         label = [answer["label"]] if labels else []
         number = answer["probs"][label[0]] if labels else answer["score"]

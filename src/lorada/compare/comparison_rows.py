@@ -4,17 +4,11 @@ import logging
 from dataclasses import dataclass
 
 from lorada.compare.spec import Comparison
+from lorada.data.doubtful_rows import warn_of_doubtful
 from lorada.data.read_rows import content_of
-from lorada.data.row_forms import GROUP
+from lorada.data.row_values import GROUP
 from lorada.data.task import Kind
-from lorada.data.task_rows import (
-    OwnClasses,
-    Rows,
-    head_size,
-    refuse_empty_prompts,
-    scored_rows,
-    training_rows,
-)
+from lorada.data.task_rows import OwnClasses, Rows, refuse_empty_prompts, scored_rows, training_rows
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).
@@ -41,7 +35,7 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
     """
     recipe = comparison.shared_recipe
     train, held_out = training_rows(recipe, kind, own_classes)
-    head_size(train)
+    warn_of_doubtful(train)
     if held_out is not None:
         scored = {str(comparison.held_out): held_out}
     else:

@@ -231,6 +231,9 @@ def commonest_answer(rows: Rows) -> Any:
         return None
     if rows.form == "score":
         return sum(float(row["score"]) for row in rows.rows) / len(rows.rows)
+    if rows.form == "labels":
+        sets = Counter(tuple(row["labels"]) for row in rows.rows)
+        return list(sets.most_common(1)[0][0])
     if rows.form == "label":
         answers: list[Any] = [str(row["label"]) for row in rows.rows]
     elif rows.form == "choice":

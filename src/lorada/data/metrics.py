@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from lorada.data.json_answers import is_json, json_match
 from lorada.data.read_rows import answer_of
 from lorada.data.task import Metrics, Protocol
 from lorada.data.tool_calls import calls_of, ends_in_calls, has_calls, same_calls
 from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import CODE, Form, Row
 
+THRESHOLD = 0.5  # the probability from which a text has one of several labels
 Window = tuple[float, int]  # mean loss in nats, and the number of tokens that it is the mean of
 
 # The scripts for WMT16 (Sennrich et al., 2016) replace letters with a cedilla by the Romanian ones
@@ -29,7 +31,7 @@ PLAIN = str.maketrans("ȘșȚțĂăÂâÎî", "SsTtAaAaIi")
 
 
 def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
-    """Percent of outputs that equal the answer, apart from white space at the ends.
+    """Percent of outputs that equal a right answer, apart from white space at the ends.
 
     Calls of tools are equal if their names and arguments are.
     """
@@ -38,21 +40,29 @@ def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
 
 
 def _is_right(output: str, row: Row) -> bool:
-    right = answer_of(row).strip()
     if ends_in_calls(row):
+        right = answer_of(row).strip()
         return same_calls(output, right, len(calls_of(row["messages"][-1])))
-    return output.strip() == right
+    return output.strip() in _right_answers(row)
 
 
 def contains(output: str, row: Row) -> float:
-    """100 if the answer stands somewhere in an output, apart from white space at its ends.
+    """100 if a right answer stands somewhere in an output, apart from white space at its ends.
 
     An empty answer stands in an empty output alone; of calls of tools, all must be in the output.
     """
-    right = answer_of(row).strip()
     if ends_in_calls(row):
+        right = answer_of(row).strip()
         return 100.0 * has_calls(output, right, len(calls_of(row["messages"][-1])))
-    return 100.0 * (right in output if right else not output.strip())
+    for right in _right_answers(row):
+        if right in output if right else not output.strip():
+            return 100.0
+    return 0.0
+
+
+def _right_answers(row: Row) -> list[str]:
+    """The right answers to a row without white space at their ends; SQuAD may have several."""
+    return [text.strip() for text in (answer_of(row), *row.get("other_answers", ()))]
 
 
 def accuracy(predicted: list[Any], rows: list[Row]) -> Metrics:
@@ -104,6 +114,44 @@ def classes(predicted: list[str], rows: list[Row]) -> Metrics:
         **recalls,
         **({"unfound": unfound} if unfound else {}),
     }
+
+
+def label_sets(predicted: list[list[str]], rows: list[Row]) -> Metrics:
+    """Of texts with several labels: F1 in four ways, exact match, and the F1 of each label.
+
+    ``f1`` is the mean of the rows' F1, so that methods can be compared by single rows. ``micro_f1``
+    is that of all decisions together, and ``macro_f1`` the mean of the labels' F1. ``threshold`` is
+    the probability from which a label is given. ``unfound`` says in words which are never given.
+    """
+    targets = [row["labels"] for row in rows]
+    given = Counter(label for labels in predicted for label in labels)
+    right = Counter(label for labels in targets for label in labels)
+    pairs = list(zip(predicted, targets, strict=True))
+    hits = Counter(label for one, other in pairs for label in set(one) & set(other))
+    by_label = {
+        label: 200.0 * hits[label] / (given[label] + right[label])
+        for label in sorted({*given, *right})
+    }
+    either = given.total() + right.total()
+    unfound = ", ".join(f"0 of {n} rows of {name!r}" for name, n in sorted(right.items())
+                        if not hits[name])  # fmt: skip
+    return {
+        "f1": fmean(set_f1(*pair) for pair in pairs),
+        "micro_f1": 200.0 * hits.total() / either if either else 100.0,
+        "macro_f1": fmean(by_label.values()) if by_label else 100.0,
+        "exact_match": fmean(100.0 * (set(one) == set(other)) for one, other in pairs),
+        "threshold": THRESHOLD,
+        **{f"f1_{label}": value for label, value in by_label.items()},
+        **({"unfound": unfound} if unfound else {}),
+    }
+
+
+def set_f1(predicted: Sequence[str], right: Sequence[str]) -> float:
+    """F1 of the labels of one text in percent; 100 where it rightly has none."""
+    if not predicted and not right:
+        return 100.0
+    hits = len(set(predicted) & set(right))
+    return 200.0 * hits / (len(set(predicted)) + len(set(right)))
 
 
 def numbers(predicted: list[float], rows: list[Row]) -> Metrics:
@@ -215,15 +263,16 @@ def normalised_romanian() -> Callable[[str], str]:
 FREE: tuple[Form, ...] = ("messages", "prompt")  # forms whose right answer is a free text
 # The metrics that rows of each form can be scored by, the usual one first; responses have two.
 NAMES: dict[Form, tuple[str, ...]] = {
-    **dict.fromkeys(FREE, ("loss", "exact_match", "contains", "rougeL", "chrf")),
+    **dict.fromkeys(FREE, ("loss", "exact_match", "contains", "json_match", "rougeL", "chrf")),
     "label": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
+    "labels": ("f1", "micro_f1", "exact_match", "loss"),
     "choice": ("accuracy", "loss"),
     "score": ("mae",),
     "text": ("perplexity", "loss"),
 }
 RowValue = Callable[[str, Row], float]  # of an answer to a row
 # Those that are computed from an answer only when they are asked for.
-LATER: dict[str, RowValue] = {"rougeL": rouge_l, "chrf": chrf}
+LATER: dict[str, RowValue] = {"json_match": json_match, "rougeL": rouge_l, "chrf": chrf}
 
 
 def fits(metric: str, form: Form) -> bool:
@@ -280,9 +329,11 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
 
     - A class: ``accuracy``, 100 if it is right, else 0; and ``balanced_accuracy``, the same times
       a weight by which each class counts as much as any other.
+    - Several labels: ``f1``, as of ``set_f1``, and ``exact_match``, 100 if all are right, else 0.
     - A candidate: ``accuracy``. A number: ``mae``, its distance from the right one.
     - A text: the protocol's main metric of this row alone, in percent; of BLEU it is the
-      sentence-level score. A text that is asked to be exact has ``contains`` too.
+      sentence-level score. A text that is asked to be exact has ``contains`` too, and
+      ``json_match`` if a right answer is an object or a list of JSON.
     - Plain text, which is scored by windows: the mean ``loss`` of each window in nats per token,
       the windows of one length after those of another. Where the last window is shorter, each loss
       is weighted by the window's share of the tokens, so that the mean is that of all tokens.
@@ -295,6 +346,14 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
     pairs = list(zip(answers, rows, strict=True))
     if protocol.form == "score":
         return [{"mae": abs(answer - float(row["score"]))} for answer, row in pairs]
+    if protocol.form == "labels":
+        return [
+            {
+                "f1": set_f1(answer, row["labels"]),
+                "exact_match": 100.0 * (set(answer) == set(row["labels"])),
+            }
+            for answer, row in pairs
+        ]
     score = accuracy if protocol.form in ("label", "choice") else protocol.score
     found = [dict([next(iter(score([answer], [row]).items()))]) for answer, row in pairs]
     if protocol.form == "label":
@@ -306,4 +365,7 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
     if protocol.score is exact_match:
         for one, pair in zip(found, pairs, strict=True):
             one["contains"] = contains(*pair)
+        if any(is_json(answer_of(row)) for row in rows):
+            for one, pair in zip(found, pairs, strict=True):
+                one["json_match"] = json_match(*pair)
     return found

@@ -13,12 +13,13 @@ import os
 import random
 import re
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lorada.data.row_values import WrittenFloat
 from lorada.data.task import Source
 from lorada.data.tool_calls import calls_of
 from lorada.support.in_words import counted
@@ -103,12 +104,18 @@ def _hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
             splits = " or ".join(f"{name}{f':{config}' * bool(config)}@{one}" for one in found)
             raise ValueError(f"{name} has several splits: pass {splits}")
         (found,) = found.values()
-    classes = {k: one for k, one in found.features.items() if isinstance(one, ClassLabel)}
     rows = [_as_json(row) for row in found]
-    for row in rows:
-        for field, feature in classes.items():
-            if row[field] is not None and row[field] >= 0:  # -1 stands for no class
-                row[field] = feature.int2str(row[field])
+    for field, feature in found.features.items():
+        # Of several labels a row, each is a class.
+        inner = feature if isinstance(feature, ClassLabel) else getattr(feature, "feature", None)
+        if not isinstance(inner, ClassLabel):
+            continue
+        for row in rows:
+            value = row[field]
+            if isinstance(value, list):
+                row[field] = [inner.int2str(number) for number in value]
+            elif value is not None and value >= 0:  # -1 stands for no class
+                row[field] = inner.int2str(value)
     return rows
 
 
@@ -173,7 +180,8 @@ def _refuse_twice(path: Path, names: list[str]) -> None:
 
 def _json_rows(path: Path, text: str) -> list[Row]:
     """The rows of JSON or JSON Lines: objects one after another, or one list of them."""
-    decoder, rows, at = json.JSONDecoder(), list[Any](), len(text) - len(text.lstrip())
+    decoder = json.JSONDecoder(parse_float=WrittenFloat)
+    rows, at = list[Any](), len(text) - len(text.lstrip())
     try:
         while at < len(text):
             value, end = decoder.raw_decode(text, at)
@@ -293,7 +301,9 @@ def place_of(path: str, counts: Sequence[int], index: int) -> str:
 
 def content_of(row: Row) -> str:
     """A row without its group as one text, the same from CSV and JSON; blanks count as one."""
-    of_kind = {"label": str, "score": float, "answer": str}
+    of_kind: dict[str, Callable[[Any], Any]] = {
+        "label": str, "labels": sorted, "score": float, "answer": str,
+    }  # fmt: skip
     plain = {
         key: of_kind.get(key, _plain)(value)
         for key, value in row.items()
@@ -339,15 +349,16 @@ def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
     """The indices of the rows that are held out, in order.
 
     Rows of one group stay together, and without groups those with equal content. Each class loses
-    the same share, rounded so that the shares of all classes add up; a row that is the only one of
-    its class is learned.
+    the same share (rows with several labels count as of the rarest of these), rounded so that the
+    shares of all classes add up; a row that is the only one of its class is learned.
     """
     together: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         together[str(row["group"]) if "group" in row else content_of(row)].append(index)
     classes: dict[str, list[list[int]]] = defaultdict(list)
+    class_of = _strata(rows)
     for group in together.values():
-        classes[str(rows[group[0]].get("label"))].append(group)
+        classes[class_of[group[0]]].append(group)
     chance, found, rest = random.Random(seed), list[int](), 0.0
     for name in sorted(classes):
         groups, before = classes[name], len(found)
@@ -362,3 +373,15 @@ def drawn(rows: list[Row], share: float, seed: int) -> list[int]:
             f"{100 * share:g}% of {len(rows)} rows holds out none: give more rows or a larger share"
         )
     return sorted(found)
+
+
+def _strata(rows: list[Row]) -> list[str]:
+    """The class of each row; of several labels the one that fewest rows have, or none."""
+    counts = Counter(label for row in rows for label in row.get("labels", ()))
+    strata = []
+    for row in rows:
+        if "labels" in row:
+            strata.append(min(row["labels"], key=lambda label: (counts[label], label), default=""))
+        else:
+            strata.append(str(row.get("label")))
+    return strata

@@ -1,6 +1,6 @@
 """``Task``: where its rows come from, what a model is asked, and how its answers are scored.
 
-A protocol turns a row of the data set into a row of one of six forms (``Form``), and scores
+A protocol turns a row of the data set into a row of one of seven forms (``Form``), and scores
 what a model answers. A task may have several protocols.
 """
 

@@ -17,6 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 from lorada.data.chat_template import TurnsRefused
+from lorada.data.json_answers import mostly_json
 from lorada.data.metrics import FREE, NAMES, refuse_metric
 from lorada.data.read_rows import (
     data_folder,
@@ -31,9 +32,11 @@ from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.data.tool_calls import CALLS
+from lorada.data.usual_responses import is_usual, usual_longest
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.in_words import counted
-from lorada.support.row_sources import HEADED, Form, Row
+from lorada.support.row_sources import HEADED, NAMED, Form, Row
+from lorada.support.task_head import TaskHead, head_for
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,11 @@ MOST_WORDS = 5  # of a response that an answer can be expected to equal
 ALONE = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
 OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
+
+
+def named_answers(row: Row) -> list[str]:
+    """The class of a text, or its labels."""
+    return [str(row["label"])] if "label" in row else list(row["labels"])
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,11 @@ class Rows:
 
     @property
     def classes(self) -> dict[str, int]:
-        """How many rows each class has, in the order of ``labels``; empty for other rows."""
-        found = Counter(str(row["label"]) for row in self.rows) if self.form == "label" else {}
-        return {label: found[label] for label in self.labels if self.form == "label"}
+        """How many rows each class or label has, in the order of ``labels``; empty for others."""
+        if self.form not in NAMED:
+            return {}
+        counts = Counter(name for row in self.rows for name in named_answers(row))
+        return {label: counts[label] for label in self.labels}
 
     @contextmanager
     def placing(self, index: int) -> Iterator[None]:
@@ -103,17 +113,26 @@ class Rows:
         return [text for text in said if isinstance(text, str)]  # a call of tools has none
 
 
-def head_size(rows: Rows) -> int | None:
-    """How many outputs a task head needs for these rows; None if they need no head."""
-    if rows.form == "score":
-        return 1
-    if rows.form != "label":
-        return None
-    if len(rows.labels) < 2:
+def head_of(rows: Rows) -> TaskHead | None:
+    """The head that a model needs to learn these rows; None if it writes its answers.
+
+    Raises:
+        ValueError: if all rows have the same right answer, from which no head learns anything.
+    """
+    if rows.form == "label" and len(rows.labels) < 2:
         raise ValueError(
             f"{rows.path} has only the label {rows.labels[0]!r}: a classifier needs two or more"
         )
-    return len(rows.labels)
+    if rows.form == "labels" and len({tuple(row["labels"]) for row in rows.rows}) < 2:
+        same = ", ".join(rows.rows[0]["labels"]) or "none"
+        raise ValueError(f"every row of {rows.path} has the same labels ({same}): nothing can be "
+                         "learned from them")  # fmt: skip
+    if rows.form == "score" and len({float(row["score"]) for row in rows.rows}) < 2:
+        score = float(rows.rows[0]["score"])
+        raise ValueError(
+            f"{rows.path} has only the score {score:g}: nothing can be learned from it"
+        )
+    return head_for(rows.form, rows.labels)
 
 
 def training_rows(
@@ -137,6 +156,7 @@ def training_rows(
             f"dev_rows={recipe.dev_rows} and eval_data exclude each other: leave one out"
         )
     learned, drawn_out, dev = _divided(rows, recipe)
+    head_of(learned)  # which refuses rows with nothing to tell apart
     _log_rows(learned, drawn_out, recipe)
     return learned, dev or drawn_out or held_out
 
@@ -354,7 +374,8 @@ def load_rows(
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     rows, form = _as_learned(rows, form, trained or form, path)
-    classes = _sorted_classes({str(row["label"]) for row in rows}) if form == "label" else ()
+    names = {name for row in rows for name in named_answers(row)} if form in NAMED else set()
+    classes = _sorted_classes(names)
     if twice := [one for one in classes if f"{one}.0" in classes]:  # as from spreadsheets
         raise ValueError(f"{path} has the labels {twice[0]} and {twice[0]}.0: write both alike")
     if labels and not set(classes) <= set(labels):
@@ -439,6 +460,14 @@ def metric_of(rows: Rows, recipe: Recipe) -> dict[str, str] | None:
         return {"name": asked, "reason": ""}
     if form not in FREE:
         return {"name": NAMES[form][0], "reason": ""}
-    long = any(len(WORD.findall(text)) > MOST_WORDS for text in rows.responses)
-    reason = f"{'a' if long else 'no'} response of the training rows is longer than five words"
-    return {"name": "loss" if long else "exact_match", "reason": reason}
+    responses = rows.responses
+    if mostly_json(responses):
+        reason = "the responses of the training rows are objects or lists of JSON"
+        return {"name": "json_match", "reason": reason}
+    long = sum(len(WORD.findall(text)) > MOST_WORDS for text in responses)
+    reason = (
+        f"{long or 'none'} of {counted(len(responses), 'response')} of the training rows "
+        f"{'is' if long == 1 else 'are'} longer than five words"
+    )
+    name = "loss" if is_usual(long, len(responses)) else "exact_match"
+    return {"name": name, "reason": reason}

@@ -8,7 +8,7 @@ from lorada.data.benchmarks.commonsense import COMMONSENSE
 from lorada.data.benchmarks.glue import GLUE
 from lorada.data.benchmarks.long_sequence import LONG_SEQUENCE
 from lorada.data.benchmarks.summaries_translations import WRITING
-from lorada.data.metrics import accuracy, classes, exact_match, numbers, perplexity
+from lorada.data.metrics import accuracy, classes, exact_match, label_sets, numbers, perplexity
 from lorada.data.task import ANY_KIND, Protocol, Task
 
 TASKS: dict[str, Task] = {
@@ -25,6 +25,7 @@ TASKS: dict[str, Task] = {
             "choice": Protocol("choice", ("decoder",), dict, accuracy),
             "prompt": Protocol("prompt", ("decoder", "encoder_decoder"), dict, exact_match),
             "label": Protocol("label", ANY_KIND, dict, classes),
+            "labels": Protocol("labels", ANY_KIND, dict, label_sets),
             "score": Protocol("score", ANY_KIND, dict, numbers),
             "text": Protocol("text", ("decoder",), dict, perplexity),
         },

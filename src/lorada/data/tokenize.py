@@ -36,7 +36,7 @@ CHUNK = 1000  # rows tokenised at once
 # What a row of a form has nothing to read or to learn without.
 BLANK: dict[Form, tuple[str, ...]] = {
     "text": ("text",), "prompt": ("response",),
-    "label": ("text", "text_pair"), "score": ("text", "text_pair"),
+    "label": ("text", "text_pair"), "labels": ("text", "text_pair"), "score": ("text", "text_pair"),
 }  # fmt: skip
 
 
@@ -81,6 +81,7 @@ def encode(
         "choice": _choices,
         "prompt": _sources_and_targets if options.kind == "encoder_decoder" else prompts,
         "label": _classified_texts,
+        "labels": _classified_texts,
         "score": _classified_texts,
     }[form]
     for start in range(0, len(rows), CHUNK):
@@ -90,7 +91,7 @@ def encode(
 def _classified_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """One text or a pair of texts, with the index of a class or a number."""
+    """One text or a pair of texts, with what the head learns of it."""
     names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
     batch = tokenizer(*([row[name] for row in rows] for name in names))
     for index, row in enumerate(rows):
@@ -99,10 +100,18 @@ def _classified_texts(
         if length > options.max_length:  # truncation keeps the special tokens at the end
             texts = [row[name] for name in names]
             ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
-        scored = "score" in row
-        label = float(row["score"]) if scored else options.labels.index(str(row["label"]))
-        features = {**ids, "labels": label} if ids["input_ids"] else None
+        right = _right_outputs(row, options.labels)
+        features = {**ids, "labels": right} if ids["input_ids"] else None
         yield Encoded(features, length > options.max_length, length)
+
+
+def _right_outputs(row: Row, names: tuple[str, ...]) -> float | int | list[float]:
+    """What a head learns of a row: a number, the index of a class, or 0 or 1 for each label."""
+    if "score" in row:
+        return float(row["score"])
+    if "labels" in row:
+        return [float(name in row["labels"]) for name in names]
+    return names.index(str(row["label"]))
 
 
 def _prompts_and_responses(
@@ -548,5 +557,14 @@ def _first_row(
         "tokens": sum(len(ids) for ids, _ in pieces),
         "counted": sum(len(ids) for ids, one in pieces if one),
         "pieces": [(tokenizer.decode(ids), one) for ids, one in pieces],
-        "learned": rows.labels[learned] if rows.form == "label" else learned,
+        "learned": _as_named(learned, rows),
     }
+
+
+def _as_named(learned: Any, rows: Rows) -> Any:
+    """What a head learns of a row, by the names of classes and labels."""
+    if rows.form == "label":
+        return rows.labels[learned]
+    if rows.form == "labels":
+        return [name for name, right in zip(rows.labels, learned, strict=True) if right]
+    return learned

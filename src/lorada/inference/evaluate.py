@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from lorada.data.metrics import (
+    THRESHOLD,
     exact_match,
     fits,
     refuse_metric,
@@ -188,7 +189,7 @@ def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
     """What a row asks, as one text, and the right answer."""
     if form in HEADED:
         text = "\n".join(filter(None, (row["text"], row.get("text_pair"))))
-        right = str(row["label"]) if form == "label" else float(row["score"])
+        right = {"label": str, "labels": list, "score": float}[form](row[form])
         return {"text": text, "right": right}
     text = prompt_of(row, form, run.tokenizer)
     if form == "choice":
@@ -233,15 +234,16 @@ def alike(dataset: Dataset, size: int) -> list[list[int]]:
 
 
 class Answered(NamedTuple):
-    """The answer to a row: a class, a number, the index of a candidate, or a text.
+    """The answer to a row: a class, labels, a number, the index of a candidate, or a text.
 
-    The loss is the training's of the right answer: cross-entropy, squared error, or −log softmax(s)
-    of the right candidate, s being the candidates' scores; None for a text.
+    The loss is the training's of the right answer: cross-entropy, the mean over labels of their
+    log-loss, squared error, or −log softmax(s) of the right candidate, s being the candidates'
+    scores; None for a text.
     """
 
     value: Any
     loss: float | None = None
-    probs: list[float] | None = None  # of the classes, in their order
+    probs: list[float] | None = None  # of the classes or labels, in their order
     cut: bool | None = None  # whether a text was cut at the most tokens of an answer
 
 
@@ -261,14 +263,7 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
         for chosen, batch in _batches(run, rows, encoded, "Scoring", parts):
             right = batch.pop("labels")
             logits = run.model(**batch).logits.float()
-            if rows.form == "label":
-                values = [rows.labels[i] for i in logits.argmax(-1).tolist()]
-                losses = F.cross_entropy(logits, right, reduction="none").tolist()
-                found = map(Answered, values, losses, logits.softmax(-1).tolist())
-            else:
-                losses = (logits.flatten() - right).square().tolist()
-                found = map(Answered, logits.flatten().tolist(), losses)
-            yield from zip(chosen, found, strict=True)
+            yield from zip(chosen, _headed_answers(rows, logits, right), strict=True)
     else:
         prompts = prompts_of(rows, run.tokenizer)
         # Rows of a user's own file have no generation settings; generate takes those of the task.
@@ -278,6 +273,26 @@ def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tu
         parts = parts or [range(len(prompts))]
         for index, text in generate_parts(run, prompts, parts, settings, templated=templated):
             yield index, Answered(text.text, cut=text.cut)
+
+
+def _headed_answers(rows: Rows, logits: Tensor, right: Tensor) -> Iterator[Answered]:
+    """The answers of a head to a batch; ``right`` are the labels or numbers that it learns."""
+    if rows.form == "label":
+        values = [rows.labels[i] for i in logits.argmax(-1).tolist()]
+        losses = F.cross_entropy(logits, right, reduction="none").tolist()
+        return map(Answered, values, losses, logits.softmax(-1).tolist())
+    if rows.form == "labels":
+        by_label = F.binary_cross_entropy_with_logits(logits, right, reduction="none")
+        probs = logits.sigmoid().tolist()
+        sets = [_likely(rows.labels, shares) for shares in probs]
+        return map(Answered, sets, by_label.mean(-1).tolist(), probs)
+    losses = (logits.flatten() - right).square().tolist()
+    return map(Answered, logits.flatten().tolist(), losses)
+
+
+def _likely(names: Sequence[str], probs: list[float]) -> list[str]:
+    """The labels of a text: those that are as likely as not, or more."""
+    return [name for name, prob in zip(names, probs, strict=True) if prob >= THRESHOLD]
 
 
 def _answers_of(run: Run, rows: Rows) -> Answers:

@@ -115,13 +115,10 @@ def _refuse_quantised(model: str, config: Any) -> None:
 
 
 def _to_export(folder: Path, trust_remote_code: bool) -> Run:
-    """Load the finished run; write its classes, and what ends a text, into its base's configs."""
+    """Load the finished run; write what ends a text into its base's config."""
     run = load_run(folder, trust_remote_code=trust_remote_code, to_merge=True)
     base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
     _refuse_quantised(run.recipe.model, base.config)
-    if run.labels:
-        base.config.id2label = dict(enumerate(run.labels))
-        base.config.label2id = {label: i for i, label in enumerate(run.labels)}
     if base.can_generate() and (ends := end_tokens(run)):
         base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     return run

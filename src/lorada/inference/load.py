@@ -19,6 +19,7 @@ from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.error_messages import LOADING, SCORING, memory_remedy
 from lorada.support.row_sources import Form
+from lorada.support.task_head import head_for
 from lorada.training.arguments import answering_device
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.adapters import (
@@ -94,7 +95,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     if template.is_file():
         recipe = recipe.model_copy(update={"chat_template": str(template)})
     prepared = prepare(recipe)
-    outputs = 1 if result["form"] == "score" else len(result["labels"]) or None
+    head = head_for(result["form"], result["labels"])
     whole = folder / "model"
     if whole.is_dir():
         # A fully trained model has its own config, in which positions are stretched already.
@@ -103,7 +104,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
         prepared = replace(prepared, recipe=trained, config=config)
     pooled = whole.is_dir() and recipe.pooling is not None
     device = None if to_merge else answering_device(recipe)
-    base = load_base(prepared, outputs, device, without_adapter=pooled)
+    base = load_base(prepared, head, device, without_adapter=pooled)
     if whole.is_dir():
         model: PeftModel | PreTrainedModel = base.model.eval()
         if base.drawn:

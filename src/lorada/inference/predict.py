@@ -40,9 +40,9 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
     """Answer rows, as ``rows_to_answer`` makes them, but for the first ``done``, part by part.
 
     Yields:
-        The answers of a part: ``row``, its number from 1; ``label`` and ``probs`` by class,
-        ``score``, the ``answer`` that was written and whether it was ``cut`` at the most tokens of
-        one, or the index of the candidate as ``answer`` with its text as ``candidate``.
+        The answers of a part: ``row``, its number from 1; ``label`` or ``labels``, and ``probs`` by
+        name; ``score``; the ``answer`` that was written and whether it was ``cut`` at the most
+        tokens of one; or the index of the candidate as ``answer``, its text as ``candidate``.
     """
     size, count = PART * run.recipe.eval_batch_size, len(rows.rows)
     parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
@@ -56,7 +56,7 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
 def as_answer(rows: Rows, index: int, found: Answered) -> Answer:
     """What is said of the answer to a row; its fields are those that ``predict`` names."""
     if found.probs is not None:
-        return {"label": found.value, "probs": dict(zip(rows.labels, found.probs, strict=True))}
+        return {rows.form: found.value, "probs": dict(zip(rows.labels, found.probs, strict=True))}
     if rows.form == "choice":
         candidate = rows.rows[index]["candidates"][found.value]
         return {"answer": found.value, "candidate": candidate}

@@ -9,7 +9,12 @@ from typing import Any
 LOSS = "loss"  # mean negative log-likelihood, in nats per token
 ERROR = "mae"  # mean distance from the right number, in the unit of the rows
 # Metrics that are no mean over rows → the metric of single rows that tests take in their place.
-BY_ROW = {"matthews": "accuracy", "macro_f1": "balanced_accuracy", "pearson": ERROR}
+BY_ROW = {
+    "matthews": "accuracy",
+    "macro_f1": "balanced_accuracy",
+    "micro_f1": "f1",
+    "pearson": ERROR,
+}
 
 
 def rows_metric(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""The six forms of rows, and the names of the files and data sets that they come from."""
+"""The seven forms of rows, and the names of the files and data sets that they come from."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Row = dict[str, Any]
-Form = Literal["messages", "choice", "prompt", "label", "score", "text"]
+Form = Literal["messages", "choice", "prompt", "label", "labels", "score", "text"]
 
 BUILTIN = "builtin:"
 CODE = ".py:"  # in the name of a function in a file
@@ -15,7 +15,9 @@ PARQUET = ".parquet"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB = "owner/name, owner/name:config or owner/name:config@split"
 # Forms that a model answers with a head, not with text.
-HEADED: tuple[Form, ...] = ("label", "score")
+HEADED: tuple[Form, ...] = ("label", "labels", "score")
+# Forms whose answers are among the names that a head has for its outputs: one, or several.
+NAMED: tuple[Form, ...] = ("label", "labels")
 
 
 def resolve(path: str | Path) -> Path:

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from lorada.data.answer_length import answer_limit
+from lorada.data.doubtful_rows import warn_of_doubtful
 from lorada.data.task import Kind
 from lorada.data.task_rows import Rows, metric_of, training_rows
 from lorada.data.tokenize import context_of
@@ -90,6 +91,7 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
             f"chat_template={recipe.chat_template} is for chats, and {rows.path} has {rows.form} "
             "rows: leave it out"
         )
+    warn_of_doubtful(rows)
     metric = metric_of(rows, recipe)
     if recipe.packing:
         refuse_packing(rows.form, base.kind, recipe.method)

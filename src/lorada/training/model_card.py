@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
+from transformers import PreTrainedConfig
 
 from lorada.runs.recipe import Recipe
 from lorada.support.files import write_atomic
@@ -74,15 +75,19 @@ def _unpacked(model: str) -> str:
     return UNPACKED.format(package=package.name, hub=package.hub)
 
 
-def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, outputs: int) -> None:
-    """Write the model card of an adapter with a ``config``; ``outputs`` is the size of its head."""
+def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, base: PreTrainedConfig) -> None:
+    """Write the model card of an adapter with a ``config`` on a model with that of the ``base``."""
     plain = config.plain is not None  # then PEFT needs no lorada
     knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been\nimported:"
     line = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
     auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     # The base may have a head of another size; the weights of the trained one are saved.
-    head = f", num_labels={outputs}, ignore_mismatched_sizes=True"
-    head = head if config.task_type == "SEQ_CLS" else ""
+    head = ""
+    if config.task_type == "SEQ_CLS":
+        outputs = f"num_labels={base.num_labels}"
+        if base.problem_type != "regression":  # a number has no name
+            outputs = f'id2label={base.id2label}, problem_type="{base.problem_type}"'
+        head = f", {outputs}, ignore_mismatched_sizes=True"
     write_text(
         folder,
         front_matter(recipe, "peft", config.task_type),

@@ -34,7 +34,7 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.task_rows import Rows, head_size, protocol_settings
+from lorada.data.task_rows import Rows, head_of, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.head_modules import narrow_trained, widen_trained
 from lorada.methods.method import EVERYTHING
@@ -236,7 +236,7 @@ def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
     with atomic_path(Path(recipe.output) / ("adapter" if adapted else "model")) as fresh:
         model.save_pretrained(fresh)
         if adapted:
-            write_card(fresh, recipe, model.peft_config["default"], model.config.num_labels)
+            write_card(fresh, recipe, model.peft_config["default"], model.config)
         else:
             setup.prepared.tokenizer.save_pretrained(fresh)
             if recipe.pooling is not None:
@@ -310,7 +310,7 @@ def set_up(
     recipe, plan, held_out = prepared.recipe, prepared.plan, prepared.held_out
     args, measured, make = checked_arguments(prepared, quiet=quiet)
     set_seed(args.seed)
-    base = load_base(prepared, head_size(prepared.rows), loading_device(args))
+    base = load_base(prepared, head_of(prepared.rows), loading_device(args))
     scale = scale_of(prepared.rows, base.model)
     begun = recipe.from_adapter
     if scale is not None and begun is not None and Path(begun, STATE_FILE).is_file():
@@ -415,7 +415,7 @@ def trainer_class(
     """The class of Trainer for the rows, with the arguments that only this class takes."""
     recipe, rows, tokenizer = prepared.recipe, prepared.rows, prepared.tokenizer
     smoothing = recipe.training.get("label_smoothing_factor")
-    if smoothing and rows.form in ("choice", "score"):
+    if smoothing and rows.form in ("choice", "labels", "score"):
         raise ValueError(
             f"training.label_smoothing_factor={smoothing} is for classes and texts, and {rows.path}"
             f" has {rows.form} rows: leave it out"

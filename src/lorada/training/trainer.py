@@ -94,8 +94,6 @@ def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
         return None
     scores = [float(row["score"]) for row in rows.rows]
     mean, sd, layer = fmean(scores), pstdev(scores), _last_layer(base)
-    if min(scores) == max(scores):
-        raise ValueError(f"{rows.path} has only the score {mean:g}: nothing can be learned from it")
     biased = base.get_submodule(layer).bias is not None
     if not biased and abs(mean) > FAR * sd and is_first():
         logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
@@ -111,6 +109,11 @@ def _last_layer(model: nn.Module) -> str:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == 1 and ORIGINAL not in name
     ][-1]
+
+
+def _of_head(labels: Tensor) -> bool:
+    """Whether a head learns these labels: one (B,), or 0.0 or 1.0 for each name (B, L)."""
+    return labels.dim() < 2 or labels.is_floating_point()
 
 
 class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
@@ -171,8 +174,8 @@ class RunTrainer(Trainer):
         labels: Tensor = inputs["labels"]
         if "groups" in inputs:
             return torch.ones_like(inputs["groups"])
-        if labels.dim() < 2:
-            return torch.ones_like(labels, dtype=torch.long)
+        if _of_head(labels):
+            return torch.ones(len(labels), dtype=torch.long, device=labels.device)
         return (labels[:, self._shift :] != IGNORED).sum(-1)
 
     def get_batch_samples(
@@ -245,7 +248,7 @@ class RunTrainer(Trainer):
         # token, but FSDP renames the class.
         labels = inputs["labels"]
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-        shifts = labels.dim() > 1 and self._shift == 1
+        shifts = not _of_head(labels) and self._shift == 1
         return self.label_smoother(outputs, labels, shift_labels=shifts), outputs
 
     def _labelled(self, model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
@@ -255,7 +258,7 @@ class RunTrainer(Trainer):
         """
         labels = inputs["labels"]
         pieces = self.is_fsdp_enabled or self.args.torch_compile
-        if self._shift == 0 or labels.dim() < 2 or pieces:
+        if self._shift == 0 or _of_head(labels) or pieces:
             return None
         if not self._labelled_loss_known:
             self._labelled_loss = find_labelled_loss(self.accelerator.unwrap_model(model), inputs)

@@ -35,13 +35,12 @@ from lorada.support.metric_names import (
     main_metric,
     rows_metric,
 )
-from lorada.support.row_sources import BUILTIN, file_names
+from lorada.support.row_sources import BUILTIN, HEADED, file_names
 
 FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
 MOST_ROWS = 50  # disagreements that a report shows
 RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
-CLASSIFIED = ("label", "score")  # forms of rows whose answer is a class or a number
 
 
 @dataclass(frozen=True)
@@ -385,7 +384,7 @@ def commands_of(folder: Path, best: CandidateResult, *, trusted: bool = True) ->
     if trusted:
         words["train"] = ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed]
         words["export"] = ["export", place, mine, *allowed]
-    if run.result.get("form") in CLASSIFIED:
+    if run.result.get("form") in HEADED:
         words["predict"] = ["predict", place, "--text", "TEXT", *allowed]
     elif not trusted and run.result.get("form") == "messages":
         words["chat"] = ["chat", place, *allowed]

@@ -25,6 +25,7 @@ from lorada.methods.lookup import method_named
 from lorada.methods.method import part_class
 from lorada.runs.recipe import Recipe
 from lorada.support.models import short_name
+from lorada.support.task_head import TaskHead
 from lorada.training.inputs import Prepared, loading_settings
 from lorada.training.models.loading import (
     base_type_of,
@@ -58,29 +59,29 @@ class Base:
 
 def load_base(
     prepared: Prepared,
-    outputs: int | None = None,
+    task_head: TaskHead | None = None,
     device: torch.device | None = None,
     *,
     without_adapter: bool = False,
 ) -> Base:
     """Load the weights of a recipe's base model, to a ``device`` or, if it is None, to the CPU.
 
-    ``outputs`` is the size of a task head, None for a model that generates text.
+    ``task_head`` is None for a model that generates text.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
         recipe.model,
-        outputs,
+        task_head,
         config=stretched(config, recipe.rope_factor),
         dtype=recipe.base_dtype,
         trust_remote_code=recipe.trust_remote_code,
         without_adapter=without_adapter,
-        loading=loading_settings(recipe, device, headed=outputs is not None),
+        loading=loading_settings(recipe, device, headed=task_head is not None),
     )
-    head = () if outputs is None else head_modules(model, drawn)
+    head = () if task_head is None else head_modules(model, drawn)
     # A decoder's head reads a row's last token before the pads, which it finds by the config's id.
     # An encoder's own id stays: some count positions from it.
-    headed = outputs is not None and prepared.kind != "encoder"
+    headed = task_head is not None and prepared.kind != "encoder"
     for one in (model.config, model.config.get_text_config()):
         if headed or getattr(one, "pad_token_id", None) is None:
             one.pad_token_id = prepared.tokenizer.pad_token_id

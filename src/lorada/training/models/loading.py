@@ -48,6 +48,7 @@ from lorada.support.models import (
     short_name,
     weights_folder,
 )
+from lorada.support.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def load_tokenizer(
 
 def load_model(
     name: str,
-    outputs: int | None = None,
+    head: TaskHead | None = None,
     *,
     config: PreTrainedConfig | None = None,
     dtype: str = "float32",
@@ -169,7 +170,7 @@ def load_model(
     without_adapter: bool = False,
     loading: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """A model that generates text, or one with a task head of so many ``outputs``.
+    """A model that generates text, or one with a task ``head``, whose names its config gets.
 
     ``without_adapter`` says that a folder may hold an adapter too, which is then not placed;
     ``loading`` is what else ``from_pretrained`` is told. Returns also the names of the parameters
@@ -184,11 +185,15 @@ def load_model(
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
     config = deepcopy(config)
-    auto = auto_class(kind_of(config), headed=outputs is not None)
+    auto = auto_class(kind_of(config), headed=head is not None)
+    outputs = None if head is None else head.outputs
     with reading("the weights", name), memory_remedy(LOADING):
-        if outputs is not None:
-            config.num_labels = outputs
-            config.problem_type = "regression" if outputs == 1 else "single_label_classification"
+        if head is not None:
+            config.num_labels = head.outputs
+            config.problem_type = head.problem
+            if head.names:
+                config.id2label = dict(enumerate(head.names))
+                config.label2id = {name: index for index, name in enumerate(head.names)}
         model, found = auto.from_pretrained(
             model_folder(name),
             config=config,

@@ -1,0 +1,213 @@
+"""Refuses rows and columns that would be read as something else than they say, with the remedy.
+
+A text with a misspelt ``lable`` would be a text to continue, and a question would be learned
+without its context. What a user has named by ``--columns`` is read as it is named.
+"""
+
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from lorada.data.row_readings import KNOWN, Reading
+from lorada.data.row_values import GROUP, TURNS, as_binary, plain_name
+from lorada.support.error_messages import unknown_name
+from lorada.support.row_sources import HEADED, Row
+
+MOST = 3  # forms that an error lists
+NEAR = 0.8  # the least likeness of a misspelt name: that of lable to label
+# Names beside a text of what is probably its class, or the answer to it; others are near these.
+CLASS_LIKE = (
+    "label", "labels", "class", "category", "sentiment", "intent", "emotion", "tag", "tags",
+    "target", "stars", "rating",
+)  # fmt: skip
+ANSWER_LIKE = (
+    "response", "output", "completion", "answer", "answers", "reply", "summary", "translation",
+)  # fmt: skip
+# Fields that a model reads before others: without them a row asks something else.
+READ_BEFORE = "context", "input", "system", "tools"
+USUAL = "prompt/response, messages, text/label, text/score, text"  # where no form is near
+
+
+def refuse_columns(rows: list[Row], path: str, columns: Mapping[str, str]) -> None:
+    """Refuse columns of an unknown name, that no row has, or that have two names."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    known = {plain_name(key): key for key in keys}
+    owners: dict[str, str] = {}
+    several = columns_of_labels(columns, rows)
+    for ours, theirs in columns.items():
+        if ours not in KNOWN:
+            raise unknown_name("field in columns", ours, KNOWN)
+        for name in several if ours == "labels" and several else [theirs]:
+            if plain_name(name) not in known:
+                near = difflib.get_close_matches(plain_name(name), known)
+                hint = f"; did you mean {' or '.join(known[one] for one in near)}?" if near else ""
+                raise ValueError(f"columns names {name!r}, and {path} has only {', '.join(keys)}"
+                                 f"{hint}")  # fmt: skip
+            if (owner := owners.setdefault(plain_name(name), ours)) != ours:
+                raise ValueError(
+                    f"columns names {name!r} as {owner} and as {ours}: one field can be only one "
+                    "of them"
+                )
+
+
+def columns_of_labels(columns: Mapping[str, str], rows: list[Row]) -> list[str]:
+    """The columns that ``labels=toxic+rude`` names, as the rows have them; none for one field."""
+    named = columns.get("labels", "")
+    keys = {plain_name(key): key for row in rows for key in row}
+    if "+" not in named or plain_name(named) in keys:
+        return []
+    names = [name.strip() for name in named.split("+")]
+    return [keys.get(plain_name(name), name) for name in names]
+
+
+class Unread(NamedTuple):
+    """The fields of rows that are not read, in the order of the rows."""
+
+    names: list[str]
+    rows: list[Row]
+
+    @classmethod
+    def of(cls, rows: list[Row], keys: Collection[str]) -> "Unread":
+        """The fields of the rows that are not among the ``keys`` that some row is read by."""
+        names = dict.fromkeys(key for row in rows for key in row)
+        return cls([name for name in names if name not in keys], rows)
+
+    def first_with(self, name: str) -> int | None:
+        """The index of the first row in which a field holds something."""
+        for index, row in enumerate(self.rows):
+            if row.get(name) not in (None, "", [], {}):
+                return index
+        return None
+
+    def is_binary(self, name: str) -> bool:
+        """Whether a column has 0 and 1, both, and nothing else."""
+        values = {as_binary(row.get(name)) for row in self.rows}
+        return values == {False, True}
+
+
+def refuse_unread(
+    unread: Unread,
+    reading: Reading,
+    keys: Mapping[str, str],
+    columns: Mapping[str, str],
+    where: Callable[[int], str],
+) -> None:
+    """Refuse rows that would say something else if the unread fields were read.
+
+    Args:
+        unread: the fields that are not read.
+        reading: how the rows are read.
+        keys: the rows' own names of the fields that it reads.
+        columns: the user's names of fields; a user who names all that the reading needs has decided
+            that the others are not read.
+        where: index of a row → its place.
+    """
+    needed = [name.removesuffix(TURNS) for name in reading.fields.split()]
+    if set(needed) <= columns.keys():
+        return
+    if reading.form == "text" and plain_name(keys["text"]) == "text":
+        _refuse_text_alone(unread, keys["text"], where)
+    elif reading.form != "text":
+        _refuse_unread_context(unread, reading, keys, where)
+
+
+def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -> None:
+    """Refuse to learn a text alone where another field looks like its label or the answer to it."""
+    alone = f"--columns text={text} learns the texts alone"
+    binary = [name for name in unread.names if unread.is_binary(name)]
+    if len(binary) > 1:
+        shown = " and ".join(binary) if len(binary) == 2 else f"{', '.join(binary[:3])} …"
+        raise ValueError(
+            f"{where(0)}: beside {text}, {shown} look like labels: --columns "
+            f"labels={'+'.join(binary)} reads them, and {alone}"
+        )
+    for name in unread.names:
+        index = unread.first_with(name)
+        if index is None:
+            continue
+        plain = plain_name(name)
+        if name in binary or _near(plain, CLASS_LIKE):
+            raise ValueError(
+                f"{where(index)}: beside {text}, {name!r} looks like a label: --columns "
+                f"label={name} reads it, and {alone}"
+            )
+        if _near(plain, ANSWER_LIKE):
+            raise ValueError(
+                f"{where(index)}: beside {text}, {name!r} looks like the answer to it: --columns "
+                f"prompt={text},response={name} reads both, and {alone}"
+            )
+
+
+def _refuse_unread_context(
+    unread: Unread, reading: Reading, keys: Mapping[str, str], where: Callable[[int], str]
+) -> None:
+    """Refuse rows with a field that a model would have to read before the others."""
+    fields = [field for field in reading.fields.split() if field in keys]
+    names = [keys[field] for field in fields]
+    alone = ",".join(f"{field.removesuffix(TURNS)}={keys[field]}" for field in fields)
+    for name in unread.names:
+        index = unread.first_with(name)
+        if index is None or plain_name(name) not in READ_BEFORE:
+            continue
+        both = ""
+        if reading.form in HEADED and fields[0] == "text" and "text_pair" not in fields:
+            both = f"--columns text={name},text_pair={keys['text']} reads both, and "
+        elif reading.form == "prompt" and plain_name(name) == "input":
+            texts = f"instruction={names[0]},output={names[-1]}"
+            both = f"--columns {texts} reads it too, and "
+        raise ValueError(
+            f"{where(index)} has {name!r} beside {'/'.join(names)}, which would not be read: "
+            f"{both}--columns {alone} leaves it out"
+        )
+
+
+def _near(name: str, names: Sequence[str]) -> bool:
+    """Whether a field has one of these names, or nearly."""
+    return bool(difflib.get_close_matches(name, names, n=1, cutoff=NEAR))
+
+
+def unreadable(
+    where: str, row: Row, readings: Sequence[Reading], named: Mapping[str, str], *, answered: bool
+) -> ValueError:
+    """The refusal of a row that no reading fits, with the forms that are near.
+
+    Args:
+        where: the place of the row.
+        row: the row.
+        readings: those that it might have had.
+        named: the keys of the row's fields by our names.
+        answered: whether rows must have their right answers.
+    """
+    misspelt = _misspelt(row, named, readings)
+    has = {name.removesuffix(TURNS) for name in (*named, *misspelt)}
+    ways: dict[str, tuple[int, int]] = {}  # each with how many of its fields are missing and there
+    for reading in readings:
+        for way in reading.ways:
+            names = [name for name in way if answered or way[name] != reading.right]
+            plain = [name.removesuffix(TURNS) for name in names]
+            there = sum(name in has for name in plain)
+            ways.setdefault("/".join(plain), (len(plain) - there, -there))
+    near = sorted((way for way in ways if ways[way][1] < 0), key=ways.__getitem__)[:MOST]
+    if not near and not answered:
+        usual = ("/".join(n for n in one.fields.split() if n != one.right) for one in readings)
+        near = list(dict.fromkeys(usual))[:MOST]
+    needed = " or ".join(near) if near else f"the fields of a form, such as {USUAL}"
+    remedy = "--columns says which of your fields they are"
+    if misspelt:
+        meant = ",".join(f"{name}={key}" for name, key in misspelt.items())
+        remedy = f"did you mean --columns {meant}?"
+    return ValueError(f"{where} has fields {', '.join(row)}; each needs {needed}: {remedy}")
+
+
+def _misspelt(row: Row, named: Mapping[str, str], readings: Sequence[Reading]) -> dict[str, str]:
+    """Our names that fields of a row nearly have → its keys."""
+    wanted = {name.removesuffix(TURNS) for one in readings for way in one.ways for name in way}
+    wanted -= {name.removesuffix(TURNS) for name in named} | {GROUP}
+    meant: dict[str, str] = {}
+    for key in row:
+        if key in named.values():
+            continue
+        near = difflib.get_close_matches(plain_name(key), sorted(wanted), n=1, cutoff=NEAR)
+        if near:
+            meant.setdefault(near[0], key)
+    return meant
