@@ -59,8 +59,9 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     recipe = load_recipe(None, [], {"model": "-", "output": "-"})
     chosen = metric_of(asked, recipe)
     assert chosen["name"] == metric
-    how = "no" if metric == "exact_match" else "a"
-    assert chosen["reason"].startswith(f"{how} response of the training rows is longer than five")
+    few = chosen["reason"].startswith("0 of ")
+    assert few == (metric == "exact_match")
+    assert chosen["reason"].endswith(" responses of the training rows are longer than five words")
     limit = answer_limit(asked, recipe, byte_tokenizer(), "decoder", None)
     assert limit == max(32, math.ceil(1.1 * tokens))
     named = metric_of(asked, recipe.model_copy(update={"metric": "contains"}))
@@ -70,7 +71,11 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
 @pytest.mark.parametrize(
     ("metric", "form", "said"),
     [
-        ("rouge", "prompt", "take loss, exact_match, contains, rougeL, chrf or FILE.py:function"),
+        (
+            "rouge",
+            "prompt",
+            "take loss, exact_match, contains, json_match, rougeL, chrf or FILE.py:function",
+        ),
         ("exact_match", "label", "take accuracy, balanced_accuracy, macro_f1, loss"),
         ("mae", "choice", "take accuracy, loss"),
         ("my.py:score", "label", "does not score label rows"),
@@ -172,6 +177,7 @@ OWN = {
     "choice": [
         {"prompt": "ice", "candidates": ["cold", "hot", "red"], "answer": n} for n in (0, 2)
     ],
+    "labels": [{"text": "good", "labels": ["a", "b"]}, {"text": "bad", "labels": []}],
     "label": [{"text": "good", "label": "yes"}, {"text": "bad", "label": 0}],
 }
 CASES = [(name, protocol) for name in TASKS for protocol in TASKS[name].protocols]
@@ -195,6 +201,8 @@ def answers_of(protocol, row):
     """What a model may answer to a row, rightly, wrongly, or in part."""
     if protocol.form == "label":
         return st.sampled_from(protocol.labels or [str(row["label"]), "another"])
+    if protocol.form == "labels":
+        return st.sampled_from([[], ["a"], ["b", "a"], ["c"]])
     if protocol.form == "choice":
         return st.integers(0, len(row["candidates"]) - 1)
     right = answer_of(row)

@@ -133,7 +133,7 @@ def test_several_files_are_one_with_their_counts_and_rows_known_by_their_own(tmp
     assert f"{a}: 1 row, {b}: 2 rows" in caplog.text
     part = found.part([2, 0]).part([1, 0])
     assert [part.place(0), part.place(1)] == [f"{a} row 1", f"{b} row 2"]
-    rows_file(tmp_path / "c.jsonl", [ROWS[0], {"prompt": "p", "response": 3}])
+    rows_file(tmp_path / "c.jsonl", [ROWS[0], {"prompt": "p", "response": float("inf")}])
     refused("c.jsonl row 2: response is not a text", lambda: load_rows(f"{a},{tmp_path}/c.jsonl"))
     rows_file(tmp_path / "d.jsonl", [{"text": "t"}])
     refused("d.jsonl row 1 has no field 'prompt', which .*a.jsonl row 1 has|a.jsonl row 1 has prom",

@@ -1,5 +1,6 @@
 """Rows as other tools write them come to the forms of ours, each once, and never by a guess."""
 
+import json
 import logging
 
 import pytest
@@ -93,6 +94,82 @@ CONVERTED = {
     "a pair with a score": (
         {"sentence1": "t", "sentence2": "u", "score": 2.5}, {**PAIRED, "score": 2.5},
     ),
+    "a context before a question": (
+        {"id": "5", "context": "One is 1.", "question": "1 + 2?", "answer": "3"},
+        {"prompt": "One is 1.\n\nQuestion: 1 + 2?\nAnswer:", "response": " 3"},
+    ),
+    "SQuAD": (
+        {"context": "c", "question": "q", "answers": {"text": ["a", "a"], "answer_start": [1, 1]}},
+        {"prompt": "c\n\nQuestion: q\nAnswer:", "response": " a"},
+    ),
+    "answers in a list": (
+        {"question": "q", "answers": ["a"]},
+        {"prompt": "Question: q\nAnswer:", "response": " a"},
+    ),
+    "a question with a response": (
+        {"question": "q", "response": "r"}, {"prompt": "Question: q\nAnswer:", "response": " r"},
+    ),
+    "an input with an output": ({"input": "p", "output": "r"}, P),
+    "a prompt with an answer": ({"prompt": "p", "answer": "r"}, P),
+    "a prompt with a response and a result": ({**P, "answer": "7"}, P),
+    "a prompt with a context and a system message": (
+        {**P, "context": "c", "system": "s"}, {"prompt": "s\n\nc\n\np", "response": "r"},
+    ),
+    "a context that stands in the prompt": (
+        {"prompt": "c, so: p", "response": "r", "context": "c"},
+        {"prompt": "c, so: p", "response": "r"},
+    ),
+    "an empty context": ({**P, "context": ""}, P),
+    "candidates with a context": (
+        {**CHOICE, "context": "c"}, {**CHOICE, "prompt": "c\n\np"},
+    ),
+    "several labels": (
+        {"text": "t", "labels": ["b", " a", 3]}, {"text": "t", "labels": ["3", "a", "b"]},
+    ),
+    "no labels of a pair": (
+        {"premise": "t", "hypothesis": "u", "labels": []}, {**PAIRED, "labels": []},
+    ),
+    "an object as a response": (
+        {"prompt": "p", "response": {"total": 12, "für": [True, None]}},
+        {"prompt": "p", "response": '{"total": 12, "für": [true, null]}'},
+    ),
+    "a list as an answer": (
+        {"input": {"a": 1}, "output": [1, "b"]}, {"prompt": '{"a": 1}', "response": '[1, "b"]'},
+    ),
+    "a number as an answer": (
+        {"question": 7, "answer": 7}, {"prompt": "Question: 7\nAnswer:", "response": " 7"},
+    ),
+    "a truth as an output": ({**ALPACA, "output": True}, {"prompt": PROMPT, "response": "true"}),
+    "people with roles as a response": (
+        {"prompt": "p", "completion": [{"role": "cook"}]},
+        {"prompt": "p", "response": '[{"role": "cook"}]'},
+    ),
+    "turns as JSON in a cell": ({"messages": json.dumps(CHAT)}, {"messages": CHAT}),
+    "turns as Python prints them": ({"conversations": str(SHAREGPT["conversations"])},
+                                    {"messages": CHAT}),
+    "turns of TRL as JSON in cells": (
+        {"prompt": json.dumps(ASK), "completion": json.dumps(ANSWER)}, {"messages": CHAT},
+    ),
+    "a prompt in brackets": (
+        {"prompt": "[1, 2]", "response": '{"a": 1}'}, {"prompt": "[1, 2]", "response": '{"a": 1}'},
+    ),
+    "calls of ShareGPT": (
+        {"conversations": [
+            {"from": "human", "value": "Warm?"},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"unit": "C"}}'},
+            {"from": "observation", "value": "21"},
+            {"from": "gpt", "value": "Yes."},
+        ], "tools": json.dumps(TOOLS)},
+        {"messages": [
+            {"role": "user", "content": "Warm?"},
+            {"role": "assistant", "content": None, "tool_calls": [{
+                "type": "function",
+                "function": {"name": "weather", "arguments": {"unit": "C"}},
+            }]},
+            {"role": "tool", "content": "21"},
+            {"role": "assistant", "content": "Yes."},
+        ], "tools": TOOLS},
+    ),
     "a question": (
         {"question": "1 + 2?", "answer": "3"},
         {"prompt": "Question: 1 + 2?\nAnswer:", "response": " 3"},
@@ -127,7 +204,8 @@ TWO = {
         "can be read as prompt/candidates/answer and as question/answer",
     ),
     "a question alone": (
-        {"question": "a"}, "has fields question; each needs prompt/response or messages or",
+        {"question": "a"},
+        "has fields question; each needs question/answer or question/response or question/answers",
     ),
 }  # fmt: skip
 
@@ -141,10 +219,12 @@ def test_rows_that_fit_two_forms_or_none_are_refused_with_those_that_there_are(c
 PAIR, TEXT = {"prompt": "a", "response": "b"}, {"text": "a", "label": 0}
 NO_LABEL = ": label must be a text or an integer, and not blank: "
 WRONG = {
-    "a number as output": (ALPACA, {**ALPACA, "output": 3}, ": output is not a text: 3"),
+    "a number that JSON does not have": (
+        ALPACA, {**ALPACA, "output": float("nan")}, ": output is not a text: nan",
+    ),
     "an unknown speaker": (
         SHAREGPT, {"conversations": [{"from": "tool", "value": "a"}]},
-        ": conversations must be a list of turns, each from system, human or gpt, with a text",
+        ": conversations must be a list of turns, each from system, human, gpt, function_call",
     ),
     "a list as speaker": (
         SHAREGPT, {"conversations": [{"from": ["human"], "value": "a"}]},
@@ -162,6 +242,37 @@ WRONG = {
     "half a weight": (
         {"messages": CHAT}, {"messages": [*ASK, {**ANSWER[0], "weight": 0.5}]}, ": messages must",
     ),
+    "two weights": (
+        {"messages": CHAT}, {"messages": [*ASK, {**ANSWER[0], "weight": 2}]}, ": messages must",
+    ),
+    "a turn of ShareGPT with two weights": (
+        SHAREGPT, {"conversations": [{"from": "gpt", "value": "a", "weight": 2}]},
+        ": conversations must",
+    ),
+    "a call that is no JSON": (
+        SHAREGPT, {"conversations": [{"from": "function_call", "value": "weather()"}]},
+        ": conversations must",
+    ),
+    "a call without a name": (
+        SHAREGPT, {"conversations": [{"from": "function_call", "value": "{}"}]},
+        ": conversations must",
+    ),
+    "a question without an answer": (
+        {"question": "q", "answers": ["a"]}, {"question": "q", "answers": {"text": []}},
+        ": answers must be .* with at least one: leave out questions without an answer",
+    ),
+    "one label for a list": (
+        {"text": "t", "labels": []}, {"text": "t", "labels": "a"},
+        ": labels must be a list of names, .*--columns label=FIELD",
+    ),
+    "0 and 1 for each label": (
+        {"text": "t", "labels": []}, {"text": "t", "labels": [0, 1, 0]},
+        ": labels must be a list of names, .* each once .*labels=A[+]B columns with 0 and 1",
+    ),
+    "a blank name of a label": (
+        {"text": "t", "labels": []}, {"text": "t", "labels": ["a", " "]}, ": labels must be a list",
+    ),
+    "a system message that is no text": (P, {**P, "system": 3}, ": system is not a text: 3"),
     "tools that are no list": (
         {"messages": CHAT}, {"messages": CHAT, "tools": "{}"},
         ": tools must be a list of tools, or such a list as JSON: '{}'",
@@ -220,6 +331,99 @@ def test_fields_that_are_not_read_are_named(caplog):
         caplog.clear()
         in_form([TEXT], "f")
     assert not caplog.text
+
+
+def test_a_field_that_row_1_lacks_is_not_said_to_be_unread_if_others_are_read_with_it(caplog):
+    rows = [{"messages": CHAT[1:]}, {"messages": CHAT[1:], "tools": TOOLS, "system": "s"}]
+    with caplog.at_level(logging.INFO):
+        found, _ = in_form(rows, "f")
+    assert found[1]["tools"] == TOOLS
+    assert not caplog.text
+
+
+# Rows that would be read as something else than they say, and the columns that say what is meant.
+MISREAD = {
+    "a misspelt label": (
+        {"text": "t", "lable": "a"},
+        "'lable' looks like a label: --columns label=lable reads it",
+    ),
+    "a class": ({"text": "t", "Category": "a"}, "'Category' looks like a label: --columns label=C"),
+    "a response to a text": (
+        {"text": "t", "response": "r"},
+        "'response' looks like the answer to it: --columns "
+        "prompt=text,response=response reads both, and --columns text=text learns the texts alone",
+    ),
+    "a context of a labelled text": (
+        {"text": "t", "label": 1, "context": "c"},
+        "has 'context' beside text/label, which would not be read: --columns "
+        "text=context,text_pair=text reads both, and --columns text=text,label=label leaves it out",
+    ),
+    "tools beside a prompt": (
+        {**P, "tools": TOOLS},
+        "has 'tools' beside prompt/response, which would not be read",
+    ),
+    "an input beside a question": (
+        {"question": "q", "input": "i", "answer": "a"},
+        "has 'input' .* --columns instruction=question,output=answer reads it too",
+    ),
+    "a misspelt label of a sentence": (
+        {"sentence": "t", "labl": "a"},
+        "each needs sentence/label or .*: did you mean --columns label=labl",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISREAD)
+def test_a_row_that_would_be_read_as_something_else_is_refused_with_its_columns(case):
+    row, message = MISREAD[case]
+    refused(f"f row 1.*{message}", lambda: in_form([row, row], "f"))
+
+
+def test_what_the_refusals_propose_is_accepted(caplog):
+    text = [{"text": "t", "response": "r", "lable": "a"}]
+    assert in_form(text, "f", {"text": "text"}) == ([{"text": "t"}], "text")
+    assert in_form(text, "f", {"label": "lable"})[1] == "label"
+    asked = {"prompt": "text", "response": "response"}
+    assert in_form(text, "f", asked) == ([{"prompt": "t", "response": "r"}], "prompt")
+    both = [{"text": "t", "label": 1, "context": "c"}]
+    named = {"text": "context", "text_pair": "text"}
+    assert in_form(both, "f", named) == ([{"text": "c", "text_pair": "t", "label": 1}], "label")
+    assert in_form(both, "f", {"text": "text", "label": "label"})[0] == [{"text": "t", "label": 1}]
+
+
+TOXIC = [
+    {"text": "a", "toxic": 1, "rude": "0"}, {"text": "b", "toxic": True, "rude": " TRUE "},
+    {"text": "c", "toxic": "0.0", "rude": False},
+]  # fmt: skip
+
+
+def test_columns_of_0_and_1_become_labels_if_they_are_named():
+    expected = [["toxic"], ["rude", "toxic"], []]
+    for name in ("toxic+rude", "Toxic + RUDE"):
+        rows, form = in_form(TOXIC, "f", {"labels": name})
+        assert form == "labels"
+        assert [row["labels"] for row in rows] == expected
+    refused("f row 1: beside text, toxic and rude look like labels: --columns labels=toxic[+]rude",
+            lambda: in_form(TOXIC, "f"))  # fmt: skip
+    refused("beside text, 'rude' looks like a label: --columns label=rude reads it",
+            lambda: in_form([{"text": "a", "rude": n, "one": 1} for n in (0, 1)], "f"))  # fmt: skip
+    refused("columns names 'rud', and f has only text, toxic, rude; did you mean rude",
+            lambda: in_form(TOXIC, "f", {"labels": "toxic+rud"}))  # fmt: skip
+    for wrong in (2, None, "", "yes"):
+        rows = [*TOXIC, {"text": "d", "toxic": 1, "rude": wrong}]
+        refused(f"f row 4: rude must be 0 or 1 .* label rude: {wrong!r}",
+                lambda rows=rows: in_form(rows, "f", {"labels": "toxic+rude"}))  # fmt: skip
+    # Held-out rows may have them in another way, and rows to answer not at all.
+    other = [{"text": "t", "labels": ["rude"]}]
+    assert in_form(other, "f", before={"labels": "toxic+rude"}) == (other, "labels")
+    found = rows_to_answer([{"text": "t"}], "f", "labels", ("a",), before={"labels": "toxic+rude"})
+    assert found.rows == [{"text": "t", "labels": []}]
+
+
+def test_one_field_is_not_two():
+    rows = [{"text": "a", "label": 1}]
+    refused("columns names 'label' as text and as label: one field can be only one of them",
+            lambda: in_form(rows, "f", {"text": "label", "label": "label"}))  # fmt: skip
 
 
 REVIEWS = [{"My review": "good film", "Stars": 4}, {"My review": "bad", "Stars": 1}]
@@ -295,7 +499,7 @@ def test_rows_without_what_a_model_reads_are_refused():
     for learned, message in (
         ("label", "title; each needs text or text/text_pair: --columns says"),
         ("choice", "each needs prompt/candidates: "),
-        ("prompt", "each needs prompt or messages or text or conversations or instruction or"),
+        ("prompt", "each needs prompt or messages or text: --columns says"),
     ):
         refused(
             message, lambda form=learned: rows_to_answer([{"title": "t"}], "rows", form, ("a",))
@@ -334,6 +538,11 @@ def asked(*answers, candidates=(" x", " y", " z")):
 @pytest.mark.parametrize("way", WAYS)
 def test_an_answer_becomes_the_index_of_its_candidate(way):
     assert asked(*WAYS[way]) == [0, 2, 1]
+
+
+def test_letters_that_are_all_candidates_are_texts_wherever_they_stand():
+    assert asked("A", "B", candidates=("B", "A")) == [1, 0]
+    assert asked("b", "a", candidates=("b", "a")) == [0, 1]
 
 
 def test_digits_that_are_all_candidates_are_texts_and_else_indices():

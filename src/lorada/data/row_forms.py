@@ -265,9 +265,8 @@ def _fits(
     fits = list(matches.values())
     if not answered:  # two fields for the right answer are the same to rows that are to be answered
         fits = list({fit[:2]: fit for fit in reversed(fits)}.values())[::-1]
-    if len(fits) == 1:
-        return fits
-    return [fit for fit in fits if fit.reading.form != "text"]  # only if nothing else fits
+    beside_others = [fit for fit in fits if fit.reading.beside_others]
+    return beside_others or [fit for fit in fits if fit.reading == fits[0].reading]
 
 
 def _matches(named: Mapping[str, str], reading: Reading, *, answered: bool) -> list[_Fit]:

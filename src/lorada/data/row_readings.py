@@ -74,6 +74,10 @@ def _prompt(row: Row) -> Row:
     return {"prompt": prompt, "response": as_text(row["response"])}
 
 
+def _answered_prompt(row: Row) -> Row:
+    return _prompt({**row, "response": row["answer"]})
+
+
 def _choice(row: Row) -> Row:
     prompt = _after_context(row, row["prompt"])
     return {"prompt": prompt, "candidates": row["candidates"], "answer": row["answer"]}
@@ -122,6 +126,7 @@ class Reading(NamedTuple):
     others: tuple[str, ...] = ()  # other names for these fields, in their order
     optional: str = ""  # what it may have
     convert: Callable[[Row], Row] = dict  # makes a row of the form from these fields
+    beside_others: bool = True  # False: only if no other reading fits, of which the first is taken
 
     @property
     def ways(self) -> list[dict[str, str]]:
@@ -138,7 +143,7 @@ class Reading(NamedTuple):
 
 READINGS = (
     Reading("prompt", "prompt response",
-            ("prompt completion", "prompt chosen", "prompt answer", "input output"),
+            ("prompt completion", "prompt chosen", "input output"),
             "context system", _prompt),
     Reading("messages", "messages", ("chosen[]",), "system tools", _chat),
     Reading("label", "text label",
@@ -153,7 +158,9 @@ READINGS = (
     Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:])),
     Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR)),
     Reading("choice", "prompt candidates answer", (), "context system", _choice),
-    Reading("text", "text", ("chosen",)),
+    # Rows that a program scores have prompt, response and answer, of which the response is learned.
+    Reading("prompt", "prompt answer", (), "context system", _answered_prompt, beside_others=False),
+    Reading("text", "text", ("chosen",), beside_others=False),
     Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",), "tools", _continued),
     Reading("messages", "conversations", (), "system tools", _sharegpt),
     Reading("prompt", "instruction output", ("instruction response",), "input context system",

@@ -43,6 +43,12 @@ class WrittenFloat(float):
         return number
 
 
+def number_in(text: str) -> float:
+    """A number of JSON; it remembers how it is written if Python would write it in another way."""
+    number = float(text)
+    return number if repr(number) == text else WrittenFloat(text)
+
+
 def as_text(value: Any) -> str:
     """A value as the text that a model reads or writes: itself, or as JSON.
 

@@ -466,8 +466,7 @@ def metric_of(rows: Rows, recipe: Recipe) -> dict[str, str] | None:
         return {"name": "json_match", "reason": reason}
     long = sum(len(WORD.findall(text)) > MOST_WORDS for text in responses)
     reason = (
-        f"{long or 'none'} of {counted(len(responses), 'response')} of the training rows "
-        f"{'is' if long == 1 else 'are'} longer than five words"
+        f"{long:,} of {len(responses):,} responses of the training rows are longer than five words"
     )
     name = "loss" if is_usual(long, len(responses)) else "exact_match"
     return {"name": name, "reason": reason}
