@@ -17,6 +17,8 @@ from lorada.data.task_rows import Rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, collator
 from lorada.methods.build import Plan
+from lorada.support.row_sources import HEADED
+from lorada.support.task_head import head_for
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.fp64
 CASES = [
     *(("label", name, ()) for name in ("bert", "t5", "llama")),
     *(("score", name, ()) for name in ("bert", "gpt2")),
+    *(("labels", name, ()) for name in ("bert", "llama")),
     ("choice", "adapted llama", ()),
     *((form, name, ()) for form, name in (("prompt", "llama"), ("text", "gpt2"))),
     *(("prompt", name, ()) for name in ("bart", "t5", "adapted bart", "adapted llama")),
@@ -47,8 +50,9 @@ def ids(length, start=0):
 def features(form, name, number):
     """A row of ids whose length, and whose number of counted tokens, is its own."""
     text = ids(4 + 3 * (number % 4), number)
-    if form in ("label", "score"):
-        label = number % 3 if form == "label" else 0.3 * number - 1
+    if form in HEADED:
+        learned = {"label": number % 3, "labels": [1.0, 0.0, float(number % 2)]}
+        label = learned.get(form, 0.3 * number - 1)
         return {"input_ids": [*text, 2], "attention_mask": [1] * (len(text) + 1), "labels": label}
     answer = [*ids(1 + number % 3, number + 1), 2]
     if form == "choice":
@@ -68,8 +72,9 @@ def built(form, name):
     """A tiny model in fp64 without dropout, with a head or an adapter where the case has one."""
     adapted, name = name.startswith("adapted "), name.split()[-1]
     model = ARCHITECTURES[name]()
-    if form in ("label", "score"):
-        model.config.num_labels = 3 if form == "label" else 1
+    if form in HEADED:
+        head = head_for(form, ("a", "b", "c"))
+        model.config.num_labels, model.config.problem_type = head.outputs, head.problem
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(model.config)
     if adapted:

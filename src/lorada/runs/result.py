@@ -184,8 +184,8 @@ class Line(BaseModel):
     Attributes:
         rows: the name of the rows, as among the metrics in ``result.json``.
         row: the row's number in its file, from 1; of plain text the number of the window.
-        answer: what the model answered: a text, a class, the index of a candidate, a number; null
-            for a window.
+        answer: what the model answered: a text, a class, a list of labels, the index of a
+            candidate, a number; null for a window.
         score: the metric that the rows are scored by, higher for the better one: a loss or an error
             is minus itself; null if it is not a finite number.
         loss: the row's loss in nats (a number's: its squared error); null if none is measured.
@@ -198,7 +198,7 @@ class Line(BaseModel):
 
     rows: str
     row: int
-    answer: str | int | float | None
+    answer: str | int | float | list[str] | None
     score: float | None
     loss: float | None
     metrics: dict[str, FiniteFloat | None] = {}

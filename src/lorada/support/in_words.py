@@ -1,4 +1,6 @@
-"""Puts times and numbers of things into words."""
+"""Puts times, numbers of things and answers into words."""
+
+from typing import Any
 
 
 def duration(seconds: float) -> str:
@@ -12,3 +14,8 @@ def duration(seconds: float) -> str:
 def counted(count: int, what: str) -> str:
     """A number of things, such as ``1 row`` or ``3,000 rows``."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def answer_in_words(answer: Any) -> str:
+    """An answer to a row as a report shows it; of several labels their names, or none."""
+    return ", ".join(answer) or "none" if isinstance(answer, list) else str(answer)

@@ -27,6 +27,7 @@ from lorada.compare.statistics import by_group, has_no_spread, mean_score
 from lorada.compare.stored_plan import Candidate, ComparisonPlan
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
+from lorada.support.in_words import answer_in_words
 from lorada.support.metric_names import (
     ERROR,
     LOSS,
@@ -305,7 +306,7 @@ def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | N
             ends = mean_score(each, share=share).interval() if each.size > 1 else ()
             low, high = sorted(as_score(end, by) for end in ends) or (None, None)
             score = as_score(float(by_row.mean()), by)
-            text = None if entry.answer is None else str(entry.answer)
+            text = None if entry.answer is None else answer_in_words(entry.answer)
             found.append((Baseline(name, score, low, high, text), by_row))
         else:
             reason = entry.reason or f"it has no {scale.title} on these rows"
@@ -365,7 +366,7 @@ def _disagreements(results: Results, scored: list[CandidateResult]) -> list[Disa
         worse = tuple(c.label for c, one in zip(scored, wins, strict=True) if not one)
         stored = [run.lines[row] for c in scored for run in c.runs if "text" in run.lines[row]]
         shown = (stored[-1]["text"], stored[-1].get("right")) if stored else ()
-        texts = map(str, shown)
+        texts = map(answer_in_words, shown)
         found.append(Disagreement(source(results, name), number, better, worse, *texts))
     return found
 
