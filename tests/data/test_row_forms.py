@@ -116,8 +116,12 @@ CONVERTED = {
         {**P, "context": "c", "system": "s"}, {"prompt": "s\n\nc\n\np", "response": "r"},
     ),
     "a context that stands in the prompt": (
-        {"prompt": "c, so: p", "response": "r", "context": "c"},
-        {"prompt": "c, so: p", "response": "r"},
+        {"prompt": "The sky is blue at noon. So: p", "response": "r",
+         "context": "The sky is blue at noon."},
+        {"prompt": "The sky is blue at noon. So: p", "response": "r"},
+    ),
+    "a short system message that stands in the prompt by chance": (
+        {**P, "system": "p"}, {"prompt": "p\n\np", "response": "r"},
     ),
     "an empty context": ({**P, "context": ""}, P),
     "candidates with a context": (
@@ -261,13 +265,21 @@ WRONG = {
         {"question": "q", "answers": ["a"]}, {"question": "q", "answers": {"text": []}},
         ": answers must be .* with at least one: leave out questions without an answer",
     ),
+    "answers that cannot be read": (
+        {"question": "q", "answers": ["a"]}, {"question": "q", "answers": "{'text': array(['a'])}"},
+        ": answers must be a text, a list",
+    ),
+    "a turn alone": (
+        {"prompt": "p", "chosen": "r"}, {"prompt": "p", "chosen": ANSWER[0]},
+        ": chosen is not a text",
+    ),
     "one label for a list": (
         {"text": "t", "labels": []}, {"text": "t", "labels": "a"},
         ": labels must be a list of names, .*--columns label=FIELD",
     ),
     "0 and 1 for each label": (
         {"text": "t", "labels": []}, {"text": "t", "labels": [0, 1, 0]},
-        ": labels must be a list of names, .* each once .*labels=A[+]B columns with 0 and 1",
+        ": labels must be a list of names, .* each once, .*labels=A[+]B columns with 0 and 1",
     ),
     "a blank name of a label": (
         {"text": "t", "labels": []}, {"text": "t", "labels": ["a", " "]}, ": labels must be a list",
@@ -356,11 +368,23 @@ MISREAD = {
     "a context of a labelled text": (
         {"text": "t", "label": 1, "context": "c"},
         "has 'context' beside text/label, which would not be read: --columns "
-        "text=context,text_pair=text reads both, and --columns text=text,label=label leaves it out",
+        "text=context,text_pair=text reads it too, and --columns text=text,label=label leaves",
     ),
     "tools beside a prompt": (
         {**P, "tools": TOOLS},
         "has 'tools' beside prompt/response, which would not be read",
+    ),
+    "a passage of a question": (
+        {"question": "q", "answer": "a", "article": "It is about one or two things."},
+        "has 'article' .* --columns context=article reads it too, and --columns question=question",
+    ),
+    "a system message by another name": (
+        {"messages": CHAT[1:], "system_prompt": "s"},
+        "--columns system=system_prompt reads it too",
+    ),
+    "choices of a question": (
+        {"question": "q", "choices": ["x", "y"], "answer": 1},
+        "--columns prompt=question,candidates=choices,answer=answer reads it too",
     ),
     "an input beside a question": (
         {"question": "q", "input": "i", "answer": "a"},
@@ -441,6 +465,13 @@ def test_columns_name_fields_and_what_they_do_not_name_is_read_as_ever():
     turns = [{"question": ASK, "reply": ANSWER}]
     named = {"prompt": "question", "completion": "reply"}
     assert in_form(turns, "f", named) == ([{"messages": CHAT}], "messages")
+
+
+def test_a_field_is_left_out_in_silence_if_it_cannot_be_what_it_is_called():
+    for others in (
+        {"document": "a.pdf"}, {"context": "p"}, {"choices": []}, {"system": None, "id": 3},
+    ):  # fmt: skip
+        assert in_form([{**P, "response": "p q", **others}], "f")[1] == "prompt"
 
 
 def test_columns_that_are_not_there_are_refused_unless_another_file_had_them():

@@ -18,6 +18,7 @@ from lorada.data.row_values import (
 )
 from lorada.support.row_sources import Form, Row
 
+BY_CHANCE = 20  # letters of a context that may stand in a prompt by chance
 # Other names of a text, and of a pair of texts, that has a label or a score.
 ONE = "text", "sentence", "review"
 PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
@@ -63,10 +64,11 @@ def _after_context(row: Row, text: str) -> str:
     """A text after the system message and the context of its row.
 
     One that stands in the text already, as in many files with prompts that are ready, is not
-    repeated.
+    repeated; a short one may stand there by chance.
     """
     before = [as_text(row[name]) for name in ("system", "context") if row.get(name)]
-    return "\n\n".join([*(part for part in before if part not in text), text])
+    parts = [part for part in before if len(part) < BY_CHANCE or part not in text]
+    return "\n\n".join([*parts, text])
 
 
 def _prompt(row: Row) -> Row:

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from lorada.data.row_readings import KNOWN, Reading
+from lorada.data.row_readings import BY_CHANCE, KNOWN, Reading
 from lorada.data.row_values import GROUP, TURNS, as_binary, plain_name
 from lorada.support.error_messages import unknown_name
 from lorada.support.row_sources import HEADED, Row
@@ -25,6 +25,13 @@ ANSWER_LIKE = (
 )  # fmt: skip
 # Fields that a model reads before others: without them a row asks something else.
 READ_BEFORE = "context", "input", "system", "tools"
+# Names in use for such fields, and for candidates, that rows may have for something else too.
+SYNONYMS = {
+    "passage": "context", "article": "context", "paragraph": "context", "document": "context",
+    "background": "context", "support": "context", "system_prompt": "system",
+    "options": "candidates", "choices": "candidates",
+}  # fmt: skip
+FEW = 5  # words that a context has at least, where its field might hold the name of a file
 USUAL = "prompt/response, messages, text/label, text/score, text"  # where no form is near
 
 
@@ -147,18 +154,44 @@ def _refuse_unread_context(
     alone = ",".join(f"{field.removesuffix(TURNS)}={keys[field]}" for field in fields)
     for name in unread.names:
         index = unread.first_with(name)
-        if index is None or plain_name(name) not in READ_BEFORE:
+        if index is None or not _is_read_before(name, unread.rows[index], names):
             continue
-        both = ""
-        if reading.form in HEADED and fields[0] == "text" and "text_pair" not in fields:
-            both = f"--columns text={name},text_pair={keys['text']} reads both, and "
-        elif reading.form == "prompt" and plain_name(name) == "input":
-            texts = f"instruction={names[0]},output={names[-1]}"
-            both = f"--columns {texts} reads it too, and "
+        columns = _columns_with(name, reading, fields, names)
+        both = f"--columns {columns} reads it too, and " if columns else ""
         raise ValueError(
             f"{where(index)} has {name!r} beside {'/'.join(names)}, which would not be read: "
             f"{both}--columns {alone} leaves it out"
         )
+
+
+def _is_read_before(name: str, row: Row, names: Sequence[str]) -> bool:
+    """Whether a field holds what has to be read before those with the ``names``."""
+    plain, value = plain_name(name), row[name]
+    there = any(str(value) in str(row.get(other)) for other in names)
+    if there and len(str(value)) >= BY_CHANCE:
+        return False
+    if SYNONYMS.get(plain) == "context":
+        return isinstance(value, str) and len(value.split()) >= FEW
+    return plain in READ_BEFORE or plain in SYNONYMS
+
+
+def _columns_with(
+    name: str, reading: Reading, fields: Sequence[str], names: Sequence[str]
+) -> str | None:
+    """The ``--columns`` by which a field is read too; None where no form has a place for it.
+
+    ``fields`` are those that the reading needs, and ``names`` the rows' own names of these.
+    """
+    ours = SYNONYMS.get(plain_name(name), plain_name(name))
+    if ours in reading.optional.split():
+        return f"{ours}={name}"
+    if reading.form == "prompt" and ours == "candidates":
+        return f"prompt={names[0]},candidates={name},answer={names[-1]}"
+    if reading.form == "prompt" and ours == "input":
+        return f"instruction={names[0]},output={names[-1]}"
+    if reading.form in HEADED and ours == "context" and "text_pair" not in fields:
+        return f"text={name},text_pair={names[0]}"
+    return None
 
 
 def _near(name: str, names: Sequence[str]) -> bool:

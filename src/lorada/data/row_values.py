@@ -122,7 +122,8 @@ def can_be_text(value: Any) -> bool:
         as_text(value)
     except (ValueError, TypeError):
         return False
-    return value is not None
+    # One turn of a chat without the list that it belongs in.
+    return value is not None and not are_turns([value])
 
 
 def is_text(value: Any) -> bool:
@@ -201,7 +202,9 @@ def _are_labels(value: Any) -> bool:
 def _are_answers(value: Any) -> bool:
     """Whether it is a text, texts, or SQuAD's object with texts, and not none of them."""
     texts = value.get("text") if isinstance(value, dict) else value
-    texts = [texts] if is_text(texts) else texts
+    if is_text(texts):
+        # A list or object that no parser could read, such as an array that numpy prints.
+        return texts.lstrip()[:1] not in ("[", "{")
     return isinstance(texts, list) and bool(texts) and all(map(is_text, texts))
 
 
@@ -218,8 +221,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     GROUP: (_is_name, "must be a text or an integer, and not blank"),
     "labels": (
         _are_labels,
-        'must be a list of names, such as ["a", "b"] or [], each once (--columns label=FIELD reads '
-        "a field with the one label of a text, and labels=A+B columns with 0 and 1)",
+        'must be a list of names, such as ["a", "b"] or [], each once, in a table as JSON '
+        "(--columns label=FIELD reads a field with the one label of a text, and labels=A+B columns "
+        "with 0 and 1)",
     ),
     "answers": (
         _are_answers,
