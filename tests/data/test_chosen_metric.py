@@ -16,6 +16,7 @@ from lorada.data.answer_length import answer_limit
 from lorada.data.metrics import (
     bleu,
     classes,
+    label_sets,
     normalised_romanian,
     numbers,
     refuse_metric,
@@ -27,6 +28,7 @@ from lorada.data.metrics import (
 from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows, metric_of
 from lorada.data.tasks import TASKS
+from lorada.data.usual_responses import usual_longest
 from lorada.training.load_recipe import load_recipe
 
 FIVE, SIX = "it is a red lamp", "it is a red lamp indeed"
@@ -66,6 +68,34 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     assert limit == max(32, math.ceil(1.1 * tokens))
     named = metric_of(asked, recipe.model_copy(update={"metric": "contains"}))
     assert named == {"name": "contains", "reason": ""}
+
+
+def test_one_odd_response_of_many_changes_neither_the_metric_nor_the_length():
+    recipe = load_recipe(None, [], {"model": "-", "output": "-", "max_length": 4096})
+    protocol = TASKS["jsonl"].protocols["prompt"]
+    short = [{"prompt": "p", "response": "yes " * 5}] * 39
+    for odd, metric, limit in ((1, "exact_match", 32), (2, "exact_match", 32), (3, "loss", 1320)):
+        rows = [*short[odd - 1 :], *[{"prompt": "p", "response": "word " * 240}] * odd]
+        rows = Rows(rows, "prompt", (), "rows", protocol)
+        assert metric_of(rows, recipe)["name"] == metric
+        assert answer_limit(rows, recipe, byte_tokenizer(), "decoder", None) == limit
+    assert usual_longest([5, 9, 30]) == 30  # of a few none is odd
+    assert usual_longest([*range(1, 40), 76]) == 76  # and none that is twice as long as another
+    assert usual_longest([*range(1, 40), 77]) == 38
+
+
+def test_labels_have_f1_by_row_by_label_and_together():
+    rows = [{"labels": labels} for labels in (["a", "b"], ["a"], [], ["c"])]
+    found = label_sets([["a"], ["a", "b"], [], ["a"]], rows)
+    assert found["f1"] == pytest.approx((200 / 3 + 200 / 3 + 100 + 0) / 4)
+    assert found["exact_match"] == 25
+    assert found["micro_f1"] == pytest.approx(100 * 2 * 2 / (4 + 4))
+    assert found["f1_a"] == pytest.approx(100 * 2 * 2 / (3 + 2))
+    assert (found["f1_b"], found["f1_c"]) == (0, 0)
+    assert found["macro_f1"] == pytest.approx(80 / 3)
+    assert found["unfound"] == "0 of 1 rows of 'b', 0 of 1 rows of 'c'"
+    nothing = label_sets([[], []], [{"labels": []}] * 2)
+    assert (nothing["f1"], nothing["micro_f1"], nothing["macro_f1"]) == (100, 100, 100)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,13 @@ def test_each_class_loses_its_share_the_same_rows_for_a_seed():
     assert drawn(rows, 0.2, 0) == drawn(rows, 0.2, 0) != drawn(rows, 0.2, 4)
 
 
+def test_rows_with_several_labels_are_held_out_by_the_rarest_of_them():
+    labels = [["common"]] * 60 + [["common", "rare"]] * 20 + [[]] * 20
+    rows = [{"text": str(index), "labels": labels[index]} for index in range(100)]
+    found = Counter(tuple(rows[index]["labels"]) for index in drawn(rows, 0.2, 0))
+    assert found == {("common",): 12, ("common", "rare"): 4, (): 4}
+
+
 def test_many_small_classes_lose_the_share_together():
     rows = labelled(*((str(label), 2) for label in range(50)))
     assert 18 <= len(drawn(rows, 0.2, 0)) <= 20

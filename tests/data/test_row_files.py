@@ -213,6 +213,15 @@ def test_classes_of_the_hub_have_their_names(hub):
     refused("has the label '-1'", lambda: load_rows("owner/name@test", "label", ("no", "yes")))
 
 
+def test_lists_of_classes_on_the_hub_are_lists_of_their_names(hub):
+    features = Features({"text": Value("string"), "labels": [ClassLabel(names=["joy", "fear"])]})
+    rows = [{"text": "a", "labels": [1, 0]}, {"text": "b", "labels": []}]
+    hub["owner/name", None, "train"] = Dataset.from_list(rows, features=features)
+    found = load_rows("owner/name@train")
+    assert (found.form, found.labels) == ("labels", ("fear", "joy"))
+    assert [row["labels"] for row in found.rows] == [["fear", "joy"], []]
+
+
 def test_the_only_split_is_taken_and_of_several_each_is_named(hub):
     one = Dataset.from_list(ROWS)
     hub["owner/name", None, None] = DatasetDict({"train": one})
