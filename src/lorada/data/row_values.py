@@ -202,7 +202,7 @@ def _are_labels(value: Any) -> bool:
 def _are_answers(value: Any) -> bool:
     """Whether it is a text, texts, or SQuAD's object with texts, and not none of them."""
     texts = value.get("text") if isinstance(value, dict) else value
-    if is_text(texts):
+    if isinstance(texts, str):
         # A list or object that no parser could read, such as an array that numpy prints.
         return texts.lstrip()[:1] not in ("[", "{")
     return isinstance(texts, list) and bool(texts) and all(map(is_text, texts))
