@@ -115,7 +115,6 @@ def check_inputs(recipe: Any, held_out: str | None) -> None:
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print the rows and parameters of a training, and its first row; no weights are loaded."""
-    from lorada.data.task_rows import head_size
     from lorada.data.tokenize import examined, fit_context
     from lorada.training.inputs import prepare_training
     from lorada.training.models.adapters import config_to_start, trained_parts
@@ -125,7 +124,6 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
 
     prepared = prepare_training(recipe)
     rows, held_out = prepared.rows, prepared.held_out
-    head_size(rows)  # refuses a single class
     args, *_ = checked_arguments(prepared, quiet=True)
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)

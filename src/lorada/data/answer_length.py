@@ -10,6 +10,7 @@ from lorada.data.metrics import FREE
 from lorada.data.task import Kind
 from lorada.data.task_rows import LEAST_ANSWER, Rows
 from lorada.data.tool_calls import CALLS
+from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import JSONL, Recipe
 
 MEASURED = 64  # rows with the longest answers, of which the template is asked how long they are
@@ -20,15 +21,18 @@ def answer_limit(
 ) -> int | None:
     """The most tokens of an answer: a tenth more than the longest that is learned, 32 at least.
 
-    Of a model that reads ``context`` tokens (None for any number), a decoder keeps half for the
-    prompt. None for rows of a benchmark, whose protocol says it, and for rows without responses.
+    A few answers that are much longer than the others are left out (``usual_longest``). Of a model
+    that reads ``context`` tokens (None for any number), a decoder keeps half for the prompt. None
+    for rows of a benchmark, whose protocol says it, and for rows without responses.
     """
     if recipe.task != JSONL or rows.form not in FREE:
         return None
     if rows.form == "messages":
         longest = _longest_turn(rows, recipe, tokenizer)
+    elif rows.rows:
+        longest = usual_longest(_token_counts(rows.responses, tokenizer))
     else:
-        longest = max(_token_counts(rows.responses, tokenizer))
+        return None
     cut = recipe.max_target_length if rows.form == "prompt" else None
     longest = min(longest, cut or recipe.max_length)
     room = context if context is None or kind == "encoder_decoder" else context // 2
@@ -47,10 +51,13 @@ def _longest_turn(rows: Rows, recipe: Recipe, tokenizer: Any) -> int:
             if turn["role"] == ASSISTANT:
                 texts.append(" ".join([turn.get("content") or "", json.dumps(turn.get(CALLS))]))
                 owners.append(index)
+    counts = _token_counts(texts, tokenizer)
     longest_of = dict.fromkeys(owners, 0)
-    for index, count in zip(owners, _token_counts(texts, tokenizer), strict=True):
+    for index, count in zip(owners, counts, strict=True):
         longest_of[index] = max(longest_of[index], count)
-    chosen = sorted(longest_of, key=lambda index: -longest_of[index])[:MEASURED]
+    usual = usual_longest(counts)
+    measured = [index for index, count in longest_of.items() if count <= usual]
+    chosen = sorted(measured, key=lambda index: -longest_of[index])[:MEASURED]
     loss_on: LossOn = "last" if recipe.loss_on == "last" else "response"
     longest = 0
     for index in chosen:

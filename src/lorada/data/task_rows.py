@@ -32,7 +32,7 @@ from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.data.tool_calls import CALLS
-from lorada.data.usual_responses import is_usual, usual_longest
+from lorada.data.usual_responses import is_usual
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.in_words import counted
 from lorada.support.row_sources import HEADED, NAMED, Form, Row
