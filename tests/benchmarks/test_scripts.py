@@ -5,6 +5,7 @@ import sys
 
 import measure_generated_answers
 import measure_training_growth
+import planted_mistakes
 import pytest
 import train_every_method
 from folders import bert_folder, llama_folder, split_file
@@ -66,3 +67,48 @@ def test_each_method_is_trained_for_a_row_and_what_is_done_is_not_repeated(tmp_p
     row["loss_after"] = 0.0
     file.write_text(json.dumps(results))
     assert "| 0.0000 | yes |" in printed(*command, "adalora")
+
+
+@pytest.mark.parametrize("room", sorted({one.room for one in planted_mistakes.read_mistakes()}))
+def test_each_planted_mistake_can_still_be_planted_and_is_python(room):
+    mistakes = [one for one in planted_mistakes.read_mistakes() if one.room == room]
+    assert len({one.key for one in mistakes}) == len(mistakes)
+    for mistake in mistakes:
+        path = planted_mistakes.HOME / planted_mistakes.SOURCE / mistake.file
+        assert mistake.file.startswith(f"{room}/")
+        compile(mistake.planted(path.read_text(encoding="utf-8")), mistake.file, "exec")
+        for name in (room, *mistake.tests, *mistake.further):
+            assert (planted_mistakes.HOME / "tests" / name).exists(), name
+
+
+def test_a_planted_mistake_is_caught_by_a_test_and_taken_out_again(tmp_path):
+    (tmp_path / "src/lorada/sums").mkdir(parents=True)
+    (tmp_path / "tests/sums").mkdir(parents=True)
+    source = tmp_path / "src/lorada/sums/add.py"
+    source.write_text("def add(a, b):\n    return a + b\n")
+    (tmp_path / "tests/sums/test_add.py").write_text(
+        "import pytest\nfrom add import add\n\n\n"
+        "def test_of_zero():\n    assert add(1, 0) == 1\n\n\n"
+        "@pytest.mark.more\ndef test_of_two():\n    assert add(1, 2) == 3\n"
+    )
+    (tmp_path / "conftest.py").write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "sys.path.insert(0, str(Path(__file__).parent / 'src/lorada/sums'))\n"
+    )
+    outcomes = {}
+    for after in ("a - b", "b + a", "a * b"):
+        mistake = planted_mistakes.Mistake("sums", "sums/add.py", "a + b", after, "wrong sums")
+        outcomes[after] = planted_mistakes.try_mistake(tmp_path, mistake)
+    assert [one.caught_by for one in outcomes.values()] == ["second", None, "first"]
+    assert outcomes["a * b"].test == "tests/sums/test_add.py::test_of_zero"
+    assert source.read_text() == "def add(a, b):\n    return a + b\n"
+    assert planted_mistakes.confirmed(tmp_path, outcomes) == outcomes
+
+
+def test_a_mistake_whose_text_is_gone_or_there_twice_is_not_planted():
+    mistake = planted_mistakes.Mistake("sums", "sums/add.py", "a + b", "a - b", "wrong sums")
+    with pytest.raises(ValueError, match="has 2 times: a [+] b"):
+        mistake.planted("a + b\na + b\n")
+    table = planted_mistakes.table([mistake], {mistake.key: planted_mistakes.Outcome(None)})
+    assert table.splitlines()[1].split() == ["sums", "1", "0", "0", "1", "0", "0"]
+    assert "survives: sums/add.py: a + b" in table
