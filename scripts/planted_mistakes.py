@@ -6,8 +6,8 @@
 ``src/lorada``, what is written in its place, and what a user would suffer. The checkout is copied
 to a scratch folder, where each mistake is planted alone. Then run, one after the other until a test
 fails: the first tier of the test folder of that room (or of the ``tests`` that the mistake names),
-the first tier of the ``further`` files, and the second tier of all these. What each mistake came to
-is kept in ``--results``, so a run that was stopped goes on.
+the first tier of the ``further`` files, and the second tier of the former. What each mistake came
+to is kept in ``--results``, so a run that was stopped goes on.
 
 A test that fails without any mistake would catch them all, so all tests that caught one are run on
 the unchanged copy at the end, and what only such a test has caught counts for nothing.
@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Queue
@@ -39,7 +39,7 @@ MISTAKES = Path(__file__).with_suffix(".yaml")
 SOURCE = Path("src/lorada")
 COPIED = ("src", "tests", "benchmarks", "scripts", "docs", "examples", "packages")
 TIERS = {"first": "not slow and not gpu and not more", "second": "more and not slow and not gpu"}
-LIMIT = 300.0  # seconds of one run of tests: a mistake may make one wait for ever
+LIMIT = 180.0  # seconds of one run of tests: a mistake may make one wait for ever
 UNIMPORTABLE = "the tests could not be imported"
 # Imported once and then forked, as they take longer than most of the tests.
 WARM = ("torch", "pytest", "hypothesis", "beartype", "datasets", "scipy.stats", "pandas",
@@ -80,6 +80,7 @@ class Outcome:
     caught_by: str | None  # first, second, timeout; None if no test has failed
     test: str = ""  # the first that failed
     seconds: float = 0.0
+    sound: bool = False  # whether that test passes where nothing is planted
 
 
 def read_mistakes(path: Path = MISTAKES) -> list[Mistake]:
@@ -114,11 +115,14 @@ def write_source(path: Path, text: str) -> None:
         compiled.unlink()
 
 
-def run_tests(place: Path, tests: Iterable[str], tier: str) -> tuple[bool, str]:
-    """Run tests of a tier in a copy: whether they ended in time, and the first that failed."""
+def run_tests(place: Path, tests: Iterable[str], tier: str) -> tuple[bool, list[str]]:
+    """Run tests of a tier in a copy: whether they ended in time, and which failed.
+
+    In ``either`` tier all are run, else none after the first that fails.
+    """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="failed-") as scratch:
-        report = Path(scratch) / "first-failed"
+        report = Path(scratch) / "failed"
         process = context.Process(target=_pytest, args=(place, list(tests), tier, report))
         process.start()
         process.join(LIMIT)
@@ -127,11 +131,12 @@ def run_tests(place: Path, tests: Iterable[str], tier: str) -> tuple[bool, str]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid or 0, signal.SIGKILL)
         process.join()
-        return in_time, report.read_text(encoding="utf-8") if report.is_file() else ""
+        names = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
+        return in_time, names
 
 
 def _pytest(place: Path, tests: list[str], tier: str, report: Path) -> None:
-    """What a forked process does: pytest on a copy; it writes the name of the first failure."""
+    """What a forked process does: pytest on a copy; it writes the names of tests that fail."""
     os.setpgid(0, 0)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -144,22 +149,21 @@ def _pytest(place: Path, tests: list[str], tier: str, report: Path) -> None:
 
     import pytest
 
-    class FirstFailure:
+    class Failures:
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-            self._write(report)
+            note(report)
 
         def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-            self._write(report)
+            note(report)
 
-        @staticmethod
-        def _write(each: pytest.TestReport | pytest.CollectReport) -> None:
-            if each.failed and not report.is_file():
-                report.write_text(each.nodeid, encoding="utf-8")
+    def note(each: pytest.TestReport | pytest.CollectReport) -> None:
+        if each.failed:
+            with report.open("a", encoding="utf-8") as file:
+                file.write(f"{each.nodeid}\n")
 
-    # A name of a test alone is run in either tier.
-    marked = ["-m", TIERS[tier]] if tier in TIERS else ["-m", "not gpu"]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-n", "0", *marked]
-    code = pytest.main([*options, *tests], plugins=[FirstFailure()])
+    chosen = ["-x", "-m", TIERS[tier]] if tier in TIERS else ["-m", "not gpu"]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "0", *chosen]
+    code = pytest.main([*options, *tests], plugins=[Failures()])
     passed = code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     if not passed and not report.is_file():  # conftest.py itself could not be imported
         report.write_text(UNIMPORTABLE, encoding="utf-8")
@@ -173,7 +177,7 @@ def try_mistake(place: Path, mistake: Mistake) -> Outcome:
     began = time.monotonic()
     near = [f"tests/{name}" for name in mistake.tests or [mistake.room]]
     further = [f"tests/{name}" for name in mistake.further]
-    stages = [("first", near), ("first", further), ("second", near + further)]
+    stages = [("first", near), ("first", further), ("second", near)]
     write_source(path, mistake.planted(text))
     try:
         for tier, tests in stages:
@@ -182,7 +186,7 @@ def try_mistake(place: Path, mistake: Mistake) -> Outcome:
             in_time, failed = run_tests(place, tests, tier)
             took = round(time.monotonic() - began, 1)
             if failed:
-                return Outcome(tier, failed, took)
+                return Outcome(tier, failed[0], took)
             if not in_time:
                 return Outcome("timeout", seconds=took)
     finally:
@@ -190,15 +194,11 @@ def try_mistake(place: Path, mistake: Mistake) -> Outcome:
     return Outcome(None, seconds=round(time.monotonic() - began, 1))
 
 
-def confirmed(place: Path, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
-    """The outcomes without those whose test also fails where nothing is planted."""
-    broken = set()
-    for test in sorted({one.test for one in outcomes.values() if one.caught_by in TIERS}):
-        _, failed = run_tests(place, [test], "any") if test != UNIMPORTABLE else (True, "")
-        if failed:
-            broken.add(test)
-            print(f"fails without a mistake: {test}", flush=True)
-    return {key: one for key, one in outcomes.items() if one.test not in broken}
+def refuted(place: Path, outcomes: Iterable[Outcome]) -> set[str]:
+    """The tests that have caught mistakes and fail on a copy without any, too."""
+    tests = {one.test for one in outcomes if one.caught_by in TIERS}
+    _, failed = run_tests(place, sorted(tests - {UNIMPORTABLE}), "either") if tests else (True, [])
+    return tests & {*failed, UNIMPORTABLE}
 
 
 def table(mistakes: Iterable[Mistake], outcomes: dict[str, Outcome]) -> str:
@@ -268,17 +268,21 @@ def _run(mistakes: list[Mistake], known: dict[str, Outcome], asked: argparse.Nam
             finally:
                 places.put(place)
 
-        fresh: dict[str, Outcome] = {}
         keep = partial(_keep, asked.results, known)
         with ThreadPoolExecutor(asked.jobs) as pool:
             for mistake, outcome in zip(waiting, pool.map(attempt, waiting), strict=True):
-                fresh[mistake.key] = outcome
                 keep({mistake.key: outcome})
                 by = outcome.caught_by or "SURVIVES"
                 print(f"{by:9}{outcome.seconds:6.0f} s  {mistake.key}"[:WIDTH], flush=True)
-        sound = confirmed(places.get(), fresh)
-    for key in fresh.keys() - sound.keys():
-        del known[key]
+        unsure = {key: one for key, one in known.items() if not one.sound}
+        wrong = refuted(places.get(), unsure.values())
+    for test in sorted(wrong):
+        print(f"fails without a mistake, so it has caught none: {test}")
+    for key, outcome in unsure.items():
+        if outcome.test in wrong:
+            del known[key]
+        else:
+            known[key] = replace(outcome, sound=True)
     keep({})
 
 

@@ -102,12 +102,15 @@ def test_a_planted_mistake_is_caught_by_a_test_and_taken_out_again(tmp_path):
     assert [one.caught_by for one in outcomes.values()] == ["second", None, "first"]
     assert outcomes["a * b"].test == "tests/sums/test_add.py::test_of_zero"
     assert source.read_text() == "def add(a, b):\n    return a + b\n"
-    assert planted_mistakes.confirmed(tmp_path, outcomes) == outcomes
+    caught = outcomes["a - b"].test, outcomes["a * b"].test
+    assert planted_mistakes.refuted(tmp_path, outcomes.values()) == set()
+    source.write_text("def add(a, b):\n    return a * b\n")
+    assert planted_mistakes.refuted(tmp_path, outcomes.values()) == {*caught}
 
 
 def test_a_mistake_whose_text_is_gone_or_there_twice_is_not_planted():
     mistake = planted_mistakes.Mistake("sums", "sums/add.py", "a + b", "a - b", "wrong sums")
-    with pytest.raises(ValueError, match="has 2 times: a [+] b"):
+    with pytest.raises(ValueError, match=r"has 2 times: a \+ b"):
         mistake.planted("a + b\na + b\n")
     table = planted_mistakes.table([mistake], {mistake.key: planted_mistakes.Outcome(None)})
     assert table.splitlines()[1].split() == ["sums", "1", "0", "0", "1", "0", "0"]

@@ -53,6 +53,16 @@ def test_the_interval_of_scores_that_are_all_right_or_all_wrong_is_that_of_a_sha
     )
 
 
+def test_noise_counts_once_in_a_standard_error():
+    scores = np.random.default_rng(4).normal(50, 9, (40, 40))  # neither rows nor runs differ
+    assert mean_score(scores).error == pytest.approx(9 / 40, rel=0.15)  # twice: √2 times as much
+
+
+def test_rows_that_are_each_a_group_keep_their_scores():
+    scores = np.random.default_rng(2).normal(50, 9, (2, 30))
+    assert by_group(scores, range(100, 130)) == pytest.approx(scores, rel=SAME)
+
+
 def test_without_differences_between_rows_the_test_is_a_t_test_of_the_runs():
     runs = [np.array([60.0, 64.0, 61.0]), np.array([66.0, 70.0, 69.0, 64.0])]
     a, b = (np.repeat(each[:, None], 40, axis=1) for each in runs)

@@ -82,3 +82,11 @@ def test_the_luck_of_rows_stays_with_more_runs_and_that_of_runs_goes():
     rows = [random.normal(70, 20, 100) + random.normal(0, 0.01, (3, 1)) for _ in range(6)]
     found = posterior(rows, more_runs=1000)
     assert found.later_loss == pytest.approx(found.losses.min(), rel=0.05)
+
+
+def test_noise_counts_once_as_runs_that_move_the_means_as_much_show():
+    noise = np.random.default_rng(4).normal(0, 9, (2, 40, 40))
+    runs = np.repeat(np.random.default_rng(13).normal(0, 9 / 40**0.5, (2, 40, 1)), 40, axis=2)
+    equal = (each - each.mean(axis=(1, 2), keepdims=True) for each in (noise, runs))
+    by_noise, by_runs = (expected_losses([*methods])[0] for methods in equal)
+    assert by_noise == pytest.approx(by_runs, rel=0.2)  # twice: √2 times as much

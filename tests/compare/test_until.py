@@ -37,6 +37,7 @@ CASES = {
         {"a": runs(80, 1, 3), "b": runs(79, 1, 2), "c": runs(60, 1, 2)}, "b",
     ),
     "the leader, of fewer runs": ({"a": runs(80, 2, 2), "b": runs(79, 2, 4)}, "a"),
+    "the leader, of a run less": ({"a": runs(80, 4.4, 5), "b": runs(79, 5.75, 6)}, "a"),
     "the erratic one": ({"a": runs(80, 1, 3), "b": runs(78, 14, 3)}, "b"),
 }  # fmt: skip
 
