@@ -178,6 +178,7 @@ def test_other_rows_are_noticed_when_a_comparison_goes_on(mistake, works, place,
     assert json.loads((output / "plan.json").read_text())["train"]["rows"] == 27
 
 
+@pytest.mark.first
 def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     call, works, place, tmp_path, monkeypatch, jobs_here
 ):

@@ -248,6 +248,17 @@ def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
         assert torch.equal(logits(exported, batch), logits(load_run(run).model, batch))
 
 
+def test_an_export_ends_its_texts_as_the_base_does_and_as_the_run_has_learned(
+    finished, tmp_path, works, monkeypatch
+):
+    run = load_run(finished)
+    run.model.generation_config.eos_token_id = 7  # of the base; rows end with the tokenizer's
+    monkeypatch.setattr("lorada.inference.export.load_run", lambda *given, **options: run)
+    works("export", finished, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [7, run.tokenizer.eos_token_id]
+
+
 def test_an_export_that_fails_at_its_end_leaves_nothing(finished, tmp_path, mistake, monkeypatch):
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr("lorada.inference.export.write_model_card", full)
