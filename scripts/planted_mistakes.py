@@ -170,14 +170,17 @@ def _pytest(place: Path, tests: list[str], tier: str, report: Path) -> None:
     os._exit(0)
 
 
-def try_mistake(place: Path, mistake: Mistake) -> Outcome:
-    """Plant a mistake in a copy, run its tests, and take it out again."""
+def try_mistake(place: Path, mistake: Mistake, *, second: bool = True) -> Outcome:
+    """Plant a mistake in a copy, run its tests, and take it out again.
+
+    Without ``second`` only those of the first tier are run.
+    """
     path = place / SOURCE / mistake.file
     text = path.read_text(encoding="utf-8")
     began = time.monotonic()
     near = [f"tests/{name}" for name in mistake.tests or [mistake.room]]
     further = [f"tests/{name}" for name in mistake.further]
-    stages = [("first", near), ("first", further), ("second", near)]
+    stages = [("first", near), ("first", further), ("second", near if second else [])]
     write_source(path, mistake.planted(text))
     try:
         for tier, tests in stages:
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="how many mistakes at once")
     parser.add_argument("--results", type=Path, default=HOME / "runs/planted_mistakes.json")
     parser.add_argument("--survivors", action="store_true", help="try again what no test noticed")
+    parser.add_argument("--first", action="store_true", help="the first tier alone")
     parser.add_argument("--table", action="store_true", help="print the table; run nothing")
     asked = parser.parse_args()
     mistakes = [one for one in read_mistakes() if not asked.only or one.room in asked.only]
@@ -264,14 +268,15 @@ def _run(mistakes: list[Mistake], known: dict[str, Outcome], asked: argparse.Nam
         def attempt(mistake: Mistake) -> Outcome:
             place = places.get()
             try:
-                return try_mistake(place, mistake)
+                return try_mistake(place, mistake, second=not asked.first)
             finally:
                 places.put(place)
 
         keep = partial(_keep, asked.results, known)
         with ThreadPoolExecutor(asked.jobs) as pool:
             for mistake, outcome in zip(waiting, pool.map(attempt, waiting), strict=True):
-                keep({mistake.key: outcome})
+                if outcome.caught_by or not asked.first:  # else the second tier is still to come
+                    keep({mistake.key: outcome})
                 by = outcome.caught_by or "SURVIVES"
                 print(f"{by:9}{outcome.seconds:6.0f} s  {mistake.key}"[:WIDTH], flush=True)
         unsure = {key: one for key, one in known.items() if not one.sound}
