@@ -46,6 +46,10 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     assert " ".join(shown.split()).startswith(expected.sentence)
     again = "lorada decide scores.csv --baseline commonest --costs costs.yaml --json"
     assert shown.rstrip().endswith(f"next: {again}")
+    losses = ("--lower-is-better", "--margin", "2")  # which the command to go on with repeats
+    shown_losses = printed(*LORADA, *words[:2], "--unit", "nats", *losses, folder=folder)
+    again = "lorada decide scores.csv --margin 2 --unit nats --lower-is-better --json"
+    assert shown_losses.rstrip().endswith(f"next: {again}")
     (line,) = (line for line in shown.splitlines() if line.startswith("lora "))
     assert line.split()[4] == expected.letters["lora"]
     assert "• 200 rows in 100 groups, 3 runs of each method. Methods that share a letter" in shown

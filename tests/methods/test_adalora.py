@@ -5,7 +5,7 @@ import torch
 from callback_runs import trainer as run_of
 from conftest import TINY, assert_close
 from folders import refused
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.adalora.layer import AdaLoraLayer
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
 from trained import assert_same
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
 from lorada.methods.callbacks.adalora_pruning import AdaLoraCallback, schedule
@@ -44,6 +44,25 @@ def trainer(folder, config, **options) -> Trainer:
 def ranks(folder) -> list[int]:
     saved = load_file(folder / "adapter_model.safetensors")
     return [len(value) for key, value in saved.items() if key.endswith("lora_E")]
+
+
+def test_a_training_begins_without_the_scores_of_one_before():
+    model = get_peft_model(TINY["llama"](), adalora())
+    allocator = model.base_model.rankallocator
+    allocator.exp_avg_ipt["of a training before"] = torch.ones(4)
+    state, args = TrainerState(max_steps=STEPS), TrainingArguments("unused")
+    AdaLoraCallback().on_train_begin(args, state, None, model=model)
+    assert allocator.exp_avg_ipt == {}
+
+
+def test_the_step_that_ends_is_counted_so_that_the_last_one_prunes(monkeypatch):
+    model, callback, counted = get_peft_model(TINY["llama"](), adalora()), AdaLoraCallback(), []
+    args = TrainingArguments("unused")
+    callback.on_train_begin(args, TrainerState(max_steps=STEPS), None, model=model)
+    monkeypatch.setattr(model.base_model, "update_and_allocate", counted.append)
+    for step in range(STEPS):
+        callback.on_optimizer_step(args, TrainerState(global_step=step), None)
+    assert counted == [*range(1, STEPS + 1)]
 
 
 @pytest.mark.parametrize("config", [adalora, stack], ids=["alone", "stack"])

@@ -160,6 +160,16 @@ def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
         assert_close(results[1][key], expected)
 
 
+def test_the_layer_that_cannot_be_spared_is_the_one_that_trains(monkeypatch):
+    callback, drawn = ISTCallback(update_frac=0.25), []
+    callback.scores = [50.0, -50.0, 50.0, 50.0]
+    monkeypatch.setattr(callback, "train_only", drawn.append)
+    for step in range(5):
+        state = SimpleNamespace(global_step=step)
+        callback.on_step_begin(SimpleNamespace(seed=0), state, None)
+    assert [list(layers) for layers in drawn] == [[1]] * 5
+
+
 def test_another_seed_draws_other_layers_and_the_global_generator_has_no_part_in_it(tmp_path):
     drawn = []
     for seed, noise in ((1, 1), (1, 2), (2, 1)):

@@ -72,6 +72,15 @@ def test_a_run_resumed_within_a_period_ends_bit_for_bit_where_the_whole_one_does
         assert torch.equal(actual, expected), name
 
 
+def test_seed_and_period_decide_which_layers_are_drawn(monkeypatch):
+    callback, drawn = OwLoreCallback(layers=3, every=2, weights=[1.0] * 16), []
+    monkeypatch.setattr(callback, "train_only", lambda layers: drawn.append(sorted(layers)))
+    for seed, step in ((1, 0), (1, 1), (1, 2), (2, 0)):
+        callback._activate(seed, step, None)
+    assert drawn[0] == drawn[1]
+    assert drawn[2] != drawn[0] != drawn[3]
+
+
 def test_layers_without_outliers_are_drawn_after_those_that_have_some(tmp_path):
     callback = OwLoreCallback(layers=2, every=1, weights=[0, 0, 3, 0])
     watch, _ = run(tiny(), tmp_path, callback, max_steps=12)

@@ -99,6 +99,7 @@ class Plain:
                     p.copy_(torch.where(p.abs() <= XI, 0.0, p - XI * p.sign()))
 
 
+@pytest.mark.first
 def test_every_step_is_that_of_the_equations(tmp_path):
     run = run_of(tmp_path)
     plain = Plain(classifier(), weights(run.model))

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -22,6 +23,7 @@ from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_page as pages
 from lorada.paper import table_spec
+from lorada.paper.table_runs import _is_scored as is_scored
 from lorada.paper.table_runs import jobs, run_all
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
@@ -99,6 +101,16 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
     assert page["title"] == "Table 5: GLUE (local scale)"
     assert "scores: accuracy of rte, sst2." in page["notes"]
     assert [line["source"] for line in page["lines"]] == ["paper", "ours"]
+
+
+def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
+    (job,) = jobs(
+        load_table("table5"), "local", rows=["lora"], tasks=["rte"], seeds=[1], results=place,
+        output=place,
+    )  # fmt: skip
+    both = replace(job, tasks=["rte", "sst2"])
+    assert is_scored(both, {"metrics": {"rte": {}, "sst2": {}, "rte (base)": {}}})
+    assert not is_scored(both, {"metrics": {"rte": {}, "rte (base)": {}}})
 
 
 def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypatch):

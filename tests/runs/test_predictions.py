@@ -17,7 +17,13 @@ from trained import QUICK, run_recipe
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.result import PREDICTIONS_FILE, read_predictions, read_result, write_predictions
+from lorada.runs.result import (
+    PREDICTIONS_FILE,
+    peak_memory,
+    read_predictions,
+    read_result,
+    write_predictions,
+)
 from lorada.training.train import train
 
 TRAINING = [
@@ -55,6 +61,14 @@ def scored(request, place):
 def finished(place):
     """A run on prompts that has not been scored; copy it before changing it."""
     return train(recipe(place, place / "finished", rows="rows"), quiet=True).run
+
+
+def test_the_peak_of_memory_is_in_bytes(tmp_path, monkeypatch):
+    status = tmp_path / "status"
+    status.write_text("VmPeak:\t  9000 kB\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")
+    monkeypatch.setattr("lorada.runs.result.Path", lambda name: status)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peak_memory() == 2 * 2**20
 
 
 def test_the_mean_of_the_scores_is_the_metric_for_every_form(scored):

@@ -1,5 +1,7 @@
 """LamdaConfig and its callback: spectral starts, ranks by energy, columns of B that freeze."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from callback_runs import assert_same_weights, losses, trainer
@@ -232,3 +234,11 @@ def test_clipping_does_not_see_the_gradients_of_frozen_columns(tmp_path):
     assert watch.norms[0] < 0.99e-3
     # torch divides by the norm plus 1e-6.
     assert all(0.999e-3 < norm <= 1e-3 for norm in watch.norms[1:])
+
+
+@pytest.mark.parametrize("steps", [7, 10, 100])
+def test_as_many_columns_are_frozen_as_steps_are_done_of_as_many_whatever_is_rounded(steps):
+    callback, matrix = LamdaCallback(eta=1.0), torch.zeros(3, steps)
+    for step in range(steps + 1):
+        callback.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=steps), None)
+        assert callback._frozen(matrix) == step
