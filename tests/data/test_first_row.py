@@ -32,7 +32,11 @@ def shown(place, tmp_path, capsys, model, rows, settings, *, as_json=False):
 @pytest.mark.parametrize("case", READ)
 def test_the_first_row_is_shown_as_it_is_read(case, place, tmp_path, capsys):
     model, row, settings, expected, counted = READ[case]
-    other = {**row, "label": "no"} if "label" in row else row
+    other = dict(row)
+    if "label" in row:
+        other["label"] = "no"
+    if "score" in row:
+        other["score"] = 3
     out = shown(place, tmp_path, capsys, model, [row, other], settings)
     assert f"{expected}\n" in out
     said = f"the {counted} between ⟦ and ⟧ count in the loss"

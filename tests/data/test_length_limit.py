@@ -110,3 +110,17 @@ def test_a_length_that_leaves_nothing_to_learn_is_refused(tmp_path, length):
     loaded = load_rows(str(rows_file(tmp_path / "rows.jsonl", rows)))
     refused(f"none to learn within max_length={length}",
             lambda: encode_rows(loaded, recipe, byte_tokenizer(), "decoder"))  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_class_is_not_learned_from_special_tokens_alone(tmp_path, length):
+    tokenizer = byte_tokenizer(ends=True)
+    recipe = load_recipe(None, [f"max_length={length}"], {"model": "-", "output": "-"})
+    rows = [{"text": "abc", "label": "yes"}, {"text": "def", "label": "no"}]
+    loaded = load_rows(str(rows_file(tmp_path / "rows.jsonl", rows)))
+    if length == 2:
+        lengths = map(len, encode_rows(loaded, recipe, tokenizer, "encoder")["input_ids"])
+        assert list(lengths) == [2, 2]
+        return
+    refused("none to learn within max_length=1",
+            lambda: encode_rows(loaded, recipe, tokenizer, "encoder"))  # fmt: skip

@@ -94,15 +94,19 @@ def _classified_texts(
     """One text or a pair of texts, with what the head learns of it."""
     names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
     batch = tokenizer(*([row[name] for row in rows] for name in names))
+    # Truncation leaves special tokens alone, so a length that has no room for more reads nothing.
+    special = tokenizer.num_special_tokens_to_add(pair=len(names) > 1)
+    has_room = options.max_length > special
     for index, row in enumerate(rows):
         ids: Any = {key: values[index] for key, values in batch.items()}
         length = len(ids["input_ids"])
-        if length > options.max_length:  # truncation keeps the special tokens at the end
+        cut = length > options.max_length
+        if cut and has_room:  # truncation keeps the special tokens at the end
             texts = [row[name] for name in names]
             ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
         right = _right_outputs(row, options.labels)
-        features = {**ids, "labels": right} if ids["input_ids"] else None
-        yield Encoded(features, length > options.max_length, length)
+        reads = bool(ids["input_ids"]) and (has_room or not cut)
+        yield Encoded({**ids, "labels": right} if reads else None, cut, length)
 
 
 def _right_outputs(row: Row, names: tuple[str, ...]) -> float | int | list[float]:
