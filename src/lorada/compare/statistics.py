@@ -35,10 +35,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lorada.compare.run_variances import TINY as TINY
-from lorada.compare.run_variances import Common as Common
-from lorada.compare.run_variances import Runs
-from lorada.compare.run_variances import Scores as Scores
+from lorada.compare.run_variances import TINY, Common, Runs, Scores
 from lorada.support.error_messages import needs_extra
 
 LEVEL = 0.95  # of intervals
