@@ -476,7 +476,7 @@ def test_sentences_say_what_limits_the_verdict(made_up_summary):
     assert (
         "With 60 rows and 2 to 3 seeds the test of two candidates has a power of about 74" in said
     )
-    assert " with the correction for all 28 pairs." in said
+    assert " with the correction for all 45 pairs." in said
 
 
 def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up_summary):
