@@ -82,8 +82,8 @@ def starts_as_base(config: PeftConfig) -> bool:
     """Whether a new adapter changes no output of the base."""
     if isinstance(config, LoradaConfig):
         return all(map(starts_as_base, config.parts))
-    if isinstance(config, LmamConfig):  # full_rank starts at PE, and a softmax is never zero
-        return config.init != "normal" and config.ablation in (None, "no_position")
+    if isinstance(config, LmamConfig):  # a softmax is never zero
+        return config.init != "normal" and config.ablation != "softmax"
     if isinstance(config, BottleneckConfig):
         return config.init == "lora"
     return config.peft_type not in ("C3A", "FOURIERFT", "PREFIX", "UNILORA", "VBLORA")

@@ -44,6 +44,18 @@ def test_a_zero_start_is_the_base_and_has_a_gradient_on_one_side(init, ablation)
     assert len(gradients) == 4  # two factors in each of two layers
 
 
+@pytest.mark.first
+def test_a_full_rank_map_changes_nothing_before_it_learns_like_the_map_it_is_set_against():
+    base, given = TINY["llama"]().eval(), batch("llama")
+    before = base(**given).logits
+    model = get_peft_model(base, LmamConfig(length=6, ablation="full_rank"))
+    after = model(**given).logits
+    assert torch.equal(after, before)
+    after.square().sum().backward()
+    gradients = [p.grad for name, p in model.named_parameters() if "lora_w" in name]
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
+
+
 def test_a_map_that_started_left_adds_nothing_beyond_the_rows_it_learned_from():
     # One layer, because those above a changed layer read other inputs at every position.
     base = TINY["llama"](num_hidden_layers=1)

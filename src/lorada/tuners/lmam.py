@@ -52,7 +52,8 @@ class LmamConfig(LoradaPeftConfig):
         ablation: ``no_negative``, ``softmax``, ``full_rank`` or ``no_position`` (Table 9).
         init: ``zero`` starts W_b at -PE, so that the map is zero at step 0 and W_a is normal;
             ``zero_left`` the other way round, so that a query that no training row had gets exactly
-            nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map.
+            nothing; ``normal`` draws both from N(0, 0.02²), which leaves PE alone in the map. The
+            one matrix of ``full_rank`` starts at -PE(i) PE(j), so that its map is zero too.
         map_learning_rate: learning rate of the map's factors in `lorada train`: a number, or a
             multiple of that of all other parameters, as ``0.4x`` (docs/study.md); None: the same.
         target_modules: names of self-attention modules; None for all of them.
@@ -78,7 +79,7 @@ class LmamConfig(LoradaPeftConfig):
         if self.ablation == "full_rank" and self.init != "zero":
             raise ValueError(
                 f"init={self.init!r} has no meaning for ablation='full_rank', whose one matrix "
-                "starts at zero: leave it out"
+                "starts at minus its position embedding: leave it out"
             )
 
     def rate_beside(self, learning_rate: float) -> float:
@@ -177,9 +178,14 @@ class LmamLayer(AttachedLayer):
 
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
-            if adapter_name in self.lora_w:  # zero at the start
+            if adapter_name in self.lora_w:
+                w = self.lora_w[adapter_name]
                 if not config.init_weights:
-                    self.lora_w[adapter_name].normal_()
+                    w.normal_()
+                else:
+                    # Beside a low-rank map, which starts at zero too, only the rank then differs.
+                    pe = position_embedding(config.length, w)
+                    w.copy_(-pe[:, None] * pe)
                 return
             w_a, w_b = self.lora_w_a[adapter_name], self.lora_w_b[adapter_name]
             if not config.init_weights or config.init == "normal":
