@@ -63,3 +63,22 @@ def test_a_page_has_the_figures_of_the_stored_results(name, tmp_path):
     shutil.copy(ROOT / page, copy := tmp_path / "page.md")
     write(copy)
     assert copy.read_text(encoding="utf-8") == (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_a_row_of_the_paper_stands_beside_the_highest_other_whatever_its_size():
+    pairs = {
+        (table, row["key"], row.get("model")): other
+        for table in published_page.RESULTS
+        for row, other in published_page.pairs(table)
+    }
+    assert pairs[4, "llama2-7b/lorada_la", "LLaMA2-7B"]["label"] == "QuanTA"
+    # Of a method that is printed at two sizes, each stands beside others of its size.
+    assert pairs[5, "lorada_a_0.06", None]["key"] == "adapter_ffn_0.06"
+    for (table, key, model), other in pairs.items():
+        rows = published_page.published(table)["rows"]
+        highest = max(
+            row["scores"][-1]
+            for row in rows
+            if row.get("model") == model and "lorada" not in row["key"] and row["key"] != "full"
+        )
+        assert other["scores"][-1] == highest or key == "lorada_a_0.06"
