@@ -22,6 +22,7 @@ from lorada import METHODS, build_method
 from lorada.methods.build import scheme_of
 from lorada.methods.matrix_names import SCHEMES, fits, renamed
 from lorada.methods.meta_model import meta_model
+from lorada.methods.provenance import SOURCES
 from lorada.methods.table import UNPUBLISHED
 from lorada.training.models.loading import kind_of
 from lorada.tuners.base.linears import layer_linear_names, linear_of
@@ -170,10 +171,11 @@ def test_settings_that_are_not_the_papers_say_so_everywhere(works):
             assert kind not in METHODS[name].parts
     where = build_method("dora", BertConfig()).settings_from
     assert where == f"not from the paper: {UNPUBLISHED['dora'].source}"
-    assert build_method("dora", LlamaConfig()).settings_from == "Table 4"
+    source = SOURCES["dora"]["llama"]
+    assert build_method("dora", LlamaConfig()).settings_from == source
     taken = build_method("dora", GPT2Config()).settings_from
-    assert taken == "Table 4; those of llama models, taken to a gpt2 model"
+    assert taken == f"{source}; those of llama models, taken to a gpt2 model"
     out, _ = works("params", "--method", "dora", "--model", "roberta-base")
     assert where in " ".join(out.split())
     out, _ = works("methods", "dora")
-    assert "not_from_the_paper: {any encoder: " in " ".join(out.split())
+    assert "any encoder: 'not from the paper: the settings of LoRA in" in " ".join(out.split())

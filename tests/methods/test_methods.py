@@ -62,7 +62,8 @@ def test_a_method_that_finds_nothing_to_train_is_refused():
 def test_every_method_has_its_formula_and_its_paper(name):
     row = describe(name)
     assert row["summary"]
-    assert row["source"]
+    assert list(row["settings_from"]) == row["models"]
+    assert all(row["settings_from"].values())
     assert row["formula"]
     assert "\n" not in row["formula"]
     link = r"https://(arxiv\.org/abs/\d{4}\.\d{5}|aclanthology\.org/\S+)"

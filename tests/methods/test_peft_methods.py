@@ -16,6 +16,7 @@ from transformers import BartConfig
 from lorada import METHODS, build_method
 from lorada.methods.lookup import describe, method_named, peft_names, peft_types
 from lorada.methods.method import SHIFTED_ATTENTION, peft_configs
+from lorada.methods.provenance import SOURCES
 
 OUTSIDE = "PEFT does not place it in the model's layers"
 # Every name of PEFT that is no method, with the reason.
@@ -193,10 +194,10 @@ def test_a_sum_has_the_settings_of_each_and_says_where_they_are_from():
     assert plan.config.parts[1].r == METHODS["lora"].parts["llama"]["lora"]["r"]
     assert plan.settings_from == (
         "not from the paper: ia3: PEFT's defaults, on the layers that PEFT chooses; "
-        "lora: Tables 4, 5 and 10"
+        f"lora: {SOURCES['lora']['llama']}"
     )
     assert build_method("lora+quanta", LLAMA).settings_from == (
-        "lora: Tables 4, 5 and 10; quanta: Table 17"
+        f"lora: {SOURCES['lora']['llama']}; quanta: Table 17"
     )
     found = build_method("lora+ia3", BartConfig()).settings_from
     assert found.startswith("not from the paper: lora: ")

@@ -60,7 +60,7 @@ def _method_page(name: str, row: Mapping[str, Any]) -> str:
 
     named = {
         key: {KINDS.get(kind, kind): value for kind, value in row[key].items()}
-        for key in ("not_from_the_paper", "settings")
+        for key in ("settings_from", "not_as_printed", "settings")
     }
     facts = {key: one for key, one in {**row, **named}.items() if one and key != "models"}
     # Through JSON, since YAML would print settings that several kinds of model share only once.

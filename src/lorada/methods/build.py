@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from lorada.methods.check_overrides import part_overrides, settings_of
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
-from lorada.methods.lookup import method_named
+from lorada.methods.lookup import joined_sources, method_named
 from lorada.methods.matrix_names import (
     ANY_LAYER,
     NAMING,
@@ -31,6 +31,7 @@ from lorada.methods.matrix_names import (
 )
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings, load, part_class
+from lorada.methods.provenance import NOT_STATED, OF_ALL_OTHERS
 from lorada.support.models import MODELS
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import layer_linear_names
@@ -46,7 +47,6 @@ TASK_TYPES: dict[Family, TaskType] = {
 }
 # Models of pictures and sounds: PEFT's classes for tasks do not pass those on to the model.
 NO_TASK_TYPE = ("vit", "whisper")
-NOT_FROM_THE_PAPER = "not from the paper"  # reports look for these words
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,11 @@ def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) ->
     refuse_undefined(method, model_config)
     if method.trainable is None:
         chosen = choose_settings(method, model_config)
-        settings, replaced = fit_defaults(
-            settings_for(chosen, stated, model_config), stated, model_config
-        )
+        wanted = settings_for(chosen, stated, model_config)
+        settings, replaced = fit_defaults(wanted, stated, model_config)
         for sentence in replaced:
             logger.warning(sentence)
-        settings_from = "; ".join([chosen.source, *replaced])
+        settings_from = "; ".join([_with_differences(chosen, wanted, stated), *replaced])
         parts = [part_class(part)(**values) for part, values in settings.items()]
         config = LoradaConfig(parts=parts)
         if model_config.model_type not in NO_TASK_TYPE:
@@ -127,6 +126,7 @@ class ChosenSettings:
     homes: Mapping[str, str]  # part name → the model type whose names of matrices its settings use
     parts: Mapping[str, Settings]  # part name → settings
     source: str  # where they come from, in words
+    printed: Mapping[str, Settings]  # part name → what the source prints instead
 
 
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
@@ -141,16 +141,17 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     for key in (*named, *([model_type] if named else []), *families):
         if key in method.parts:
             home = WRITTEN_FOR.get(key, model_type)
-            parts, source = method.parts[key], method.source
+            parts, source = method.parts[key], method.source_of(key)
             if home != model_type:
                 source += f"; those of {home} models, taken to a {model_type} model"
-            return ChosenSettings(dict.fromkeys(parts, home), parts, source)
+            printed = method.printed.get(key, {})
+            return ChosenSettings(dict.fromkeys(parts, home), parts, source, printed)
     for key in families:
         if key in method.unpublished.parts:
             parts = method.unpublished.parts[key]
-            source = f"{NOT_FROM_THE_PAPER}: {method.unpublished.source}"
             home = WRITTEN_FOR[method.unpublished.named_as or key]
-            return ChosenSettings(dict.fromkeys(parts, home), parts, source)
+            source, printed = method.source_of(key), method.printed.get(key, {})
+            return ChosenSettings(dict.fromkeys(parts, home), parts, source, printed)
     known = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
         f"{method.name} has no settings for {model_type} models, only for {known}: "
@@ -160,14 +161,33 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
 
 def _joined(summands: Sequence[tuple[str, ChosenSettings]]) -> ChosenSettings:
     """The settings of a sum, from those of each method, by name."""
-    ours = f"{NOT_FROM_THE_PAPER}: "
-    sources = "; ".join(f"{name}: {one.source.removeprefix(ours)}" for name, one in summands)
-    unpublished = any(one.source.startswith(ours) for _, one in summands)
     return ChosenSettings(
         {part: home for _, one in summands for part, home in one.homes.items()},
         {part: values for _, one in summands for part, values in one.parts.items()},
-        ours + sources if unpublished else sources,
+        joined_sources([(name, one.source) for name, one in summands]),
+        {part: values for _, one in summands for part, values in one.printed.items()},
     )
+
+
+def _with_differences(
+    chosen: ChosenSettings, settings: Mapping[str, Settings], stated: Mapping[str, Settings]
+) -> str:
+    """The source of the settings, and which of them it does not have."""
+    sentences = []
+    for part, values in settings.items():
+        defaults, own = part_class(part).__dataclass_fields__, stated.get(part, {})
+        there = {**chosen.parts[part], **chosen.printed.get(part, {})}
+        # Names of matrices are translated for each model, so only the user's are compared.
+        there = {key: value for key, value in there.items() if key not in NAMING or key in own}
+        for key in {**there, **own}:
+            here = values[key] if key in values else defaults[key].default
+            at_source = there.get(key, NOT_STATED)
+            if here != (None if at_source == OF_ALL_OTHERS else at_source):
+                words = NOT_STATED if at_source == NOT_STATED else f"there {at_source}"
+                sentences.append(f"{part}.{key}={here} ({words})")
+    if not sentences:
+        return chosen.source
+    return f"{chosen.source}; but for {', '.join(sentences)}"
 
 
 def settings_for(

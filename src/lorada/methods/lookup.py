@@ -22,6 +22,7 @@ from lorada.methods.method import (
     Unpublished,
     peft_configs,
 )
+from lorada.methods.provenance import MAP_DEFAULTS, NOT_FROM_THE_PAPER, PRINTED, SOURCES
 from lorada.methods.table import METHODS, QUERY_VALUE, UNPUBLISHED
 from lorada.support.error_messages import unknown_name
 
@@ -117,7 +118,13 @@ def _single(name: str) -> Method:
     """A method that is no sum."""
     if name in METHODS:
         method = METHODS[name]
-        return replace(method, name=name, unpublished=UNPUBLISHED.get(name, method.unpublished))
+        return replace(
+            method,
+            name=name,
+            unpublished=UNPUBLISHED.get(name, method.unpublished),
+            sources=SOURCES.get(name, method.sources),
+            printed=PRINTED.get(name, method.printed),
+        )
     if name in peft_types():
         return peft_method(name)  # imports PEFT, which other names do not need
     near = get_close_matches(name, METHODS, cutoff=0.6)
@@ -150,7 +157,6 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
         arguments=arguments,
         formula="; ".join(method.formula for method in methods),
         paper=" ".join(dict.fromkeys(method.paper for method in methods if method.paper)),
-        source="; ".join(f"{method.name}: {method.source}" for method in methods),
         summands=tuple(methods),
     )
 
@@ -159,9 +165,10 @@ def describe(name: str) -> dict[str, Any]:
     """Describe a method, with values that JSON can hold.
 
     Returns:
-        ``summary``, ``formula``, ``paper``, ``source``, ``parts`` (names), ``models`` (the kinds it
-        has settings for), ``not_from_the_paper`` (kind of model → source of settings that are not
-        from the paper) and ``settings`` (model → part → settings).
+        ``summary``, ``formula``, ``paper``, ``parts`` (names), ``models`` (the kinds it has
+        settings for), ``settings_from`` (kind of model → where its settings are from),
+        ``not_as_printed`` (kind → part → setting → its value ``here`` and in the ``paper``) and
+        ``settings`` (kind → part → settings).
     """
     method = method_named(name)
     methods = method.summands or (method,)
@@ -171,20 +178,49 @@ def describe(name: str) -> dict[str, Any]:
         for kind in each[0]
         if all(kind in one for one in each)
     }
-    ours = {
-        kind: "; ".join(one.unpublished.source for one in methods if kind in one.unpublished.parts)
-        for kind in settings
-    }
+    kinds = list(settings) or ["any"]
+    differences = {kind: _differences(methods, kind, settings.get(kind, {})) for kind in kinds}
     return {
         "summary": method.summary,
         "formula": method.formula,
         "paper": method.paper,
-        "source": method.source,
         "parts": method.part_names,
-        "models": list(settings) or ["any"],
-        "not_from_the_paper": {kind: source for kind, source in ours.items() if source},
+        "models": kinds,
+        "settings_from": {kind: sources_of(methods, kind) for kind in kinds},
+        "not_as_printed": {kind: parts for kind, parts in differences.items() if parts},
         "settings": settings,
     }
+
+
+def sources_of(methods: Sequence[Method], kind: str) -> str:
+    """Where the settings of a method, or of the methods of a sum, are from."""
+    return joined_sources([(one.name, one.source_of(kind)) for one in methods])
+
+
+def joined_sources(named: Sequence[tuple[str, str]]) -> str:
+    """One sentence for the sources of a sum, by the names of its methods."""
+    if len(named) == 1:
+        return named[0][1]
+    ours = f"{NOT_FROM_THE_PAPER}: "
+    sources = "; ".join(f"{name}: {source.removeprefix(ours)}" for name, source in named)
+    unpublished = any(source.startswith(ours) for _, source in named)
+    return ours + sources if unpublished else sources
+
+
+def _differences(
+    methods: Sequence[Method], kind: str, settings: dict[str, Settings]
+) -> dict[str, dict[str, Any]]:
+    """Part → setting → its value here and in the paper, where the paper prints another."""
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        for part, printed in method.printed.get(kind, {}).items():
+            here = {**MAP_DEFAULTS, **settings[part]}
+            found[part] = {
+                key: {"here": here[key], "paper": value}
+                for key, value in printed.items()
+                if here[key] != value
+            }
+    return found
 
 
 def _settings(method: Method) -> PartsByModel:

@@ -4,11 +4,13 @@ Classes and functions are given by name, as ``module:name``, and ``load`` import
 used. So listing the methods needs neither torch nor PEFT.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lorada.methods.provenance import NOT_FROM_THE_PAPER, Printed
 from lorada.support.tuner_names import TUNERS
 
 if TYPE_CHECKING:
@@ -91,12 +93,21 @@ class Method:
     formula: str = ""  # what it computes or how it updates, in one line of plain text
     paper: str = ""  # link to the paper of the method
     source: str = ""  # where the settings come from
+    # The same by kind of model, where that differs; ``method_named`` fills in those of METHODS.
+    sources: Mapping[str, str] = field(default_factory=dict)
+    printed: Printed = field(default_factory=dict)  # what the source prints in place of settings
     name: str = ""  # the name it was looked up by; ``method_named`` fills it in
     # Settings for further kinds of model; ``method_named`` fills them in.
     unpublished: Unpublished = Unpublished()
     # The methods of a sum, such as ``ia3+lora``, in the order of their parts; empty for any other
     # method.
     summands: "tuple[Method, ...]" = ()
+
+    def source_of(self, kind: str) -> str:
+        """Where the settings for a kind of model are from, in words."""
+        if kind in self.unpublished.parts and kind not in self.parts:
+            return f"{NOT_FROM_THE_PAPER}: {self.unpublished.source}"
+        return self.sources.get(kind, self.source)
 
     @property
     def part_names(self) -> list[str]:

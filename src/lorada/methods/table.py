@@ -63,14 +63,12 @@ METHODS: dict[str, Method] = {
         {family: {"lmam": MAP} for family in EVERY_FAMILY},
         formula="softmax(QKᵀ/√d)·V + M·V, M = (W_a + PE)(W_b + PE)/s on the first n tokens",
         paper=LORADA,
-        source="Table 19, LLaMA-7B",
     ),
     "fmam": Method(
         "FMAM: the full-rank attention map alone (the ¬L ablation)",
         {family: {"lmam": {"length": 128, "ablation": "full_rank"}} for family in EVERY_FAMILY},
         formula="softmax(QKᵀ/√d)·V + M·V, M = (W + PE·PEᵀ)/s on the first n tokens",
         paper=LORADA,
-        source="Tables 3 and 9",
     ),
     "lora": Method(
         "LoRA: a low-rank change of the weights",
@@ -82,7 +80,6 @@ METHODS: dict[str, Method] = {
         },
         formula="Wx + (α/r)·BAx",
         paper="https://arxiv.org/abs/2106.09685",
-        source="Tables 4, 5 and 10",
     ),
     "dora": Method(
         "DoRA: LoRA that learns the norm of each output row separately",
@@ -91,7 +88,6 @@ METHODS: dict[str, Method] = {
         },
         formula="m ⊙ (W + (α/r)·BA)x / ‖W + (α/r)·BA‖, the norm by output row",
         paper="https://arxiv.org/abs/2402.09353",
-        source="Table 4",
     ),
     "adapter_ffn": Method(
         "Adapter-FFN: a scaled bottleneck adapter parallel to the FFN",
@@ -105,28 +101,24 @@ METHODS: dict[str, Method] = {
         },
         formula="FFN(x) + s·U·ReLU(Dx)",
         paper=UNIFIED,
-        source="Tables 5 and 10",
     ),
     "series": Method(
         "series adapter of LLM-Adapters, after down_proj",
         {"llama": {"bottleneck": {"placement": "series", "rank": 256}}},
         formula="y + U·tanh(Dy), y = W_down·x",
         paper=LLM_ADAPTERS,
-        source="Tables 4 and 18",
     ),
     "parallel": Method(
         "parallel adapter of LLM-Adapters, beside up_proj and down_proj",
         {"llama": {"bottleneck": {"placement": "parallel", "rank": 256}}},
         formula="Wx + U·tanh(Dx) for W = W_up, W_down",
         paper=LLM_ADAPTERS,
-        source="Tables 4 and 18",
     ),
     "houlsby": Method(
         "Houlsby's adapters, after attention and FFN",
         {family: {"bottleneck": {"placement": "houlsby", "rank": 16}} for family in ENCODERS},
         formula="LN(x + y + U·ReLU(Dy)), y = Attn(x) or FFN(x)",
         paper="https://arxiv.org/abs/1902.00751",
-        source="Table 5",
     ),
     "pfeiffer": Method(
         "Pfeiffer's adapter, after the FFN, its residual sum and its norm",
@@ -138,7 +130,6 @@ METHODS: dict[str, Method] = {
         },
         formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
         paper="https://arxiv.org/abs/2005.00247",
-        source="Table 10; the rank for encoders is our choice",
     ),
     "pa_attn_ffn": Method(
         "parallel adapters beside attention and FFN",
@@ -149,7 +140,6 @@ METHODS: dict[str, Method] = {
         },
         formula="W_o·(Attn(x) + U₁·ReLU(D₁x)); FFN(x) + s·U₂·ReLU(D₂x)",
         paper=UNIFIED,
-        source="Table 10",
     ),
     "prefix": Method(
         "prefix tuning: learned keys and values before those of the text",
@@ -161,7 +151,6 @@ METHODS: dict[str, Method] = {
         },
         formula="Attn(Q, [P_k; K], [P_v; V])",
         paper="https://arxiv.org/abs/2101.00190",
-        source="Tables 4, 5 and 10",
     ),
     "mam": Method(
         "MAM: prefix tuning with Adapter-FFN",
@@ -179,7 +168,6 @@ METHODS: dict[str, Method] = {
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); FFN(x) + s·U·ReLU(Dx)",
         paper=UNIFIED,
-        source="Tables 5 and 10",
     ),
     "prefix_lora": Method(
         "prefix tuning with LoRA on the FFN",
@@ -188,7 +176,6 @@ METHODS: dict[str, Method] = {
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
         paper=UNIFIED,
-        source="Table 10; α beside the prefix is our choice, that of LoRA(ffn)",
     ),
     "autopeft": Method(
         "AutoPEFT: serial and parallel adapters and a prefix, without the search for their layers",
@@ -206,14 +193,12 @@ METHODS: dict[str, Method] = {
         },
         formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
         paper="https://arxiv.org/abs/2301.12132",
-        source="Tables 5 and 10; the sizes are our choice, as none was published",
     ),
     "quanta": Method(
         "QuanTA: a full-rank change of the weights, made of gates on pairs of axes",
         {family: {"quanta": {"target_modules": QUERY_VALUE[family]}} for family in EVERY_FAMILY},
         formula="Wx + (T − S)x, T = ∏ T⁽ᵃᵇ⁾ over pairs of axes, S = T at the start",
         paper="https://arxiv.org/abs/2406.00132",
-        source="Table 17",
     ),
     "ist": Method(
         "IST: LoRA that trains a quarter of the layers at a time, important ones more often",
@@ -225,7 +210,6 @@ METHODS: dict[str, Method] = {
         arguments={"ddp_find_unused_parameters": True},
         formula="Wx + (α/r)·BAx; layers drawn by σ(−I), I ← I + η·(R − mean R)·σ′(I)",
         paper="https://arxiv.org/abs/2410.11772",
-        source="Table 4",
     ),
     "owlore": Method(
         "OwLore: trains a few whole layers at a time, with GaLore's low-rank gradients",
@@ -261,7 +245,6 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.callbacks.adalora_pruning:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
         paper="https://arxiv.org/abs/2303.10512",
-        source="Table 11; the phases have the shares of the run that AdaLoRA's scripts give them",
     ),
     "sora": Method(
         "SoRA: LoRA with gates that training sets to zero",
@@ -270,7 +253,6 @@ METHODS: dict[str, Method] = {
         arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
         formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
         paper="https://arxiv.org/abs/2311.11696",
-        source="Table 11",
     ),
     "shira": Method(
         "SHiRA-SNIP: a sparse, fixed set of entries of the weights",
@@ -279,7 +261,6 @@ METHODS: dict[str, Method] = {
         arguments={"learning_rate": 5e-4},
         formula="(W + M ⊙ S)x, M = the largest |W ⊙ ∂ℓ/∂W|",
         paper="https://arxiv.org/abs/2406.13175",
-        source="Table 4",
     ),
     "lamda": Method(
         "LaMDA++: a small matrix between two projections from the SVD, one frozen step by step",
@@ -287,14 +268,12 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.callbacks.lamda_schedule:LamdaCallback",),
         formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
         paper="https://arxiv.org/abs/2406.12832",
-        source="Table 4",
     ),
     "omoe": Method(
         "OMoE-DoRA: two DoRA experts whose outputs are made orthogonal",
         {"llama": {"omoe": {"target_modules": ["gate_proj", "up_proj", "down_proj"]}}},
         formula="Wx + Σ gᵢ·uᵢ, u = Gram-Schmidt of the experts' outputs, g = softmax(W_r·x)",
         paper="https://arxiv.org/abs/2501.10062",
-        source="Table 4; the layers are inferred from the parameter count",
     ),
     "longlora": Method(
         "LongLoRA: LoRA, embeddings and norms, with shifted sparse attention in training",
@@ -311,7 +290,6 @@ METHODS: dict[str, Method] = {
         arguments={"learning_rate": 2e-5},
         formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
         paper="https://arxiv.org/abs/2309.12307",
-        source="Table 7",
     ),
     "lorada_a": Method(
         "LoRaDA-A: the map with Adapter-FFN",
@@ -326,7 +304,7 @@ METHODS: dict[str, Method] = {
                 "bottleneck": {"rank": 16, "scale": 2.0, "dropout": 0.1},
             },
             "bart": {
-                "lmam": {"rank": 22, "length": 256, "heads": 16, "stacks": ["encoder"]},
+                "lmam": {"rank": 22, "length": 512, "heads": 16, "stacks": ["encoder"]},
                 "bottleneck": FFN_ADAPTER,
             },
             "mbart": {
@@ -336,7 +314,6 @@ METHODS: dict[str, Method] = {
         },
         formula="softmax(QKᵀ/√d)·V + M·V; FFN(x) + s·U·ReLU(Dx)",
         paper=LORADA,
-        source="Tables 15 and 16",
     ),
     "lorada_la": Method(
         "LoRaDA-LA: the map with LoRA and Adapter-FFN",
@@ -349,7 +326,6 @@ METHODS: dict[str, Method] = {
         },
         formula="softmax(QKᵀ/√d)·V + M·V; Wx + (α/r)·BAx; FFN(x) + s·U·ReLU(Dx)",
         paper=LORADA,
-        source="Table 19",
     ),
     "lorada_q": Method(
         "LoRaDA-Q: the map with QuanTA",
@@ -360,7 +336,6 @@ METHODS: dict[str, Method] = {
         },
         formula="softmax(QKᵀ/√d)·V + M·V; Wx + (T − S)x",
         paper=LORADA,
-        source="Table 17",
     ),
     "bitfit": Method(
         "BitFit: only the biases of the base (and of the pooler, with the head)",

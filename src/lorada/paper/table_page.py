@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from lorada.methods.provenance import NOT_FROM_THE_PAPER
 from lorada.paper.table_spec import PaperTable, Scale, TableRow
 from lorada.support.metric_names import main_metric
 from lorada.support.tables import NOTHING, markdown_table
 
-NOT_FROM_THE_PAPER = "not from the paper"  # how a result's ``settings_from`` begins if they are not
 TEXTS = 3  # columns before the numbers
 MEAN = "mean"
 AVERAGE = "avg"  # the name of the paper's own column of means
