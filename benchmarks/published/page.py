@@ -48,9 +48,9 @@ SECTIONS = (
     (
         "Tables of results: LoRaDA beside the highest other method",
         "The other is the row with the highest printed mean among all methods that are not the "
-        "paper's, on the same model and\nwhatever its size; full fine-tuning is left out. Only where "
-        "the paper prints LoRaDA at two sizes (Table 5) does each\nstand beside the highest of its own "
-        "size.",
+        "paper's, on the same model and\nwhatever its size; full fine-tuning is left out. Only "
+        "where the paper prints LoRaDA at two sizes (Table 5) does each\nstand beside the highest "
+        "of its own size.",
         RESULTS,
     ),
     (

@@ -103,12 +103,31 @@ def test_only_rows_of_several_models_are_named_by_them():
     table = load_table("table4")
     row = next(row for row in table.rows if row.key == "llama-7b/lorada_la")
     page = pages.page_of(table, "paper", [(row, result(task="boolq")[1])], every=False)
-    assert [line.label for line in page.lines] == ["LLaMA-7B, LoRaDA-LA", "llama-7b/lorada_la"]
+    labels = [line.label for line in page.lines if line.source != "rows"]
+    assert labels == ["LLaMA-7B, LoRaDA-LA", "llama-7b/lorada_la"]
 
 
 def test_rows_that_only_the_paper_has_come_first(printed):
     page = page_of(result(), every=True, rows=TABLE["rows"][:1])
     assert [(line.label, line.source) for line in page.lines] == [
-        ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours")
+        ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours"),
+        ("standard error by the number of rows", "rows"),
     ]  # fmt: skip
     assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in pages.markdown(page)
+
+
+@pytest.mark.first
+def test_scores_stand_beside_guessing_and_the_standard_error_of_their_rows(printed):
+    one = result(accuracy=54.5)
+    one[1]["metrics"]["rte"]["n"] = 143
+    one[1]["guessing"] = {"rte": {"accuracy": 53.1}}
+    other = result(task="sst2", accuracy=80.0)
+    other[1]["metrics"]["sst2"]["n"] = 400
+    text = pages.markdown(page_of(one, other))
+    assert "| the commonest answer alone | rows | – | 53.1 | – | – | – |" in text
+    assert "| standard error by the number of rows | rows | – | 4.2 | 2.0 | 2.3 | – |" in text
+
+
+def test_a_score_whose_variance_is_unknown_has_no_standard_error(printed):
+    text = pages.markdown(page_of(result(f1=80.0)))
+    assert "standard error" not in text

@@ -17,6 +17,7 @@ from lorada.paper import figures as plots
 from lorada.paper import table_runs
 from lorada.paper.figures import sweep_figure
 from lorada.training.train import train
+from lorada.tuners.lmam import map_configs
 
 TEXT = "the cat sat"
 
@@ -25,9 +26,13 @@ TEXT = "the cat sat"
 def runs(place):
     """A run with maps on a tiny encoder, a tiny decoder and a tiny T5, and one without a map."""
     t5_folder(place / "t5")
-    for name, method in (("bert", "lmam"), ("llama", "lmam"), ("t5", "lmam"), ("plain", "lora")):
-        model = "llama" if name == "plain" else name
-        rows = "labels" if name == "bert" else "rows"
+    pair = {"text": "ab", "text_pair": "ba c"}
+    rows_file(place / "pairs.jsonl", [{**pair, "label": label} for label in "nyny"])
+    for name, method in (
+        ("bert", "lmam"), ("pairs", "lmam"), ("llama", "lmam"), ("t5", "lmam"), ("plain", "lora"),
+    ):  # fmt: skip
+        model = {"plain": "llama", "pairs": "bert"}.get(name, name)
+        rows = {"bert": "labels", "pairs": "pairs"}.get(name, "rows")
         settings = ["max_steps=3", "report_to=[]", f"eval_data={place / rows}.jsonl"]
         asked = run_recipe(settings, place, place / name, model=model, rows=rows, method=method)
         train(asked, quiet=True)
@@ -86,6 +91,48 @@ def test_a_figure_of_a_run_is_drawn(what, name, runs, tmp_path, works):
         assert (tmp_path / f"{name}{suffix}").stat().st_size > 5000
 
 
+def test_a_run_that_learned_pairs_is_shown_on_a_pair(runs, tmp_path, works, mistake):
+    """What figure 3 of such a run suggests can be run."""
+    run, there = runs / "pairs", ("--output", tmp_path)
+    out, _ = works("plot", "3", run, *there, "--rows", 2)
+    assert f"next: lorada plot 1 {run} --text TEXT --text-pair TEXT" in out
+    out, _ = works("plot", "1", run, *there, "--text", "ab", "--text-pair", "c")
+    assert f"next: lorada explore {run} --text TEXT --text-pair TEXT" in out
+    page = tmp_path / "page.html"
+    out, _ = works("explore", run, "--text", "ab", "--text-pair", "c", "--output", page)
+    assert f"next: lorada predict {run} --data FILE" in out
+    loaded = load_run(run)
+    found = sentence_maps(loaded, ("ab", "c"))
+    given = loaded.tokenizer("ab", "c", return_tensors="pt")
+    softmax = torch.tensor(found["maps"]["softmax (Attn)"][0])
+    expected = explain(loaded.model, given)[-1].softmax[0, found["head"]]
+    assert (softmax - expected).abs().max() < 1e-6
+    assert "add the other with --text-pair" in mistake("plot", "1", run, "--text", "ab")
+    said = mistake("plot", "1", runs / "bert", "--text", "ab", "--text-pair", "c")
+    assert "has learned single texts, not pairs: leave --text-pair out" in said
+
+
+def test_figure_1_shows_the_head_that_is_asked_for(runs, drawn, works, mistake):
+    works("plot", "1", runs / "bert", "--text", TEXT, "--head", 0)
+    assert ", head 0" in drawn[0].get_suptitle()
+    said = mistake("plot", "1", runs / "bert", "--text", TEXT, "--head", 9)
+    assert said.startswith("error: head=9: the layer has the heads 0 to ")
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_figure_3_shows_all_of_a_map_where_it_is_asked_for(runs, name):
+    run = load_run(runs / name)
+    for layer, part in zip(
+        ratios_by_layer(run, 1, whole=True)["layers"],
+        ratios_by_layer(run, 1)["layers"],
+        strict=True,
+    ):
+        whole, shown = torch.tensor(layer["map"]), torch.tensor(part["map"])
+        size = len(shown)
+        assert len(whole) == map_configs(run.model)[0].length > size
+        assert (whole[:size, :size] - shown).abs().max() < 1e-6
+
+
 def test_a_panel_of_figure_3_is_titled_with_the_ratio_of_the_map_it_shows(runs, drawn, works):
     works("plot", "3", runs / "bert", "--rows", 2)
     run = load_run(runs / "bert")
@@ -140,6 +187,7 @@ BAD = {
     "plot 1": "lorada plot 1 takes a run",
     "plot 4 bert": "lorada plot 4 takes no run",
     "plot 1 plain --text a": "this model has no active map",
+    "explore pairs --text a --text b --text-pair c": "--text is given 2 times and --text-pair 1",
 }
 
 

@@ -13,7 +13,7 @@ from lorada.methods.build import build_method
 from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
 from lorada.paper.table_page import MEAN, measured_line, published_line
-from lorada.paper.table_runs import done, jobs
+from lorada.paper.table_runs import Folders, done, jobs
 from lorada.paper.table_spec import load_table, row_recipe, tables
 from lorada.training.arguments import training_arguments
 from lorada.training.models.loading import kind_of
@@ -89,7 +89,7 @@ def test_every_recipe_passes_a_dry_run(name, scale):
     tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
     config_of(table.shared(scale).model)
     found = jobs(table, scale, rows=list(keys.values()), tasks=tasks, seeds=[1],
-                 results=Path("-"), output=Path("-"))  # fmt: skip
+                 folders=Folders(Path("-"), Path("-")))  # fmt: skip
     assert len(found) == len(keys)
     for job in found:
         assert counts_of(job.recipe)["trainable"] > 0

@@ -23,8 +23,8 @@ from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_page as pages
 from lorada.paper import table_spec
+from lorada.paper.table_runs import Folders, jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
-from lorada.paper.table_runs import jobs, run_all
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_predictions
@@ -32,8 +32,8 @@ from lorada.runs.result import read_predictions
 TASKS = ("rte", "sst2")
 ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
 LORA = (*ASKED, "--rows", "lora")
-PAGE = "docs/results/table5/local/table.md"
-STORED = "docs/results/table5/local/lora/rte/seed1.json"
+PAGE = "results/table5/local/table.md"
+STORED = "results/table5/local/lora/rte/seed1.json"
 RUN = "runs/table5-local/lora/rte/seed1"
 
 
@@ -80,7 +80,7 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
     words = ("table", "5", "--rows", "lora", "--seeds", "1,2")
     out, _ = works(*words)
     assert "75.4 ± 0.2" in out
-    folder = place / "docs/results/table5/local"
+    folder = place / "results/table5/local"
     stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("seed*.json"))
     assert stored == [f"lora/{task}/seed{seed}.json" for task in TASKS for seed in (1, 2)]
     for task in TASKS:  # each run folder has the answer to each of its 12 rows
@@ -100,13 +100,14 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
     page = json_of(*words, "--resume")  # a program reads what a person does
     assert page["title"] == "Table 5: GLUE (local scale)"
     assert "scores: accuracy of rte, sst2." in page["notes"]
-    assert [line["source"] for line in page["lines"]] == ["paper", "ours"]
+    assert [line["source"] for line in page["lines"]] == ["paper", "ours", "rows", "rows"]
+    assert "the commonest answer alone" in [line["label"] for line in page["lines"]]
 
 
 def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
     (job,) = jobs(
-        load_table("table5"), "local", rows=["lora"], tasks=["rte"], seeds=[1], results=place,
-        output=place,
+        load_table("table5"), "local", rows=["lora"], tasks=["rte"], seeds=[1],
+        folders=Folders(place, place),
     )  # fmt: skip
     both = replace(job, tasks=["rte", "sst2"])
     assert is_scored(both, {"metrics": {"rte": {}, "sst2": {}, "rte (base)": {}}})
@@ -208,7 +209,7 @@ def test_tasks_learned_together_have_one_order_and_a_part_of_them_a_page_of_its_
     words = ("table", "5", "--scale", "local", "--seeds", "1", "--rows", "lora")
     for tasks in ("qnli,rte,rte", "rte"):
         works(*words, "--tasks", tasks)
-    folder = place / "docs/results/table5/local"
+    folder = place / "results/table5/local"
     assert sorted(path.name for path in (folder / "lora").iterdir()) == ["rte", "rte-qnli"]
     assert "| rte | qnli |" in (folder / "table.md").read_text()
     assert "qnli" not in (folder / "table-rte.md").read_text()
@@ -219,8 +220,23 @@ def test_a_dry_run_counts_and_writes_nothing(place, json_of):
     assert len(plan) == 2 * 2 * 2
     assert all(0 < entry["trainable"] <= entry["total"] for entry in plan)
     assert not any(entry["done"] for entry in plan)
-    assert not (place / "docs").exists()
+    assert not (place / "results").exists()
     assert not (place / "runs").exists()
+
+
+def test_a_table_takes_settings_for_a_first_try_and_its_page_is_of_those_runs(
+    place, works, mistake
+):
+    out, _ = works(*LORA, "max_steps=1", "train_rows=8")
+    assert "next: lorada table 5 --scale local" in out
+    result = json.loads((place / STORED).read_text())
+    assert (result["steps"], result["data"]["rows"]) == (1, 8)
+    assert result["guessing"] == {"rte": {"accuracy": 50.0}}
+    assert "| LoRA (0.5%) | ours |" in (place / PAGE).read_text()
+    # Without them it is another run, which is not mixed with the first.
+    assert "was made with train_rows=8, not None" in mistake(*LORA, "--resume")
+    assert mistake(*ASKED, "method=full").startswith("error: method=full: method is what a row of")
+    assert "table 2 is computed, so max_steps=1 changes" in mistake("table", "2", "max_steps=1")
 
 
 SPOILT = {"metrics": {"rte": 1}, "recipe": {"model": 3}, "unparsable": {"rte": "x"}}
@@ -276,7 +292,7 @@ def test_a_failed_run_does_not_end_the_table_and_leaves_no_old_numbers_if_overwr
     assert (place / PAGE).read_text().count("| ours |") == 2
     monkeypatch.setattr(learning_rate, "train", Mock(side_effect=ValueError("cut off")))
     assert call(*ASKED, "--overwrite")[0] == 2
-    assert not list((place / "docs/results").rglob("seed*.json"))
+    assert not list((place / "results").rglob("seed*.json"))
     assert not list((place / "runs").rglob("result.json"))
 
 
@@ -292,7 +308,7 @@ run_all(found, say=print, resume=True, overwrite=False, pool=Workers())
 
 
 def test_two_processes_share_the_runs_of_a_table_and_train_none_twice(place):
-    asked = {"tasks": ["rte"], "seeds": [1], "results": Path("r"), "output": Path("runs")}
+    asked = {"tasks": ["rte"], "seeds": [1], "folders": Folders(Path("r"), Path("runs"))}
     found = jobs(load_table("table5"), "local", **asked)
     (place / "jobs").write_bytes(pickle.dumps(found))
     other = subprocess.Popen([sys.executable, "-c", BESIDE], stdout=subprocess.PIPE, text=True)

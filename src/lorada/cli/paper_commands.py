@@ -33,6 +33,8 @@ ONCE = ("--dry-run", "--resume", "--overwrite")
 Names = Annotated[
     Any, typer.Option(parser=opt.named, metavar="NAMES", help="with commas; else all")
 ]
+# A folder of the user's own: a checkout has results of other machines in docs/results.
+OWN_RESULTS = Path("results")
 Results = Annotated[Path, typer.Option(help="where results are kept")]
 Scale = Annotated[
     Literal["paper", "local"],
@@ -43,6 +45,7 @@ Scale = Annotated[
 @app.command(rich_help_panel=opt.PAPER)
 def table(
     number: Annotated[int, typer.Argument(help="number of the table in the paper")],
+    overrides: opt.Overrides = None,
     scale: Scale = "local",
     rows: Names = None,
     tasks: Names = None,
@@ -50,7 +53,7 @@ def table(
     dry_run: opt.DryRun = False,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
-    results: Results = Path("docs/results"),
+    results: Results = OWN_RESULTS,
     output: Annotated[Path, typer.Option(help="where the runs are")] = Path("runs"),
     workers: opt.Workers = None,
     gpus_per_job: opt.GpusPerJob = 1.0,
@@ -59,7 +62,10 @@ def table(
     as_json: opt.Json = False,
 ) -> None:
     """Run the rows of one of the paper's tables, and print them beside the published scores."""
+    pairs = list(overrides or [])
     if number in (2, 3):
+        if pairs:
+            raise ValueError(f"table {number} is computed, so {pairs[0]} changes nothing in it")
         _show_costs(number, as_json=as_json)
         return
     chosen = _table_named(f"table{number}", data_dir, resume=resume, overwrite=overwrite)
@@ -67,10 +73,10 @@ def table(
     chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
         from lorada.paper.table_page import page_of
-        from lorada.paper.table_runs import jobs, run_all
+        from lorada.paper.table_runs import Folders, jobs, run_all
     found = jobs(
         chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
-        results=results, output=output, data_dir=data_dir,
+        folders=Folders(results, output, data_dir), overrides=pairs,
     )  # fmt: skip
     again = [word for word in sys.argv[1:] if word not in ONCE]
     if dry_run:
@@ -84,7 +90,7 @@ def table(
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
         _show_page(page_of(chosen, scale, kept, every=rows is None), as_json=as_json)
-        written = _write_so_far(chosen, scale, found[0].tasks, results)
+        written = _write_so_far(chosen, scale, found[0].tasks, results, pairs)
         if not as_json:
             say(written)
             suggest(*again, "--dry-run")
@@ -135,13 +141,15 @@ def _show_page(page: Any, *, as_json: bool) -> None:
     _print_table(page.title, header_of(page), rows, page.notes)
 
 
-def _write_so_far(chosen: Any, scale: Any, tasks: list[str], results: Path) -> str:
+def _write_so_far(
+    chosen: Any, scale: Any, tasks: list[str], results: Path, overrides: list[str]
+) -> str:
     """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
     from lorada.paper.table_page import markdown, page_of
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
-    so_far = stored_rows(chosen, scale, of, results, report=note)
+    so_far = stored_rows(chosen, scale, of, results, report=note, overrides=overrides)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
     path = results / chosen.name / scale / f"table{part}.md"
     write_atomic(path, markdown(page_of(chosen, scale, so_far, every=True)))
@@ -204,15 +212,24 @@ def plot(
     text: Annotated[
         str, typer.Option(help="the sentence that 1 shows")
     ] = "an exquisitely written and superbly acted film that moved me deeply",
+    text_pair: Annotated[
+        str | None, typer.Option(help="its pair, for a run that learned pairs (1)")
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option(min=0, help="head that 1 shows; else the strongest")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="draw all of each map in 3, not its part on a row")
+    ] = False,
     rows: Annotated[int, typer.Option(min=1, help="test rows that 3 looks at")] = 64,
     scale: Scale = "local",
     seeds: opt.Seeds = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
-    results: Results = Path("docs/results"),
+    results: Results = OWN_RESULTS,
     output: Annotated[
         Path, typer.Option(help="folder of the picture; runs of 4 are in runs")
-    ] = Path("docs"),
+    ] = OWN_RESULTS,
     data: Annotated[
         str | None, typer.Option(help="rows that 3 looks at; else the run's own")
     ] = None,
@@ -226,28 +243,34 @@ def plot(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite
         )  # fmt: skip
     elif what == "1":
-        _plot_maps(run, text, output)
+        _plot_maps(run, text, text_pair, head, output)
     else:
-        _plot_layers(run, rows, output, data, data_dir)
+        _plot_layers(run, rows, output, data, data_dir, whole=whole)
 
 
-def _plot_maps(run: Path, text: str, output: Path) -> None:
+def _plot_maps(run: Path, text: str, text_pair: str | None, head: int | None, output: Path) -> None:
     from lorada.paper.figures import attention_maps
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.explore.page_data import sentence_maps
+    from lorada.explore.page_data import sentence_maps, sentences_of
 
-    found = sentence_maps(loaded, text)
+    (sentence,) = sentences_of([text], [text_pair] if text_pair else None)
+    found = sentence_maps(loaded, sentence, head)
     title = f"{found['layer']}, head {found['head']}"
     maps = found["tokens"], found["maps"]
     _draw("figure1", output, lambda *paths: attention_maps(*maps, *paths, title=title))
-    suggest("explore", run, "--text", "TEXT")
+    suggest("explore", run, *_asked_text(loaded))
+
+
+def _asked_text(run: Any) -> list[str]:
+    """The options for a sentence of the kind that a run has learned."""
+    return ["--text", "TEXT", *(["--text-pair", "TEXT"] if run.pairs else [])]
 
 
 def _plot_layers(
-    run: Path, rows: int, output: Path, data: str | None, data_dir: str | None
+    run: Path, rows: int, output: Path, data: str | None, data_dir: str | None, *, whole: bool
 ) -> None:
     from lorada.paper.figures import layers_figure
 
@@ -255,12 +278,12 @@ def _plot_layers(
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.page_data import ratios_by_layer
 
-    layers = ratios_by_layer(loaded, rows, data, data_dir)
+    layers = ratios_by_layer(loaded, rows, data, data_dir, whole=whole)
     _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
     for one in layers["layers"]:
         line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
         console.print(f"{line}{100 * one['negative_ratio']:.1f}%")
-    suggest("plot", "1", run)
+    suggest("plot", "1", run, *(_asked_text(loaded) if loaded.pairs else []))
 
 
 def _plot_sweep(
@@ -271,8 +294,9 @@ def _plot_sweep(
     figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
     with importing():
         from lorada.paper.figures import sweep_figure
-        from lorada.paper.table_runs import jobs, run_all
-    found = jobs(figure, at, seeds=seeds, results=results, output=Path("runs"), data_dir=data_dir)
+        from lorada.paper.table_runs import Folders, jobs, run_all
+    folders = Folders(results, Path("runs"), data_dir)
+    found = jobs(figure, at, seeds=seeds, folders=folders)
     complete, outcomes = run_all(
         found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0)
     )
@@ -291,7 +315,7 @@ def _plot_sweep(
         title = f"{figure.title} ({model}, {at} scale, {fewest}{counted(counts[-1], 'seed')})"
         labels = {"title": title, "metric": f"{metric} (%)"}
         _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, **labels))
-        suggest("table", "5", "--scale", at, "--results", results, "--dry-run")
+        suggest("table", "5", "--scale", at, "--dry-run")
     _check_outcomes(outcomes)
 
 

@@ -111,7 +111,9 @@ def evaluate(
     _print_scores(found)
     if metric is None:
         say_why(read_result(run))
-    if loaded.form in HEADED:
+    if loaded.pairs:
+        suggest("predict", run, "--data", "FILE")
+    elif loaded.form in HEADED:
         suggest("predict", run, "--text", "TEXT")
     elif loaded.form == "messages":
         suggest("chat", run)
@@ -351,6 +353,9 @@ def _show_answers(answers: list[dict[str, Any]], texts: list[str]) -> None:
 def explore(
     run: opt.RunFolder,
     text: Annotated[list[str], typer.Option(help="a sentence to show; may be given again")],
+    text_pair: Annotated[
+        list[str] | None, typer.Option(help="its pair, for a run that learned pairs of texts")
+    ] = None,
     output: Annotated[Path, typer.Option(help="the page")] = Path("explore.html"),
     overwrite: opt.Overwrite = False,
     remote: opt.Remote = False,
@@ -366,14 +371,16 @@ def explore(
         import jinja2  # noqa: F401
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=False)
     from lorada.explore.explorer_page import explorer_page
-    from lorada.explore.page_data import explored
+    from lorada.explore.page_data import explored, sentences_of
 
-    data = explored(loaded, text)
+    data = explored(loaded, sentences_of(text, text_pair))
     with waiting("writing the page"):
         page = explorer_page(data)
         write_atomic(output, page)
     say(f"{output} ({len(page) / 2**20:.1f} MB)")
-    if loaded.form in HEADED:
+    if loaded.pairs:
+        suggest("predict", run, "--data", "FILE")
+    elif loaded.form in HEADED:
         suggest("predict", run, "--text", text[0])
     else:
         suggest("chat", run)

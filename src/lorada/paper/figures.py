@@ -51,8 +51,8 @@ def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
 def layers_figure(found: dict[str, Any], *paths: Path) -> None:
     """Draw the maps of up to four layers and the negative ratio of all, like the paper's Figure 3.
 
-    A panel is one head's map of one row, with its ratio in the title. The curves are means over
-    heads and rows. ``found`` is what ``ratios_by_layer`` returns.
+    A panel is one head's map, of one row or whole, with its ratio in the title. The curves are
+    means over heads and rows. ``found`` is what ``ratios_by_layer`` returns.
     """
     layers = found["layers"]
     count = min(4, len(layers))
@@ -74,7 +74,8 @@ def layers_figure(found: dict[str, Any], *paths: Path) -> None:
     ratio_axis.axhline(50, color="grey", linewidth=0.8)
     ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=numbers)
     mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
-    ratio_axis.set_title(f"{mean}\n(the maps above: of the first row)", fontsize=9)
+    above = "whole" if found["whole"] else "of the first row"
+    ratio_axis.set_title(f"{mean}\n(the maps above: {above})", fontsize=9)
     ratio_axis.legend()
     _save(figure, paths)
 

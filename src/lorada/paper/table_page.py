@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lorada.methods.provenance import NOT_FROM_THE_PAPER
+from lorada.paper.beside_scores import error_of_mean, score_in, standard_error
 from lorada.paper.table_spec import PaperTable, Scale, TableRow
 from lorada.support.metric_names import main_metric
 from lorada.support.tables import NOTHING, markdown_table
@@ -30,7 +31,7 @@ class TableLine:
     """One line of a page: a row as published, or as measured."""
 
     label: str
-    source: str  # ``paper`` or ``ours``
+    source: str  # ``paper``, ``ours``, or ``rows`` for what follows from the scored rows alone
     percent: str  # trained parameters in percent of the base, or as published
     scores: dict[str, list[float]]  # column (or ``MEAN``) → one number per seed, or the published
     spread: dict[str, float] = field(default_factory=dict)  # column → published standard deviation
@@ -136,6 +137,9 @@ def page_of(
         for key in [*(_unrun(chosen) if every else []), *by_row]
         for line in _lines(chosen, key, by_row.get(key, []), columns, averaged)
     ]
+    for end in dict.fromkeys(ends.values()):
+        of_end = [result for key in by_row if ends[key] == end for result in by_row[key]]
+        lines += [_renamed(line, end) for line in _lines_of_rows(of_end, columns, averaged)]
     plain = [*columns, *([MEAN] if averaged else [])]
     notes = [
         *_about(results, columns),
@@ -182,6 +186,38 @@ def _lines(
         (row,) = (row for row in chosen.rows if row.key == key)
         label = key if has_models(chosen.table) else row.label  # the key names the paper's model
         yield measured_line(label, results, columns, averaged)
+
+
+def _lines_of_rows(
+    results: Results, columns: Columns, averaged: Sequence[str]
+) -> Iterator[TableLine]:
+    """What the commonest answer scores, and the standard error that the number of rows gives."""
+    guesses: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for name, (task, metric) in columns.items():
+        for result in results:
+            metrics = result["metrics"].get(task, {})
+            guess = score_in(result.get("guessing", {}).get(task, {}), metric)
+            if guess is not None:
+                guesses[name] = guess
+            score = score_in(metrics, metric)
+            if score is None:
+                continue
+            error = standard_error(metric or main_metric(metrics), score, metrics["n"])
+            if error is not None:
+                errors[name] = max(error, errors.get(name, 0.0))
+    if averaged and all(name in guesses for name in averaged):
+        guesses[MEAN] = statistics.fmean(guesses[name] for name in averaged)
+    whole = error_of_mean(errors.get(name) for name in averaged)
+    if whole is not None:
+        errors[MEAN] = whole
+    for label, values in (
+        ("the commonest answer alone", guesses),
+        ("standard error by the number of rows", errors),
+    ):
+        if values:
+            scores = {name: [value] for name, value in values.items()}
+            yield TableLine(label, "rows", NOTHING, scores)
 
 
 def _ends(rows: Mapping[str, Results]) -> dict[str, str]:

@@ -6,11 +6,11 @@ no result.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorada.compare.jobs.job import Job, Outcome, held, report
 from lorada.compare.jobs.queue import run_queue
@@ -19,6 +19,7 @@ from lorada.data.read_rows import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
+from lorada.paper.beside_scores import guessing_scores
 from lorada.paper.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.runs.folder import clear, differences, holds_run
 from lorada.runs.recipe import Recipe
@@ -29,6 +30,14 @@ from lorada.support.progress import progress_bar
 from lorada.training.parameter_counts import counts_of
 
 SEED = re.compile(r"seed(\d+)\.json")
+
+
+class Folders(NamedTuple):
+    """Where the runs of a table are, what is kept of them, and the benchmarks' rows."""
+
+    results: Path
+    output: Path
+    data_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,13 @@ def jobs(
     rows: list[str] | None = None,
     tasks: list[str] | None = None,
     seeds: list[int] | None = None,
-    results: Path,
-    output: Path,
-    data_dir: str | None = None,
+    folders: Folders,
+    overrides: Sequence[str] = (),
 ) -> list[TableJob]:
-    """All runs of the chosen rows, tasks and seeds, row by row."""
+    """All runs of the chosen rows, tasks and seeds, row by row.
+
+    ``overrides`` are ``key=value`` settings that every run gets, as for a first try.
+    """
     # Each once and in the table's order, because the tasks are part of a run's path.
     wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
     groups = [[task] for task in wanted] if table.train == "each" else [wanted]
@@ -69,10 +80,10 @@ def jobs(
         for group in groups:
             for seed in dict.fromkeys(seeds or table.seeds):
                 path = Path(row.key) / "-".join(group) / f"seed{seed}"
-                run = output / f"{table.name}-{scale}" / path
-                recipe = row_recipe(table, row, scale, group, seed, run)
-                recipe = recipe.model_copy(update={"data_dir": data_dir})
-                stored = results / table.name / scale / f"{path}.json"
+                run = folders.output / f"{table.name}-{scale}" / path
+                recipe = row_recipe(table, row, scale, group, seed, run, overrides)
+                recipe = recipe.model_copy(update={"data_dir": folders.data_dir})
+                stored = folders.results / table.name / scale / f"{path}.json"
                 found.append(TableJob(row, group, seed, recipe, stored))
     return found
 
@@ -111,6 +122,7 @@ def stored_rows(
     results: Path,
     *,
     report: Callable[[str], None],
+    overrides: Sequence[str] = (),
 ) -> list[tuple[TableRow, dict[str, Any]]]:
     """All stored results in the folder ``results``, each with its row.
 
@@ -123,7 +135,10 @@ def stored_rows(
     rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
     if not seeds or not rows:
         return []
-    every = jobs(table, scale, rows=rows, tasks=some, seeds=seeds, results=results, output=Path())
+    every = jobs(
+        table, scale, rows=rows, tasks=some, seeds=seeds,
+        folders=Folders(results, Path()), overrides=overrides,
+    )  # fmt: skip
     found = [(job.row, usable_result(job, report)) for job in every]
     return [(row, result) for row, result in found if result is not None]
 
@@ -183,6 +198,7 @@ def carry_out(job: TableJob) -> None:
     result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
     source = data_folder(job.recipe.data_dir)
     result["data"]["source"] = "a local folder" if source else "the hub"
+    result["guessing"] = guessing_scores(job.recipe, result["form"], result["labels"] or ())
     write_atomic(job.stored, json_text(result) + "\n")
 
 

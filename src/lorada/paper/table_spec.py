@@ -5,6 +5,7 @@ A row of a table is a method with its settings at two scales: ``paper`` (the rea
 trained parameters).
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from importlib.resources import files
@@ -136,13 +137,31 @@ def load_table(name: str) -> PaperTable:
     return PaperTable(**yaml.safe_load(known[name].read_text(encoding="utf-8")))
 
 
+# What makes a run a row of its table: no override may change it.
+ROWS_OWN = ("method", "model", "task", "output", "data", "eval_data", "data_dir", "training.seed")
+
+
 def row_recipe(
-    table: PaperTable, row: TableRow, scale: Scale, tasks: list[str], seed: int, output: Path
+    table: PaperTable,
+    row: TableRow,
+    scale: Scale,
+    tasks: list[str],
+    seed: int,
+    output: Path,
+    overrides: Sequence[str] = (),
 ) -> Recipe:
     """The recipe of one run of a row, which trains on ``tasks`` in the folder ``output``.
 
-    The table's settings for parts that the method does not have are dropped.
+    The table's settings for parts that the method does not have are dropped. ``overrides`` are
+    ``key=value`` settings in place of the row's.
     """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in (*ROWS_OWN, "seed"):
+            raise ValueError(
+                f"{override}: {key} is what a row of {table.name} is, or has an option of its own: "
+                "leave it out"
+            )
     shared = table.shared(scale)
     settings = deepcopy(shared.settings)
     for task in tasks if len(tasks) == 1 else []:
@@ -157,7 +176,7 @@ def row_recipe(
     model = (row.model if scale == "paper" else None) or settings.get("model", shared.model)
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
-    return load_recipe(None, [], settings)
+    return load_recipe(None, list(overrides), settings)
 
 
 def merge(into: Settings, other: Settings) -> None:

@@ -1,0 +1,75 @@
+"""What a score has to be set beside: its standard error by its rows alone, and what guessing gets.
+
+A test set of 143 rows gives any score near a half a standard error of 4.2 points, whatever was
+trained, and the commonest answer alone is right on half of its rows or more.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lorada.compare.trainings import commonest_answer
+from lorada.data.read_rows import answer_of
+from lorada.data.task_rows import Rows, scored_rows
+from lorada.runs.recipe import Recipe
+from lorada.support.metric_names import main_metric
+from lorada.training.models.loading import kind_of, load_config
+
+# Metrics that are a share of right rows, and those that are correlations. The variance over rows of
+# any other, such as F1 or BLEU, does not follow from the score and the number of rows.
+SHARES = ("accuracy", "exact", "exact_match", "quanta_one_sided")
+CORRELATIONS = ("matthews", "pearson", "spearman")
+
+
+def standard_error(metric: str, score: float, rows: int) -> float | None:
+    """The standard error of a score that its number of rows gives; None where it is unknown."""
+    share = score / 100
+    if metric in SHARES:
+        return 100 * math.sqrt(share * (1 - share) / rows)
+    if metric in CORRELATIONS:
+        return 100 * (1 - share**2) / math.sqrt(rows)
+    return None
+
+
+def error_of_mean(errors: Iterable[float | None]) -> float | None:
+    """The standard error of the mean of columns with these standard errors."""
+    each = list(errors)
+    known = [error for error in each if error is not None]
+    if not known or len(known) < len(each):
+        return None
+    return math.sqrt(sum(error**2 for error in known)) / len(known)
+
+
+def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The metrics of always giving the commonest answer, by task, on the rows that are scored.
+
+    Tasks whose answers are all different, such as translations, are left out.
+    """
+    kind = kind_of(load_config(recipe.model))
+    sets = scored_rows(recipe, form, tuple(labels), kind)
+    found = {name: _guess(rows) for name, rows in sets.items()}
+    return {name: metrics for name, metrics in found.items() if metrics}
+
+
+def _guess(rows: Rows) -> dict[str, Any]:
+    answer = commonest_answer(rows)
+    if answer is None or _all_differ(rows):
+        return {}
+    metrics = rows.protocol.score([answer] * len(rows.rows), rows.rows)
+    # A constant has no correlation, which is as good as one of 0.
+    return {name: value or 0.0 for name, value in metrics.items()}
+
+
+def _all_differ(rows: Rows) -> bool:
+    """Whether no two rows have the same text as their answer."""
+    if rows.form in ("label", "score", "choice"):
+        return False
+    return len({answer_of(row) for row in rows.rows}) == len(rows.rows)
+
+
+def score_in(metrics: Mapping[str, Any], metric: str | None) -> float | None:
+    """A metric of a task, its main one for None; None where it is not there."""
+    if not metrics:
+        return None
+    value = metrics.get(metric or main_metric(dict(metrics)))
+    return None if value is None else float(value)
