@@ -1,6 +1,6 @@
 """Write the table of methods and the counts in README.md from the tables that the package has.
 
-    python scripts/write_readme.py
+    PYTHONPATH=tests python scripts/write_readme.py
 
 What is written stands between ``<!-- methods -->`` or ``<!-- count of … -->`` and ``<!-- end -->``.
 """
@@ -8,9 +8,10 @@ What is written stands between ``<!-- methods -->`` or ``<!-- count of … -->``
 import re
 from pathlib import Path
 
+from architectures import ARCHITECTURES
+
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
-from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.method import PARTS, Method
 from lorada.methods.table import METHODS
 
@@ -55,7 +56,8 @@ def method_table() -> str:
     return "\n".join(text)
 
 
-COUNTS = {"methods": len(METHODS), "tasks": len(TASKS) - 1, "model types": len(SCHEMES)}
+# The model types are those of docs/tested.md.
+COUNTS = {"methods": len(METHODS), "tasks": len(TASKS) - 1, "model types": len(ARCHITECTURES)}
 
 
 def written(page: str) -> str:
