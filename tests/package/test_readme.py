@@ -85,7 +85,8 @@ def test_the_make_targets_of_the_readme_exist():
 
 
 def test_the_readme_is_what_its_script_writes():
-    assert write_readme.written(README) == README, "run: PYTHONPATH=tests python scripts/write_readme.py"
+    command = "PYTHONPATH=tests python scripts/write_readme.py"
+    assert write_readme.written(README) == README, f"run: {command}"
 
 
 def test_pictures_and_pages_of_the_readme_exist():

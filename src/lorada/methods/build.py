@@ -126,7 +126,7 @@ class ChosenSettings:
     homes: Mapping[str, str]  # part name → the model type whose names of matrices its settings use
     parts: Mapping[str, Settings]  # part name → settings
     source: str  # where they come from, in words
-    printed: Mapping[str, Settings]  # part name → what the source prints instead
+    printed: Mapping[str, Mapping[str, Any]]  # part name → what the source prints instead
 
 
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
