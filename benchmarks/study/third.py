@@ -17,6 +17,7 @@ from run import (
     COMPARISONS,
     DORA,
     DORA_4,
+    FULL_RANK,
     LORA,
     LORA_4,
     ON_DORA_TOO,
@@ -41,7 +42,7 @@ KEPT = DOCS / "results" / "study3.json.gz"
 # What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row without
 # softmax's signs (docs/paper.md, reading 17).
 PUBLISHED = {"no_negative": -4.8, "softmax": -42.9, "no_position": -2.9, "full_rank": -7.8}
-WITHOUT = {each.rpartition("=")[2]: each for each in ABLATIONS}
+WITHOUT = {each.rpartition("=")[2]: each for each in (FULL_RANK, *ABLATIONS)}
 NAMES = {
     LORA: "LoRA r 1", LORA_4: "LoRA r 4", PRINTED_ON_LORA: "LoRA r 1 + map",
     DORA: "DoRA r 1", DORA_4: "DoRA r 4", PRINTED_ON_DORA: "DoRA r 1 + map",
@@ -51,7 +52,7 @@ NAMES = {
 WANTED = {
     name: asked.rows for name, asked in COMPARISONS.items()
     if name.endswith("_sizes") or name == "syllogism_ablations"
-}  # fmt: skip
+} | {"syllogism_full_rank": "syllogism_full_rank"}  # fmt: skip
 ON_LORA_ROWS, ON_DORA_ROWS = (
     [asked.rows for asked in COMPARISONS.values() if asked.methods == methods]
     for methods in (ON_LORA, ON_DORA_TOO)
@@ -67,7 +68,8 @@ QUESTIONS: dict[str, list[Pair]] = {
         *((rows, PRINTED_ON_DORA, DORA_4) for rows in ON_DORA_ROWS),
     ],
     "H2 again: the map alone without its parts against the map alone": [
-        ("syllogism", ablation, PRINTED) for ablation in ABLATIONS
+        ("syllogism_full_rank", FULL_RANK, PRINTED),
+        *(("syllogism", ablation, PRINTED) for ablation in ABLATIONS),
     ],
 }
 
