@@ -29,7 +29,7 @@ OWN = {"lorada"} | {
 # Packages that we do not name, and the one we name that requires them.
 COME_ALONG = {
     "huggingface-hub": "transformers", "tokenizers": "transformers", "numpy": "transformers",
-    "markupsafe": "jinja2", "onnx-ir": "onnxscript",
+    "markupsafe": "jinja2", "onnx-ir": "onnxscript", "starlette": "transformers",
     "psutil": "accelerate", "pyarrow": "datasets", "pandas": "datasets",
 }  # fmt: skip
 # One script says in its first lines how to install what it needs; PEFT's own suite is a package

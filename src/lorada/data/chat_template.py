@@ -3,12 +3,13 @@
 import json
 from itertools import product
 from textwrap import shorten
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from lorada.data.tool_calls import CALLS, ToolCall, calls_of, function_of
 from lorada.support.row_sources import Row
+
+if TYPE_CHECKING:  # its import takes seconds, and rows are read before a model is loaded
+    from transformers import PreTrainedTokenizerBase
 
 MOST = 60  # characters of a conversation's roles that an error shows
 # Whether the arguments of calls are JSON text, and the content of a turn that says nothing else.
@@ -20,12 +21,12 @@ class TurnsRefused(ValueError):
     """A tokenizer without a chat template, or one that refuses a conversation."""
 
 
-def rendered(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
+def rendered(row: Row, count: int, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
     """The first ``count`` turns of a chat as the template writes them."""
     return str(applied(row, count, tokenizer, tokenize=False, **options))
 
 
-def for_template(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
+def for_template(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Row:
     """A chat as its template takes it; one that leaves out texts, tools or calls is refused.
 
     Most templates write the arguments of a call from an object, and some from JSON text; and some
@@ -43,7 +44,7 @@ def for_template(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
     return row
 
 
-def applied(row: Row, count: int, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+def applied(row: Row, count: int, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> Any:
     """What the chat template makes of the first ``count`` turns; it may refuse them."""
     if not tokenizer.chat_template:
         raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
@@ -66,7 +67,7 @@ def _calls_of_turns(row: Row) -> list[list[ToolCall]]:
         raise TurnsRefused(str(error)) from error
 
 
-def _left_out(what: str, tokenizer: PreTrainedTokenizerBase) -> TurnsRefused:
+def _left_out(what: str, tokenizer: "PreTrainedTokenizerBase") -> TurnsRefused:
     name = tokenizer.name_or_path or "this tokenizer"
     return TurnsRefused(
         f"the chat template of {name} leaves out {what}: give a template that writes them with "
@@ -75,7 +76,7 @@ def _left_out(what: str, tokenizer: PreTrainedTokenizerBase) -> TurnsRefused:
 
 
 def _with_written_calls(
-    row: Row, calls: list[list[ToolCall]], tokenizer: PreTrainedTokenizerBase
+    row: Row, calls: list[list[ToolCall]], tokenizer: "PreTrainedTokenizerBase"
 ) -> Row:
     """A chat with its calls in a way that its template writes them in."""
     refusals: list[TurnsRefused] = []
@@ -122,7 +123,7 @@ def _nested(call: Row, **changes: Any) -> Row:
     return {**around, "function": {**function, **changes}}
 
 
-def _writes_calls(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _writes_calls(row: Row, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a template writes names and arguments of all calls, none as Python shows a dict."""
     turns, number = list[Row](), 0
     for turn in row["messages"]:
@@ -142,7 +143,7 @@ def _writes_calls(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
     return all(written) and f"{{'{STAND_IN}" not in text
 
 
-def _writes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _writes_texts(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a template writes what a user says, unless it refuses a turn that stands alone."""
     turns = [{"role": "user", "content": STAND_IN}]
     try:
@@ -151,7 +152,7 @@ def _writes_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
         return True
 
 
-def _writes_tools(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _writes_tools(row: Row, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a template writes the names of all tools of a chat."""
     tools, names = list[Row](), list[str]()
     for tool in row["tools"]:
