@@ -20,6 +20,7 @@ from stacks import logits, lora
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lorada import LoradaConfig
+from lorada.inference.export import copy_licence
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
@@ -246,6 +247,16 @@ def test_a_half_precision_base_keeps_its_dtype_and_rounding_is_said(
     if method == "lmam":  # nothing is merged, so nothing is rounded
         batch, exported = inputs(), model
         assert torch.equal(logits(exported, batch), logits(load_run(run).model, batch))
+
+
+def test_the_texts_of_a_licence_go_with_the_weights(tmp_path):
+    (tmp_path / "base").mkdir()
+    names = ["LICENSE", "LICENSE.md", "NOTICE.txt", "USE_POLICY.md"]
+    for name in (*names, "config.json"):
+        (tmp_path / "base" / name).write_text(name)
+    (tmp_path / "out").mkdir()
+    copy_licence(str(tmp_path / "base"), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_an_export_ends_its_texts_as_the_base_does_and_as_the_run_has_learned(

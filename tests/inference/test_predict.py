@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from folders import ROWS, refused, rows_file
@@ -20,6 +21,7 @@ from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict, predict_to
 from lorada.runs.result import read_predictions
+from lorada.support.files import json_lines
 
 SETTINGS = [
     "max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=64", "max_new_tokens=5",
@@ -166,6 +168,20 @@ def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
     weights = next((run.folder / "adapter").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes())  # of another training, as far as anybody knows
     assert answered_to(run, LABELS, output, overwrite=True) == 0
+
+
+def test_of_an_unfinished_file_whole_parts_count_and_only_of_the_same_weights(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_text("those of one training")
+    (tmp_path / "recipe.yaml").write_text("method: lora")
+    run = SimpleNamespace(folder=tmp_path, recipe=SimpleNamespace(max_new_tokens=8))
+    rows = SimpleNamespace(fingerprint="12ab", form="prompt", labels=[])
+    key, part = module._key(run, rows), tmp_path / "answers.lorada-part"
+    answers = [{"row": row, "answer": "yes"} for row in range(1, 6)]
+    part.write_text(json_lines([{"of": key}, *answers]))
+    assert module._answered_before(part, key, 2) == answers[:4]  # whose batches are whole
+    (tmp_path / "adapter" / "weights").write_text("and those of the next")
+    assert module._answered_before(part, module._key(run, rows), 2) == []
 
 
 def test_an_empty_prompt_is_named(folder):

@@ -9,6 +9,7 @@ from transformers import BartConfig, BertConfig, DebertaV2Config, LlamaConfig
 
 from lorada import METHODS, build_method
 from lorada.methods.check_overrides import TRAINING, names_of, settings_of
+from lorada.methods.fit_to_model import fit_defaults
 from lorada.methods.head_modules import select_trainable
 from lorada.methods.lookup import describe
 from lorada.methods.method import PARTS, Method, part_class, peft_configs
@@ -116,3 +117,21 @@ def test_a_rate_that_a_method_sets_itself_is_its_default_rate():
 def test_a_map_on_top_leaves_the_rate_of_the_method_as_it_is():
     assert default_rate("lmam") == 1.2e-2
     assert default_rate("prefix+lmam") == default_rate("prefix") == 3e-2
+
+
+def test_a_default_that_fits_a_model_stays_and_another_is_lowered_to_one_that_does():
+    sizes = {"hidden_size": 48, "intermediate_size": 48, "num_attention_heads": 4}
+    config = LlamaConfig(num_hidden_layers=1, max_position_embeddings=64, vocab_size=96, **sizes)
+    parts = {"oft": {"oft_block_size": 32}, "prefix": {"length": 30}, "lmam": {"length": 128}}
+    found, sentences = fit_defaults(parts, {}, config)
+    assert found["oft"]["oft_block_size"] == 24  # of the divisors of 48
+    assert (found["prefix"]["length"], found["lmam"]["length"]) == (30, 64)
+    assert len(sentences) == 2
+    longer, _ = fit_defaults({"prefix": {"length": 100}}, {}, config)
+    assert longer["prefix"]["length"] == 63  # a text has room for a token
+    assert fit_defaults({"prefix": {"length": 100}}, {"prefix": ["length"]}, config)[1] == []
+
+
+def test_a_sum_takes_the_rate_that_suits_all_its_methods():
+    assert default_rate("lora+ia3") == default_rate("ia3+lora") == RATES["lora"] < RATES["ia3"]
+    assert default_rate("lora+lmam") == RATES["lora"] < RATES["lmam"]
