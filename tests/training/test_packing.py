@@ -111,3 +111,15 @@ def test_what_cannot_be_packed_is_refused(place, tmp_path, method, rows, pairs, 
     asked = recipe(place, tmp_path / "run", *pairs, method=method, rows=rows)
     refused(message, lambda: train(asked, quiet=True))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_the_pads_of_a_batch_are_a_row_of_their_own():
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "position_ids": [0, 1, 0]},
+        {"input_ids": [8], "labels": [8], "position_ids": [0]},
+    ]
+    batch = packed_batch(rows, pad=3)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 3, 3]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert batch.keys() - {"input_ids", "labels", "position_ids"} == {"use_cache"}
