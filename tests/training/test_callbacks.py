@@ -35,7 +35,7 @@ def test_a_weight_that_is_not_finite_stops_the_training_at_the_checkpoint_before
     layer = nn.Linear(2, 2)
     refuse_broken(layer, args, TrainerState(global_step=4))
     layer.weight.data[1, 1] = float("inf")
-    with pytest.raises(DivergedError, match=r"weight is not finite after step 4; .*checkpoint-2[.]"):
+    with pytest.raises(DivergedError, match=r"weight is not finite .* 4; .*checkpoint-2[.]"):
         refuse_broken(layer, args, TrainerState(global_step=4))
     layer.weight.requires_grad = False  # a base's may be anything
     refuse_broken(layer, args, TrainerState(global_step=4))
