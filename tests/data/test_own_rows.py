@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trained import run_recipe
 
 from lorada.data import tokenize
+from lorada.data.metrics import numbers
 from lorada.data.read_rows import content_of, drawn, share_of
 from lorada.data.task_rows import load_rows
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, encode_rows, prompt_of
@@ -231,3 +232,9 @@ def test_a_group_is_held_out_as_a_whole():
     assert Counter(rows[index]["group"] for index in found) in [
         Counter(dict.fromkeys(two, 10)) for two in combinations(range(10), 2)
     ]
+
+
+def test_r2_is_the_share_of_the_spread_that_the_numbers_explain():
+    rows = [{"score": score} for score in (1, 2, 3)]
+    assert numbers([1.0, 2.0, 3.5], rows)["r2"] == pytest.approx(1 - 0.25 / 2)
+    assert numbers([2.0, 2.0, 2.0], rows)["r2"] == pytest.approx(0.0)  # as the mean does

@@ -17,6 +17,7 @@ from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.runs.result import read_result
 from lorada.training.train import train
+from lorada.training.trainer import ScoreScale
 
 WORDS = ("awful", "poor", "fair", "good", "great")
 UNITS = {
@@ -182,3 +183,10 @@ def test_a_checkpoint_whose_head_has_no_unit_is_no_start(run, place, tmp_path):
 def test_a_decoder_says_that_it_cannot_hold_a_mean_far_from_0(place, caplog):
     train(recipe(place, "llama-lora", "years", "max_steps=1"), quiet=True)
     assert any("158 standard deviations from 0" in said for said in caplog.messages)
+
+
+def test_a_model_that_has_learned_deviations_answers_in_the_unit_of_the_rows():
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 1)), torch.randn(5, 3)
+    learned = model(x).detach()
+    ScoreScale("0", mean=100.0, sd=10.0).fold(model)
+    assert model(x).detach() == pytest.approx(100 + 10 * learned, rel=1e-5)

@@ -111,3 +111,13 @@ def main(llama, folder, stop=None):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+def test_batches_of_alike_lengths_come_in_another_order_in_each_epoch_and_for_each_seed():
+    lengths = [*range(1, 41)]
+
+    def order(seed, epoch):
+        return [*_GroupedByLength(4, lengths, seed, lambda: epoch)]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1) != order(3, 1) != order(3, 0)

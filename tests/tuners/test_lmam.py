@@ -131,3 +131,8 @@ def test_a_model_of_two_kinds_of_attention_gets_maps_where_they_can_be(tmp_path)
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn, which is not a self-attention"):
         get_peft_model(MiniMaxForCausalLM(config), LmamConfig(layers_to_transform=[0, 1]))
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("0.4x", 4e-4), (0.05, 0.05), (None, 1e-3)])
+def test_the_rate_of_a_map_is_its_own_a_multiple_or_that_of_all(asked, expected):
+    assert LmamConfig(map_learning_rate=asked).rate_beside(1e-3) == pytest.approx(expected)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lorada import SoraConfig
 from lorada.methods.callbacks.sora_thresholds import SoraCallback
-from lorada.tuners.sora import SoraLayer
+from lorada.tuners.sora import SoraLayer, soft_threshold
 
 pytestmark = pytest.mark.fp64
 
@@ -112,3 +112,8 @@ def test_gates_reach_exact_zeros(tmp_path):
     run.train()
     assert 0 < zero_gates(run.model) < 4 * len(layers(run.model))
     assert losses(run)[-1] < 0.9 * losses(run)[0]
+
+
+def test_a_gate_moves_towards_zero_from_either_side_and_stays_there():
+    gates = torch.tensor([-1.0, -0.05, 0.0, 0.05, 0.5])
+    assert_close(soft_threshold(gates, 0.25), torch.tensor([-0.75, 0.0, 0.0, 0.0, 0.25]))
