@@ -88,6 +88,6 @@ def test_templates_that_are_missing_changed_or_of_no_use_are_refused(run, place,
     assert "row 1: the chat template of" in mistake(*base, calls, *out)
     assert "leaves out calls of tools" in mistake(*base, calls, *out, "--dry-run")
     cut_off = before_its_end(run, tmp_path / "cut off")
-    (cut_off / "chat_template.jinja").write_text(CHAT)
+    (cut_off / "trained_template.jinja").write_text(CHAT)
     said = mistake("train", "--resume", "--output", cut_off)
     assert "is not the one that this run began with: put it back" in said

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = ".lorada.lock"
 SERVED = ".served"  # holds the export that ``lorada serve`` has written
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
-TEMPLATE_FILE = "chat_template.jinja"  # that of ``chat_template=FILE``, as it was trained with
+TEMPLATE_FILE = "trained_template.jinja"  # that of ``chat_template=FILE``; no tokenizer's file
 RUN_FILES = (
     RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, TEMPLATE_FILE, "adapter", "model",
     SERVED, "runs",
