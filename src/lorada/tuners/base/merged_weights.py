@@ -14,7 +14,7 @@ them changes only that one; merged they are two, and the config must say so, or 
 
 import copy
 import inspect
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -182,6 +182,9 @@ def _computing(chain: Any, linear: nn.Module, names: list[str], only: Any = None
     """
     wanted: list[tuple[Any, str, Any]]
     wanted = [(module, "training", False) for module in chain[0].modules()]
+    for module in (*chain, linear):
+        # What stands beside the chain, such as a bottleneck at this place, is no part of it.
+        wanted += [(module, key, OrderedDict()) for key in ("_forward_hooks", "_forward_pre_hooks")]
     for layer in chain:
         wanted += [(layer, "_active_adapter", names), (layer, "merged_adapters", [])]
         wanted += [(layer, "_disable_adapters", only is not None and layer is not only)]
