@@ -143,7 +143,8 @@ new head, which trains too and is not counted in p. AdaLoRA's held-out losses
 include its regulariser, as they did when these runs were made.
 
 **The learning rate** is the method's own where it has one, else {rate:g} (5e-5 for full
-fine-tuning). Maps had 5e-3 then.
+fine-tuning). Maps had 5e-3 then. The row of `fmam` was not run again since its map starts at zero:
+today its loss before the first step is that of `lmam`.
 
 **Settings.** {others} have settings for DeBERTa or BART only in the paper; these are used
 for MiniLM here, with the names of its modules.
