@@ -68,7 +68,8 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys, jobs_here
         monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2 =\n/base\n"))
         cli.main()
     assert "next:" in capsys.readouterr().out
-    assert [words[-1] for words in served] == ["mine"]
+    program = ["-P", "-m", "lorada.inference.serving.program", "4096", "mine"]
+    assert served == [program]
 
 
 def test_every_block_of_the_readme_is_run_by_a_test():
