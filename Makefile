@@ -18,7 +18,7 @@ INSTALL_TORCH = $(PIP) install -q --retries 0 --timeout 15 --index-url $(CPU_IND
 	|| $(PIP) install torch
 endif
 
-.PHONY: quickstart test test-more test-all test-vllm bench-vllm kernels check docs dist format pages bench bench-peers bench-check bench-scale gpu clean
+.PHONY: quickstart test test-more test-slow test-all test-vllm bench-vllm kernels check docs dist format pages bench bench-peers bench-check bench-scale gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lorada quickstart --overwrite --output runs/quickstart
@@ -33,9 +33,10 @@ test: $(VENV)/.installed-dev
 test-more: $(VENV)/.installed-dev
 	$(PYTEST) -m "more and not slow and not gpu" $(TESTS)
 
-test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu" --durations=20
-	$(MAKE) kernels
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m "slow and not gpu" $(TESTS)
+
+test-all: test test-more test-slow kernels
 
 # The maths again as other processors round it: each setting makes torch take other kernels, and
 # tests/functional/test_kernels.py fails where it does not. MKL_ENABLE_INSTRUCTIONS would do nothing on

@@ -10,10 +10,9 @@ from importlib.resources import files
 
 import pytest
 import yaml
-from paths import SHARED
+from paths import PAPER
 from published_numbers import FIXTURE, extract, page
 
-PAPER = SHARED / "paper.md"
 PRINTED = json.loads(FIXTURE.read_text(encoding="utf-8"))["results"]
 PUBLISHED = yaml.safe_load((files("lorada") / "paper" / "published.yaml").read_text("utf-8"))
 TABLES = [4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18]
@@ -51,7 +50,7 @@ def test_the_tables_are_the_papers_tables_of_results():
     assert list(PUBLISHED) == TABLES == [int(number) for number in PRINTED]
 
 
-@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not here")
+@pytest.mark.skipif(not PAPER.is_file(), reason="no text of the paper: set LORADA_DATA")
 def test_the_fixture_is_what_the_script_reads_in_the_paper():
     text = PAPER.read_text(encoding="utf-8")
     assert FIXTURE.read_text(encoding="utf-8") == page(extract(text)) + "\n"
