@@ -148,7 +148,7 @@ def generate(
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Continue prompts with a finished run."""
+    """Continue prompts with a run that writes; predict does it for files of rows."""
     from lorada.runs.folder import writer
 
     recipe = writer(run)
