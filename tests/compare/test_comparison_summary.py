@@ -558,3 +558,16 @@ def test_rows_that_are_cut_stand_in_the_report_and_in_the_advice():
     summary = summarize(planned(results, train_lengths=whole))
     assert not any("training rows" in one for one in summary.sentences)
     assert "whole rows" not in summary.verdict
+
+
+def test_the_unit_of_a_users_metric_can_be_named_and_only_of_such_a_metric(tmp_path):
+    folder = write_made_up(tmp_path / "made up")
+    add_own_metric(folder, "vals.py:stars", 5 / 100)
+    named = summarize(read_comparison(folder, "vals.py:stars", "stars"))
+    assert f"(expect {named.expected_score:.4g} stars, " in named.verdict
+    assert (named.scale.unit, named.scale.behind) == ("stars", " stars")
+    assert named.margin is None
+    percent = summarize(read_comparison(folder, "vals.py:stars", "%"))
+    assert percent.margin == 1.0
+    with pytest.raises(ValueError, match="--unit stars is for a function of your own"):
+        read_comparison(folder, "exact_match", "stars")

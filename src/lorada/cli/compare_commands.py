@@ -249,6 +249,9 @@ def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
     metric: opt.Metric = None,
     margin: Margin = None,
+    unit: Annotated[
+        str | None, typer.Option(help="of your function's values: %, or any; 0/1 need none")
+    ] = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -260,7 +263,7 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    found = write_report(folder, metric, margin)
+    found = write_report(folder, metric, margin, unit)
     _show_report(*found, as_json=as_json)
 
 

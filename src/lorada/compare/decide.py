@@ -26,6 +26,7 @@ from lorada.compare.score_units import (
     UNKNOWN,
     ScoreUnit,
     default_margin,
+    named_unit,
     refuse_mixed,
     right_or_wrong,
     unit_of,
@@ -50,7 +51,6 @@ from lorada.support.in_words import counted
 CONFIDENCE = 0.9  # that no cheaper method that may be taken costs more than the margin, one-sided
 LEARNED = 0.05  # level of the one-sided tests of all runs against scores without training
 PART = 0.25  # of the best method's gain: one that gains less may have learned nothing
-PERCENT_NAMES = (PERCENT, "percent")  # as a user may call it
 MORE_RUNS = 3  # of each method: what these would save is foretold
 MOST_ROWS = 100_000  # that are named as what would show that a method has learned
 
@@ -223,9 +223,9 @@ class _Given:
 
     @cached_property
     def leader(self) -> str | None:
-        """The highest score, of equal ones the cheapest; of few runs, the least expected loss.
+        """The highest score, of equal ones the cheapest; of unequal runs, the least expected loss.
 
-        The highest of few runs may be luck.
+        Where methods have different numbers of runs the highest score is often luck of few.
         It is replaced by the highest within the margin without runs that diverged, if any of its
         runs did.
         """
@@ -234,7 +234,7 @@ class _Given:
         leader = self.highest(learned)
         if leader is None:
             return None
-        if leader not in self.tested and self.losses:
+        if self.losses and len({len(self.scores[name]) for name in learned}) > 1:
             leader = min(learned, key=self.losses.__getitem__)
         if leader not in self.diverged:
             return leader
@@ -333,7 +333,7 @@ def _checked(
     """What is given, in one form; see ``decide``."""
     if unit is not None and not isinstance(unit, str):
         raise ValueError(f"unit={unit!r}: give a text, such as %")
-    unit = PERCENT if unit is not None and unit.strip() in PERCENT_NAMES else unit
+    unit = None if unit is None else named_unit(unit).name
     tables, fixed = score_tables(scores, baselines)
     refuse_transposed(tables, seeds)
     check_costs(costs, tables)
@@ -341,7 +341,7 @@ def _checked(
     finished = {n: table[runs_finished[n]] for n, table in tables.items() if runs_finished[n].any()}
     refuse_mixed({**finished, **fixed}, unit, lower_is_better=lower_is_better)
     if unit is not None:
-        scale = ScoreUnit(unit.strip())
+        scale = ScoreUnit(unit)
     elif lower_is_better:
         scale = UNKNOWN
     else:

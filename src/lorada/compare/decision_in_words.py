@@ -35,8 +35,8 @@ class Decision:
         loss_after_more_runs: the expected loss of taking the highest score after three more runs of
             each method; None, too, where the pick is not the highest score of those that learned.
         highest: the method with the best mean score; None if none has a score.
-        leader: the one that the rule starts from: ``highest``, unless it has too few runs or some
-            of them diverged; None without a pick.
+        leader: the one that the rule starts from: ``highest``, unless some of its runs diverged; of
+            different numbers of runs the least expected loss. None without a pick.
         scores: method → mean over rows, and over the runs that did not diverge.
         intervals: method → ends of the 95 % confidence interval of that.
         expected_loss: method → how far its true mean is expected to be from that of the best, in
@@ -162,9 +162,7 @@ def _take(found: Decision, pick: str) -> str:
     if highest in found.unlearned:  # the rows are too few to show that it is above
         highest = leader
     if highest != leader:
-        why = _diverged(found, highest) if highest in found.diverged else (
-            f"{highest} has too few runs ({found.runs[highest]}) for a test"
-        )  # fmt: skip
+        why = _why_not_highest(found, highest)
         reasons.append(f"{highest} scores {_score(found, found.scores[highest])}, but {why}")
     if pick != leader:
         reasons.append(
@@ -181,6 +179,16 @@ def _take(found: Decision, pick: str) -> str:
         )
     between = ". " if found.unlearned else ": "
     return between.join([said, *filter(None, ["; ".join(reasons)])]) + "."
+
+
+def _why_not_highest(found: Decision, highest: str) -> str:
+    """Why the highest score is not the one that the rule starts from."""
+    if highest in found.diverged:
+        return _diverged(found, highest)
+    if highest in found.untested:
+        return f"{highest} has too few runs ({found.runs[highest]}) for a test"
+    lost = _points(found, _number(found, found.expected_loss[highest]))
+    return f"{highest} has {found.runs[highest]} runs and is expected to lose {lost}"
 
 
 def _on_new_rows(found: Decision, pick: str) -> str:

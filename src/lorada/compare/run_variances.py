@@ -11,7 +11,7 @@ degrees of freedom. Three things are added, because methods are fewer than genes
 
 - ``weight`` is not fixed. It follows from how much the variances of methods differ: own variances
   scatter as those of an F distribution with (freedom, weight) degrees around a level. Weights from
-  4 on are averaged by their posterior; the prior falls as 1 / √weight. The weight is at most the
+  2 on are averaged by their posterior; the prior falls as 1 / √weight. The weight is at most the
   degrees of freedom of the other methods' runs, so of few methods little is borrowed.
 - The pooled variance is the mean of all, and not the level of that distribution, which is lower
   where few methods vary much: where some runs collapse, or learn in some seeds and not in others, a
@@ -31,7 +31,7 @@ from lorada.support.error_messages import needs_extra
 
 Scores = NDArray[np.float64]
 TINY = 1e-9  # percent; differences below it are rounding errors
-WEIGHTS = 4.0 * 2.0 ** np.arange(6)  # degrees of freedom that pooled runs may count
+WEIGHTS = 2.0 ** np.arange(1, 8)  # degrees of freedom that pooled runs may count
 LEVELS = np.geomspace(0.02, 3.0, 40)  # of variances between runs, in pooled variances
 PRIOR = WEIGHTS**-0.5  # of the weights
 UPWARDS = 0.5  # how far a method that varies more than its moderated variance is moved to its own
@@ -123,7 +123,7 @@ class Common:
             count=own.count,
             between=between + UPWARDS * max(0.0, own.between - between),
             noise=noise,
-            freedom=2 * precision**2 / spread,
+            freedom=min(2 * precision**2 / spread, self.freedom),  # no more than all runs have
             pooled_freedom=self.freedom,
         )
 

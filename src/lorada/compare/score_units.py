@@ -13,6 +13,7 @@ import numpy as np
 from lorada.compare.run_variances import Scores
 
 PERCENT = "%"
+PERCENT_NAMES = (PERCENT, "percent")  # as a user may call it
 MARGIN = 1.0  # points of percent that a cheaper method may cost
 ERRORS_MARGIN = 0.2  # of the best method's errors, which near 100 % are less than five points
 LOSS_MARGIN = 0.02  # of the lowest loss
@@ -29,6 +30,12 @@ class ScoreUnit:
 
 
 UNKNOWN = ScoreUnit("")
+
+
+def named_unit(unit: str) -> ScoreUnit:
+    """The unit that a user names; scores are left as they are."""
+    name = unit.strip()
+    return ScoreUnit(PERCENT if name in PERCENT_NAMES else name)
 
 
 def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> ScoreUnit:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from lorada.compare.run_variances import Scores
-from lorada.compare.score_units import UNKNOWN, ScoreUnit, unit_of
+from lorada.compare.score_units import UNKNOWN, ScoreUnit, named_unit, unit_of
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.stored_plan import (
     BASELINES_FILE,
@@ -176,10 +176,11 @@ class Results:
         return len(set(self.groups)), "group"
 
 
-def read_comparison(folder: Path, metric: str | None = None) -> Results:
+def read_comparison(folder: Path, metric: str | None = None, unit: str | None = None) -> Results:
     """Read a comparison, finished or not; a run that is missing or damaged becomes a reason.
 
-    ``metric`` is what methods are compared by; None for the comparison's own.
+    ``metric`` is what methods are compared by; None for the comparison's own. ``unit`` is that of
+    the values of a user's function; None if the values are to show whether they are percent.
     """
     plan = saved_plan(folder)
     if plan is None:
@@ -215,14 +216,24 @@ def read_comparison(folder: Path, metric: str | None = None) -> Results:
     grouped = first is not None and all("group" in first.lines[row] for row in rows)
     groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
     results = Results(folder, asked, plan, measured, rows, groups, baselines, by)
-    return _in_own_unit(results) if CODE in by else results
+    if CODE in by:
+        return _in_own_unit(results, unit)
+    if unit is not None:
+        raise ValueError(
+            f"--unit {unit} is for a function of your own (--metric FILE.py:function): leave it "
+            "out, as other metrics have a unit"
+        )
+    return results
 
 
-def _in_own_unit(results: Results) -> Results:
+def _in_own_unit(results: Results, named: str | None) -> Results:
     """The results by a user's function, whose values are percent where those of a table would be.
 
-    Shares of one, such as True and False, are percent: a margin and an interval depend on it.
+    Shares of one, such as True and False, are percent: a margin and an interval depend on it. Of
+    values in a unit that the user has named nothing is guessed.
     """
+    if named is not None:
+        return replace(results, own_unit=named_unit(named))
     values = [one.row_scores.get(results.metric, []) for one in results.baselines.values()]
     untrained = [np.array([value for value in each if value is not None]) for each in values]
     tables = [one.scores for one in results.candidates if one.scores.size]

@@ -48,7 +48,8 @@ def scale_of(metric: str, own_unit: str) -> Scale:
     if by == ERROR:
         return ERRORS
     if CODE in by and own_unit != PERCENT_UNIT:
-        return Scale("score", f"what {by} gives", ".4g")
+        behind = f" {own_unit}" if own_unit else ""
+        return Scale("score", own_unit or f"what {by} gives", ".4g", behind, behind)
     return PERCENT
 
 

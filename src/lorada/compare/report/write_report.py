@@ -15,15 +15,16 @@ Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside th
 
 
 def write_report(
-    folder: Path, metric: str | None = None, margin: float | None = None
+    folder: Path, metric: str | None = None, margin: float | None = None, unit: str | None = None
 ) -> tuple[Summary, list[Path]]:
     """Write ``report.html`` and ``report.json`` into a comparison's folder.
 
     The comparison need not be finished: the report then says what is missing. ``metric`` is what
     methods are compared by, ``margin`` what a cheaper candidate may cost in its unit; None for the
-    comparison's own. Returns what the report shows, and the written files, the page first.
+    comparison's own. ``unit`` is that of a user's function. Returns what the report shows, and the
+    written files, the page first.
     """
-    summary = summarize(read_comparison(folder, metric), margin)
+    summary = summarize(read_comparison(folder, metric, unit), margin)
     texts = {"html": page(summary), "json": json_text(summary.plain()) + "\n"}
     paths = {folder / f"report.{kind}": text for kind, text in texts.items()}
     for path, text in paths.items():
