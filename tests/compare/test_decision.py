@@ -600,22 +600,3 @@ def test_what_cannot_be_compared_is_refused_in_words(given, said):
     random = np.random.default_rng(0)
     with pytest.raises(ValueError, match=said):
         decide(**({"scores": {"lora": random.random((2, 3))}} | given))
-
-
-def test_of_unequal_numbers_of_runs_the_least_expected_loss_leads():
-    random = np.random.default_rng(2)
-    rows = random.normal(70, 10, 300)
-
-    def runs(means):
-        return rows + np.array(means)[:, None] + random.normal(0, 3, (len(means), 300))
-
-    steady = {f"m{k}": runs(random.normal(0, 1, 3)) for k in range(4)}
-    lucky, long = runs([9.0, -3.0]), runs([2.4, 2.6, 2.5, 2.7, 2.3, 2.5, 2.4, 2.6])
-    found = decide({**steady, "lucky": lucky, "long": long}, unit="%")
-    assert found.highest == "lucky"
-    assert found.leader == found.pick == min(found.expected_loss, key=found.expected_loss.get)
-    assert found.pick == "long"
-    assert "lucky has 2 runs and is expected to lose " in found.sentence
-    equal = decide({**steady, "lucky": lucky, "long": long[:2]} | {
-        name: table[:2] for name, table in steady.items()}, unit="%")  # fmt: skip
-    assert equal.pick == equal.highest

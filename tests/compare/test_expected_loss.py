@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from lorada.compare.decide import decide
 from lorada.compare.expected_loss import DRAWS, VARIANCES, expected_losses, posterior
 
 SAME = 1e-9  # relative; two ways to compute one number
@@ -90,3 +91,22 @@ def test_noise_counts_once_as_runs_that_move_the_means_as_much_show():
     equal = (each - each.mean(axis=(1, 2), keepdims=True) for each in (noise, runs))
     by_noise, by_runs = (expected_losses([*methods])[0] for methods in equal)
     assert by_noise == pytest.approx(by_runs, rel=0.2)  # twice: √2 times as much
+
+
+def test_of_unequal_numbers_of_runs_the_least_expected_loss_leads():
+    random = np.random.default_rng(2)
+    rows = random.normal(70, 10, 300)
+
+    def runs(means):
+        return rows + np.array(means)[:, None] + random.normal(0, 3, (len(means), 300))
+
+    steady = {f"m{k}": runs(random.normal(0, 1, 3)) for k in range(4)}
+    lucky, long = runs([9.0, -3.0]), runs([2.4, 2.6, 2.5, 2.7, 2.3, 2.5, 2.4, 2.6])
+    found = decide({**steady, "lucky": lucky, "long": long}, unit="%")
+    assert found.highest == "lucky"
+    assert found.leader == found.pick == min(found.expected_loss, key=found.expected_loss.get)
+    assert found.pick == "long"
+    assert "lucky has 2 runs and is expected to lose " in found.sentence
+    equal = decide({**steady, "lucky": lucky, "long": long[:2]} | {
+        name: table[:2] for name, table in steady.items()}, unit="%")  # fmt: skip
+    assert equal.pick == equal.highest
