@@ -13,7 +13,7 @@ from programs import printed, until
 from queue_jobs import is_gone
 
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
-from lorada.compare.learning_rate import FACTOR
+from lorada.compare.rate_rule import FACTOR
 from lorada.compare.report.read import read_comparison
 from lorada.runs.result import read_predictions, read_result
 

@@ -1,16 +1,18 @@
 """The search for a learning rate: several rates, each tried in a training of its own.
 
-Every method and size is searched in the same way: its default rate, √10 times as much, √10 times
-as little, then further to the better side until the best rate has a worse one on each side, and to
-higher rates where losses are as good as equal; trials that are left try half a step beside the
-best. If the user gives rates, all try these, and more beyond an end only. A method with several
-settings to choose from, such as ranks, has a search of each. A map beside other parts has a rate of
-its own: it keeps its default until the learning rate is found, and is then searched in the same
-way.
+Every method and size is searched in the same way (``rate_rule.py``): its default rate, √10 times as
+much, √10 times as little, then further to the better side until the best rate has a worse one on
+each side; trials that are left try half a step beside the best. While none has learned anything,
+lower and higher rates follow in turn. If the user gives rates, all try these, and more beyond an
+end only. A method with several settings to choose from, such as ranks, has a search of each. A map
+beside other parts has a rate of its own: it keeps its default until the learning rate is found, and
+is then searched in the same way.
 
 A trial trains as long as a final run, on the training rows without those that are set aside. Its
 loss on the latter is measured at the end, and not before: high rates are often behind in the
-middle of a training and ahead at its end. The final runs take what had the lowest loss.
+middle of a training and ahead at its end. The final runs take the rate with the lowest loss once
+losses are smoothed over the rates. It may lie between rates that were tried, unless the user gave
+them, or a map's own rate is searched at it.
 
 The trials of a search run one after another in one process. Which is next follows from the trials
 that are stored, so a search that was killed goes on with the same trial.
@@ -28,6 +30,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lorada.compare.jobs.job import last_line, report
+from lorada.compare.rate_rule import FACTOR, FURTHER, guessing_loss_of, next_value, taken_value
 from lorada.compare.stored_plan import SEARCH_FILE, Point, Search, Trial, mapping_in, search_in
 from lorada.runs.folder import HeldError, holds_run
 from lorada.runs.recipe import Recipe
@@ -37,11 +40,6 @@ from lorada.support.files import json_text, write_atomic
 from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
 
-FURTHER = 3  # trials at most beyond an end of the first ones
-FACTOR = 10**0.5  # between a rate and the next one
-# Losses that differ by a smaller share count as equal, and of equal ones the highest rate leads on:
-# where the rates are too low to learn anything, chance alone says which loss is the lowest.
-TIE = 0.005
 SAID_EVERY = 5.0  # seconds between two lines on the steps of a training
 TRIAL_FILE = "trial.json"
 MAP, MAP_RATE = "lmam", "map_learning_rate"  # maps may have a learning rate of their own
@@ -86,20 +84,37 @@ class Space:
     def following(self, trials: Sequence[Trial]) -> Point | None:
         """What to try after the trials so far; None for nothing."""
         first = self.given or [self.default * factor for factor in (1.0, FACTOR, 1 / FACTOR)]
-        of_rate = [trial for trial in trials if trial.map_factor == 1.0]
+        fills = not self.given
         for choice in range(len(self.recipes)):
-            of_choice = [trial for trial in of_rate if trial.choice == choice]
-            rate = next_value("rate", of_choice, first[: self.trials], self.trials)
+            of_choice = _of_rates(trials, choice)
+            rate = next_value("rate", of_choice, first[: self.trials], self.trials, fills=fills)
             if rate is not None:
                 return self._point(choice, rate)
-        best = best_trial(of_rate)
+        best = self._best_rate(trials)
         if best is None or not self.has_own_map_rate:
             return None
-        at_best = [
-            trial for trial in trials if (trial.choice, trial.rate) == (best.choice, best.rate)
-        ]
+        at_best = _of_factors(trials, best)
         factor = next_value("map_factor", at_best, (1.0, 1 / FACTOR, FACTOR), 3)
         return None if factor is None else self._point(best.choice, best.rate, factor)
+
+    def best(self, trials: Sequence[Trial]) -> Point | None:
+        """What the final runs take after all trials; None if none has ended with a loss."""
+        best = self._best_rate(trials)
+        if best is None or not self.has_own_map_rate:
+            return best
+        factor = taken_value("map_factor", _of_factors(trials, best))
+        return best if factor is None else self._point(best.choice, best.rate, factor.value)
+
+    def _best_rate(self, trials: Sequence[Trial]) -> Point | None:
+        """The setting and the learning rate with the lowest loss."""
+        # The rate of a map is searched at a rate whose own trial is the first of that search.
+        between = not self.given and not self.has_own_map_rate
+        best, lowest = None, math.inf
+        for choice in range(len(self.recipes)):
+            rate = taken_value("rate", _of_rates(trials, choice), between=between)
+            if rate is not None and rate.loss < lowest:
+                best, lowest = self._point(choice, rate.value), rate.loss
+        return best
 
     def _point(self, choice: int, rate: float, factor: float = 1.0) -> Point:
         map_rate = (self.map_rate or 0.0) * factor if self.has_own_map_rate else None
@@ -126,47 +141,14 @@ class Space:
         return self.recipe_of(Point(search.choice, search.rate, map_rate=search.map_rate))
 
 
-def next_value(
-    name: str, tried: Sequence[Trial], first: Sequence[float], trials: int
-) -> float | None:
-    """The next learning rate, or another factor, to try; None if that is enough.
-
-    A trial that diverged or failed is worse than any other; below only such, lower ones follow.
-
-    Args:
-        name: of the value in the trials.
-        tried: the trials so far in which nothing else differs.
-        first: the values to begin with.
-        trials: how many there are, without up to ``FURTHER`` beyond an end of those before.
-    """
-    if len(tried) < len(first):
-        return first[len(tried)]
-    if trials < 2 or len(tried) >= trials + FURTHER:
-        return None
-    by_value = {getattr(trial, name): trial.loss_or_infinity for trial in tried}
-    values, best = sorted(by_value), best_trial(tried)
-    place = 0
-    if best is not None:
-        # A loss may be negative in a unit of the user's own, so the tie is a share of its size.
-        highest = best.loss_or_infinity + TIE * abs(best.loss_or_infinity)
-        place = max(i for i, value in enumerate(values) if by_value[value] <= highest)
-    if place == 0:
-        return float(values[0] / FACTOR)
-    if place == len(values) - 1:
-        return float(values[-1] * FACTOR)
-    if len(tried) >= trials:
-        return None
-    # Half a step: into the wider gap beside the best, of equal ones to the better side.
-    middle = values[place]
-    beside = (values[place - 1], values[place + 1])
-    gaps = {one: round(abs(math.log10(one / middle)), 6) for one in beside}
-    return math.sqrt(middle * min(beside, key=lambda one: (-gaps[one], by_value[one])))
+def _of_rates(trials: Sequence[Trial], choice: int) -> list[Trial]:
+    """The trials of a setting in which maps have their rate in its ratio to the learning rate."""
+    return [trial for trial in trials if (trial.choice, trial.map_factor) == (choice, 1.0)]
 
 
-def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the lowest loss, of equal ones the first; None if none has ended."""
-    ended = [trial for trial in trials if trial.loss is not None]
-    return min(ended, key=lambda trial: (trial.loss, trial.number), default=None)
+def _of_factors(trials: Sequence[Trial], best: Point) -> list[Trial]:
+    """The trials at the best learning rate, in which only the rate of maps differs."""
+    return [trial for trial in trials if (trial.choice, trial.rate) == (best.choice, best.rate)]
 
 
 def search_rate(space: Space, folder: Path) -> None:
@@ -177,15 +159,15 @@ def search_rate(space: Space, folder: Path) -> None:
         run = folder / f"trial-{number}"
         if not (run / TRIAL_FILE).is_file():
             what = f"trial {number}{_in_words(space, point)}"
-            loss, failed = _try(space.recipe_of(point), run, trials, what)
-            trial = Trial(**asdict(point), number=number, loss=loss, failed=failed)
+            outcome = _try(space.recipe_of(point), run, trials, what)
+            trial = Trial(**asdict(point), number=number, **asdict(outcome))
             for pattern in WEIGHTS:
                 for path in run.glob(pattern):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
             write_atomic(run / TRIAL_FILE, json_text(asdict(trial)) + "\n")
             report(f"{what}: {_outcome(trial)}")
         trials.append(mapping_in(run / TRIAL_FILE, Trial))
-    best = best_trial(trials)
+    best = space.best(trials)
     search = Search(space.default, trials)
     if best is not None:
         search = Search(
@@ -207,33 +189,55 @@ def _outcome(trial: Trial) -> str:
     return f"loss {trial.loss:.4f}"
 
 
-def _try(
-    recipe: Recipe, run: Path, before: Sequence[Trial], what: str
-) -> tuple[float | None, str | None]:
-    """Train one trial, ``what`` in words, or go on with it; return its loss, or why it failed.
+@dataclass(frozen=True)
+class _Outcome:
+    """What a trial has measured."""
+
+    loss: float | None = None  # None if it diverged or failed
+    guessing: float | None = None  # the loss of guessing on the same rows, if it is known
+    failed: str | None = None  # the last line of the error of one that failed
+
+
+def _try(recipe: Recipe, run: Path, before: Sequence[Trial], what: str) -> _Outcome:
+    """Train one trial, ``what`` in words, or go on with it.
 
     Raises:
         Exception: if it failed and no trial before it has ended, or for want of memory or disk
             space, or while another process trains it: that does not depend on what it tries.
     """
+    known = guessing_loss_of(before)
+    if known is None:  # the model as it is is measured too, before the first step
+        recipe = recipe.model_copy(update={"training": {**recipe.training, "eval_on_start": True}})
     try:
         if not (run / RESULT_FILE).is_file():
             train_on(recipe.model_copy(update={"output": str(run)}), what)
-        return loss_of(run), None
+        return _Outcome(loss_of(run), guessing_in(run) if known is None else known)
     except DivergedError:
-        return None, None
+        return _Outcome(guessing=known)
     except (OSError, HeldError):
         raise
     except Exception as error:  # of any class, as in a run
-        if out_of_memory(error) or best_trial(before) is None:
+        if out_of_memory(error) or all(trial.loss is None for trial in before):
             raise
-        return None, last_line(error)
+        return _Outcome(guessing=known, failed=last_line(error))
 
 
 def loss_of(run: Path) -> float | None:
     """The loss of a trial on the rows set aside; None if it is not finite."""
     losses = [one["eval_loss"] for one in read_result(run)["history"] if "eval_loss" in one]
     return float(losses[-1]) if losses[-1] is not None and math.isfinite(losses[-1]) else None
+
+
+def guessing_in(run: Path) -> float | None:
+    """The loss of what has learned nothing, on the rows that a trial set aside; None if unknown.
+
+    It is that of one answer for all rows or that of the model as it is, whichever is lower.
+    """
+    result = read_result(run)
+    losses = [result.get("guessing_loss")]
+    losses += [entry.get("eval_loss") for entry in result["history"] if entry.get("step") == 0]
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    return min(finite, default=None)
 
 
 def train_on(recipe: Recipe, what: str) -> None:

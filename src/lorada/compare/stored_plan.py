@@ -3,7 +3,6 @@
 It is made once, so that a comparison that goes on runs the same.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -126,12 +125,8 @@ class Trial(Point):
 
     number: int  # from 0, in the order in which they were run
     loss: float | None  # on the rows set aside, nats; None if it diverged or failed
+    guessing: float | None = None  # the loss of what has learned nothing, on the same rows
     failed: str | None = None  # the last line of the error of one that failed
-
-    @property
-    def loss_or_infinity(self) -> float:
-        """Its loss; that of a trial that diverged or failed is larger than any other."""
-        return math.inf if self.loss is None else self.loss
 
 
 @dataclass(frozen=True)

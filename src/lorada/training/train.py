@@ -58,6 +58,7 @@ from lorada.training.arguments import (
     training_arguments,
 )
 from lorada.training.callbacks import RelativeNorm, RunCallback, SaveOnInterrupt, refuse_broken
+from lorada.training.guessing_loss import guessing_loss
 from lorada.training.inputs import PreparedTraining, prepare_training
 from lorada.training.memory import as_it_trains, recomputes
 from lorada.training.model_card import write_card, write_model_card
@@ -258,7 +259,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
     """The fields of ``result.json`` without those that ``train`` adds; ``peak`` is in bytes."""
     prepared, base = setup.prepared, setup.base
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
-    state, scale = setup.trainer.state, setup.scale
+    state, scale, measured_rows = setup.trainer.state, setup.scale, setup.trainer.eval_dataset
     shown = ["step", "loss", "eval_loss", *setup.measured, "relative_norm", "grad_norm"]
     history = [
         {key: entry[key] for key in shown if key in entry}
@@ -297,6 +298,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "train_loss": losses[-1] if losses else None,
         "relative_norm": effects[-1] if effects else None,
+        "guessing_loss": None if measured_rows is None else guessing_loss(rows.form, measured_rows),
         "metrics": {},
         "unparsable": None,
         "history": history,

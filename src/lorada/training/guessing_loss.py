@@ -1,0 +1,66 @@
+"""The held-out loss of an answer that does not depend on the row: what is above it learned nothing.
+
+H = −Σ_a p_a log p_a                                         for classes, p_a their frequencies
+Σ_rows H / Σ_rows tokens                                       for texts with few different ones
+mean over labels of −p log p − (1 − p) log(1 − p)                   for several labels of a row
+mean of (y − ȳ)²                                                                     for scores
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from lorada.support.row_sources import Form
+
+IGNORED = -100  # labels that do not count
+# How many rows must share an answer on average. Of texts that are all different the frequencies say
+# nothing about new ones.
+REPEATED = 5
+
+
+def guessing_loss(form: Form, held_out: Dataset) -> float | None:
+    """The loss of the best answer that is the same for all held-out rows.
+
+    Args:
+        form: of the rows.
+        held_out: the rows as they are measured, with their ``labels``.
+
+    Returns:
+        Nats, as the training's loss counts them (of scores their variance as they are learned);
+        None where answers hardly repeat, or are candidates that differ from row to row.
+    """
+    if form == "choice" or "labels" not in held_out.column_names:
+        return None
+    labels = held_out["labels"]
+    if form == "score":
+        return float(np.var(list(labels)))
+    if form == "labels":
+        return _of_several_labels(np.array(list(labels), dtype=float))
+    return _of_frequencies([_counted(label) for label in labels])
+
+
+def _counted(label: Any) -> tuple[int, ...]:
+    """A class, or the tokens of an answer that count."""
+    tokens: Iterable[int] = label if isinstance(label, list) else [label]
+    return tuple(token for token in tokens if token != IGNORED)
+
+
+def _of_frequencies(answers: list[tuple[int, ...]]) -> float | None:
+    rows_of = Counter(answers)
+    tokens = sum(len(answer) for answer in answers)
+    if len(rows_of) * REPEATED > len(answers) or tokens == 0:
+        return None
+    nats = sum(rows * math.log(len(answers) / rows) for rows in rows_of.values())
+    return nats / tokens
+
+
+def _of_several_labels(labels: np.ndarray) -> float:
+    share = labels.mean(axis=0)
+    both = np.stack([share, 1 - share])
+    # 0 log 0 is 0: a label that no row has, or every row, costs nothing.
+    nats = -both * np.log(both, out=np.zeros_like(both), where=both > 0)
+    return float(nats.sum(axis=0).mean())
