@@ -96,14 +96,16 @@ def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole
         rates = [trial["rate"] for trial in search["trials"]]
         assert rates[:2] == [candidate["default_rate"], candidate["default_rate"] * FACTOR]
         assert len(rates) == 5 or min(rates) < search["rate"] < max(rates)
-        assert search["rate"] == min(search["trials"], key=lambda t: t["loss"])["rate"]
+        measured = read_result(place / "trial-0")["history"]
+        as_it_is = next(entry["eval_loss"] for entry in measured if entry["step"] == 0)
+        assert {trial["guessing"] for trial in search["trials"]} == {as_it_is}
         for trial in (0, 1):
             result = read_result(place / f"trial-{trial}")
             assert (result["seed"], result["steps"]) == (1, STEPS)
             assert result["recipe"]["eval_data"] is None
             assert result["recipe"]["dev_rows"] == plan["dev_rows"] == 8
             measured = [entry["step"] for entry in result["history"] if "eval_loss" in entry]
-            assert measured == [STEPS]
+            assert measured == ([0, STEPS] if trial == 0 else [STEPS])
             assert not list(place.glob("trial-*/adapter"))
             assert not list(place.glob("trial-*/checkpoint-*"))
 
@@ -306,9 +308,10 @@ def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, p
     assert reply["code"] == 0, reply["said"]
     (search,) = folder.glob("trials/lora+lmam*/*/search.json")
     search = read(search)
-    best = min(search["trials"], key=lambda trial: trial["loss"])
-    point = ("choice", "rate", "map_factor", "map_rate")
-    assert [search[key] for key in point] == [best[key] for key in point]
+    tried = {(trial["choice"], trial["rate"]) for trial in search["trials"]}
+    assert (search["choice"], search["rate"]) in tried
+    factors = [trial["map_factor"] for trial in search["trials"]]
+    assert min(factors) <= search["map_factor"] <= max(factors)
     assert {trial["choice"] for trial in search["trials"]} == {0, 1}
     assert len({trial["map_factor"] for trial in search["trials"]}) >= 3
     (run,) = folder.glob("runs/lora+lmam*/*/seed1/result.json")

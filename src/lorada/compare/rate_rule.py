@@ -28,7 +28,7 @@ TURN = 10.0  # the same while nothing is learned yet
 TIE = 0.005
 # What a loss must be below that of guessing, as a share of it, for something to be learned.
 LEARNED = 0.03
-LENGTH = 0.5  # ℓ, in decades
+LENGTH = 0.4  # ℓ, in decades
 NOISE = 0.5  # ν
 BETWEEN = 8  # rates between two that were tried, of which one may be taken
 
@@ -109,11 +109,16 @@ def taken_value(name: str, tried: Sequence[Trial], *, between: bool = True) -> T
     values = sorted(getattr(trial, name) for trial in tried if trial.loss is not None)
     if not values:
         return None
+    losses = smoothed_losses(name, tried, values)
+    best = int(losses.argmin())
+    ends = [pick(getattr(trial, name) for trial in tried) for pick in (min, max)]
+    # Beyond an end there may be better ones, so there the end itself is taken, and said to be one.
+    if not between or values[best] in ends:
+        return Taken(values[best], float(losses[best]))
     candidates = list(values)
-    if between:
-        for low, high in pairwise(values):
-            inner = np.geomspace(low, high, BETWEEN + 2)[1:-1]
-            candidates += [float(f"{value:.3g}") for value in inner]
+    for low, high in pairwise(values):
+        inner = np.geomspace(low, high, BETWEEN + 2)[1:-1]
+        candidates += [float(f"{value:.3g}") for value in inner]
     losses = smoothed_losses(name, tried, candidates)
     best = int(losses.argmin())
     return Taken(candidates[best], float(losses[best]))
