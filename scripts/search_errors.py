@@ -11,7 +11,9 @@ A search is one of:
   beyond an end;
 - 3, 4, 8 trials: what `--trials` does.
 
-A second table is of a map beside other parts, whose two best rates are off their defaults by as
+A second table is that of `search_worlds.py`: curves with cliffs and with defaults that are far off.
+
+A third table is of a map beside other parts, whose two best rates are off their defaults by as
 much each, independently or together: with four trials for the learning rate and those of the map.
 """
 
@@ -19,8 +21,10 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
+from search_worlds import print_worlds
 
-from lorada.compare.learning_rate import FACTOR, Space, best_trial, next_value
+from lorada.compare.learning_rate import Space
+from lorada.compare.rate_rule import FACTOR, next_value, taken_value
 from lorada.compare.statistics import ALPHA, paired_p
 from lorada.compare.stored_plan import Point, Trial
 
@@ -56,11 +60,15 @@ def searched(
     trials, grid = SEARCHES[name]
     first = [default * factor for factor in CLIMB][:trials] if grid is None else [default, *grid]
     tried: list[Trial] = []
-    while trials > 1 and (rate := next_value("rate", tried, first, trials)) is not None:
+    fills = grid is None
+    while trials > 1:
+        rate = next_value("rate", tried, first, trials, fills=fills)
+        if rate is None:
+            break
         loss = 0.4 + cost_of(rate, best, curvature) + random.normal(0, ERROR)
         tried.append(Trial(0, rate, number=len(tried), loss=loss))
-    best_tried = best_trial(tried)
-    return (default if best_tried is None else best_tried.rate), len(tried)
+    taken = taken_value("rate", tried, between=fills)
+    return (default if taken is None else taken.value), len(tried)
 
 
 def measure_search(
@@ -107,7 +115,7 @@ def search_with_map(
     while (point := space.following(tried)) is not None:
         loss = 0.4 + cost_at(point) + random.normal(0, ERROR)
         tried.append(Trial(**asdict(point), number=len(tried), loss=loss))
-    cost = cost_at(best_trial(tried))
+    cost = cost_at(space.best(tried))
     return POINTS * min(ODDS * cost, ODDS), len(tried)
 
 
@@ -141,4 +149,5 @@ def print_rates(repeats: int = 700) -> None:
         values = [f"{trials.mean():.1f}", f"{lost.mean():.2f}", f"{100 * (lost > 2).mean():.0f}"]
         values += [f"{100 * np.mean(wrong):.1f}" for _, wrong, _ in found]
         print(f"| {name} | {' | '.join(values)} |", flush=True)
+    print_worlds()
     print_maps()

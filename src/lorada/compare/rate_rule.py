@@ -152,13 +152,17 @@ def _covariance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _bounded_losses(tried: Sequence[Trial]) -> np.ndarray:
-    """The losses, none above that of guessing: how far above it one is says nothing of others.
+    """The losses, none far above the lowest or above that of guessing; failed trials above all.
 
-    One that diverged or failed is above all, by as much as they differ.
+    How far a loss is above that says nothing of the rates beside it, and would outweigh the rest.
     """
     ended = [trial.loss for trial in tried if trial.loss is not None]
     guessing, lowest = guessing_loss_of(tried), min(ended)
-    highest = max(ended) if guessing is None else max(guessing, lowest)
-    failed = highest + max(highest - lowest, LEARNED * abs(highest))
+    # Twice the lowest is far. Where the lowest is next to 0 every loss would be, so the distance of
+    # the median counts there, twice.
+    highest = lowest + max(abs(lowest), 2 * (float(np.median(ended)) - lowest))
+    if guessing is not None:
+        highest = max(lowest, min(highest, guessing))
+    failed = highest + max((highest - lowest) / 2, LEARNED * abs(highest))
     bounded = [failed if trial.loss is None else min(trial.loss, highest) for trial in tried]
     return np.array(bounded)
