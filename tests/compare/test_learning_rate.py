@@ -116,7 +116,7 @@ def test_the_search_climbs_from_the_default_until_the_best_rate_has_a_worse_one_
     assert script.rates == pytest.approx([1e-3 * ROOT**step for step in steps])
     assert found["default"] == 1e-3
     # It lies between the rates that were tried, and at an end it is the last of them.
-    assert found["rate"] == pytest.approx(max(best, min(script.rates)), rel=0.1)
+    assert found["rate"] == pytest.approx(max(best, min(script.rates)), rel=0.15)
 
 
 def test_where_nothing_is_learned_yet_the_search_goes_up_though_a_lower_loss_is_below(search):

@@ -109,19 +109,22 @@ def taken_value(name: str, tried: Sequence[Trial], *, between: bool = True) -> T
     values = sorted(getattr(trial, name) for trial in tried if trial.loss is not None)
     if not values:
         return None
-    losses = smoothed_losses(name, tried, values)
-    best = int(losses.argmin())
-    ends = [pick(getattr(trial, name) for trial in tried) for pick in (min, max)]
+    best = _lowest(name, tried, values)
+    all_values = [getattr(trial, name) for trial in tried]
     # Beyond an end there may be better ones, so there the end itself is taken, and said to be one.
-    if not between or values[best] in ends:
-        return Taken(values[best], float(losses[best]))
+    if not between or best.value in (min(all_values), max(all_values)):
+        return best
     candidates = list(values)
     for low, high in pairwise(values):
         inner = np.geomspace(low, high, BETWEEN + 2)[1:-1]
         candidates += [float(f"{value:.3g}") for value in inner]
-    losses = smoothed_losses(name, tried, candidates)
+    return _lowest(name, tried, candidates)
+
+
+def _lowest(name: str, tried: Sequence[Trial], values: Sequence[float]) -> Taken:
+    losses = smoothed_losses(name, tried, values)
     best = int(losses.argmin())
-    return Taken(candidates[best], float(losses[best]))
+    return Taken(values[best], float(losses[best]))
 
 
 def has_learned(tried: Sequence[Trial]) -> bool:
