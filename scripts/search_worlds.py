@@ -19,11 +19,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from lorada.compare.rate_rule import FACTOR, FURTHER, TIE, next_value, taken_value
+from lorada.compare.rate_rule import FACTOR, FURTHER, TIE, has_learned, next_value, taken_value
 from lorada.compare.stored_plan import Trial
 from lorada.methods.sizes_and_rates import default_rate
 
@@ -141,12 +142,17 @@ class Rule:
     shares: bool = False  # whether it begins where methods before it were best, in the middle
 
 
-def climb(tried: Sequence[Trial], trials: int = 4) -> float | None:
-    """The next rate by the losses as they are: lorada's search before it smoothed them."""
+def climb(tried: Sequence[Trial], trials: int = 4, *, in_turn: bool = False) -> float | None:
+    """The next rate by the losses as they are: lorada's search before it smoothed them.
+
+    If ``in_turn``, rates where nothing is learned are left as today.
+    """
     if len(tried) < len(FIRST):
         return FIRST[len(tried)]
     if len(tried) >= trials + FURTHER:
         return None
+    if in_turn and not has_learned(tried):
+        return next_value("rate", tried, FIRST, trials)
     losses = {trial.rate: trial.loss for trial in tried}
     rates, tie = sorted(losses), min(losses.values()) * (1 + TIE)
     place = max(i for i, rate in enumerate(rates) if losses[rate] <= tie)
@@ -154,10 +160,11 @@ def climb(tried: Sequence[Trial], trials: int = 4) -> float | None:
         return rates[0] / FACTOR
     if place == len(rates) - 1:
         return rates[-1] * FACTOR
-    if len(tried) >= trials:
-        return None
     middle, sides = rates[place], (rates[place - 1], rates[place + 1])
     gaps = {side: round(abs(math.log10(side / middle)), 6) for side in sides}
+    is_wide = in_turn and max(gaps.values()) > 0.51
+    if len(tried) >= trials and not is_wide:
+        return None
     return math.sqrt(middle * min(sides, key=lambda side: (-gaps[side], losses[side])))
 
 
@@ -214,15 +221,17 @@ def smoothed_tried(tried: Sequence[Trial]) -> float:
 
 RULES = {
     "before: climbs, takes the lowest": Rule(climb, lowest),
-    "… with up to 8 trials": Rule(lambda tried: climb(tried, 8), lowest),
+    "before, with 8 trials": Rule(partial(climb, trials=8), lowest),
+    "turns, not smoothed, parabola": Rule(partial(climb, in_turn=True), parabola),
+    "the same with 8 trials": Rule(partial(climb, trials=8, in_turn=True), parabola),
     "turns, takes the lowest": Rule(turns, lowest),
     "turns, middle of 0.04 nats": Rule(turns, middle),
     "turns, parabola": Rule(turns, parabola),
     "turns, smoothed, as tried": Rule(turns, smoothed_tried),
     "**turns, smoothed (lorada)**": Rule(turns, smoothed),
-    "… with 5 trials": Rule(five, smoothed),
-    "… with 8 trials": Rule(eight, smoothed),
-    "… begins where others were best": Rule(turns, smoothed, shares=True),
+    "lorada with 5 trials": Rule(five, smoothed),
+    "lorada with 8 trials": Rule(eight, smoothed),
+    "lorada, begins where others were best": Rule(turns, smoothed, shares=True),
 }
 
 
