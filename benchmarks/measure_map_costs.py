@@ -234,7 +234,9 @@ ROWS: dict[str, Measure] = {
     "decode_64": decoding(1, 256, times=MORE_TURNS),
     "decode_padded": decoding(16, 128, padded=True),
     "peak_1x2048": peak_memory,
-    "saved_bytes": lambda settings: {"mb": {b: round(kept_for_backward(b), 4) for b in (1, 8)}},
+    "saved_bytes": lambda settings: {
+        "mb": {str(b): round(kept_for_backward(b), 4) for b in (1, 8)}
+    },
     "operations": lambda settings: term_operations(),
     "lorada_la": lorada_la,
     "start": lambda settings: fresh_process.start_times(settings.repetitions),

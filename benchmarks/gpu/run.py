@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -43,7 +42,7 @@ from gpu import (
 )
 from gpu.machine import CannotRunError, Machine
 from gpu.page import PAGE, write_page
-from library.measuring import load_results, package_code
+from library.measuring import load_results, now
 
 from lorada.support.files import write_atomic
 
@@ -211,8 +210,7 @@ def run(
         names = PARTS[name].cases(machine)
         missing = [case for case in names if "reason" in rows.get(case, {"reason": ""})]
         for case, row in measure(name, missing, until):
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            rows[case] = {**row, "code": package_code(), "measured": now}
+            rows[case] = {**row, "measured": now()}
             every[name] = {each: rows[each] for each in names if each in rows}
             write_atomic(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
             write_page(results, PARTS, page)

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from library.measuring import is_older, newest_code
+from library.measuring import date_of
 from library.page import markdown_table, print_table, write_marked
 
 PAGE = Path(__file__).parents[1] / "NOTES.md"
 SCRIPT = "measure_generated_answers.py"
 HEADER = (
     "answers", "tokens read, written", "refilled / padded", "single turns", "padded / padded",
-    "processor time: refilled / padded", "padded / padded", "same answers",
+    "processor time: refilled / padded", "padded / padded", "same answers", "date",
 )  # fmt: skip
 NAMES = {"even": "1 to {} tokens, each length as often", "tail": "most short, few up to {}",
          "alike": "all {}"}  # fmt: skip
@@ -18,18 +18,17 @@ NAMES = {"even": "1 to {} tokens, each length as often", "tail": "most short, fe
 
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, of the mixes that are measured."""
-    newest = newest_code(results)
     found = []
     for mix, name in NAMES.items():
         if row := results["rows"].get(mix):
-            older = " (older code)" if is_older(row, newest) else ""
             single = f"{row['lowest']:.2f}–{row['highest']:.2f} in {row['turns']}"
             found.append((
-                f"{name.format(results['settings']['limit'])}{older}",
+                name.format(results["settings"]["limit"]),
                 f"{row['tokens_read']:,}, {row['tokens_written']:,}",
                 f"{row['ratio']:.2f}", single, f"{row['noise']['ratio']:.2f}",
                 f"{row['processor']['ratio']:.2f}", f"{row['processor_noise']['ratio']:.2f}",
                 f"{row['same']:,} of {row['rows']:,}",
+                date_of(row),
             ))  # fmt: skip
     return found
 

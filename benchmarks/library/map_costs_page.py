@@ -3,14 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from library.measuring import is_older, newest_code
+from library.measuring import date_of
 from library.page import markdown_table, print_table, write_marked
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 SCRIPT = "measure_map_costs.py"
 CURVE_NAMES = ("tokens", "length", "bidirectional", "batch")
 PICTURES = {name: f"growth-{name}.png" for name in CURVE_NAMES}
-HEADER = ("measure", "limit", "measured", "single turns", "second side without a map", "met")
+HEADER = (
+    "measure",
+    "limit",
+    "measured",
+    "single turns",
+    "second side without a map",
+    "met",
+    "date",
+)
 
 # By row: what it is, and the most that its ratio may be.
 LIMITS: dict[str, tuple[str, float]] = {
@@ -33,16 +41,15 @@ LIMITS: dict[str, tuple[str, float]] = {
 # By figure of the row `start`: what it is, and the most seconds.
 START_LIMITS = {
     "help_s": ("`lorada --help`", 0.3),
-    "methods_s": ("`lorada methods`", 1.0),
     "import_s": ("`import lorada` after `import peft`", 0.2),
 }
 KEPT_LIMIT = 0.2  # megabytes
-OLDER = "older code"
+KEPT_BATCH = "8"
 
 
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, of the rows that are measured."""
-    rows, newest = results["rows"], newest_code(results)
+    rows = results["rows"]
     found: list[tuple[str, ...]] = []
     for name, (what, limit) in LIMITS.items():
         if name in rows:
@@ -52,23 +59,28 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
             noise = "–"
             if off := row.get("noise"):
                 noise = f"{off['ratio']:.3f} ({off['lowest']:.3f}–{off['highest']:.3f})"
-            label = what + _detail(row) + _age(row, newest)
-            found.append((label, f"≤ {limit:.2f}", f"{row['ratio']:.3f}", single, noise,
-                          _met(row["ratio"], limit)))  # fmt: skip
-    kept = rows.get("saved_bytes", {})
-    for batch, size in kept.get("mb", {}).items():
-        what = f"kept for the backward pass in a LLaMA-7B layer, batch {batch}, more than attention"
-        found.append(_plain_line(what + _age(kept, newest), size, KEPT_LIMIT, "MB"))
-    for figure, (what, limit) in START_LIMITS.items():
-        if "start" in rows:
-            what += _age(rows["start"], newest)
-            found.append(_plain_line(what, rows["start"][figure], limit, "s"))
+            found.append((
+                what + _detail(row), f"≤ {limit:.2f}", f"{row['ratio']:.3f}", single, noise,
+                _met(row["ratio"], limit), date_of(row),
+            ))  # fmt: skip
+    if kept := rows.get("saved_bytes"):
+        size = kept["mb"][KEPT_BATCH]
+        what = (
+            f"kept for the backward pass in a LLaMA-7B layer, batch {KEPT_BATCH}, "
+            "more than attention"
+        )
+        found.append(_plain_line(what, size, KEPT_LIMIT, "MB", kept))
+    if start := rows.get("start"):
+        for figure, (what, limit) in START_LIMITS.items():
+            found.append(_plain_line(what, start[figure], limit, "s", start))
     return found
 
 
-def _plain_line(what: str, figure: float, limit: float, unit: str) -> tuple[str, ...]:
+def _plain_line(
+    what: str, figure: float, limit: float, unit: str, row: dict[str, Any]
+) -> tuple[str, ...]:
     measured = f"{figure:.3f} {unit}"
-    return what, f"≤ {limit} {unit}", measured, "–", "–", _met(figure, limit)
+    return what, f"≤ {limit} {unit}", measured, "–", "–", _met(figure, limit), date_of(row)
 
 
 def _detail(row: dict[str, Any]) -> str:
@@ -78,10 +90,6 @@ def _detail(row: dict[str, Any]) -> str:
     if "bare" in row:
         return f" (without a map: {row['bare']['ratio']:.3f})"
     return ""
-
-
-def _age(row: dict[str, Any], newest: str | None) -> str:
-    return f" ({OLDER})" if is_older(row, newest) else ""
 
 
 def _met(figure: float, limit: float) -> str:
@@ -107,7 +115,6 @@ def write_page(results: dict[str, Any], page: Path = PAGE) -> None:
 def marked_text(results: dict[str, Any]) -> str:
     """What stands between the marks of the page."""
     settings, rows, growth = results["settings"], results["rows"], results.get("growth", {})
-    newest = newest_code(results)
     machine, packages = settings["hardware"], settings["versions"]
     sizes = f"; sizes divided by {settings['factor']}" if settings["factor"] != 1 else ""
     text = (
@@ -123,22 +130,18 @@ def marked_text(results: dict[str, Any]) -> str:
             f"\nOperations (N = 512, n = 128, LLaMA-7B): the term is {found['term']:,} of the "
             f"layer's {found['layer']:,} floating-point operations, {found['share']:.3%}. The "
             "paper's Table 2 prints 1.97e-5 of the model's, which counts the additions to a map "
-            f"that exists (`lorada table 2`){_age(found, newest)}.\n"
+            "that exists (`lorada table 2`).\n"
         )
     curves = [
         (
             f"![How the cost grows: {name}]({PICTURES[name]})",
-            curve_ends(growth[name]["points"]) + _age(growth[name], newest),
+            curve_ends(growth[name]["points"]),
+            date_of(growth[name]),
         )
         for name in CURVE_NAMES if name in growth
     ]  # fmt: skip
     if curves:
-        text += f"\n{markdown_table(('how the cost grows', 'at both ends'), curves)}\n"
-    if any(is_older(row, newest) for row in (*rows.values(), *growth.values())):
-        text += (
-            f"\n“{OLDER.capitalize()}”: measured with another state of `src/lorada` than the "
-            "newest figure here, or with one that is not known.\n"
-        )
+        text += f"\n{markdown_table(('how the cost grows', 'at both ends', 'date'), curves)}\n"
     return text + "\n"
 
 

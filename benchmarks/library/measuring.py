@@ -1,9 +1,7 @@
-"""Measures rows one after another and saves each, with its code and date, in a JSON file."""
+"""Measures rows one after another and saves each, with its date, in a JSON file."""
 
 import argparse
-import functools
 import gc
-import hashlib
 import json
 import logging
 import sys
@@ -18,10 +16,11 @@ from typing import Any
 import torch
 from library.agreement import DisagreementError
 
-import lorada
 from lorada.runs.result import hardware, versions
 from lorada.support.files import write_atomic
 
+# Of the packages, those whose code takes the time that is measured. The others only start it.
+DECIDING = ("python", "torch", "transformers", "peft")
 MEMORY_ROUNDING = 0.11  # GiB by which the memory of one machine may seem to differ
 Results = dict[str, Any]
 
@@ -112,7 +111,6 @@ def measure_rows(
         DisagreementError: if a row does not compute what it should.
     """
     torch.set_num_threads(request.settings.threads)
-    package_code()  # of the code that runs, whatever becomes of its files meanwhile
     results = load_results(request.settings, request.file, overwrite=request.overwrite)
     done = results.setdefault(section, {})
     if request.overwrite and not request.names:
@@ -125,8 +123,7 @@ def measure_rows(
         except DisagreementError as error:
             raise DisagreementError(f"{name} was not measured: {error}") from error
         gc.collect()
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        done[name] = {**row, "code": package_code(), "measured": now}
+        done[name] = {**row, "measured": now()}
         write_atomic(request.file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         show(name, results)
         seconds = time.monotonic() - started
@@ -145,7 +142,7 @@ def load_results(settings: Any, file: Path, *, overwrite: bool = False) -> Resul
     Raises:
         ValueError: naming what differs.
     """
-    current = {**vars(settings), "hardware": hardware(), "versions": versions()}
+    current = {**vars(settings), "hardware": hardware(), "versions": deciding_versions()}
     if file.is_file():
         results: Results = json.loads(file.read_text(encoding="utf-8"))
         differing = list(differences(results.get("settings", {}), current))
@@ -171,23 +168,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield f"{name} {before}, not {now}"
 
 
-@functools.cache
-def package_code() -> str:
-    """A hash of the package's files as they were at the first call."""
-    root = Path(lorada.__file__).parent
-    found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        found.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+def deciding_versions() -> dict[str, str]:
+    """The versions of the packages that decide a figure."""
+    installed = versions()
+    return {name: installed[name] for name in DECIDING}
 
 
-def newest_code(results: Results) -> str | None:
-    """The code that the newest row or curve was measured with; None if none says it."""
-    rows = [*results["rows"].values(), *results.get("growth", {}).values()]
-    dated = {row["measured"]: row["code"] for row in rows if "measured" in row}
-    return dated[max(dated)] if dated else None
+def now() -> str:
+    """The time at which a row is saved, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def is_older(row: dict[str, Any], newest: str | None) -> bool:
-    """Whether a row was measured with other code than the newest one, or does not say."""
-    return row.get("code") is None or row["code"] != newest
+def date_of(row: dict[str, Any]) -> str:
+    """The day on which a row was measured, as ``2026-12-03``."""
+    return datetime.fromisoformat(row["measured"]).date().isoformat()

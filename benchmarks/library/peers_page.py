@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from library.measuring import is_older, newest_code
+from library.measuring import date_of
 from library.page import markdown_table, print_table, write_marked
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 SCRIPT = "measure_peers.py"
-HEADER = ("measure", "limit", "measured", "single turns", "lorada / lorada", "both sides", "met")
+HEADER = (
+    "measure", "limit", "measured", "single turns", "lorada / lorada", "both sides", "met", "date",
+)  # fmt: skip
 SIDES = {"trl": "TRL", "lm_eval": "lm-eval", "float32": "float32"}
 # By row: what it is, the side that lorada is measured beside, and the most that a figure may be.
 LIMITS: dict[str, tuple[str, str, dict[str, float]]] = {
@@ -27,26 +29,26 @@ UNITS = {"memory": "MB"}  # all other figures are seconds
 
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, of the rows that are measured."""
-    newest, found = newest_code(results), []
+    found = []
     for name, (what, other, limits) in LIMITS.items():
         row = results["rows"].get(name)
         for figure, measured in row["figures"].items() if row else ():
             if figure == "processor":  # only in the file: it tells noise of a busy machine
                 continue
-            older = " (older code)" if is_older(row, newest) else ""
             kind = NAMES.get(figure, WORK.get(name, "the steps alone"))
             title = f"{what}, beside {SIDES[other]}: {kind}" if other else what
             limit, noise = limits.get(figure), measured["noise"]
             unit = " s" if figure == "start" else ""
             sides = f"{measured['lorada']:,.1f}, {measured[other]:,.1f} " if other else ""
             found.append((
-                title + older,
+                title,
                 "–" if limit is None else f"≤ {limit:.2f}{unit}",
                 f"{measured['ratio']:.3f}{unit}",
                 f"{measured['lowest']:.3f}–{measured['highest']:.3f} in {row['turns']}",
                 f"{noise['ratio']:.3f} ({noise['lowest']:.3f}–{noise['highest']:.3f})",
                 sides + UNITS.get(figure, "s") if other else "–",
                 "–" if limit is None else "yes" if measured["ratio"] <= limit else "**no**",
+                date_of(row),
             ))  # fmt: skip
     return found
 

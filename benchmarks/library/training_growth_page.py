@@ -3,18 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from library.measuring import is_older, newest_code
+from library.measuring import date_of
 from library.page import markdown_table, write_marked
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 SCRIPT = "measure_training_growth.py"
 PICTURES = {name: f"training-{name}.png" for name in ("rows", "length", "vocabulary")}
-HEADER = ("curve", "from, to", "lorada, ms per token", "the model's own loss", "ratio at the end")
+HEADER = (
+    "curve",
+    "from, to",
+    "lorada, ms per token",
+    "the model's own loss",
+    "ratio at the end",
+    "date",
+)
 
 
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """A line for each curve that is measured: its first and its last point."""
-    newest, found = newest_code(results), []
+    found = []
     for name in PICTURES:
         row = results["rows"].get(name)
         if row is None:
@@ -22,11 +29,12 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
         first, last = row["points"][0], row["points"][-1]
         single = last["single"]
         found.append((
-            name + (" (older code)" if is_older(row, newest) else ""),
+            name,
             f"{first[name]:,} to {last[name]:,}",
             f"{first['lorada_ms']:.2f} to {last['lorada_ms']:.2f}",
             f"{first['plain_ms']:.2f} to {last['plain_ms']:.2f}",
             f"{last['lorada_ms'] / last['plain_ms']:.2f} ({min(single):.2f}–{max(single):.2f})",
+            date_of(row),
         ))  # fmt: skip
     return found
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_close, assert_same_gradients
 from folders import llama_folder
-from library import map_costs_page, paper_attention
+from library import map_costs_page, measuring, paper_attention
 from library.agreement import DisagreementError
 from library.measuring import Request
 
@@ -62,6 +62,25 @@ def test_rows_are_measured_and_written_and_those_of_other_settings_left_alone(
         assert "factor 32, not 16: pass --output DIR, or --overwrite" in error
         assert error.count("\n") == 1
     assert json.loads(files[0].read_text()) == results
+
+
+def test_a_row_shows_its_day_and_stays_where_no_package_that_decides_it_has_changed(
+    settings, files, monkeypatch
+):
+    performance.run(Request(settings, *files, ["saved_bytes"]))
+    row = json.loads(files[0].read_text())["rows"]["saved_bytes"]
+    (line,) = [
+        line for line in files[1].read_text().splitlines() if "kept for the backward" in line
+    ]
+    assert line.endswith(f"| {row['measured'][:10]} |")
+    assert "older" not in files[1].read_text()
+    installed = measuring.versions()
+    monkeypatch.setattr(
+        measuring, "versions", lambda: {**installed, "accelerate": "0", "torch": "0"}
+    )
+    with pytest.raises(ValueError, match=r"torch .*, not 0: pass") as error:
+        performance.run(Request(settings, *files, ["saved_bytes"]))
+    assert "accelerate" not in str(error.value)
 
 
 def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch):

@@ -335,6 +335,14 @@ def test_rows_of_several_forms_are_refused_with_one_of_each(case):
                 lambda: in_form([b, b, a], "f"))  # fmt: skip
 
 
+def test_a_misspelt_field_of_a_single_row_is_named():
+    right, wrong = {"text": "a", "label": 1, "id": 1}, {"text": "b", "lable": 2, "id": 2}
+    message = r"row 1 has text/label and f row 2 has text \(and 'lable', not read\): all rows must"
+    refused(message, lambda: in_form([right, wrong], "f"))
+    message = r"row 1 has text \(and 'lable', not read\) and f row 2 has text/label: all rows must"
+    refused(message, lambda: in_form([wrong, right], "f"))
+
+
 def test_fields_that_are_not_read_are_named(caplog):
     row = {"text": "a", "label": 0, "answer": "b", "text2": "c"}
     with caplog.at_level(logging.INFO):

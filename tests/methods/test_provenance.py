@@ -48,6 +48,15 @@ def test_what_the_user_sets_is_not_said_to_be_from_the_source():
     assert same.settings_from == SOURCES["lora"]["llama"]
 
 
+def test_settings_of_our_own_are_not_said_to_be_those_of_another_model():
+    for name in ("lmam", "fmam", "quanta"):
+        source = SOURCES[name]["roberta"]
+        assert build_method(name, BertConfig()).settings_from.startswith(source)
+        assert "roberta" not in build_method(name, BertConfig()).settings_from
+    lora = build_method("lora", BertConfig()).settings_from
+    assert lora == f"{SOURCES['lora']['roberta']}; those of roberta models, taken to a bert model"
+
+
 @pytest.mark.parametrize("config", [LlamaConfig(), BertConfig(), RobertaConfig(), BartConfig()])
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.parts])
 def test_a_map_that_has_the_default_scale_says_what_the_paper_has(name, config):

@@ -165,14 +165,25 @@ def _read(
         first = first or fits[0]
         if not fits or fits[0][:2] != first[:2]:
             has = ways[0] if fits else "/".join(named) or "none of them"
+            first_has = "/".join(first.names) + _unknown_beside(rows[0], read_row, columns)
+            has += _unknown_beside(read_row, rows[0], columns)
             raise ValueError(
-                f"{where(0)} has {'/'.join(first.names)} and {where(index)} has {has}: all rows "
+                f"{where(0)} has {first_has} and {where(index)} has {has}: all rows "
                 "must have the fields of one form"
             )
         converted.append(_converted(row, fits[0], partial(where, index), stand_ins))
         if (GROUP in converted[0]) != (GROUP in converted[-1]):
             raise ValueError(f"{where(index)} and {where(0)}: give all rows a group, or none")
     return converted, [fits[0] for _, fits in known.values()]
+
+
+def _unknown_beside(row: Row, other: Row, columns: Columns) -> str:
+    """In words, the fields of a row that no reading has and the other row lacks, such as a typo."""
+    unknown = []
+    for key, name in _names_of(row, columns).items():
+        if name not in KNOWN and key not in other and row[key] is not None:
+            unknown.append(repr(key))
+    return f" (and {', '.join(unknown)}, not read)" if unknown else ""
 
 
 def _names_of(row: Row, columns: Columns) -> dict[str, str]:

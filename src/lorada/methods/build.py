@@ -31,7 +31,7 @@ from lorada.methods.matrix_names import (
 )
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings, load, part_class
-from lorada.methods.provenance import NOT_STATED, OF_ALL_OTHERS
+from lorada.methods.provenance import NOT_FROM_THE_PAPER, NOT_STATED, OF_ALL_OTHERS
 from lorada.support.models import MODELS
 from lorada.tuners import LoradaConfig
 from lorada.tuners.base.linears import layer_linear_names
@@ -142,7 +142,8 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
         if key in method.parts:
             home = WRITTEN_FOR.get(key, model_type)
             parts, source = method.parts[key], method.source_of(key)
-            if home != model_type:
+            # Settings of ours were chosen for every model of a family, so no model lent them.
+            if home != model_type and not source.startswith(NOT_FROM_THE_PAPER):
                 source += f"; those of {home} models, taken to a {model_type} model"
             printed = method.printed.get(key, {})
             return ChosenSettings(dict.fromkeys(parts, home), parts, source, printed)
