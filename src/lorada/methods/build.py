@@ -61,8 +61,8 @@ class Plan:
         prepare: completes the config; called with model and batches.
         optimizer: makes the method's own optimizer.
         arguments: TrainingArguments that the method changes.
-        settings_from: where the settings come from; begins with "not from the paper" if they are
-            not.
+        settings_from: where the settings come from; has the words "not from the paper" where they
+            are not.
     """
 
     config: PeftConfig | None

@@ -22,7 +22,7 @@ from lorada.methods.method import (
     Unpublished,
     peft_configs,
 )
-from lorada.methods.provenance import MAP_DEFAULTS, NOT_FROM_THE_PAPER, PRINTED, SOURCES
+from lorada.methods.provenance import MAP_DEFAULTS, PRINTED, SOURCES
 from lorada.methods.table import METHODS, QUERY_VALUE, UNPUBLISHED
 from lorada.support.error_messages import unknown_name
 
@@ -201,10 +201,7 @@ def joined_sources(named: Sequence[tuple[str, str]]) -> str:
     """One sentence for the sources of a sum, by the names of its methods."""
     if len(named) == 1:
         return named[0][1]
-    ours = f"{NOT_FROM_THE_PAPER}: "
-    sources = "; ".join(f"{name}: {source.removeprefix(ours)}" for name, source in named)
-    unpublished = any(source.startswith(ours) for _, source in named)
-    return ours + sources if unpublished else sources
+    return "; ".join(f"{name}: {source}" for name, source in named)
 
 
 def _differences(

@@ -109,7 +109,7 @@ def measured_line(
     shares = {f"{r['parameters']['percent']:.3f}%" for r in results}
     minutes = sum(r["wall_time_s"] for r in results) / 60 if results else None
     percent = " / ".join(sorted(shares)) or NOTHING
-    if any(r.get("settings_from", "").startswith(NOT_FROM_THE_PAPER) for r in results):
+    if any(NOT_FROM_THE_PAPER in r.get("settings_from", "") for r in results):
         label = f"{label} (settings {NOT_FROM_THE_PAPER})"
     return TableLine(label, "ours", percent, scores, minutes=minutes)
 
