@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from library import fresh_process, paper_attention
-from library.llama_layer import kept_for_backward, term_operations
+from library.llama_layer import term_operations
 from library.map_checks import check_decoding, check_training, paper_setup
 from library.map_costs_page import PAGE, show, write_page
 from library.measuring import Request, Results, measure_rows, read_request, run_script
@@ -234,9 +234,6 @@ ROWS: dict[str, Measure] = {
     "decode_64": decoding(1, 256, times=MORE_TURNS),
     "decode_padded": decoding(16, 128, padded=True),
     "peak_1x2048": peak_memory,
-    "saved_bytes": lambda settings: {
-        "mb": {str(b): round(kept_for_backward(b), 4) for b in (1, 8)}
-    },
     "operations": lambda settings: term_operations(),
     "lorada_la": lorada_la,
     "start": lambda settings: fresh_process.start_times(settings.repetitions),

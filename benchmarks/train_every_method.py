@@ -119,10 +119,11 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     if "error" in row:
         return [linked, f"failed: {row['error'].replace('|', '/')}", *[""] * 10, date_of(row)]
     rates = ", ".join(f"{rate:g}" for rate in row["rates"])
+    seconds = row["seconds_per_step"]  # None where other programs ran beside the row
     fell = "yes" if row["loss_after"] < row["loss_before"] else "**no**"
     return [
         linked, row["model"], row["task"], f"{row['trainable']:,}", f"{row['percent']:.3f}",
-        str(row["steps"]), rates, f"{row['seconds_per_step']:.2f}",
+        str(row["steps"]), rates, f"{seconds:.2f}" if seconds else "–",
         f"{row['peak_memory_bytes'] / 2**20:,.0f}", f"{row['loss_before']:.4f}",
         f"{row['loss_after']:.4f}", fell, date_of(row),
     ]  # fmt: skip
@@ -150,6 +151,7 @@ rate: at 5e-3, `lmam` falls to 0.1457 in as many.
 for MiniLM here, with the names of its modules.
 
 **Seconds per step** leave out the first step, the scoring and what a method does before training.
+There are none (–) where other programs slowed the machine.
 **Peak memory** is that of the whole process, with the libraries (about 600 MiB) and the scoring.
 A step of `lora` took 1.56 s on 25 November 2026 and 1.32 s on 3 December, so seconds of different
 dates are not to be compared: [what a step costs](#what-a-step-costs) compares methods in turns.

@@ -17,17 +17,6 @@ from lorada.support.models import named_config
 
 HEAD_WIDTH = 128
 NARROW = 64  # width of the residual stream; a map does not depend on it
-MEGABYTE = 2**20
-
-
-def kept_for_backward(batch: int) -> float:
-    """Megabytes that a layer keeps beyond attention alone, the map's factors included."""
-    model = mapped_model(named_config("llama-7b")).train()
-
-    def kept(*, base: bool) -> int:
-        return kept_bytes(lambda: attend(model, base=base, batch=batch), [])
-
-    return (kept(base=False) - kept(base=True)) / MEGABYTE
 
 
 def term_operations() -> dict[str, Any]:

@@ -43,8 +43,6 @@ START_LIMITS = {
     "help_s": ("`lorada --help`", 0.3),
     "import_s": ("`import lorada` after `import peft`", 0.2),
 }
-KEPT_LIMIT = 0.2  # megabytes
-KEPT_BATCH = "8"
 
 
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -63,13 +61,6 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
                 what + _detail(row), f"≤ {limit:.2f}", f"{row['ratio']:.3f}", single, noise,
                 _met(row["ratio"], limit), date_of(row),
             ))  # fmt: skip
-    if kept := rows.get("saved_bytes"):
-        size = kept["mb"][KEPT_BATCH]
-        what = (
-            f"kept for the backward pass in a LLaMA-7B layer, batch {KEPT_BATCH}, "
-            "more than attention"
-        )
-        found.append(_plain_line(what, size, KEPT_LIMIT, "MB", kept))
     if start := rows.get("start"):
         for figure, (what, limit) in START_LIMITS.items():
             found.append(_plain_line(what, start[figure], limit, "s", start))

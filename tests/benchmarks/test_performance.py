@@ -45,11 +45,11 @@ def test_rows_are_measured_and_written_and_those_of_other_settings_left_alone(
     monkeypatch.setattr(logging, "disable", lambda level: None)  # for the rest of the process
     run_with(monkeypatch, performance, settings, tmp_path, rows=",".join(NAMES))
     run_with(monkeypatch, growth, settings, tmp_path, rows="batch")
-    run_with(monkeypatch, performance, settings, tmp_path, rows="saved_bytes")
+    run_with(monkeypatch, performance, settings, tmp_path, rows="operations")
     results = json.loads(files[0].read_text())
-    assert list(results["rows"]) == [*NAMES, "saved_bytes"]
-    kept = results["rows"]["saved_bytes"]["mb"]
-    assert kept["1"] == kept["8"] < 0.2
+    assert list(results["rows"]) == [*NAMES, "operations"]
+    operations = results["rows"]["operations"]
+    assert 0 < operations["term"] < operations["layer"] / 1000
     assert len(results["growth"]["batch"]["points"]) == 6
     page = files[1].read_text()
     assert all(map_costs_page.LIMITS[name][0] in page for name in NAMES)
@@ -67,19 +67,16 @@ def test_rows_are_measured_and_written_and_those_of_other_settings_left_alone(
 def test_a_row_shows_its_day_and_stays_where_no_package_that_decides_it_has_changed(
     settings, files, monkeypatch
 ):
-    performance.run(Request(settings, *files, ["saved_bytes"]))
-    row = json.loads(files[0].read_text())["rows"]["saved_bytes"]
-    (line,) = [
-        line for line in files[1].read_text().splitlines() if "kept for the backward" in line
-    ]
+    request = Request(settings, *files, ["forward_4x512"])
+    performance.run(request)
+    row = json.loads(files[0].read_text())["rows"]["forward_4x512"]
+    (line,) = [line for line in files[1].read_text().splitlines() if "| forward 4" in line]
     assert line.endswith(f"| {row['measured'][:10]} |")
-    assert "older" not in files[1].read_text()
     installed = measuring.versions()
-    monkeypatch.setattr(
-        measuring, "versions", lambda: {**installed, "accelerate": "0", "torch": "0"}
-    )
+    others = {**installed, "accelerate": "0", "torch": "0"}
+    monkeypatch.setattr(measuring, "versions", lambda: others)
     with pytest.raises(ValueError, match=r"torch .*, not 0: pass") as error:
-        performance.run(Request(settings, *files, ["saved_bytes"]))
+        performance.run(request)
     assert "accelerate" not in str(error.value)
 
 
