@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertForSequenceClassification, GptOssConfig, GptOssForCausalLM
 
 from lorada import BottleneckConfig, LmamConfig, LoradaConfig, PrefixConfig, explain
-from lorada.explore.explanation import KEPT
+from lorada.explore.explanation import ATTENDED
 from lorada.tuners.pooling import PoolingConfig, PoolingLayer
 
 pytestmark = pytest.mark.fp64
@@ -204,7 +204,7 @@ def test_a_trained_head_is_counted_for_itself_and_a_pooling_with_it(beside):
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_what_is_attended_to_is_counted(name):
     found = explain(stack(name), {"input_ids": IDS})[0]
-    shares = dict(zip(KEPT, found.attends, strict=True))
+    shares = dict(zip(ATTENDED, found.attends, strict=True))
     assert_close(sum(shares.values()), torch.ones(4))
     assert_close(shares["itself"], found.softmax[0].diagonal(dim1=1, dim2=2).mean(-1))
     previous = found.softmax[0].diagonal(-1, dim1=1, dim2=2).sum(-1) / 10

@@ -12,7 +12,7 @@ from peft import get_peft_model
 from transformers import AutoTokenizer, BartForSequenceClassification, MBartForConditionalGeneration
 
 from lorada import LmamConfig, explain
-from lorada.explore.page_data import explain_text, explored, sentence_maps
+from lorada.explore.page_data import compute_page_data, explain_text, sentence_maps
 from lorada.inference.load import load_run
 
 SETTINGS = ["max_steps=3", "learning_rate=0.1", "report_to=[]", "max_length=32"]
@@ -32,7 +32,7 @@ TEXT = "1 + 1 ="
 def test_the_page_has_the_numbers_of_explain(name, folder):
     run = load_run(folder(name))
     found = explain_text(run, TEXT)
-    data = explored(run, [TEXT, "2 + 33"])
+    data = compute_page_data(run, [TEXT, "2 + 33"])
     shown = data["run"]["shown"][0]
     tokens = len(data["sentences"][0]["tokens"])
     layers = [one for one in found if one.softmax.shape[-1] == tokens]
@@ -61,10 +61,14 @@ def test_the_page_has_the_numbers_of_explain(name, folder):
 
 def test_what_cannot_be_explored_is_refused_in_one_line(folder):
     lora = load_run(folder("lora"))
-    refused("the text is empty", lambda: explored(lora, [" "]))
-    refused("has 80 tokens and at most 64 can be shown", lambda: explored(lora, ["ab" * 40]))
+    refused("the text is empty", lambda: compute_page_data(lora, [" "]))
+    refused(
+        "has 80 tokens and at most 64 can be shown", lambda: compute_page_data(lora, ["ab" * 40])
+    )
     pairs = dataclasses.replace(lora, pairs=True)
-    refused("learned pairs of texts, and a sentence is half", lambda: explored(pairs, [TEXT]))
+    refused(
+        "learned pairs of texts, and a sentence is half", lambda: compute_page_data(pairs, [TEXT])
+    )
 
 
 def test_a_sentence_is_read_whole_and_without_an_end(folder):
@@ -72,13 +76,13 @@ def test_a_sentence_is_read_whole_and_without_an_end(folder):
     tokenizer = byte_tokenizer(ends=True)
     assert tokenizer(text)["input_ids"][-1] == tokenizer.eos_token_id
     for one in (run, dataclasses.replace(run, tokenizer=tokenizer)):
-        (sentence,) = explored(one, [text])["sentences"]
+        (sentence,) = compute_page_data(one, [text])["sentences"]
         assert "".join(sentence["tokens"][-28:]) == text
 
 
 def test_a_run_of_chats_reads_a_sentence_through_its_template(folder):
     run, text = load_run(folder("chats")), "hi you"
-    data = explored(run, [text])
+    data = compute_page_data(run, [text])
     (sentence,) = data["sentences"]
     assert "".join(sentence["tokens"]) == f"<|user|>{text}<e><|assistant|>"
     assert sentence["text"] == text  # as the menu shows it

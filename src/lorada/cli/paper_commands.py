@@ -254,9 +254,9 @@ def _plot_maps(run: Path, text: str, text_pair: str | None, head: int | None, ou
 
     recipe = finished_run(run)
     loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
-    from lorada.explore.page_data import sentence_maps, sentences_of
+    from lorada.explore.page_data import pair_sentences, sentence_maps
 
-    (sentence,) = sentences_of([text], [text_pair] if text_pair else None)
+    (sentence,) = pair_sentences([text], [text_pair] if text_pair else None)
     found = sentence_maps(loaded, sentence, head)
     title = f"{found['layer']}, head {found['head']}"
     maps = found["tokens"], found["maps"]

@@ -371,9 +371,9 @@ def explore(
         import jinja2  # noqa: F401
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=False)
     from lorada.explore.explorer_page import explorer_page
-    from lorada.explore.page_data import explored, sentences_of
+    from lorada.explore.page_data import compute_page_data, pair_sentences
 
-    data = explored(loaded, sentences_of(text, text_pair))
+    data = compute_page_data(loaded, pair_sentences(text, text_pair))
     with waiting("writing the page"):
         page = explorer_page(data)
         write_atomic(output, page)

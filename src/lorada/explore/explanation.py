@@ -37,7 +37,7 @@ from lorada.tuners.switch_parts import (
 )
 
 LIKELIEST = 10  # next tokens that are shown
-KEPT = ("first", "previous", "itself", "other")  # what a query attends to
+ATTENDED = ("first", "previous", "itself", "other")  # what a query attends to
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ExplainedLayer:
         without: Attn without the adapter, (B, H, T, K).
         fused: the softmax plus the map, for ¬N the softmax with the map inside, (B, H, T, K).
         moved: how far the adapter moves the output of each head, (H,).
-        attends: the shares of ``softmax`` on ``KEPT``, (4, H), means over queries.
+        attends: the shares of ``softmax`` on ``ATTENDED``, (4, H), means over queries.
         map: tile(Attn_s), (B, H, T, K); None, as all below, if the layer has no active map.
         inside: whether the map is inside the softmax (¬N).
         negative: share of the visible entries of ``fused`` within the map below 0, (H,).
@@ -115,15 +115,23 @@ class Explanation(Sequence[ExplainedLayer]):
         tokenizer = self.tokenizer
 
         def word_of(token: int) -> str:
-            return str(token) if tokenizer is None else str(tokenizer.decode([token]))
+            if tokenizer is None:
+                return str(token)
+            return str(tokenizer.decode([token]))
 
         ids = self.ids[0][self.real[0]].tolist()
-        text = tokenizer.decode(ids, skip_special_tokens=True) if tokenizer else ""
+        words = [word_of(token) for token in ids]
+        text = ""
+        if tokenizer is not None:
+            text = tokenizer.decode(ids, skip_special_tokens=True)
         run = {
-            "name": "adapter", "method": ", ".join(self.parts), "parts": self.parts,
-            "head": self.head, "shown": [shown(self, word_of)],
-        }  # fmt: skip
-        sentences = [{"tokens": [*map(word_of, ids)], "text": text}]
+            "name": "adapter",
+            "method": ", ".join(self.parts),
+            "parts": self.parts,
+            "head": self.head,
+            "shown": [page_entry(self, word_of)],
+        }
+        sentences = [{"tokens": words, "text": text}]
         write_atomic(Path(path), explorer_page({"sentences": sentences, "run": run}))
 
 
@@ -143,108 +151,156 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         ValueError: if no adapter is active, or two with a map are; or for a model that computes
             attention itself.
     """
-    parts = _shown_parts(model)
-    names = {
-        module: name
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] not in CROSS_ATTENTION
-    }
+    parts = _explained_parts(model)
+    attention_names = _attention_names(model)
+    head = None
     was_training = model.training
     model.eval()
     try:
-        with_all = _read(model, batch, names)
+        with_adapter = _run_model(model, batch, attention_names)
         with without_adapter(model):
-            without = _read(model, batch, names)
-        alone = {}
-        for name in parts:
-            with without_parts(parts, [other for other in parts if other != name]):
-                alone[name] = with_all if len(parts) == 1 else _read(model, batch, {})
-        head = None
+            without = _run_model(model, batch, attention_names)
+        alone = _run_parts_alone(model, batch, parts, with_adapter)
         if has_trained_copies(model):
-            of_classes = with_all.logits is not None and with_all.logits.dim() == 2
-            head = "head" if of_classes else "copies"
+            head = _name_of_copies(with_adapter)
             with without_parts(parts, parts):
-                alone[head] = _read(model, batch, {})
+                alone[head] = _run_model(model, batch, {})
     finally:
         model.train(was_training)
-    mask = batch.get("attention_mask")
-    real = (torch.ones_like(batch["input_ids"]) if mask is None else mask).bool()
-    layers = [
-        _layer(names[module], with_all, without, module, real)
-        for module in with_all.calls
-        if module in without.calls
-    ]
+    real = _real_tokens(batch)
+    layers = []
+    for module in with_adapter.attention:
+        # Only what was computed both times can be compared.
+        if module in without.attention:
+            name = attention_names[module]
+            layers.append(_explain_layer(name, with_adapter, without, module, real))
     if not layers:
         raise ValueError(
             f"{type(model).__name__} computes attention itself, so its attention cannot be shown: "
             "use a model that calls transformers' attention interface"
         )
-    reads = {"with": with_all, "without": without, **alone}
+    change = {}
+    for name, passed in {"all": with_adapter, **alone}.items():
+        change[name] = _compute_change(passed, without, real)
+    passes = {"with": with_adapter, "without": without, **alone}
     return Explanation(
         layers,
-        list(parts),
-        {name: _change(read, without, real) for name, read in {"all": with_all, **alone}.items()},
-        _probabilities(reads, real),
-        batch["input_ids"].cpu(),
-        real.cpu(),
-        tokenizer,
-        head,
+        parts=list(parts),
+        change=change,
+        probabilities=_compute_probabilities(passes, real),
+        ids=batch["input_ids"].cpu(),
+        real=real.cpu(),
+        tokenizer=tokenizer,
+        head=head,
     )
 
 
-def _shown_parts(model: nn.Module) -> Parts:
+def _explained_parts(model: nn.Module) -> Parts:
     """The active parts that are shown alone; a pooling stays on, as a trained head reads it."""
-    parts = {name: own for name, own in active_parts(model).items() if name != "pooling"}
+    parts = {part: layers for part, layers in active_parts(model).items() if part != "pooling"}
     if not parts:
         raise ValueError("this model has no active adapter: load or enable one")
-    maps = {
-        name for layer in parts.get("map", ())
-        for name in {*layer.active_adapters} & {*layer._get_available_adapters()}
-    }  # fmt: skip
-    if len(maps) > 1:
-        raise ValueError(f"{', '.join(sorted(maps))} all have a map: activate one at a time")
+    # Two maps on one softmax could not be told apart.
+    map_names: set[str] = set()
+    for layer in parts.get("map", ()):
+        map_names |= set(layer.active_adapters) & set(layer._get_available_adapters())
+    if len(map_names) > 1:
+        names = ", ".join(sorted(map_names))
+        raise ValueError(f"{names} all have a map: activate one at a time")
     return parts
 
 
-@dataclass
-class _Reading:
-    """One forward pass."""
+def _attention_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The names of a model's modules, but for cross-attention, which gets no map."""
+    names = {}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] not in CROSS_ATTENTION:
+            names[module] = name
+    return names
 
-    # Attention module → its call, output (B, T, H, D) and softmax map (B, H, T, K).
-    calls: dict[nn.Module, tuple[AttentionCall, Tensor, Tensor]] = field(default_factory=dict)
-    maps: dict[nn.Module, Observation] = field(default_factory=dict)  # what its map did
-    hidden: list[Tensor] = field(default_factory=list)  # states after each layer, (B, T, ·)
+
+def _real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which tokens of a batch are real and not padding, (B, T)."""
+    mask = batch.get("attention_mask")
+    if mask is None:
+        mask = torch.ones_like(batch["input_ids"])
+    return mask.bool()
+
+
+@dataclass(frozen=True)
+class _AttentionCall:
+    """What one attention module computed."""
+
+    call: AttentionCall
+    output: Tensor  # (B, T, H, D)
+    weights: Tensor  # the softmax map, (B, H, T, K)
+
+
+@dataclass
+class _ForwardPass:
+    """What is kept of one forward pass."""
+
+    attention: dict[nn.Module, _AttentionCall] = field(default_factory=dict)
+    map_terms: dict[nn.Module, Observation] = field(default_factory=dict)  # what its map did
+    hidden_states: list[Tensor] = field(default_factory=list)  # after each layer, (B, T, ·)
     logits: Tensor | None = None  # (B, T, V) or (B, V)
 
 
-def _read(
+def _run_model(
     model: nn.Module, batch: Mapping[str, Tensor], watched: Mapping[nn.Module, str]
-) -> _Reading:
-    """Let a model read a batch, and keep the attention calls of some modules."""
-    found = _Reading()
+) -> _ForwardPass:
+    """Let a model read a batch, and keep the attention calls of the ``watched`` modules."""
+    passed = _ForwardPass()
 
-    def keep(call: AttentionCall, output: Tensor, weights: Tensor) -> None:
+    def keep_attention(call: AttentionCall, output: Tensor, weights: Tensor) -> None:
         if call.module in watched:
-            found.calls[call.module] = (call, output, weights)
+            passed.attention[call.module] = _AttentionCall(call, output, weights)
 
-    def keep_map(seen: Observation) -> None:
-        if seen.call.module in watched:
-            found.maps[seen.call.module] = seen
+    def keep_map_term(observation: Observation) -> None:
+        if observation.call.module in watched:
+            passed.map_terms[observation.call.module] = observation
 
-    with _eager_attention(model), watch(keep), observe(keep_map):
-        out = model(**batch, output_hidden_states=True)
-    states = out.get("hidden_states") or out.get("encoder_hidden_states") or ()
-    found.hidden = list(states[1:])
-    found.logits = out.get("logits")
-    return found
+    with _eager_attention(model), watch(keep_attention), observe(keep_map_term):
+        outputs = model(**batch, output_hidden_states=True)
+    # An encoder-decoder calls its encoder's states by another name. The first are embeddings.
+    states = outputs.get("hidden_states") or outputs.get("encoder_hidden_states") or ()
+    passed.hidden_states = list(states[1:])
+    passed.logits = outputs.get("logits")
+    return passed
+
+
+def _run_parts_alone(
+    model: nn.Module, batch: Mapping[str, Tensor], parts: Parts, with_adapter: _ForwardPass
+) -> dict[str, _ForwardPass]:
+    """Let a model read a batch with one part at a time; by the part's name."""
+    if len(parts) == 1:
+        return dict.fromkeys(parts, with_adapter)  # the only part is the whole adapter
+    alone = {}
+    for part in parts:
+        others = [other for other in parts if other != part]
+        with without_parts(parts, others):
+            alone[part] = _run_model(model, batch, {})
+    return alone
+
+
+def _name_of_copies(with_adapter: _ForwardPass) -> str:
+    """What the page calls trained copies of modules: those of a model of classes are its head."""
+    logits = with_adapter.logits
+    if logits is not None and logits.dim() == 2:
+        return "head"
+    return "copies"
 
 
 @contextmanager
 def _eager_attention(model: nn.Module) -> Iterator[None]:
     """Let a model compute attention eagerly in a ``with`` block: only that returns its softmax."""
-    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    known = {id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}
-    before = [(config, config._attn_implementation_internal) for config in known.values()]
+    # Modules share configs, and each is to be set and restored once.
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation_internal"):
+            configs[id(config)] = config
+    before = [(config, config._attn_implementation_internal) for config in configs.values()]
     for config, _ in before:
         config._attn_implementation_internal = "eager"
     try:
@@ -254,150 +310,215 @@ def _eager_attention(model: nn.Module) -> Iterator[None]:
             config._attn_implementation_internal = implementation
 
 
-def _layer(
-    name: str, with_all: _Reading, without: _Reading, module: nn.Module, real: Tensor
+def _explain_layer(
+    name: str, with_adapter: _ForwardPass, without: _ForwardPass, module: nn.Module, real: Tensor
 ) -> ExplainedLayer:
-    call, output, weights = with_all.calls[module]
-    call_off, output_off, weights_off = without.calls[module]
-    real = real if real.shape[1] == output.shape[1] else real.new_ones(output.shape[:2])
-    softmax, visible = _softmax(call, weights)
-    found: dict[str, Any] = {"softmax": softmax, "fused": softmax}
-    if (seen := with_all.maps.get(module)) is not None:
-        found |= _of_map(softmax, visible, seen)
-        norms = _by_head(seen.term, real), _by_head(seen.output, real)
-        found["effect"] = norms[0] / norms[1].clamp(min=1e-12)
-    moved = _by_head(output.float() - output_off.float(), real)
-    found["moved"] = moved / _by_head(output_off, real).clamp(min=1e-12)
-    found["without"], _ = _softmax(call_off, weights_off)
-    found["attends"] = _attends(found["softmax"], real)
-    for key, one in found.items():
-        found[key] = one.cpu() if isinstance(one, Tensor) else one
-    return ExplainedLayer(name, **found)
+    """What the adapter does in one attention module, on the CPU."""
+    attention = with_adapter.attention[module]
+    attention_without = without.attention[module]
+    # A decoder that reads an encoder's text has queries of its own, all of them real.
+    if real.shape[1] != attention.output.shape[1]:
+        real = real.new_ones(attention.output.shape[:2])
+
+    difference = attention.output.float() - attention_without.output.float()
+    norm_without = _norm_by_head(attention_without.output, real)
+    moved = _norm_by_head(difference, real) / norm_without.clamp(min=1e-12)
+    softmax, visible = _softmax_map(attention)
+    softmax_without, _ = _softmax_map(attention_without)
+
+    observation = with_adapter.map_terms.get(module)
+    if observation is None:
+        return ExplainedLayer(
+            name,
+            softmax=softmax.cpu(),
+            without=softmax_without.cpu(),
+            fused=softmax.cpu(),
+            moved=moved.cpu(),
+            attends=_attended_shares(softmax, real).cpu(),
+        )
+    maps = _separate_map(softmax, observation)
+    # Shares are counted over the pairs that the map covers and the query may see.
+    pairs = visible & observation.positions.pairs(observation.learned_map.length)[:, None]
+    term_norm = _norm_by_head(observation.term, real)
+    output_norm = _norm_by_head(observation.output, real)
+    return ExplainedLayer(
+        name,
+        softmax=maps.softmax.cpu(),
+        without=softmax_without.cpu(),
+        fused=maps.fused.cpu(),
+        moved=moved.cpu(),
+        attends=_attended_shares(maps.softmax, real).cpu(),
+        map=maps.map.cpu(),
+        inside=maps.inside,
+        negative=_share_below_zero(maps.fused, pairs).cpu(),
+        map_negative=_share_below_zero(maps.map, pairs).cpu(),
+        effect=(term_norm / output_norm.clamp(min=1e-12)).cpu(),
+        relative_norm=ratio_of([squared_norms(observation)]),
+    )
 
 
-def _softmax(call: AttentionCall, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax_map(attention: _AttentionCall) -> tuple[Tensor, Tensor]:
     """The softmax of an eager call, (B, H, T, K), and which of its entries are visible."""
+    weights = attention.weights
     visible = torch.ones_like(weights, dtype=torch.bool)
-    if call.mask is not None:
-        visible = call.visible_keys()[:, None].expand_as(weights)
+    if attention.call.mask is not None:
+        visible = attention.call.visible_keys()[:, None].expand_as(weights)
     return wide(weights) * visible, visible  # a row of padding sees nothing
 
 
-def _of_map(softmax: Tensor, visible: Tensor, seen: Observation) -> dict[str, Any]:
-    """What a map does to a softmax (B, H, T, K), and for ¬N the softmax without it."""
-    learned_map = seen.learned_map
-    pairs = visible & seen.positions.pairs(learned_map.length)[:, None]
-    map_ = expand_map(learned_map, seen.call).expand_as(softmax)
-    inside = learned_map.ablation == "no_negative"
-    if inside:  # the map is in the scores of this softmax
-        fused, own = softmax, softmax * (-map_).exp()
-        elsewhere = 1 - fused.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
-        softmax = own / (own.sum(-1, keepdim=True) + elsewhere)
-    else:
-        fused = softmax + map_
-    return {
-        "softmax": softmax,
-        "map": map_,
-        "fused": fused,
-        "inside": inside,
-        "negative": _share_below_zero(fused, pairs),
-        "map_negative": _share_below_zero(map_, pairs),
-        "relative_norm": ratio_of([squared_norms(seen)]),
-    }
+@dataclass(frozen=True)
+class _SeparatedMap:
+    """The map of a layer and its softmax, apart and together, each (B, H, T, K)."""
+
+    softmax: Tensor
+    map: Tensor
+    fused: Tensor
+    inside: bool  # whether the map is inside the softmax (¬N)
+
+
+def _separate_map(softmax: Tensor, observation: Observation) -> _SeparatedMap:
+    """Set the map beside the softmax of its call; for ¬N take it out of the softmax."""
+    learned_map = observation.learned_map
+    map_ = expand_map(learned_map, observation.call).expand_as(softmax)
+    if learned_map.ablation != "no_negative":
+        return _SeparatedMap(softmax, map_, fused=softmax + map_, inside=False)
+    # The map is in the scores of this softmax: exp(x + a) · exp(-a) = exp(x), normalised again.
+    weights = softmax * (-map_).exp()
+    elsewhere = 1 - softmax.sum(-1, keepdim=True)  # of prefixes, and of scores for no token
+    without_map = weights / (weights.sum(-1, keepdim=True) + elsewhere)
+    return _SeparatedMap(without_map, map_, fused=softmax, inside=True)
 
 
 def _share_below_zero(values: Tensor, pairs: Tensor) -> Tensor:
     """The share of entries below 0 among ``pairs`` (B, H, T, K), by head (H,)."""
-    return ((values < 0) & pairs).sum((0, 2, 3)) / pairs.sum((0, 2, 3)).clamp(min=1)
+    below = ((values < 0) & pairs).sum((0, 2, 3))
+    return below / pairs.sum((0, 2, 3)).clamp(min=1)
 
 
-def _by_head(states: Tensor, real: Tensor) -> Tensor:
+def _norm_by_head(states: Tensor, real: Tensor) -> Tensor:
     """The norm of each head's part (H,) of states (B, T, H, D), over the real tokens."""
-    return (states.float() * real[..., None, None]).square().sum((0, 1, 3)).sqrt()
+    squares = (states.float() * real[..., None, None]).square()
+    return squares.sum((0, 1, 3)).sqrt()
 
 
-def _attends(softmax: Tensor, real: Tensor) -> Tensor:
-    """The shares of ``KEPT`` in a softmax map (B, H, T, K), by head, (4, H)."""
+def _attended_shares(softmax: Tensor, real: Tensor) -> Tensor:
+    """The shares of ``ATTENDED`` in a softmax map (B, H, T, K), by head, (4, H)."""
     count = real.shape[1]
     if softmax.shape[-2:] != (count, count):
-        return softmax.new_zeros(len(KEPT), softmax.shape[1])
+        return softmax.new_zeros(len(ATTENDED), softmax.shape[1])
+    # Tokens are numbered without padding, so that the first real one is 0.
     number = real.long().cumsum(-1) - 1
-    query, key = number[:, :, None], number[:, None, :]
-    itself, previous = query == key, query == key + 1
+    query = number[:, :, None]
+    key = number[:, None, :]
+    itself = query == key
+    previous = query == key + 1
+    # The second token's previous one is the first: each pair counts once, as the nearest kind.
     first = (key == 0) & ~itself & ~previous
-    both = real[:, :, None] & real[:, None, :]
-    kinds = torch.stack([first, previous, itself, ~(first | previous | itself)]) & both
+    other = ~(first | previous | itself)
+    both_real = real[:, :, None] & real[:, None, :]
+    kinds = torch.stack([first, previous, itself, other]) & both_real
     shares = torch.einsum("bhqk,cbqk->ch", softmax, kinds.to(softmax.dtype))
     return shares / real.sum()
 
 
-def _change(read: _Reading, without: _Reading, real: Tensor) -> Tensor:
+def _compute_change(passed: _ForwardPass, without: _ForwardPass, real: Tensor) -> Tensor:
     """How far each layer's hidden states are from those without the adapter, (L,)."""
-    found = []
-    for on, off in zip(read.hidden, without.hidden, strict=True):
-        seen = real if real.shape[1] == on.shape[1] else real.new_ones(on.shape[:2])
-        change, size = ((x.float() * seen[..., None]).norm() for x in (on - off, off))
-        found.append(change / size.clamp(min=1e-12))
-    return torch.stack(found).cpu() if found else torch.zeros(0)
+    changes = []
+    for states, states_without in zip(passed.hidden_states, without.hidden_states, strict=True):
+        counted = real
+        if real.shape[1] != states.shape[1]:
+            counted = real.new_ones(states.shape[:2])
+        mask = counted[..., None]
+        difference = ((states - states_without).float() * mask).norm()
+        size = (states_without.float() * mask).norm()
+        changes.append(difference / size.clamp(min=1e-12))
+    if not changes:
+        return torch.zeros(0)
+    return torch.stack(changes).cpu()
 
 
-def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Tensor]:
+def _compute_probabilities(passes: Mapping[str, _ForwardPass], real: Tensor) -> dict[str, Tensor]:
     """The probabilities of the next token behind the last real one, or of the classes."""
-    found = {}
-    for name, read in reads.items():
-        if read.logits is None:
+    probabilities = {}
+    for name, passed in passes.items():
+        if passed.logits is None:
             return {}
-        logits = read.logits
+        logits = passed.logits
         if logits.dim() == 3:
-            places = torch.arange(real.shape[1], device=real.device)
-            last = (places * real).argmax(-1) if logits.shape[1] == real.shape[1] else -1
-            logits = logits[torch.arange(len(logits), device=logits.device), last]
+            logits = _logits_of_last_token(logits, real)
         if logits.shape[-1] == 1:  # a number, which is no class
             return {}
-        found[name] = logits.float().softmax(-1).cpu()
-    return found
+        probabilities[name] = logits.float().softmax(-1).cpu()
+    return probabilities
 
 
-def shown(found: Explanation, word_of: Callable[[int], str]) -> dict[str, Any]:
+def _logits_of_last_token(logits: Tensor, real: Tensor) -> Tensor:
+    """The logits (B, V) behind the last real token of each sample, from those of all (B, T, V)."""
+    rows = torch.arange(len(logits), device=logits.device)
+    if logits.shape[1] != real.shape[1]:
+        return logits[rows, -1]  # of other tokens, such as a decoder's beside an encoder's text
+    places = torch.arange(real.shape[1], device=real.device)
+    last = (places * real).argmax(-1)
+    return logits[rows, last]
+
+
+def page_entry(explanation: Explanation, word_of: Callable[[int], str]) -> dict[str, Any]:
     """What the page shows of a batch of one; ``word_of`` gives the text of a token or class.
 
     Layers that do not attend from the sample's tokens to themselves, such as those of a decoder
     that reads an encoder's text, are left out.
     """
-    square = found.ids.shape[1], found.ids.shape[1]
-    fitting = [number for number, one in enumerate(found) if one.softmax.shape[-2:] == square]
-    return {
-        "layers": [_shown_layer(found[number], found.real[0]) for number in fitting],
-        "next": {name: _likeliest(one[0], word_of) for name, one in found.probabilities.items()},
-        "change": {
-            name: [float(one[number]) for number in fitting if number < len(one)]
-            for name, one in found.change.items()
-        },
-    }
+    tokens = explanation.ids.shape[1]
+    real = explanation.real[0]
+    indices = []
+    layers = []
+    for index, layer in enumerate(explanation):
+        if layer.softmax.shape[-2:] == (tokens, tokens):
+            indices.append(index)
+            layers.append(_layer_entry(layer, real))
+    likeliest = {}
+    for name, probabilities in explanation.probabilities.items():
+        likeliest[name] = _likeliest(probabilities[0], word_of)
+    change = {}
+    for name, by_layer in explanation.change.items():
+        # The last layers may have no hidden state.
+        change[name] = [float(by_layer[index]) for index in indices if index < len(by_layer)]
+    return {"layers": layers, "next": likeliest, "change": change}
 
 
-def _shown_layer(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
-    def matrices(whole: Tensor | None) -> dict[str, Any] | None:
-        return None if whole is None else pack(whole[0][:, real][:, :, real].float().numpy())
+def _layer_entry(layer: ExplainedLayer, real: Tensor) -> dict[str, Any]:
+    """A layer on the page: numbers by head, and matrices over the real tokens."""
+
+    def pack_real(matrices: Tensor | None) -> dict[str, Any] | None:
+        if matrices is None:
+            return None
+        return pack(matrices[0][:, real][:, :, real].float().numpy())
 
     def by_head(numbers: Tensor | None) -> list[float] | None:
-        return None if numbers is None else numbers.tolist()
+        if numbers is None:
+            return None
+        return numbers.tolist()
 
     return {
         "name": layer.layer.removeprefix("base_model.model."),
         "effect": by_head(layer.effect),
         "negative": by_head(layer.negative),
         "moved": by_head(layer.moved),
-        "attends": dict(zip(KEPT, layer.attends.tolist(), strict=True)),
-        "softmax": matrices(layer.softmax),
-        "map": matrices(layer.map),
-        "without": matrices(layer.without),
+        "attends": dict(zip(ATTENDED, layer.attends.tolist(), strict=True)),
+        "softmax": pack_real(layer.softmax),
+        "map": pack_real(layer.map),
+        "without": pack_real(layer.without),
         "inside": layer.inside,
-        "fused": matrices(layer.fused) if layer.inside else None,
+        # Elsewhere the page adds softmax and map itself.
+        "fused": pack_real(layer.fused) if layer.inside else None,
     }
 
 
 def _likeliest(probabilities: Tensor, word_of: Callable[[int], str]) -> list[tuple[str, float]]:
-    best = probabilities.topk(min(LIKELIEST, len(probabilities)))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [(word_of(token), min(share, 1.0)) for token, share in pairs]
+    """The likeliest tokens or classes, each with its probability."""
+    count = min(LIKELIEST, len(probabilities))
+    top = probabilities.topk(count)
+    pairs = []
+    for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+        pairs.append((word_of(token), min(probability, 1.0)))  # rounding may exceed 1
+    return pairs

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 SCRIPTS = ("basics.js", "matrices.js", "detail.js", "heads.js", "charts.js", "page.js")
-MOST = 32767  # the largest int16
+LARGEST_INT16 = 32767
 
 
 def pack(matrices: ArrayLike) -> dict[str, Any]:
@@ -42,9 +42,11 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
     scale = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(scale):
         raise ValueError("a matrix has a number that is not finite: the run may have diverged")
-    whole = np.rint(values / (scale or 1.0) * MOST).astype("<i2")
+    # A matrix of zeros has the scale 0, and is divided by 1 instead.
+    integers = np.rint(values / (scale or 1.0) * LARGEST_INT16).astype("<i2")
+    # Window bits of -15 leave out zlib's header, as the browser's "deflate-raw" expects.
     deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
-    data = deflate.compress(whole.tobytes()) + deflate.flush()
+    data = deflate.compress(integers.tobytes()) + deflate.flush()
     return {
         "shape": list(values.shape),
         "scale": scale,
@@ -56,5 +58,5 @@ def explorer_page(data: Mapping[str, Any]) -> str:
     """The page as HTML; the same data, as this file says, always give the same page."""
     from lorada.support.html import render_page  # needs the extra
 
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    return render_page(HERE, data["run"]["name"], scripts, run=data["run"], data=data)
+    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return render_page(FOLDER, data["run"]["name"], scripts, run=data["run"], data=data)
