@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import _set_adapter as activate_heads
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
@@ -203,10 +204,16 @@ class LoradaModel(LoradaTuner):
                     module._parameters.clear()
                     module._buffers.clear()
         left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
-        if adapter_name in active and left:
-            # PEFT lets each layer choose among its own adapters; in stacks these differ.
-            frozen = all(self.peft_config[name].inference_mode for name in left)
+        if not left:
+            return
+        # PEFT lets each layer choose among its own adapters, and heads follow one of the layers; in
+        # stacks these differ.
+        frozen = all(self.peft_config[name].inference_mode for name in left)
+        if adapter_name in active:
             self.set_adapter(left, inference_mode=frozen)
+        else:  # layers have what they had, and may be merged
+            self.active_adapter = left
+            activate_heads(self.model, left, inference_mode=frozen)
 
     # Running.
 
