@@ -8,7 +8,7 @@ from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from stacks import FFN, QUERY, batch, ia3, lmam, logits, lora, moved, randomise
 from transformers import BertConfig, BertForSequenceClassification
 
-from lorada import LoradaConfig
+from lorada import LoradaConfig, QuantaConfig
 
 pytestmark = pytest.mark.fp64
 NORMS = LNTuningConfig(target_modules=["LayerNorm"])
@@ -88,3 +88,15 @@ def test_biases_have_the_same_names_in_a_file_whatever_stands_beside_the_adapter
     again.load_adapter(tmp_path, "default")
     again.set_adapter("default")
     assert_close(logits(again, inputs), expected)
+
+
+def test_a_new_adapter_leaves_dropout_off_where_it_was_off():
+    """Of its parts one wraps a new layer of another, which wraps those of the first adapter."""
+    first = LoraConfig(r=2, target_modules=["query"], lora_dropout=0.5)
+    model = moved(TINY["bert"](), LoradaConfig(parts=[first]))
+    inputs = batch("bert")
+    expected = logits(model, inputs)
+    model.add_adapter(
+        "other", LoradaConfig(parts=[ia3("bert", QUERY), QuantaConfig(target_modules=["query"])])
+    )
+    assert_close(logits(model, inputs), expected)

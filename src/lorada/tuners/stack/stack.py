@@ -115,6 +115,7 @@ class LoradaModel(LoradaTuner):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
+        modes = {module: module.training for module in model.modules()}
         self._tuners[adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
@@ -138,6 +139,9 @@ class LoradaModel(LoradaTuner):
                 model.peft_config = saved  # type: ignore[assignment]
         for parameter, requires_grad in before:
             parameter.requires_grad = requires_grad
+        # A new layer of PEFT trains, and with it would all that it wraps, if a part goes around it.
+        for module, training in modes.items():
+            module.training = training
 
     def _activate(self, model: nn.Module, adapter_name: str) -> None:
         """Activate what was active before, or the first adapter, with its copies of modules."""
