@@ -1,4 +1,4 @@
-"""LN tuning in a stack: trained copies of norms in fp32, on bases of any dtype."""
+"""Parts in fp32, such as the trained copies of norms, on bases of any dtype."""
 
 import copy
 
@@ -53,3 +53,11 @@ def test_a_norm_that_is_merged_in_place_is_saved_as_trained_and_comes_back_exact
     assert torch.equal(logits(model, inputs), expected)
     with model.disable_adapter():
         assert torch.equal(logits(model, inputs), logits(TINY["llama"]().to(dtype), inputs))
+
+
+@pytest.mark.parametrize("name", ["quanta", "c3a"])
+def test_parts_in_float32_merge_into_a_base_in_float64(name):
+    model, inputs = tuned(name, torch.float64), batch("llama")
+    expected = logits(model, inputs)
+    merged = merge_weights(model)
+    torch.testing.assert_close(logits(merged, inputs), expected, atol=1e-3, rtol=0)

@@ -38,8 +38,9 @@ from lorada.tuners.base.linears import (
 )
 
 ROWS = 1024  # unit vectors at a time
-# The largest rounding of a linear function's outputs, in units of the dtype's rounding.
-SLACK = 64
+# The largest rounding of a linear function, relative to its outputs. Parts may be kept or computed
+# in float32 on a base of any dtype.
+ROUNDING = 64 * torch.finfo(torch.float32).eps
 # Our layers, and those of PEFT that cannot undo a merge themselves, or only up to 1e-8, as IA3's.
 FOLDED = {"LoradaTunerLayer", "IA3Layer", "OSFLayer"}
 
@@ -85,7 +86,6 @@ def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> b
     inputs = torch.cat((tokens, mixtures @ tokens))
     with _computing(chain, linear, names, only):
         inputs = inputs.to(linear.weight)
-        eps = torch.finfo(inputs.dtype).eps
         together = chain[0](inputs[None])[0].double()
         alone = chain[0](inputs[:, None])[:, 0].double()
     outputs, mixtures = together[:2], mixtures.to(together)
@@ -93,7 +93,7 @@ def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> b
     # A mixture is as exact as the outputs that are added up to it.
     sizes = torch.cat((together.abs(), mixtures.abs() @ outputs.abs())).amax(1)
     # A weight that is not a number is no dependence: ``safe_merge`` finds it.
-    return not bool((gaps > SLACK * eps * sizes).any())
+    return not bool((gaps > ROUNDING * sizes).any())
 
 
 def merge_all(

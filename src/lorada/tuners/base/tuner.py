@@ -247,6 +247,43 @@ def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
                 )
 
 
+def heads_of(model: nn.Module, names: list[str]) -> Iterator[tuple[str, Any, list[str]]]:
+    """The modules that are trained whole: name, wrapper, and which of some adapters have a copy."""
+    for place, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            yield place, module, [name for name in names if name in module.modules_to_save]
+
+
+def activate_heads_of(model: nn.Module, names: list[str]) -> None:
+    """Activate the copies of whole modules, such as heads, of adapters that are to be merged.
+
+    PEFT would keep that of the active adapter, whichever is merged.
+
+    Raises:
+        ValueError: if several of the adapters have a copy of one module.
+    """
+    heads = list(heads_of(model, names))
+    for place, _, own in heads:
+        if len(own) > 1:
+            raise ValueError(
+                f"{' and '.join(own)} have each trained a copy of {place}, of which one can be "
+                "kept: merge one of these adapters"
+            )
+    for _, module, own in heads:
+        if module.active_adapters != own:
+            module.set_adapter(own, inference_mode=True)
+
+
+def refuse_other_heads(model: nn.Module, names: list[str]) -> None:
+    """Refuse to merge adapters in place that have other heads than those that are active."""
+    for place, module, own in heads_of(model, names):
+        if module.active_adapters != own:
+            raise ValueError(
+                f"{place} is that of {' and '.join(module.active_adapters) or 'the base'}, and "
+                f"{' and '.join(names)} is to be merged: call model.set_adapter({names[0]!r}) first"
+            )
+
+
 def refuse_absent(model: nn.Module, config: PeftConfig, task: Any) -> None:
     """Refuse ``modules_to_save`` that the model does not have; PEFT ignores them silently.
 
@@ -355,6 +392,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         """Merge in place; ``unmerge_adapter`` undoes it."""
         names = adapter_names or self.active_adapters
         self.refuse_merge(names)
+        refuse_other_heads(self.model, names)
         self._check_merge_allowed()
         give_own_weights(self.model, names)
         with one_line_errors():
@@ -370,6 +408,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         names = kwargs.get("adapter_names") or self.active_adapters
         if merge:
             self.refuse_merge(names)
+            activate_heads_of(self.model, names)
         with ties_settled(self.model), one_line_errors():
             if merge:
                 give_own_weights(self.model, names)

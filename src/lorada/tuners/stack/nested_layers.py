@@ -118,13 +118,15 @@ def refuse_blind(model: nn.Module) -> None:
 
 
 def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
-    """Names of an adapter's wrapping layers → their names if it were the only adapter."""
+    """Names of an adapter's wrapping layers → their names if it were the only adapter.
+
+    The module that they wrap is among them: its bias is saved with an adapter that trains it.
+    """
     names = {}
     for name, chain in wrappers(model).items():
         own = [depth for depth, layer in enumerate(chain) if has_adapter(layer, adapter_name)]
-        names.update(
-            {name + BASE_LAYER * depth: name + BASE_LAYER * i for i, depth in enumerate(own)}
-        )
+        for alone, depth in enumerate([*own, len(chain)]):
+            names[name + BASE_LAYER * depth] = name + BASE_LAYER * alone
     return names
 
 

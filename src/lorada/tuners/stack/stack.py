@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from peft.tuners.adalora import AdaLoraModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import _set_adapter as activate_heads
 from peft.utils.other import set_additional_trainable_modules
 from torch import Tensor, nn
 
@@ -114,6 +115,7 @@ class LoradaModel(LoradaTuner):
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
         stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
         before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
+        modes = {module: module.training for module in model.modules()}
         self._tuners[adapter_name] = []
         saved = model.__dict__.pop("peft_config", None)
         try:
@@ -137,6 +139,9 @@ class LoradaModel(LoradaTuner):
                 model.peft_config = saved  # type: ignore[assignment]
         for parameter, requires_grad in before:
             parameter.requires_grad = requires_grad
+        # A new layer of PEFT trains, and with it would all that it wraps, if a part goes around it.
+        for module, training in modes.items():
+            module.training = training
 
     def _activate(self, model: nn.Module, adapter_name: str) -> None:
         """Activate what was active before, or the first adapter, with its copies of modules."""
@@ -203,10 +208,16 @@ class LoradaModel(LoradaTuner):
                     module._parameters.clear()
                     module._buffers.clear()
         left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
-        if adapter_name in active and left:
-            # PEFT lets each layer choose among its own adapters; in stacks these differ.
-            frozen = all(self.peft_config[name].inference_mode for name in left)
+        if not left:
+            return
+        # PEFT lets each layer choose among its own adapters, and heads follow one of the layers; in
+        # stacks these differ.
+        frozen = all(self.peft_config[name].inference_mode for name in left)
+        if adapter_name in active:
             self.set_adapter(left, inference_mode=frozen)
+        else:  # layers have what they had, and may be merged
+            self.active_adapter = left
+            activate_heads(self.model, left, inference_mode=frozen)
 
     # Running.
 
