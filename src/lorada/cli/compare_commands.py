@@ -272,16 +272,18 @@ def _asks_answers(folder: Path, metric: str) -> bool:
     from lorada.data.metrics import LATER, refuse_metric
     from lorada.runs.recipe import JSONL
     from lorada.runs.result import read_result
-    from lorada.support.metric_names import LOSS
+    from lorada.support.metric_names import CLASS_METRICS, FREE, LOSS
     from lorada.support.row_sources import CODE
 
+    written = False
     for path in folder.glob("runs/*/*/*/result.json"):
         result = read_result(path.parent)
         if result.get("task") == JSONL:
             refuse_metric(metric, result["form"])
+            written = result["form"] in FREE
         elif metric != LOSS:
             raise ValueError(f"--metric {metric} is for rows of your own: take loss")
-    return CODE in metric or metric in LATER
+    return CODE in metric or metric in LATER or (written and metric in CLASS_METRICS)
 
 
 def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:

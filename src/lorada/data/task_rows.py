@@ -18,7 +18,7 @@ from typing import Any
 
 from lorada.data.chat_template import TurnsRefused
 from lorada.data.json_answers import mostly_json
-from lorada.data.metrics import FREE, NAMES, refuse_metric
+from lorada.data.metrics import refuse_metric
 from lorada.data.read_rows import (
     data_folder,
     drawn,
@@ -35,6 +35,7 @@ from lorada.data.tool_calls import CALLS
 from lorada.data.usual_responses import is_usual
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.in_words import counted
+from lorada.support.metric_names import FREE, NAMES
 from lorada.support.row_sources import HEADED, NAMED, Form, Row
 from lorada.support.task_head import TaskHead, head_for
 
@@ -66,10 +67,16 @@ class Rows:
     protocol: Protocol
     indices: list[int] | None = None  # in the file; None for all its rows, in order
     counts: tuple[int, ...] = ()  # how many rows each of several files has; indices run on
+    # The rows with all their columns, as the files have them; None for those of a benchmark.
+    read: list[Row] | None = None
 
     def number(self, index: int) -> int:
         """The number of a row in its file, counted from 1."""
         return 1 + (index if self.indices is None else self.indices[index])
+
+    def as_read(self, index: int) -> Row:
+        """A row with all its columns, as its file has it."""
+        return self.rows[index] if self.read is None else self.read[index]
 
     def place(self, index: int) -> str:
         """The file of a row and its number there."""
@@ -95,7 +102,9 @@ class Rows:
         """The rows with these indices, in this order."""
         chosen = list(indices)
         in_file = [self.number(index) - 1 for index in chosen]
-        return replace(self, rows=[self.rows[index] for index in chosen], indices=in_file)
+        read = None if self.read is None else [self.read[index] for index in chosen]
+        rows = [self.rows[index] for index in chosen]
+        return replace(self, rows=rows, indices=in_file, read=read)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -382,7 +391,9 @@ def load_rows(
         new = sorted(set(classes) - set(labels))[0]
         raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
     protocol = TASKS[JSONL].protocols[form]
-    found = Rows(rows, form, labels or classes, path, protocol, counts=counts)
+    # A function of the user's that scores texts gets these columns; other rows need no copy.
+    read = every if form in FREE else None
+    found = Rows(rows, form, labels or classes, path, protocol, counts=counts, read=read)
     if trained is not None:
         _refuse_unanswered(found)
     return found
