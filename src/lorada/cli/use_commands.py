@@ -166,8 +166,9 @@ def _print_remarks(before: str, metrics: Mapping[str, Any]) -> None:
             "every row")  # fmt: skip
     if "loss_n" in metrics:
         rest = metrics["n"] - metrics["loss_n"]
-        say(f"{before}the loss leaves out {counted(rest, 'row')}, as the right response lies "
-            "beyond max_length")  # fmt: skip
+        has = "has" if rest == 1 else "have"
+        say(f"{before}the loss leaves out {counted(rest, 'row')}, which {has} no token of a right "
+            "response within max_length")  # fmt: skip
     if metrics.get("cut"):
         said = f"{before}{metrics['cut']} of {metrics['n']} answers were cut at"
         console.print(f"{said} {metrics['max_new_tokens']} tokens")

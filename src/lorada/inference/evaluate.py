@@ -165,18 +165,19 @@ def score(
     if are_own(rows) and answers.cut is not None:
         limit = generation_settings(run)["max_new_tokens"]
         found |= {"cut": sum(answers.cut), "max_new_tokens": limit}
-    if run.commonest_answer is not None and rows.form != "text":
-        found["commonest"] = _scores_of_commonest(run, rows, names, found)
+    if run.commonest_answer is not None and (beside := _of_commonest(run, rows, names, found)):
+        found["commonest"] = beside
     by = rows_metric(next(iter(found)))
     return found, _lines(run, rows, answers, scores, by, with_text=with_text)
 
 
-def _scores_of_commonest(
+def _of_commonest(
     run: Run, rows: Rows, names: Sequence[str], beside: Metrics
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """The commonest answer of the training rows, and what it scores, given to every row.
 
-    It has no loss. ``beside`` are the metrics of the model.
+    It has no loss, and a constant has no correlation: None if nothing is defined for it. ``beside``
+    are the metrics of the model.
     """
     answer = run.commonest_answer
     metrics = score_answers(rows, [answer] * len(rows.rows), names).metrics
@@ -185,7 +186,7 @@ def _scores_of_commonest(
         for name, value in metrics.items()
         if name in beside and isinstance(value, float) and name != "threshold"
     }
-    return {"answer": answer, **numbers}
+    return {"answer": answer, **numbers} if numbers else None
 
 
 def _lines(
