@@ -140,6 +140,7 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
+    from lorada.data.read_rows import HELD_OUT
     from lorada.training.load_recipe import read_recipe
 
     if resume:
@@ -149,7 +150,7 @@ def _checked(
     else:
         shared = read_recipe(None, pairs, {**options, **spec.FIXED})
         held_out = spec.comparison_of(shared.recipe, asked).held_out
-    check_inputs(shared.recipe, held_out)
+    check_inputs(shared.recipe, held_out, HELD_OUT, resumed=resume)
     with importing():
         whole = shared.complete()
         if resume:

@@ -60,14 +60,18 @@ def scored_run(
     ``data`` are files of rows, None for those of the recipe; ``metrics`` are those asked for.
     """
     from lorada.data.metrics import refuse_unnamed
-    from lorada.data.read_rows import share_of
+    from lorada.data.read_rows import DATA, OF_RUN, SHARED, share_of
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL
 
     recipe = finished_run(run)
-    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
-    refuse_absent(recipe, data or own, data_dir)
+    if data is not None:
+        refuse_absent(recipe, data, data_dir, DATA)
+    elif share_of(recipe.eval_data) is not None:
+        refuse_absent(recipe, recipe.data, data_dir, SHARED)
+    else:
+        refuse_absent(recipe, recipe.eval_data, data_dir, OF_RUN)
     if not metrics:
         refuse_unnamed(recipe.metric, run)
     elif data is None and recipe.task != JSONL:
@@ -344,7 +348,7 @@ def _checked(
     run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
 ) -> Any:
     """The recipe of a run, if what is asked of it can be done; before torch loads."""
-    from lorada.data.read_rows import there
+    from lorada.data.read_rows import refuse_missing
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
@@ -355,7 +359,7 @@ def _checked(
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
         refuse_there(output, overwrite=overwrite)
     if data is not None:
-        there(data)
+        refuse_missing(data)
     return recipe
 
 

@@ -20,13 +20,18 @@ from lorada.data.chat_template import TurnsRefused
 from lorada.data.json_answers import mostly_json
 from lorada.data.metrics import refuse_metric
 from lorada.data.read_rows import (
+    DATA,
+    EVAL_DATA,
+    OF_RUN,
+    SHARED,
+    RowsSetting,
     data_folder,
     drawn,
     place_of,
     read_files,
     read_source,
+    refuse_missing,
     share_of,
-    there,
 )
 from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
@@ -157,7 +162,9 @@ def training_rows(
     rows = replace(rows, labels=class_order(rows.labels, own_classes))
     share, held_out = share_of(recipe.eval_data), None
     if recipe.eval_data and share is None:  # only of a user's own files
-        held_out = load_rows(recipe.eval_data, rows.form, rows.labels, before=recipe.columns)
+        held_out = load_rows(
+            recipe.eval_data, rows.form, rows.labels, before=recipe.columns, setting=EVAL_DATA
+        )
         refuse_kind(held_out, kind)
         held_out = sampled(held_out, recipe.eval_rows)
     if recipe.dev_rows and held_out is not None:
@@ -200,9 +207,11 @@ def rows_to_score(
     labels = tuple(result["labels"])
     if data is not None or share_of(recipe.eval_data) is None:
         files = data or recipe.eval_data
-        rows = load_rows(files, result["form"], labels, columns, recipe.columns)
+        setting = DATA if data is not None else OF_RUN
+        rows = load_rows(files, result["form"], labels, columns, recipe.columns, setting=setting)
         return sampled(rows, recipe.eval_rows)
-    now, held_out, _ = _divided(load_rows(recipe.data, columns=recipe.columns), recipe)
+    learned = load_rows(recipe.data, columns=recipe.columns, setting=SHARED)
+    now, held_out, _ = _divided(learned, recipe)
     if now.fingerprint != result["data"]["sha256"] or held_out is None:
         raise ValueError(
             f"{recipe.data} has other rows than at the training, so {recipe.eval_data} of them "
@@ -355,12 +364,17 @@ def sampled(rows: Rows, count: int | None) -> Rows:
     return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
 
 
-def refuse_absent(recipe: Recipe, data: str | None, data_dir: str | None = None) -> None:
-    """Refuse rows of a user, or a folder of those of benchmarks, that are not there."""
+def refuse_absent(
+    recipe: Recipe, data: str | None, data_dir: str | None = None, setting: RowsSetting = DATA
+) -> None:
+    """Refuse rows of a user, or a folder of those of benchmarks, that are not there.
+
+    ``setting`` is what names the user's rows.
+    """
     if data is None and recipe.task != JSONL:
         data_folder(data_dir or recipe.data_dir)
     else:
-        there(data)
+        refuse_missing(data, setting)
 
 
 def load_rows(
@@ -369,14 +383,16 @@ def load_rows(
     labels: tuple[str, ...] = (),
     columns: Columns | None = None,
     before: Columns | None = None,
+    *,
+    setting: RowsSetting = DATA,
 ) -> Rows:
-    """Read a user's rows: files, or data sets of the hub.
+    """Read a user's rows: files, or data sets of the hub; ``setting`` is what names them.
 
     For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
     ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
     lack.
     """
-    files, path = read_files(path), str(path)
+    files, path = read_files(path, setting), str(path)
     counts = tuple(len(rows) for rows in files)
     every = [row for rows in files for row in rows]
     rows, form = in_form(every, path, columns, before, counts)
