@@ -28,6 +28,7 @@ from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
 from lorada.support.error_messages import EXPLAINING, memory_remedy
 from lorada.support.files import write_atomic
+from lorada.support.task_head import SEVERAL_LABELS
 from lorada.tuners.switch_parts import (
     Parts,
     active_parts,
@@ -82,8 +83,9 @@ class Explanation(Sequence[ExplainedLayer]):
         parts: the names of the adapter's parts.
         change: "all", each part alone and ``head`` → the change of the hidden states after each
             layer, (L,).
-        probabilities: "with", "without", each part alone and ``head`` → of the next token, or of
-            the classes, (B, V); empty for a model that gives neither.
+        probabilities: "with", "without", each part alone and ``head`` → of the next token, of the
+            classes, or of each label by itself where a text may have several, (B, V); empty for a
+            model that gives none.
         ids: the tokens that were read, (B, T).
         real: which of them are tokens and not padding, (B, T).
         tokenizer: makes texts of tokens on the page; None for their numbers.
@@ -184,7 +186,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         layers,
         list(parts),
         {name: _change(read, without, real) for name, read in {"all": with_all, **alone}.items()},
-        _probabilities(reads, real),
+        _probabilities(reads, real, getattr(model, "config", None)),
         batch["input_ids"].cpu(),
         real.cpu(),
         tokenizer,
@@ -341,9 +343,12 @@ def _change(read: _Reading, without: _Reading, real: Tensor) -> Tensor:
     return torch.stack(found).cpu() if found else torch.zeros(0)
 
 
-def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Tensor]:
-    """The probabilities of the next token behind the last real one, or of the classes."""
+def _probabilities(
+    reads: Mapping[str, _Reading], real: Tensor, model_config: Any
+) -> dict[str, Tensor]:
+    """The probabilities of the next token behind the last real one, or of classes or labels."""
     found = {}
+    several = getattr(model_config, "problem_type", None) == SEVERAL_LABELS
     for name, read in reads.items():
         if read.logits is None:
             return {}
@@ -352,6 +357,9 @@ def _probabilities(reads: Mapping[str, _Reading], real: Tensor) -> dict[str, Ten
             places = torch.arange(real.shape[1], device=real.device)
             last = (places * real).argmax(-1) if logits.shape[1] == real.shape[1] else -1
             logits = logits[torch.arange(len(logits), device=logits.device), last]
+        if several and logits.dim() == 2:
+            found[name] = logits.float().sigmoid().cpu()
+            continue
         if logits.shape[-1] == 1:  # a number, which is no class
             return {}
         found[name] = logits.float().softmax(-1).cpu()
