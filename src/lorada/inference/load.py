@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
-from lorada.runs.folder import TEMPLATE_FILE, finished_run, trains_base
+from lorada.runs.folder import TEMPLATE_FILE, finished_run
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import read_result
 from lorada.support.error_messages import LOADING, SCORING, memory_remedy
@@ -61,11 +61,6 @@ class Run(Prepared):
     most: int | None = None
     pairs: bool = False
     commonest_answer: Any = None
-
-    @property
-    def trains_base(self) -> bool:
-        """Whether the base itself was trained."""
-        return trains_base(self.folder)
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,6 @@ from lorada.support.row_sources import HEADED
 logger = logging.getLogger(__name__)
 
 ANSWERS_HASH = "answers_sha256"  # among the metrics of a run on some rows
-CHUNK = 2**20  # bytes
 
 
 class Answers(NamedTuple):
@@ -40,14 +39,14 @@ def conditions_of(run: Run, rows: Rows, *, base: bool) -> str:
     writes = rows.form not in (*HEADED, "choice", "text")
     protocol = rows.protocol if rows.protocol.generation else None
     conditions = {
-        "rows": rows.fingerprint,
+        "rows": (rows.fingerprint, rows.indices),
         "recipe": run.recipe.model_dump(exclude={"metric"}),
         "labels": run.labels,
         "generation": generation_settings(run, protocol=protocol) if writes else None,
         "template": getattr(run.tokenizer, "chat_template", None),
         "adapter_is_on": not base,
-        "trained": _content_of(run.folder / ("model" if run.trains_base else "adapter")),
-        "base": _base_of(run),
+        "adapter": _content_of(run.folder / "adapter"),
+        "model": _files_of(run.config.name_or_path, getattr(run.config, "_commit_hash", None)),
         "device": run.device.type,
         "versions": versions(),
     }
@@ -55,25 +54,31 @@ def conditions_of(run: Run, rows: Rows, *, base: bool) -> str:
 
 
 def _content_of(folder: Path) -> list[tuple[str, str]]:
-    """The files of a folder, each with the hash of its content."""
+    """The files of an adapter, each with the hash of its content."""
     found = []
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            found.append(
-                (str(path.relative_to(folder)), hashlib.file_digest(file, "sha256").hexdigest())
-            )
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            found.append((str(path.relative_to(folder)), content))
     return found
 
 
-def _base_of(run: Run) -> Any:
-    """The revision of the base on the hub; of a folder its files, which may be many gigabytes."""
-    folder = Path(run.config.name_or_path)
+def _files_of(model: str, revision: str | None) -> Any:
+    """The revision of a model on the hub; of a folder its files with sizes and times.
+
+    They may be many gigabytes, so they are not read. A file that was written again has another
+    time.
+    """
+    folder = Path(model)
     if not folder.is_dir():
-        return getattr(run.config, "_commit_hash", None)
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+        return revision
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            stat = path.stat()
+            found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def hash_of(conditions: str, lines: Iterable[dict[str, Any]]) -> str:
