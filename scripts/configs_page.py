@@ -2,13 +2,15 @@
 
     python scripts/configs_page.py
 
-The source is read and not imported, so this takes neither torch nor PEFT.
+The source of configs is read and not imported, so this takes neither torch nor PEFT.
 """
 
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from lorada.support.metric_names import names_in_words
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "configs.md"
@@ -31,6 +33,8 @@ SHOWN = {
     "": "required", "_by_placement()": "by placement", "LIBRARY": "a note", "USAGE": "a note",
     "__version__": "this version", "AUTO": "`'auto'`",
 }  # fmt: skip
+# Descriptions that the source computes from a table.
+COMPUTED = {"names_in_words()": names_in_words()}
 
 
 def page() -> str:
@@ -109,8 +113,14 @@ def fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr, str, str]]:
         elif "description" in named:
             assert isinstance(value, ast.Call)
             default = ast.unparse(value.args[0]) if value.args else ""
-        meaning = ast.literal_eval(named["description"]) if "description" in named else ""
+        meaning = described(named["description"]) if "description" in named else ""
         yield item.target.id, item.annotation, SHOWN.get(default, f"`{default}`"), meaning
+
+
+def described(value: ast.expr) -> str:
+    """The text of a description."""
+    written = ast.unparse(value)
+    return COMPUTED[written] if written in COMPUTED else str(ast.literal_eval(value))
 
 
 def type_of(annotation: ast.expr) -> str:

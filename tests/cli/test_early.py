@@ -73,6 +73,17 @@ MISTAKES = {
     ),
     "chat scorer": "is a scorer and writes no text: ask it with lorada predict",
     "evaluate run": "no data: pass --data FILE",
+    f"{TRAIN} eval_data=gone.jsonl": "gone.jsonl, which is eval_data: pass eval_data=FILE (.jsonl,",
+    "evaluate moved": "gone.jsonl, which is eval_data of the run: put it back, or pass --data FILE",
+    "evaluate shared": (
+        "gone.jsonl, which is data of the run, of which it holds out a share: put it back, or pass "
+        "other rows with --data FILE (.jsonl"
+    ),
+    "evaluate moved --data none.jsonl": "no data file at none.jsonl: pass --data FILE",
+    "train --resume --output gone": "gone.jsonl, which is data of what is resumed: put it back",
+    f"compare {COMPARED} --methods lora --held-out gone.jsonl": (
+        "gone.jsonl, which is --held-out: pass --held-out FILE (.jsonl"
+    ),
     "chat run --system a": "run continues each line",
     "report run": "run holds no comparison: it has no plan.json",
     "plot 3 run": "no data: pass --data FILE",
@@ -104,8 +115,9 @@ LISTS = ["--help", "train --help", "--version", "methods", "methods lorada_la", 
 RESULT = {"labels": [], "form": "prompt", "metrics": {}, "history": []}
 
 
-def run_folder(path, model="llama", **files):
+def run_folder(path, model="llama", settings=None, **files):
     recipe = {"method": "lora", "model": model, "data": "rows.jsonl", "output": str(path)}
+    recipe |= settings or {}
     path.mkdir(parents=True)
     files = {"recipe": yaml.safe_dump(recipe), "result": json.dumps(RESULT), **files}
     for name, text in files.items():
@@ -125,6 +137,9 @@ def answers(tmp_path_factory):
     for name in ("run", "before/lora"):
         run_folder(place / name)
     run_folder(place / "half", result=None)
+    run_folder(place / "moved", settings={"eval_data": "gone.jsonl"})
+    run_folder(place / "shared", settings={"data": "gone.jsonl", "eval_data": "20%"})
+    run_folder(place / "gone", settings={"data": "gone.jsonl"}, result=None)
     run_folder(place / "other", model="wide")
     shutil.copytree(place / "llama", place / "wide")
     run_folder(place / "labelled", result=json.dumps({**RESULT, "form": "label", "labels": ["y"]}))

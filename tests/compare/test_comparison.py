@@ -214,7 +214,7 @@ def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_
     )
     names = [name for line in read(folder / "report.json")["lines"] for name in [line["label"]]]
     lengths = [len(row["prompt"] + row["response"]) for row in ROWS[28:]]
-    for metric in ("loss", "contains", "chrf", f"{tmp_path / 'my.py'}:longest"):
+    for metric in ("loss", "contains", "macro_f1", "chrf", f"{tmp_path / 'my.py'}:longest"):
         reply = lab.command(["report", str(folder), "--metric", metric], folder)
         assert (reply["code"], reply["steps"]) == (0, 0), reply["said"]
         summary = read(folder / "report.json")

@@ -19,7 +19,8 @@ from lorada.compare.spec import (
     resumed_comparison,
 )
 from lorada.compare.stored_plan import saved_plan
-from lorada.compare.trainings import commonest_answer, comparison_jobs, train_and_score, trials_of
+from lorada.compare.trainings import comparison_jobs, train_and_score, trials_of
+from lorada.data.commonest_answer import commonest_answer
 from lorada.data.task_rows import load_rows, training_rows
 from lorada.runs.recipe import Recipe
 from lorada.training.train import train

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import sacrebleu
-from folders import ROWS, TURNS, byte_tokenizer, refused
+from folders import ROWS, TURNS, byte_tokenizer, refused, rows_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 from sample_rows import samples
@@ -26,9 +27,12 @@ from lorada.data.metrics import (
     row_value,
 )
 from lorada.data.read_rows import answer_of
-from lorada.data.task_rows import Rows, metric_of
+from lorada.data.score_answers import score_answers
+from lorada.data.task_rows import Rows, load_rows, metric_of
 from lorada.data.tasks import TASKS
 from lorada.data.usual_responses import usual_longest
+from lorada.runs.recipe import Recipe
+from lorada.support.metric_names import NAMES, ROWS_CALLED, names_in_words
 from lorada.training.load_recipe import load_recipe
 
 FIVE, SIX = "it is a red lamp", "it is a red lamp indeed"
@@ -104,7 +108,8 @@ def test_labels_have_f1_by_row_by_label_and_together():
         (
             "rouge",
             "prompt",
-            "take loss, exact_match, contains, json_match, rougeL, chrf or FILE.py:function",
+            "take loss, exact_match, contains, json_match, rougeL, chrf, balanced_accuracy, "
+            "macro_f1 or FILE.py:function",
         ),
         ("exact_match", "label", "take accuracy, balanced_accuracy, macro_f1, loss"),
         ("mae", "choice", "take accuracy, loss"),
@@ -121,8 +126,8 @@ def test_a_metric_that_rows_cannot_be_scored_by_is_refused_with_those_that_they_
 def test_rouge_and_chrf_are_those_of_their_libraries_for_each_row():
     row, answer = {"response": "The lamp stands by the door."}, "A lamp stands there."
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(row["response"], answer)["rougeL"]
-    assert row_value("rougeL")(answer, row) == 100 * expected.fmeasure > 0
-    assert row_value("chrf")(answer, row) == sentence_chrf(answer, [row["response"]]).score > 0
+    assert row_value("rougeL")(answer, row, row) == 100 * expected.fmeasure > 0
+    assert row_value("chrf")(answer, row, row) == sentence_chrf(answer, [row["response"]]).score > 0
     assert row_value("loss") is row_value("exact_match") is None
 
 
@@ -140,11 +145,21 @@ def mine(tmp_path):
     return path
 
 
-def test_a_users_function_sees_prompt_response_answer_and_row(mine):
-    value = row_value(f"{mine}:words")
-    assert value("b a c", {"prompt": "a", "response": "b", "id": 7}) == 2.0
-    asked = {"messages": [turn("user", "a"), turn("assistant", "b")], "id": 7}
-    assert value("a a", asked) == 1.0
+def test_a_users_function_sees_prompt_response_answer_and_all_columns_of_the_file(mine, tmp_path):
+    asked = [
+        {"prompt": "a", "response": "b", "id": 7},
+        {"messages": [turn("user", "a"), turn("assistant", "b")], "id": 7},
+        {"instruction": "a", "output": "b", "id": 7},
+        {"question": "a", "answer": "b", "id": 7, "context": "c"},
+    ]
+    for row in asked:
+        path = rows_file(tmp_path / "rows.jsonl", [row, {**row, "id": 8}, row])
+        found = load_rows(str(path)).part([2, 0])
+        assert "id" not in found.rows[0]
+        assert found.as_read(0) == row
+        scores = score_answers(found, ["b c", ""], [f"{mine}:words"])
+        assert [one["my.py:words"] for one in scores.by_row] in ([1, 0], [0, 0])
+        assert scores.metrics["my.py:words"] == next(iter(scores.metrics.values()))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +176,7 @@ def test_a_users_function_sees_prompt_response_answer_and_row(mine):
 def test_a_fault_of_the_users_function_is_one_line_that_names_it(mine, name, said):
     (mine.parent / "broken.py").write_text("def words(:\n")
     row = {"prompt": "a", "response": "b"}
-    refused(said, lambda: row_value(str(mine.parent / name))("b", row))
+    refused(said, lambda: row_value(str(mine.parent / name))("b", row, row))
 
 
 def test_a_function_of_no_file_is_refused_before_anything_is_trained(tmp_path):
@@ -184,6 +199,49 @@ def test_recalls_of_classes_show_what_accuracy_hides():
         "recall_fraud": 0, "recall_ok": 100, "unfound": "0 of 4 rows of 'fraud'",
     }  # fmt: skip
     assert "unfound" not in classes(["ok"] * 16 + ["fraud"] * 4, rows)
+
+
+def written(*responses):
+    """Rows whose responses a model writes."""
+    protocol = TASKS["jsonl"].protocols["prompt"]
+    return Rows([{"prompt": "p", "response": one} for one in responses], "prompt", (), "rows",
+                protocol)  # fmt: skip
+
+
+def test_a_text_that_names_a_class_is_scored_as_a_classifier_is():
+    right = ["ok"] * 16 + ["fraud"] * 4
+    answers = ["ok"] * 16 + ["fraud", "ok", "no idea", "none"]
+    found = score_answers(written(*right), answers)
+    assert found.metrics == pytest.approx({
+        "exact_match": 85, "contains": 85, "balanced_accuracy": (100 + 25) / 2,
+        "macro_f1": (100 * 32 / 33 + 200 / 5) / 2,  # what names no class is no third one
+        "recall_fraud": 25, "recall_ok": 100,
+    })  # fmt: skip
+    each = [one["balanced_accuracy"] for one in found.by_row]
+    assert sum(each) / 20 == pytest.approx(62.5)
+    labels = [{"text": "t", "label": label} for label in right]
+    assert classes(answers, labels)["balanced_accuracy"] == 62.5
+    lost = score_answers(written(*right), ["ok"] * 20).metrics
+    assert lost["unfound"] == "0 of 4 rows of 'fraud'"
+
+
+def test_free_answers_are_no_classes_unless_the_metric_says_so():
+    different = written(*map(str, range(12)))
+    assert set(score_answers(different, ["3"] * 12).metrics) == {"exact_match", "contains"}
+    asked = score_answers(different, ["3"] * 12, ["macro_f1"]).metrics
+    assert next(iter(asked)) == "macro_f1"
+    assert asked["balanced_accuracy"] == pytest.approx(100 / 12)
+    assert not any(name.startswith("recall") for name in asked)
+    long = written(*["a" * 41, "b" * 41] * 3)
+    assert "macro_f1" not in score_answers(long, ["a"] * 6).metrics
+
+
+def test_help_and_the_page_of_configs_list_every_metric():
+    page = (ROOT / "docs/reference/configs.md").read_text(encoding="utf-8")
+    for said in (names_in_words(), Recipe.model_fields["metric"].description, page):
+        for form, names in NAMES.items():
+            listed = f"{ROWS_CALLED.get(form, 'prompts and chats')}: {', '.join(names)}"
+            assert listed in said
 
 
 def test_errors_of_numbers_are_in_the_unit_of_the_rows_and_what_is_undefined_is_none():

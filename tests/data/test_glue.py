@@ -73,7 +73,7 @@ def test_sts_b_is_trained_and_scored_as_a_regression(tmp_path):
     run = load_run(tmp_path / "run")
     assert (run.form, run.labels, run.model.config.num_labels) == ("score", (), 1)
     scores = evaluate_tasks(run)["stsb"]
-    assert list(scores) == ["n", "pearson", "spearman", "loss", "sha256"]
+    assert list(scores) == ["n", "pearson", "spearman", "loss", "sha256", "answers_sha256"]
     read = [TASKS["stsb"].protocols["classify"].convert(row) for row in rows]
     batch = run.tokenizer(
         [row["text"] for row in read], [row["text_pair"] for row in read],

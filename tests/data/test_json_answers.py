@@ -36,7 +36,7 @@ def test_json_is_scored_beside_exact_match_where_a_response_is_json():
     assert [one["json_match"] for one in each] == [100, 100]
     assert [one["exact_match"] for one in each] == [0, 100]
     assert "json_match" not in row_metrics(PROTOCOL, ["a"], rows[1:])[0]
-    assert row_value("json_match")(answers[0], rows[0]) == 100
+    assert row_value("json_match")(answers[0], rows[0], rows[0]) == 100
     assert fits("json_match", "messages")
     assert not fits("json_match", "label")
 

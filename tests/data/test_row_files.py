@@ -21,7 +21,7 @@ from lorada.data.read_rows import (
     data_folder,
     read_rows,
     read_source,
-    there,
+    refuse_missing,
 )
 from lorada.data.task_rows import load_rows
 from lorada.data.tasks import TASKS
@@ -139,7 +139,8 @@ def test_several_files_are_one_with_their_counts_and_rows_known_by_their_own(tmp
     refused("d.jsonl row 1 has no field 'prompt', which .*a.jsonl row 1 has|a.jsonl row 1 has prom",
             lambda: load_rows(f"{a},{tmp_path}/d.jsonl"))  # fmt: skip
     refused("names .*a.jsonl twice", lambda: read_rows(f"{a},{a}"))
-    refused(f"no data file at {tmp_path}/e.jsonl", lambda: there(f"{a},{tmp_path}/e.jsonl"),
+    missing = f"{tmp_path}/e.jsonl"
+    refused(f"no data file at {missing}", lambda: refuse_missing(f"{a},{missing}"),
             FileNotFoundError)  # fmt: skip
     comma = rows_file(tmp_path / "f,g.jsonl", ROWS[:2])
     assert read_rows(comma) == ROWS[:2]

@@ -1,5 +1,6 @@
 """Texts with several labels: a sigmoid for each, in training, scores, predictions and exports."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_fil
 from trained import QUICK, run_recipe
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from lorada.data.read_rows import read_rows
+from lorada.data.row_forms import in_form
 from lorada.data.task_rows import rows_to_answer
+from lorada.explore.page_data import explored, sentences_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
@@ -97,6 +101,34 @@ def test_an_export_gives_the_same_probabilities_in_plain_transformers(run, tmp_p
     for each, expected in zip(label(texts), probabilities(run, texts), strict=True):
         found = {one["label"]: one["score"] for one in each}
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_explore_shows_the_probability_of_each_label_by_itself(place, run):
+    if not (run / "adapter").is_dir():
+        return  # explore is of adapters
+    text = "a cold red"
+    (shown,) = explored(load_run(run), sentences_of([text], None))["run"]["shown"]
+    expected = probabilities(run, [text])[0]
+    assert dict(shown["next"]["with"]) == pytest.approx(expected, abs=1e-4)
+    assert sum(expected.values()) > 1.2
+
+
+def test_an_empty_cell_of_a_table_means_no_label(place, works, json_of, tmp_path):
+    cells = [json.dumps(row["labels"]) if row["labels"] else "" for row in labelled()]
+    texts = [row["text"] for row in labelled()]
+    table = tmp_path / "rows.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("text", "labels"), *zip(texts, cells, strict=True)])
+    read, form = in_form(read_rows(table), str(table))
+    assert form == "labels"
+    assert read == [{**row, "labels": sorted(row["labels"])} for row in labelled()]
+    run = tmp_path / "run"
+    works("train", "--method", "lora", "--model", place / "bert", "--data", table, "--output", run,
+          *QUICK, "max_steps=1", f"eval_data={table}")  # fmt: skip
+    assert json_of("evaluate", run)["n"] == 32
+    answered = json_of("predict", run, "--data", table)
+    assert answered[0]["text"] == texts[0]
 
 
 def test_rows_with_nothing_to_tell_apart_are_refused_before_weights_are_loaded(place):

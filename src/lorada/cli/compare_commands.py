@@ -140,6 +140,7 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
+    from lorada.data.read_rows import HELD_OUT
     from lorada.training.load_recipe import read_recipe
 
     if resume:
@@ -149,7 +150,7 @@ def _checked(
     else:
         shared = read_recipe(None, pairs, {**options, **spec.FIXED})
         held_out = spec.comparison_of(shared.recipe, asked).held_out
-    check_inputs(shared.recipe, held_out)
+    check_inputs(shared.recipe, held_out, HELD_OUT, resumed=resume)
     with importing():
         whole = shared.complete()
         if resume:
@@ -272,16 +273,18 @@ def _asks_answers(folder: Path, metric: str) -> bool:
     from lorada.data.metrics import LATER, refuse_metric
     from lorada.runs.recipe import JSONL
     from lorada.runs.result import read_result
-    from lorada.support.metric_names import LOSS
+    from lorada.support.metric_names import CLASS_METRICS, FREE, LOSS
     from lorada.support.row_sources import CODE
 
+    written = False
     for path in folder.glob("runs/*/*/*/result.json"):
         result = read_result(path.parent)
         if result.get("task") == JSONL:
             refuse_metric(metric, result["form"])
+            written = result["form"] in FREE
         elif metric != LOSS:
             raise ValueError(f"--metric {metric} is for rows of your own: take loss")
-    return CODE in metric or metric in LATER
+    return CODE in metric or metric in LATER or (written and metric in CLASS_METRICS)
 
 
 def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lorada.support.metric_names import names_in_words
+
 TRAIN, COMPARE, PAPER = "Train and use", "Compare", "The paper"
 
 
@@ -55,6 +57,15 @@ def columns_of(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
+def metrics_of(texts: list[str] | None) -> list[str]:
+    """Split metrics at commas; the file of a function may have one in its name."""
+    names = list[str]()
+    for text in texts or []:
+        is_file = Path(text.rpartition(":")[0]).is_file()
+        names += [text] if is_file else named(text)
+    return list(dict.fromkeys(names))
+
+
 def refuse_columns(columns: Any, data: str | None) -> None:
     """Refuse names of fields without rows that have them."""
     if columns is not None and data is None:
@@ -76,11 +87,12 @@ def gpus_of(text: str) -> float:
 
 METHOD = typer.Option(help="see `lorada methods`")
 MODEL = typer.Option(help="hub id, folder, or a packaged name")
-Metric = Annotated[
-    str | None,
+Metric = Annotated[str | None, typer.Option(help=names_in_words())]
+Metrics = Annotated[
+    list[str] | None,
     typer.Option(
-        help="what rows of your own are scored by: loss, exact_match, contains, rougeL, chrf or "
-        "FILE.py:function; accuracy, balanced_accuracy or macro_f1"
+        "--metric",
+        help=f"{names_in_words()}. Several with commas, or repeated: the first is that of the rows",
     ),
 ]
 MaxNewTokens = Annotated[

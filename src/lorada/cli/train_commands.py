@@ -59,10 +59,11 @@ def train(
     }  # fmt: skip
     asked = _asked(recipe, pairs, options, resume=resume)
     if is_first():  # other processes may already see what the first has begun to write
+        from lorada.data.read_rows import EVAL_DATA
         from lorada.runs.folder import refuse_taken
 
         refuse_taken(asked.recipe, resume=resume, overwrite=overwrite)
-        check_inputs(asked.recipe, asked.recipe.eval_data)
+        check_inputs(asked.recipe, asked.recipe.eval_data, EVAL_DATA, resumed=resume)
     with importing(quiet=as_json):
         from lorada.training.train import train as run_training
 
@@ -99,18 +100,22 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
     return asked
 
 
-def check_inputs(recipe: Any, held_out: str | None) -> None:
-    """Check the model's name and that the rows are there, before torch loads."""
-    from lorada.data.read_rows import share_of, there
+def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bool) -> None:
+    """Check the model's name and that the rows are there, before torch loads.
+
+    ``setting`` is the ``RowsSetting`` that names the held-out rows; ``resumed`` says whether the
+    rows must be those of before.
+    """
+    from lorada.data.read_rows import DATA, refuse_missing, share_of
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import read_template
 
     check_name(recipe.model)
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)
-    refuse_absent(recipe, recipe.data)
+    refuse_absent(recipe, recipe.data, setting=DATA.resumed if resumed else DATA)
     if held_out is not None and share_of(held_out) is None:
-        there(held_out)
+        refuse_missing(held_out, setting.resumed if resumed else setting)
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:

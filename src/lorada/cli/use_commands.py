@@ -4,11 +4,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, Literal
 
 import typer
@@ -34,12 +35,13 @@ from lorada.cli.shared import (
 )
 from lorada.support.error_messages import needs_extra, unknown_name
 from lorada.support.files import as_typed, refuse_there, write_atomic
-from lorada.support.in_words import counted
+from lorada.support.in_words import answer_in_words, counted
 from lorada.support.row_sources import HEADED
 
 # Of the metrics; some are said in words.
 MOST_LABELS = 5  # of a text, whose probabilities are printed
-NOT_SHOWN = ("sha256", "unfound", "max_new_tokens")
+NOT_SHOWN = ("sha256", "answers_sha256", "unfound", "max_new_tokens", "loss_n", "commonest")
+MOST_LETTERS = 60  # of the commonest answer
 CHAT_KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
 CHAT_COMMANDS = {
     "/base": "answer the last question with the base alone; it is not remembered",
@@ -50,26 +52,32 @@ CHAT_COMMANDS = {
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 
 
-def scored_run(run: Path, data: str | None, data_dir: str | None, metric: str | None = None) -> Any:
+def scored_run(
+    run: Path, data: str | None, data_dir: str | None, metrics: Sequence[str] = ()
+) -> Any:
     """The recipe of a finished run, if the rows to score it on are there; before torch loads.
 
-    ``data`` are files of rows, None for those of the recipe; ``metric`` is what is asked for.
+    ``data`` are files of rows, None for those of the recipe; ``metrics`` are those asked for.
     """
     from lorada.data.metrics import refuse_unnamed
-    from lorada.data.read_rows import share_of
+    from lorada.data.read_rows import DATA, OF_RUN, SHARED, share_of
     from lorada.data.task_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL
 
     recipe = finished_run(run)
-    own = recipe.data if share_of(recipe.eval_data) is not None else recipe.eval_data
-    refuse_absent(recipe, data or own, data_dir)
-    if metric is None:
+    if data is not None:
+        refuse_absent(recipe, data, data_dir, DATA)
+    elif share_of(recipe.eval_data) is not None:
+        refuse_absent(recipe, recipe.data, data_dir, SHARED)
+    else:
+        refuse_absent(recipe, recipe.eval_data, data_dir, OF_RUN)
+    if not metrics:
         refuse_unnamed(recipe.metric, run)
     elif data is None and recipe.task != JSONL:
         raise ValueError(
-            f"--metric {metric} is for rows of your own, and task={recipe.task} has its own: leave "
-            "it out"
+            f"--metric {','.join(metrics)} is for rows of your own, and task={recipe.task} has its "
+            "own: leave it out"
         )
     return recipe
 
@@ -81,7 +89,7 @@ def evaluate(
     columns: opt.Columns = None,
     data_dir: opt.DataDir = None,
     base: Annotated[bool, typer.Option("--base", help="score the base alone")] = False,
-    metric: opt.Metric = None,
+    metric: opt.Metrics = None,
     max_new_tokens: opt.MaxNewTokens = None,
     with_text: Annotated[
         bool, typer.Option("--with-text", help="keep the text of each row too")
@@ -90,7 +98,8 @@ def evaluate(
     as_json: opt.Json = False,
 ) -> None:
     """Score a finished run on held-out rows, or on the test rows of its tasks."""
-    recipe = scored_run(run, data, data_dir, metric)
+    metrics = opt.metrics_of(metric)
+    recipe = scored_run(run, data, data_dir, metrics)
     opt.refuse_columns(columns, data)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference import evaluate as scoring
@@ -102,14 +111,14 @@ def evaluate(
         found = scoring.evaluate_tasks(loaded, data_dir, base=base, with_text=with_text)
     else:
         scored = scoring.evaluate(
-            loaded, data, columns=columns, base=base, with_text=with_text, metric=metric
+            loaded, data, columns=columns, base=base, with_text=with_text, metrics=metrics
         )
         found = {"": scored}
     if as_json:
         print_json(found.get("", found))
         return
     _print_scores(found)
-    if metric is None:
+    if not metrics:
         say_why(read_result(run))
     if loaded.pairs:
         suggest("predict", run, "--data", "FILE")
@@ -122,22 +131,53 @@ def evaluate(
 
 
 def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the metrics of each task as a table; the rows of a user have no name of a task."""
+    """Print the metrics of each task as a table; the rows of a user have no name of a task.
+
+    Beside them stand those of the commonest answer, where there is one.
+    """
     own = [*found] == [""]
-    table = Table(*([] if own else ["task"]), "metric", "value")
+    compared = any(metrics.get("commonest") for metrics in found.values())
+    heads = [*([] if own else ["task"]), "metric", "value", *(["commonest"] if compared else [])]
+    table = Table(*heads)
     for task, metrics in found.items():
+        commonest = metrics.get("commonest") or {}
         for name, value in metrics.items():
-            if name not in NOT_SHOWN:
-                shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-                shown = "undefined" if value is None else shown
-                table.add_row(*([] if own else [task]), name, shown)
+            if name in NOT_SHOWN:
+                continue
+            cells = [*([] if own else [task]), name, _in_table(value)]
+            if name == "loss" and "loss_n" in metrics:
+                cells[-1] += f" ({metrics['loss_n']} of {metrics['n']} rows)"
+            if compared:
+                cells.append(_in_table(commonest[name]) if name in commonest else "")
+            table.add_row(*cells)
     console.print(table)
-    for metrics in found.values():
-        if metrics.get("cut"):
-            said = f"{metrics['cut']} of {metrics['n']} answers were cut at"
-            console.print(f"{said} {metrics['max_new_tokens']} tokens")
-        if "unfound" in metrics:
-            say(f"{metrics['unfound']} were found")
+    for task, metrics in found.items():
+        _print_remarks("" if own else f"{task}: ", metrics)
+
+
+def _in_table(value: Any) -> str:
+    """The value of a metric as a table shows it."""
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _print_remarks(before: str, metrics: Mapping[str, Any]) -> None:
+    """Print what the metrics of one task say in words, behind its name."""
+    if commonest := metrics.get("commonest"):
+        answer = shorten(answer_in_words(commonest["answer"]), MOST_LETTERS, placeholder=" …")
+        say(f"{before}commonest: the commonest answer of the training rows ({answer}), given to "
+            "every row")  # fmt: skip
+    if "loss_n" in metrics:
+        rest = metrics["n"] - metrics["loss_n"]
+        has = "has" if rest == 1 else "have"
+        say(f"{before}the loss leaves out {counted(rest, 'row')}, which {has} no token of a right "
+            "response within max_length")  # fmt: skip
+    if metrics.get("cut"):
+        said = f"{before}{metrics['cut']} of {metrics['n']} answers were cut at"
+        console.print(f"{said} {metrics['max_new_tokens']} tokens")
+    if "unfound" in metrics:
+        say(f"{before}{metrics['unfound']} were found")
 
 
 @app.command(rich_help_panel=opt.TRAIN)
@@ -308,7 +348,7 @@ def _checked(
     run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
 ) -> Any:
     """The recipe of a run, if what is asked of it can be done; before torch loads."""
-    from lorada.data.read_rows import there
+    from lorada.data.read_rows import refuse_missing
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
@@ -319,7 +359,7 @@ def _checked(
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
         refuse_there(output, overwrite=overwrite)
     if data is not None:
-        there(data)
+        refuse_missing(data)
     return recipe
 
 

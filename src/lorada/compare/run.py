@@ -35,12 +35,14 @@ from lorada.compare.trainings import (
     score_commonest,
 )
 from lorada.compare.until import Until
-from lorada.data.metrics import RowValue, row_value
+from lorada.data.metrics import row_value
+from lorada.data.score_answers import score_answers
+from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import BASE
 from lorada.runs.folder import LOCK_FILE
-from lorada.runs.result import read_predictions, write_predictions
+from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
-from lorada.support.row_sources import Row
+from lorada.support.metric_names import rows_metric
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
@@ -220,44 +222,47 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
 
     ``lorada report`` asks for it, as some metrics are computed only then: ROUGE-L, chrF, a user's.
     """
-    comparison, value = saved_comparison(folder), row_value(metric)
-    if value is None:  # it is stored already
-        return
+    comparison = saved_comparison(folder)
+    row_value(metric)  # the user's code is tried before anything is read
     comparison = comparison.model_copy(update={"trust_remote_code": trust_remote_code})
     prepared, data = read(comparison)
     plan = saved_plan(folder)
     if plan is None or (plan.train, plan.held_out) != about(data):
         raise ValueError(f"the rows are not those that {folder} was scored on: put them back")
-    by_number: dict[str, dict[int, Row]] = {
-        held_out: {rows.number(index): row for index, row in enumerate(rows.rows)}
-        for held_out, rows in answers_written(data, prepared.tokenizer).items()
-    }
-    name, base = Path(metric).name, list[float]()
+    written = answers_written(data, prepared.tokenizer)
+    by, base = rows_metric(Path(metric).name), list[float]()
     for run in sorted((folder / RUNS).glob("*/*/seed*")):
         untrained: list[float] = []
-        for held_out, rows in by_number.items():
-            _add_metric(run, held_out, rows, name, value)
-            untrained += _add_metric(run, f"{held_out}{BASE}", rows, name, value)
+        for held_out, rows in written.items():
+            _add_metric(run, held_out, rows, metric)
+            untrained += _add_metric(run, f"{held_out}{BASE}", rows, metric)
         base = untrained or base  # of the one run whose model was scored as it is
     path = folder / BASELINES_FILE
     baselines = mapping_in(path)
     commonest = score_commonest(data, prepared.tokenizer, metric)
-    found = {"as_it_is": base, "commonest": commonest["row_scores"][name]}
+    found = {"as_it_is": base, "commonest": commonest["row_scores"][by]}
     for key, values in found.items():
         if values and "row_scores" in baselines.get(key, {}):
-            baselines[key]["row_scores"][name] = values
+            baselines[key]["row_scores"][by] = values
     write_atomic(path, json_text(baselines) + "\n")
 
 
-def _add_metric(
-    run: Path, name: str, rows: dict[int, Row], metric: str, value: RowValue
-) -> list[float]:
-    """Add the metric to the lines of some rows of a run; return its values, none without lines."""
+def _add_metric(run: Path, name: str, rows: Rows, metric: str) -> list[float]:
+    """Add the metric to the lines of some rows of a run; return its values, none without lines.
+
+    Of macro F1, which single rows do not have, it is the metric that tests take in its place there.
+    """
     lines = [line for line in read_predictions(run) if line.pop("rows") == name]
-    for line in lines:
-        line["metrics"] = {
-            **line.get("metrics", {}), metric: value(str(line["answer"]), rows[line["row"]])
-        }  # fmt: skip
-    if lines:
-        write_predictions(run, name, lines)
-    return [line["metrics"][metric] for line in lines]
+    if not lines:
+        return []
+    index_of = {rows.number(index): index for index in range(len(rows.rows))}
+    answered = rows.part(index_of[line["row"]] for line in lines)
+    scores = score_answers(answered, [str(line["answer"]) for line in lines], [metric])
+    by = rows_metric(Path(metric).name)
+    for line, each in zip(lines, scores.by_row, strict=True):
+        line["metrics"] = {**line.get("metrics", {}), by: each[by]}
+    write_predictions(run, name, lines)
+    shown = Path(metric).name
+    if before := read_result(run)["metrics"].get(name):
+        keep_scores(run, {name: {**before, shown: scores.metrics[shown]}})
+    return [line["metrics"][by] for line in lines]

@@ -3,7 +3,6 @@
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
-from lorada.data.chats import ASSISTANT
-from lorada.data.metrics import row_metrics, row_value
-from lorada.data.read_rows import answer_of, share_of
+from lorada.data.commonest_answer import commonest_answer
+from lorada.data.read_rows import share_of
+from lorada.data.score_answers import metric_names_for, score_answers
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import written_calls
 from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
@@ -27,7 +26,6 @@ from lorada.runs.recipe import Recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
-from lorada.support.row_sources import Row
 
 BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
 SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
@@ -146,8 +144,12 @@ def _score(
     """Score a run on the held-out rows of a recipe; the metrics by the name of the rows."""
     if has_tasks(run):
         return evaluate_tasks(run, recipe.data_dir, base=base, with_text=with_text)
-    found = evaluate(run, base=base, with_text=with_text, metric=recipe.metric)
+    found = evaluate(run, base=base, with_text=with_text, metrics=_named(recipe.metric))
     return {str(run.recipe.eval_data): found}
+
+
+def _named(metric: str | None) -> list[str]:
+    return [] if metric is None else [metric]
 
 
 def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job | None:
@@ -207,47 +209,18 @@ def score_commonest(
     answer = commonest_answer(written_calls(data.train, tokenizer))
     if answer is None:
         return {"reason": "the training rows have no answers"}
-    value = None if metric is None else row_value(metric)
     lines: list[dict[str, float]] = []
     for rows in answers_written(data, tokenizer).values():
         # Predictions are in the order of the rows' numbers, and so must these be.
         inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
-        each = row_metrics(rows.protocol, [answer] * len(inside.rows), inside.rows)
-        if value is not None and metric is not None:
-            each = [{**one, Path(metric).name: value(answer, row)}
-                    for one, row in zip(each, inside.rows, strict=True)]  # fmt: skip
-        lines += each
+        names = metric_names_for(inside, _named(metric))
+        lines += score_answers(inside, [answer] * len(inside.rows), names).by_row
     return {"answer": answer, "row_scores": columns(lines)}
 
 
 def answers_written(data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
     """The held-out rows, in which calls of tools have the text that a model writes."""
     return {name: written_calls(rows, tokenizer) for name, rows in data.held_out.items()}
-
-
-def commonest_answer(rows: Rows) -> Any:
-    """The answer that most rows have; of scores their mean; None if rows have no answers."""
-    if rows.form == "text":
-        return None
-    if rows.form == "score":
-        return sum(float(row["score"]) for row in rows.rows) / len(rows.rows)
-    if rows.form == "labels":
-        sets = Counter(tuple(row["labels"]) for row in rows.rows)
-        return list(sets.most_common(1)[0][0])
-    if rows.form == "label":
-        answers: list[Any] = [str(row["label"]) for row in rows.rows]
-    elif rows.form == "choice":
-        answers = [row["answer"] for row in rows.rows]
-    else:
-        answers = [answer_of(row) for row in rows.rows if _is_answered(row)]
-        if not answers:
-            return None
-    return Counter(answers).most_common(1)[0][0]
-
-
-def _is_answered(row: Row) -> bool:
-    """Whether a row is no chat, or one that ends with a turn of the assistant."""
-    return "messages" not in row or row["messages"][-1]["role"] == ASSISTANT
 
 
 def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:

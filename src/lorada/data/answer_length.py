@@ -6,12 +6,12 @@ from operator import itemgetter
 from typing import Any
 
 from lorada.data.chats import ASSISTANT, LossOn, chat_tokens
-from lorada.data.metrics import FREE
 from lorada.data.task import Kind
 from lorada.data.task_rows import LEAST_ANSWER, Rows
 from lorada.data.tool_calls import CALLS
 from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import JSONL, Recipe
+from lorada.support.metric_names import FREE
 
 MEASURED = 64  # rows with the longest answers, of which the template is asked how long they are
 

@@ -1,7 +1,7 @@
 """Metrics of a model's answers: (answers, rows) → metrics, in percent unless noted.
 
-``NAMES`` are those that a user can choose among. A metric that is undefined for these answers is
-None. ROUGE, chrF and BLEU come from the libraries of the extra ``metrics``.
+Those that a user can choose among are in ``metric_names``. A metric that is undefined for these
+answers is None. ROUGE, chrF and BLEU come from the libraries of the extra ``metrics``.
 """
 
 import math
@@ -19,8 +19,12 @@ from lorada.data.read_rows import answer_of
 from lorada.data.task import Metrics, Protocol
 from lorada.data.tool_calls import calls_of, ends_in_calls, has_calls, same_calls
 from lorada.support.error_messages import needs_extra
+from lorada.support.metric_names import FREE, NAMES, names_for
 from lorada.support.row_sources import CODE, Form, Row
 
+MOST_CLASSES = 20  # of texts that a model writes
+MOST_LETTERS = 40  # of the name of one
+LEAST_OF_CLASS = 3  # rows of each of these, in the mean
 THRESHOLD = 0.5  # the probability from which a text has one of several labels
 Window = tuple[float, int]  # mean loss in nats, and the number of tokens that it is the mean of
 
@@ -89,31 +93,70 @@ def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Met
     return {**accuracy(predicted, rows), "f1": f1}
 
 
-def _f1(predicted: list[str], targets: list[str], name: str) -> float:
+def _f1(predicted: Sequence[str | None], targets: list[str], name: str) -> float:
     """2·hits / (predicted + right) of a class in percent; 0 if it is on neither side."""
     hits = sum(p == t == name for p, t in zip(predicted, targets, strict=True))
     return 200.0 * hits / ((predicted.count(name) + targets.count(name)) or 1)
 
 
 def classes(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Accuracy, the mean of the classes' recalls, macro F1, and the recall of each class.
-
-    ``unfound`` says in words which classes are never found.
-    """
+    """Accuracy, and what ``class_scores`` says of the classes."""
     targets = [_target(row) for row in rows]
+    return {**accuracy(predicted, rows), **class_scores([*predicted], targets)}
+
+
+def class_scores(predicted: list[str | None], targets: list[str]) -> Metrics:
+    """The mean of the classes' recalls, macro F1, and the recall of each class, in percent.
+
+    What names no class is None, and is no class itself in the mean of F1. ``unfound`` says in words
+    which classes are never found.
+    """
     counts = dict(sorted(Counter(targets).items()))
     hits = Counter(t for p, t in zip(predicted, targets, strict=True) if p == t)
     recalls = {f"recall_{name}": 100.0 * hits[name] / count for name, count in counts.items()}
     unfound = ", ".join(
         f"0 of {n} rows of {name!r}" for name, n in counts.items() if not hits[name]
     )
+    named = {name for name in (*counts, *predicted) if name is not None}
     return {
-        **accuracy(predicted, rows),
         "balanced_accuracy": fmean(recalls.values()),
-        "macro_f1": fmean(_f1(predicted, targets, name) for name in {*counts, *predicted}),
+        "macro_f1": fmean(_f1(predicted, targets, name) for name in named),
         **recalls,
         **({"unfound": unfound} if unfound else {}),
     }
+
+
+def weighted_by_class(scores: Sequence[float], targets: Sequence[str]) -> list[float]:
+    """Each row's score times a weight by which each class counts as much as any other."""
+    counts = Counter(targets)
+    weights = {name: len(targets) / len(counts) / count for name, count in counts.items()}
+    return [score * weights[target] for score, target in zip(scores, targets, strict=True)]
+
+
+def answer_classes(outputs: list[str], rows: list[Row]) -> tuple[list[str | None], list[str]]:
+    """What a model wrote and what is right, as classes.
+
+    An output that is right by ``exact_match`` is the right answer; one that is the right answer of
+    no row at all is None.
+    """
+    targets = [answer_of(row).strip() for row in rows]
+    known, named = set(targets), list[str | None]()
+    for output, row, target in zip(outputs, rows, targets, strict=True):
+        text = output.strip()
+        if _is_right(output, row):
+            named.append(target)
+        elif text in known and text != target:
+            named.append(text)
+        else:
+            named.append(None)
+    return named, targets
+
+
+def are_classes(targets: Sequence[str]) -> bool:
+    """Whether right answers are short names of a few classes, as of a text that is good or bad."""
+    names = set(targets)
+    few = 2 <= len(names) <= MOST_CLASSES and LEAST_OF_CLASS * len(names) <= len(targets)
+    return few and all(len(name) <= MOST_LETTERS for name in names)
 
 
 def label_sets(predicted: list[list[str]], rows: list[Row]) -> Metrics:
@@ -260,19 +303,13 @@ def normalised_romanian() -> Callable[[str], str]:
     return normalise
 
 
-FREE: tuple[Form, ...] = ("messages", "prompt")  # forms whose right answer is a free text
-# The metrics that rows of each form can be scored by, the usual one first; responses have two.
-NAMES: dict[Form, tuple[str, ...]] = {
-    **dict.fromkeys(FREE, ("loss", "exact_match", "contains", "json_match", "rougeL", "chrf")),
-    "label": ("accuracy", "balanced_accuracy", "macro_f1", "loss"),
-    "labels": ("f1", "micro_f1", "exact_match", "loss"),
-    "choice": ("accuracy", "loss"),
-    "score": ("mae",),
-    "text": ("perplexity", "loss"),
+RowValue = Callable[[str, Row, Row], float]  # of an answer, its row, and that row as it was read
+# Those that are computed from an answer and its row only when they are asked for.
+LATER: dict[str, Callable[[str, Row], float]] = {
+    "json_match": json_match,
+    "rougeL": rouge_l,
+    "chrf": chrf,
 }
-RowValue = Callable[[str, Row], float]  # of an answer to a row
-# Those that are computed from an answer only when they are asked for.
-LATER: dict[str, RowValue] = {"json_match": json_match, "rougeL": rouge_l, "chrf": chrf}
 
 
 def fits(metric: str, form: Form) -> bool:
@@ -283,8 +320,7 @@ def fits(metric: str, form: Form) -> bool:
 def refuse_metric(asked: str, form: Form) -> None:
     """Refuse a metric that rows of a form cannot be scored by."""
     if not fits(asked, form):
-        known = ", ".join(NAMES[form]) + (" or FILE.py:function" if form in FREE else "")
-        raise ValueError(f"metric={asked!r} does not score {form} rows: take {known}")
+        raise ValueError(f"metric={asked!r} does not score {form} rows: take {names_for(form)}")
     if CODE in asked and not (path := Path(asked.rpartition(":")[0])).is_file():
         raise FileNotFoundError(f"metric={asked}: there is no file {path}")
 
@@ -301,20 +337,23 @@ def refuse_unnamed(metric: str | None, where: object, option: str = "--metric ")
 def row_value(metric: str) -> RowValue | None:
     """What computes a metric of one row from its answer; None for a metric that is always there.
 
-    Code of the user's file runs here.
+    Code of the user's file runs here. It gets all columns of the row, as the file has them.
     """
+    if metric in LATER:
+        later = LATER[metric]
+        return lambda answer, row, columns: later(answer, row)
     if CODE not in metric:
-        return LATER.get(metric)
+        return None
     path, _, name = metric.rpartition(":")
     try:
         function = runpy.run_path(path)[name]
     except Exception as error:  # of any class: it is the user's code
         raise ValueError(f"metric={metric} cannot be loaded: {error!r}") from error
 
-    def of_row(answer: str, row: Row) -> float:
+    def of_row(answer: str, row: Row, columns: Row) -> float:
         prompt = row["messages"][-2]["content"] if "messages" in row else row["prompt"]
         try:
-            value = float(function(prompt, answer_of(row), answer, row))
+            value = float(function(prompt, answer_of(row), answer, columns))
         except Exception as error:  # again of any class
             raise ValueError(f"metric={metric} failed for {answer!r}: {error!r}") from error
         if not math.isfinite(value):
@@ -357,11 +396,10 @@ def row_metrics(protocol: Protocol, answers: list[Any], rows: list[Row]) -> list
     score = accuracy if protocol.form in ("label", "choice") else protocol.score
     found = [dict([next(iter(score([answer], [row]).items()))]) for answer, row in pairs]
     if protocol.form == "label":
-        counts = Counter(_target(row) for row in rows)
-        for one, row in zip(found, rows, strict=True):
-            one["balanced_accuracy"] = (
-                one["accuracy"] * len(rows) / len(counts) / counts[_target(row)]
-            )
+        targets = [_target(row) for row in rows]
+        weighted = weighted_by_class([one["accuracy"] for one in found], targets)
+        for one, value in zip(found, weighted, strict=True):
+            one["balanced_accuracy"] = value
     if protocol.score is exact_match:
         for one, pair in zip(found, pairs, strict=True):
             one["contains"] = contains(*pair)

@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorada.data.row_values import number_in
 from lorada.data.task import Source
@@ -43,16 +43,39 @@ BLANK_LINES = re.compile(rf"(?:[{DELIMITERS} ]*\r?\n)*")  # before a table
 BLANKS = re.compile(r"\s*")
 
 
-def there(path: str | Path | None) -> str | Path:
-    """The path of rows if they are there; a data set of the hub is not asked for yet."""
+class RowsSetting(NamedTuple):
+    """A setting that names files of rows, and what a user does where they are missing."""
+
+    name: str
+    remedy: str
+
+    @property
+    def resumed(self) -> "RowsSetting":
+        """The same setting of what goes on, where no other files may take its place."""
+        return self._replace(name=f"{self.name} of what is resumed", remedy="put it back")
+
+
+DATA = RowsSetting("data", "pass --data FILE")
+EVAL_DATA = RowsSetting("eval_data", "pass eval_data=FILE")
+HELD_OUT = RowsSetting("--held-out", "pass --held-out FILE")
+OF_RUN = RowsSetting("eval_data of the run", "put it back, or pass --data FILE")
+SHARED = RowsSetting("data of the run, of which it holds out a share",
+                     "put it back, or pass other rows with --data FILE")  # fmt: skip
+
+
+def refuse_missing(path: str | Path | None, setting: RowsSetting = DATA) -> str | Path:
+    """The path of rows, unless a file is missing; a data set of the hub is not asked for yet."""
     if path is None:
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     for name in files_of(path):
         if hub_source(name) is None and not resolve(name).is_file():
             shown = resolve(name) if name.startswith(BUILTIN) else name
+            named = "" if setting.name == DATA.name else f", which is {setting.name}"
+            if not setting.remedy.endswith("FILE"):
+                raise FileNotFoundError(f"no data file at {shown}{named}: {setting.remedy}")
             raise FileNotFoundError(
-                f"no data file at {shown}: pass --data FILE ({', '.join(TEXTS)}, each also .gz, or "
-                f"{PARQUET}; commas between several) or a data set of the hub ({HUB})"
+                f"no data file at {shown}{named}: {setting.remedy} ({', '.join(TEXTS)}, each also "
+                f".gz, or {PARQUET}; commas between several) or a data set of the hub ({HUB})"
             )
     return path
 
@@ -62,13 +85,14 @@ def read_rows(path: str | Path) -> list[Row]:
     return [row for rows in read_files(path) for row in rows]
 
 
-def read_files(path: str | Path | None) -> list[list[Row]]:
+def read_files(path: str | Path | None, setting: RowsSetting = DATA) -> list[list[Row]]:
     """The rows of each file, or data set of the hub, that ``path`` names with commas between.
 
+    ``setting`` is what the user has named them by, which an error says if one is missing.
     A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
     A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
     """
-    path, found = there(path), {}
+    path, found = refuse_missing(path, setting), {}
     for name in files_of(path):
         if name in found:
             raise ValueError(f"{path} names {name} twice: leave one out")

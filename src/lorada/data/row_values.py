@@ -93,6 +93,8 @@ def with_lists(row: Row, names: Mapping[str, str]) -> Row:
         if not isinstance(value, str) or name not in (*LISTS, *TEXT_OR_TURNS):
             continue
         parsed = list_in(value)
+        if name == "labels" and not value.strip():
+            parsed = []  # an empty cell of a table: the text has no label
         # A prompt may well be a text in brackets; only turns are taken for what they are.
         if parsed is not None and (name in LISTS or are_turns(parsed)):
             lists[key] = parsed

@@ -18,15 +18,20 @@ from typing import Any
 
 from lorada.data.chat_template import TurnsRefused
 from lorada.data.json_answers import mostly_json
-from lorada.data.metrics import FREE, NAMES, refuse_metric
+from lorada.data.metrics import refuse_metric
 from lorada.data.read_rows import (
+    DATA,
+    EVAL_DATA,
+    OF_RUN,
+    SHARED,
+    RowsSetting,
     data_folder,
     drawn,
     place_of,
     read_files,
     read_source,
+    refuse_missing,
     share_of,
-    there,
 )
 from lorada.data.row_forms import Columns, in_form, to_answer
 from lorada.data.task import Kind, Protocol, Source
@@ -35,6 +40,7 @@ from lorada.data.tool_calls import CALLS
 from lorada.data.usual_responses import is_usual
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.in_words import counted
+from lorada.support.metric_names import FREE, NAMES
 from lorada.support.row_sources import HEADED, NAMED, Form, Row
 from lorada.support.task_head import TaskHead, head_for
 
@@ -66,10 +72,16 @@ class Rows:
     protocol: Protocol
     indices: list[int] | None = None  # in the file; None for all its rows, in order
     counts: tuple[int, ...] = ()  # how many rows each of several files has; indices run on
+    # The rows with all their columns, as the files have them; None for those of a benchmark.
+    read: list[Row] | None = None
 
     def number(self, index: int) -> int:
         """The number of a row in its file, counted from 1."""
         return 1 + (index if self.indices is None else self.indices[index])
+
+    def as_read(self, index: int) -> Row:
+        """A row with all its columns, as its file has it."""
+        return self.rows[index] if self.read is None else self.read[index]
 
     def place(self, index: int) -> str:
         """The file of a row and its number there."""
@@ -95,7 +107,9 @@ class Rows:
         """The rows with these indices, in this order."""
         chosen = list(indices)
         in_file = [self.number(index) - 1 for index in chosen]
-        return replace(self, rows=[self.rows[index] for index in chosen], indices=in_file)
+        read = None if self.read is None else [self.read[index] for index in chosen]
+        rows = [self.rows[index] for index in chosen]
+        return replace(self, rows=rows, indices=in_file, read=read)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,7 +162,9 @@ def training_rows(
     rows = replace(rows, labels=class_order(rows.labels, own_classes))
     share, held_out = share_of(recipe.eval_data), None
     if recipe.eval_data and share is None:  # only of a user's own files
-        held_out = load_rows(recipe.eval_data, rows.form, rows.labels, before=recipe.columns)
+        held_out = load_rows(
+            recipe.eval_data, rows.form, rows.labels, before=recipe.columns, setting=EVAL_DATA
+        )
         refuse_kind(held_out, kind)
         held_out = sampled(held_out, recipe.eval_rows)
     if recipe.dev_rows and held_out is not None:
@@ -191,9 +207,11 @@ def rows_to_score(
     labels = tuple(result["labels"])
     if data is not None or share_of(recipe.eval_data) is None:
         files = data or recipe.eval_data
-        rows = load_rows(files, result["form"], labels, columns, recipe.columns)
+        setting = DATA if data is not None else OF_RUN
+        rows = load_rows(files, result["form"], labels, columns, recipe.columns, setting=setting)
         return sampled(rows, recipe.eval_rows)
-    now, held_out, _ = _divided(load_rows(recipe.data, columns=recipe.columns), recipe)
+    learned = load_rows(recipe.data, columns=recipe.columns, setting=SHARED)
+    now, held_out, _ = _divided(learned, recipe)
     if now.fingerprint != result["data"]["sha256"] or held_out is None:
         raise ValueError(
             f"{recipe.data} has other rows than at the training, so {recipe.eval_data} of them "
@@ -346,12 +364,17 @@ def sampled(rows: Rows, count: int | None) -> Rows:
     return rows.part(random.Random(0).sample(range(len(rows.rows)), count))
 
 
-def refuse_absent(recipe: Recipe, data: str | None, data_dir: str | None = None) -> None:
-    """Refuse rows of a user, or a folder of those of benchmarks, that are not there."""
+def refuse_absent(
+    recipe: Recipe, data: str | None, data_dir: str | None = None, setting: RowsSetting = DATA
+) -> None:
+    """Refuse rows of a user, or a folder of those of benchmarks, that are not there.
+
+    ``setting`` is what names the user's rows.
+    """
     if data is None and recipe.task != JSONL:
         data_folder(data_dir or recipe.data_dir)
     else:
-        there(data)
+        refuse_missing(data, setting)
 
 
 def load_rows(
@@ -360,14 +383,16 @@ def load_rows(
     labels: tuple[str, ...] = (),
     columns: Columns | None = None,
     before: Columns | None = None,
+    *,
+    setting: RowsSetting = DATA,
 ) -> Rows:
-    """Read a user's rows: files, or data sets of the hub.
+    """Read a user's rows: files, or data sets of the hub; ``setting`` is what names them.
 
     For rows to score, ``trained`` is the form of the training rows and ``labels`` their classes.
     ``columns`` are the user's names of fields, and ``before`` those of other rows, which these may
     lack.
     """
-    files, path = read_files(path), str(path)
+    files, path = read_files(path, setting), str(path)
     counts = tuple(len(rows) for rows in files)
     every = [row for rows in files for row in rows]
     rows, form = in_form(every, path, columns, before, counts)
@@ -382,7 +407,9 @@ def load_rows(
         new = sorted(set(classes) - set(labels))[0]
         raise ValueError(f"{path} has the label {new!r}; training knew {', '.join(labels)}")
     protocol = TASKS[JSONL].protocols[form]
-    found = Rows(rows, form, labels or classes, path, protocol, counts=counts)
+    # A function of the user's that scores texts gets these columns; other rows need no copy.
+    read = every if form in FREE else None
+    found = Rows(rows, form, labels or classes, path, protocol, counts=counts, read=read)
     if trained is not None:
         _refuse_unanswered(found)
     return found

@@ -28,6 +28,7 @@ from lorada.explore.explorer_page import explorer_page, pack
 from lorada.functional.precision import wide
 from lorada.support.error_messages import EXPLAINING, memory_remedy
 from lorada.support.files import write_atomic
+from lorada.support.task_head import SEVERAL_LABELS
 from lorada.tuners.switch_parts import (
     Parts,
     active_parts,
@@ -82,8 +83,9 @@ class Explanation(Sequence[ExplainedLayer]):
         parts: the names of the adapter's parts.
         change: "all", each part alone and ``head`` → the change of the hidden states after each
             layer, (L,).
-        probabilities: "with", "without", each part alone and ``head`` → of the next token, or of
-            the classes, (B, V); empty for a model that gives neither.
+        probabilities: "with", "without", each part alone and ``head`` → of the next token, of the
+            classes, or of each label by itself where a text may have several, (B, V); empty for a
+            model that gives none.
         ids: the tokens that were read, (B, T).
         real: which of them are tokens and not padding, (B, T).
         tokenizer: makes texts of tokens on the page; None for their numbers.
@@ -187,7 +189,7 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         layers,
         parts=list(parts),
         change=change,
-        probabilities=_compute_probabilities(passes, real),
+        probabilities=_compute_probabilities(passes, real, getattr(model, "config", None)),
         ids=batch["input_ids"].cpu(),
         real=real.cpu(),
         tokenizer=tokenizer,
@@ -437,15 +439,21 @@ def _compute_change(passed: _ForwardPass, without: _ForwardPass, real: Tensor) -
     return torch.stack(changes).cpu()
 
 
-def _compute_probabilities(passes: Mapping[str, _ForwardPass], real: Tensor) -> dict[str, Tensor]:
-    """The probabilities of the next token behind the last real one, or of the classes."""
+def _compute_probabilities(
+    passes: Mapping[str, _ForwardPass], real: Tensor, model_config: Any
+) -> dict[str, Tensor]:
+    """The probabilities of the next token behind the last real one, or of classes or labels."""
     probabilities = {}
+    several_labels = getattr(model_config, "problem_type", None) == SEVERAL_LABELS
     for name, passed in passes.items():
         if passed.logits is None:
             return {}
         logits = passed.logits
         if logits.dim() == 3:
             logits = _logits_of_last_token(logits, real)
+        elif several_labels:  # each has a probability of its own
+            probabilities[name] = logits.float().sigmoid().cpu()
+            continue
         if logits.shape[-1] == 1:  # a number, which is no class
             return {}
         probabilities[name] = logits.float().softmax(-1).cpu()

@@ -13,21 +13,13 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 
-from lorada.data.metrics import (
-    THRESHOLD,
-    exact_match,
-    fits,
-    refuse_metric,
-    refuse_unnamed,
-    row_metrics,
-    row_value,
-)
+from lorada.data.metrics import THRESHOLD, refuse_metric, refuse_unnamed
 from lorada.data.read_rows import answer_of
 from lorada.data.row_forms import Columns
 from lorada.data.row_lengths import EncodingLog
+from lorada.data.score_answers import AnswerScores, are_own, metric_names_for, score_answers
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
-from lorada.data.tasks import TASKS
 from lorada.data.tokenize import (
     IGNORED,
     collator,
@@ -43,9 +35,16 @@ from lorada.data.tokenize import (
 from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
+from lorada.inference.stored_answers import (
+    ANSWERS_HASH,
+    Answers,
+    conditions_of,
+    hash_of,
+    stored_answers,
+)
 from lorada.runs.recipe import JSONL
 from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
-from lorada.support.metric_names import LOSS, as_score, rows_metric
+from lorada.support.metric_names import LOSS, LOSS_ROWS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row, absolute_files
 from lorada.training.models.candidate_scores import (
@@ -57,9 +56,6 @@ from lorada.training.models.candidate_scores import (
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
-# The model's answer to each row, each row's loss (None for a row without one), the loss of all if
-# it is among the metrics, and, where texts are written, whether each was cut.
-Answers = tuple[list[Any], Sequence[float | None], Metrics, list[bool] | None]
 # Ranges of rows that are answered one after the other.
 Parts = Sequence[range]
 
@@ -71,23 +67,36 @@ def evaluate(
     columns: Columns | None = None,
     base: bool = False,
     with_text: bool = False,
-    metric: str | None = None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score a run on a file of held-out rows and keep the numbers and the answers in its folder.
 
-    If the recipe has ``eval_rows``, so many of the rows are scored, at random. ``data`` are the
-    files, None for the recipe's ``eval_data``; ``columns`` the user's names of fields, None for
-    those of the training. ``base`` switches the adapter off. ``with_text`` keeps what was asked and
-    the right answer beside each answer. A function of a file runs only if ``metric`` names it.
-    Returned are the metrics, the one to score by first (percent; a loss in nats per token).
+    If the recipe has ``eval_rows``, so many of the rows are scored, at random. Beside the scores
+    stands what the commonest answer of the training rows scores, given to every row.
+
+    Args:
+        run: the finished run.
+        data: files of rows; None for the recipe's ``eval_data``.
+        columns: the user's names of fields; None for those of the training.
+        base: whether to switch the adapter off.
+        with_text: whether to keep what was asked and the right answer beside each answer.
+        metrics: what to score by, the first by rows too; none for the run's own. The answers of an
+            earlier scoring are used if rows, settings and weights are the same. A function of a
+            file runs only if it is named here.
+
+    Returns:
+        The metrics, the one to score by first (percent; a loss in nats per token).
+
+    Raises:
+        ValueError: for rows or metrics that do not fit the run.
     """
-    if metric is None:
+    if not metrics:
         refuse_unnamed(run.metric, run.folder)
     rows = rows_to_score(run.recipe, read_result(run.folder), data, columns)
     name = absolute_files(data or str(run.recipe.eval_data))
-    if metric is not None:
+    for metric in metrics:
         refuse_metric(metric, rows.form)
-    return _score_all(run, {name: rows}, base=base, with_text=with_text, metric=metric)[name]
+    return _score_all(run, {name: rows}, base=base, with_text=with_text, metrics=metrics)[name]
 
 
 def evaluate_tasks(
@@ -109,61 +118,83 @@ def has_tasks(run: Run) -> bool:
 
 
 def _score_all(
-    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool, metric: str | None = None
+    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool, metrics: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Score a run on sets of rows by name, and write metrics and answers into its folder."""
     read_predictions(run.folder)  # a damaged file is refused before the work, not after it
-    found = {}
+    scores = {}
     for name, rows in sets.items():
-        with scoring(run, base=base):
-            scores, lines = score(run, rows, metric, with_text=with_text)
-        windows = rows.form == "text" and not rows.protocol.lengths
-        count = len(lines) if windows else len(rows.rows)
-        found[name] = {"n": count, **scores, "sha256": rows.fingerprint}
-        asked = "unparsable" in scores and not base
-        unparsable = {name: scores["unparsable"]} if asked else None
         key = f"{name}{BASE}" if base else name
+        rows = written_calls(rows, run.tokenizer)
+        by_windows = rows.form == "text"  # which are no answers to rows
+        conditions = "" if by_windows else conditions_of(run, rows, base=base)
+        stored = stored_answers(run, rows, key, conditions) if metrics and not by_windows else None
+        with scoring(run, base=base):
+            answers = stored or _answers_of(run, rows)
+        found, lines = score(run, rows, answers, metrics, with_text=with_text)
+        count = len(rows.rows) if rows.protocol.lengths else len(lines)
+        scores[name] = {"n": count, **found, "sha256": rows.fingerprint}
+        if not by_windows:
+            scores[name][ANSWERS_HASH] = hash_of(conditions, lines)
+        asked = "unparsable" in found and not base
+        unparsable = {name: found["unparsable"]} if asked else None
         # First the answers: where there are metrics, there are answers too.
         write_predictions(run.folder, key, lines)
-        keep_scores(run.folder, {key: found[name]}, unparsable)
-    return found
+        keep_scores(run.folder, {key: scores[name]}, unparsable)
+    return scores
 
 
 def score(
-    run: Run, rows: Rows, metric: str | None = None, *, with_text: bool = False
+    run: Run, rows: Rows, answers: Answers, metrics: Sequence[str] = (), *, with_text: bool = False
 ) -> tuple[Metrics, list[dict[str, Any]]]:
     """The metrics of a run's answers to some rows, and its loss on them.
 
-    Rows of a user's own are scored by ``metric``, or by that of the run; others by their protocol.
+    Rows of a user's own are scored by ``metrics``, or by that of the run; others by their protocol.
     Returned besides are the lines of ``predictions.jsonl``, by the rows' numbers.
     """
-    rows = written_calls(rows, run.tokenizer)
-    answers, losses, mean, cut = _answers_of(run, rows)
-    own = rows.protocol in TASKS[JSONL].protocols.values()
-    chosen = metric or run.metric
-    name = None  # the protocol says it
-    each = row_metrics(rows.protocol, answers, rows.rows)
-    if own and chosen is not None and fits(chosen, rows.form):
-        name, value_of = Path(chosen).name, row_value(chosen)
-        if value_of is not None:
-            for one, answer, row in zip(each, answers, rows.rows, strict=True):
-                one[name] = value_of(answer, row)
-    if rows.protocol.score is exact_match:
-        found = {key: sum(one[key] for one in each) / len(each) for key in each[0]}
-    else:
-        found = rows.protocol.score(answers, rows.rows)
-    metrics = {**found, **mean}
-    if name is not None:
-        if name == LOSS and name not in metrics:  # of choices, only where it is asked for
-            known = [loss for loss in losses if loss is not None]
-            metrics[name] = sum(known) / len(known)
-        metrics = {name: metrics[name], **metrics}
-    if own and cut is not None:
+    names = metric_names_for(rows, metrics or ([] if run.metric is None else [run.metric]))
+    scores = score_answers(rows, answers.values, names)
+    found = {**scores.metrics, **answers.mean}
+    losses = [loss for loss in answers.losses if loss is not None]
+    if LOSS in names and LOSS not in found:  # of choices, only where it is asked for
+        found[LOSS] = sum(losses) / len(losses)
+    shown = [Path(metric).name for metric in names]
+    found = {**{name: found[name] for name in shown}, **found}
+    if LOSS in found and rows.form != "text" and len(losses) < len(rows.rows):
+        found[LOSS_ROWS] = len(losses)
+    if are_own(rows) and answers.cut is not None:
         limit = generation_settings(run)["max_new_tokens"]
-        metrics |= {"cut": sum(cut), "max_new_tokens": limit}
-    by = rows_metric(next(iter(metrics)))
+        found |= {"cut": sum(answers.cut), "max_new_tokens": limit}
+    if run.commonest_answer is not None and (beside := _of_commonest(run, rows, names, found)):
+        found["commonest"] = beside
+    by = rows_metric(next(iter(found)))
+    return found, _lines(run, rows, answers, scores, by, with_text=with_text)
+
+
+def _of_commonest(
+    run: Run, rows: Rows, names: Sequence[str], beside: Metrics
+) -> dict[str, Any] | None:
+    """The commonest answer of the training rows, and what it scores, given to every row.
+
+    It has no loss, and a constant has no correlation: None if nothing is defined for it. ``beside``
+    are the metrics of the model.
+    """
+    answer = run.commonest_answer
+    metrics = score_answers(rows, [answer] * len(rows.rows), names).metrics
+    numbers = {
+        name: value
+        for name, value in metrics.items()
+        if name in beside and isinstance(value, float) and name != "threshold"
+    }
+    return {"answer": answer, **numbers} if numbers else None
+
+
+def _lines(
+    run: Run, rows: Rows, answers: Answers, scores: AnswerScores, by: str, *, with_text: bool
+) -> list[dict[str, Any]]:
+    """The lines of ``predictions.jsonl``, by the rows' numbers; ``by`` is the metric of a score."""
     lines = []
-    for index, (one, loss) in enumerate(zip(each, losses, strict=True)):
+    for index, (one, loss) in enumerate(zip(scores.by_row, answers.losses, strict=True)):
         value = one.get(LOSS, loss) if by == LOSS else one[by]
         line = {
             "row": index + 1,
@@ -174,15 +205,15 @@ def score(
         }
         if rows.form != "text":  # which is cut into windows, and these are not rows of the file
             row = rows.rows[index]
-            line |= {"row": rows.number(index), "answer": answers[index]}
+            line |= {"row": rows.number(index), "answer": answers.values[index]}
             if "group" in row:
                 line["group"] = row["group"]
-            if cut and cut[index]:
+            if answers.cut and answers.cut[index]:
                 line["cut"] = True
             if with_text:
                 line |= _text_of(row, rows.form, run)
         lines.append(line)
-    return metrics, sorted(lines, key=lambda line: int(line["row"]))
+    return sorted(lines, key=lambda line: int(line["row"]))
 
 
 def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
@@ -298,16 +329,16 @@ def _likely(names: Sequence[str], probs: list[float]) -> list[str]:
 def _answers_of(run: Run, rows: Rows) -> Answers:
     """The answers to all rows, in order; the loss of a choice is no metric."""
     if rows.protocol.lengths:
-        return *slide(run, rows), {}, None
+        return Answers(*slide(run, rows), {}, None)
     if rows.form in HEADED or rows.form == "choice":
         found: list[Any] = [one for _, one in sorted(answer_rows(run, rows))]
         losses = [one.loss for one in found]
         mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
-        return [one.value for one in found], losses, mean, None
+        return Answers([one.value for one in found], losses, mean, None)
     sums, counts = _losses(run, rows)
     means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
     if rows.form == "text":
-        return [*zip(means, counts.int().tolist(), strict=True)], means, loss, None
+        return Answers([*zip(means, counts.int().tolist(), strict=True)], means, loss, None)
     found = [one for _, one in sorted(answer_rows(run, rows))]
     # A row whose right answer lies beyond max_length is answered, but has no loss.
     kept: Iterable[int] = range(len(rows.rows))
@@ -316,7 +347,8 @@ def _answers_of(run: Run, rows: Rows) -> Answers:
         kept = [index for index, _ in encode_each(rows, run.tokenizer, options, EncodingLog())]
     by_row = dict(zip(kept, means, strict=True))
     losses = [by_row.get(index) for index in range(len(rows.rows))]
-    return [one.value for one in found], losses, loss, [bool(one.cut) for one in found]
+    cut = [bool(one.cut) for one in found]
+    return Answers([one.value for one in found], losses, loss, cut)
 
 
 def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lorada.data.metrics import THRESHOLD
 from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
@@ -195,6 +196,10 @@ CODE = """\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")"""
+LABELS_NOTE = f"""
+A text may have several labels. The sigmoid of each number is the probability of the label at its
+place in `id2label` of `config.json`; a text has those of {THRESHOLD} or more.
+"""
 
 
 def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -228,7 +233,8 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
         )
         title = f"{published_name(recipe.model)} after {recipe.method}, as a graph"
         made = f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
-        write_text(fresh, metadata, title=title, made=made, code=CODE, notes="")
+        notes = LABELS_NOTE if run.form == "labels" else ""
+        write_text(fresh, metadata, title=title, made=made, code=CODE, notes=notes)
     written = {"folder": str(target), "merged": merged, "adapter": left}
     return {**written, "opset": opset, "difference": difference}
 

@@ -48,6 +48,8 @@ class Run(Prepared):
         metric: the name of the metric that it is scored by; None for that of its protocol.
         most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
         pairs: whether each of its training rows was a pair of texts.
+        commonest_answer: what most of its training rows have as their right answer: a text, a
+            class, labels, the index of a candidate, or the mean of scores; None if none is common.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Run(Prepared):
     metric: str | None = None
     most: int | None = None
     pairs: bool = False
+    commonest_answer: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +125,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
         folder, model, result["form"], tuple(result["labels"]), base.drawn,
         (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
-        result.get("pairs", False),
+        result.get("pairs", False), result.get("commonest_answer"),
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run

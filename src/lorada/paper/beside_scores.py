@@ -8,8 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorada.compare.trainings import commonest_answer
-from lorada.data.read_rows import answer_of
+from lorada.data.commonest_answer import repeated_answer
 from lorada.data.task_rows import Rows, scored_rows
 from lorada.runs.recipe import Recipe
 from lorada.support.metric_names import main_metric
@@ -52,19 +51,12 @@ def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[st
 
 
 def _guess(rows: Rows) -> dict[str, Any]:
-    answer = commonest_answer(rows)
-    if answer is None or _all_differ(rows):
+    answer = repeated_answer(rows)
+    if answer is None:
         return {}
     metrics = rows.protocol.score([answer] * len(rows.rows), rows.rows)
     # A constant has no correlation, which is as good as one of 0.
     return {name: value or 0.0 for name, value in metrics.items()}
-
-
-def _all_differ(rows: Rows) -> bool:
-    """Whether no two rows have the same text as their answer."""
-    if rows.form in ("label", "score", "choice"):
-        return False
-    return len({answer_of(row) for row in rows.rows}) == len(rows.rows)
 
 
 def score_in(metrics: Mapping[str, Any], metric: str | None) -> float | None:

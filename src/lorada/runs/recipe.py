@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
+from lorada.support.metric_names import names_in_words
 from lorada.support.models import PACKAGED
 from lorada.support.row_sources import BUILTIN, CODE, absolute_files, files_of
 
@@ -184,10 +185,7 @@ class Recipe(BaseModel):
     length_norm: Literal["tokens", "characters", "none"] | None = Field(
         None, description="what a candidate's log-probability is divided by; by default tokens"
     )
-    metric: str | None = Field(
-        None, description="what rows of your own are scored by: loss, exact_match, contains, "
-        "rougeL, chrf or FILE.py:function; accuracy, balanced_accuracy or macro_f1",
-    )  # fmt: skip
+    metric: str | None = Field(None, description=names_in_words())
     max_new_tokens: int | None = Field(
         None, gt=0, description="most tokens of an answer; by default the protocol's number, or a "
         "tenth more than the longest response that was trained, at least 32",

@@ -36,6 +36,8 @@ class _StoredMetrics(BaseModel):
 
     n: int  # how many rows
     cut: int = 0  # how many answers were cut
+    # The commonest answer of the training rows, and what it scores, given to every row.
+    commonest: dict[str, str | float | list[str] | None] | None = None
 
 
 class _StoredRecipe(BaseModel):
@@ -56,6 +58,7 @@ class _Result(BaseModel):
     labels: list[str]
     form: Form
     pairs: bool = False  # of texts, in every row that it learned
+    commonest_answer: str | float | list[str] | None = None  # of its training rows
     history: list[dict[str, float | None]]
     metrics: dict[str, _StoredMetrics]
     unparsable: dict[str, float] | None = None

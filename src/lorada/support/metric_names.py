@@ -1,4 +1,6 @@
-"""What the name of a metric says: which end of it is better, and what single rows are compared by.
+"""The metrics that rows of each form can be scored by, and what the name of a metric says.
+
+Which end of it is better, and what single rows are compared by.
 
 Methods are compared by scores, which are higher for the better one, so a loss or an error counts as
 minus itself there. Users see the loss or the error.
@@ -6,7 +8,10 @@ minus itself there. Users see the loss or the error.
 
 from typing import Any
 
+from lorada.support.row_sources import Form
+
 LOSS = "loss"  # mean negative log-likelihood, in nats per token
+LOSS_ROWS = "loss_n"  # beside a loss: how many rows it covers, if these are not all
 ERROR = "mae"  # mean distance from the right number, in the unit of the rows
 # Metrics that are no mean over rows → the metric of single rows that tests take in their place.
 BY_ROW = {
@@ -15,6 +20,35 @@ BY_ROW = {
     "micro_f1": "f1",
     "pearson": ERROR,
 }
+CLASS_METRICS = "balanced_accuracy", "macro_f1"  # that count each class alike
+FREE: tuple[Form, ...] = ("messages", "prompt")  # forms whose right answer is a free text
+FUNCTION = "FILE.py:function"  # how a user's own is named, for these forms
+# The metrics that rows of each form can be scored by, the usual one first; responses have two.
+NAMES: dict[Form, tuple[str, ...]] = {
+    **dict.fromkeys(FREE, ("loss", "exact_match", "contains", "json_match", "rougeL", "chrf",
+                           *CLASS_METRICS)),
+    "label": ("accuracy", *CLASS_METRICS, "loss"),
+    "labels": ("f1", "micro_f1", "exact_match", "loss"),
+    "choice": ("accuracy", "loss"),
+    "score": (ERROR,),
+    "text": ("perplexity", "loss"),
+}  # fmt: skip
+# How rows of a form are called where users read of them; chats have the metrics of prompts.
+ROWS_CALLED: dict[Form, str] = {
+    "prompt": "prompts and chats", "label": "classes", "labels": "several labels",
+    "choice": "choices", "score": "numbers", "text": "plain text",
+}  # fmt: skip
+
+
+def names_for(form: Form) -> str:
+    """The metrics that rows of a form can be scored by, as a user reads them."""
+    return ", ".join(NAMES[form]) + (f" or {FUNCTION}" if form in FREE else "")
+
+
+def names_in_words() -> str:
+    """All metrics that rows of a user's own can be scored by, by the kind of rows."""
+    each = [f"{called}: {names_for(form)}" for form, called in ROWS_CALLED.items()]
+    return f"what rows of your own are scored by; {'; '.join(each)}"
 
 
 def rows_metric(metric: str) -> str:

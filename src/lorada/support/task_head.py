@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from lorada.support.row_sources import Form
 
+SEVERAL_LABELS = "multi_label_classification"  # as transformers calls it
+
 
 class TaskHead(NamedTuple):
     """The head of a model: how many outputs it has, and what they mean."""
@@ -24,5 +26,5 @@ def head_for(form: Form, labels: Sequence[str]) -> TaskHead | None:
     if form == "label":
         return TaskHead(len(labels), "single_label_classification", tuple(labels))
     if form == "labels":
-        return TaskHead(len(labels), "multi_label_classification", tuple(labels))
+        return TaskHead(len(labels), SEVERAL_LABELS, tuple(labels))
     return None

@@ -34,6 +34,7 @@ from transformers import (
     set_seed,
 )
 
+from lorada.data.commonest_answer import repeated_answer
 from lorada.data.task_rows import Rows, head_of, protocol_settings
 from lorada.data.tokenize import collator, encode_rows, fit_context
 from lorada.methods.head_modules import narrow_trained, widen_trained
@@ -281,6 +282,7 @@ def training_result(setup: Setup, peak: int) -> dict[str, Any]:
         "labels": list(rows.labels),
         "metric": prepared.metric,
         "max_new_tokens": recipe.max_new_tokens or prepared.most_answer_tokens,
+        "commonest_answer": repeated_answer(rows),
         "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
         "pairs": all(row.get("text_pair") for row in rows.rows),
         "seed": setup.trainer.args.seed,
