@@ -11,10 +11,15 @@ import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_all_close, assert_close, gradients
 from covering import covering
-from exact_cells import LENGTH, alone
+from exact_cells import LENGTH, PAD, alone
 from exact_cells import PROMPTS as SAMPLES
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    MarkupLMConfig,
+    MarkupLMForTokenClassification,
+)
 
 from lorada import LmamConfig, PrefixConfig
 from lorada.attention.hooks import DebertaHooks
@@ -41,6 +46,16 @@ def test_model_that_neither_dispatches_its_attention_nor_has_hooks_is_an_error(k
         get_peft_model(base, LmamConfig(length=LENGTH))
 
 
+def test_padding_is_known_under_masks_that_hide_with_minus_ten_thousand():
+    config = MarkupLMConfig(**SMALLEST, intermediate_size=48, pad_token_id=PAD)
+    base = MarkupLMForTokenClassification(config)
+    model = get_peft_model(base, LmamConfig(length=LENGTH, init_weights=False)).eval()
+    ids, mask = exact_cells.pad(SAMPLES, "left")
+    padded = model(input_ids=ids, attention_mask=mask).logits
+    for row, sample in zip(exact_cells.own_rows(padded, mask), SAMPLES, strict=True):
+        assert_close(row, model(sample[None]).logits[0])
+
+
 @pytest.mark.fp64(False)
 @pytest.mark.parametrize(("name", "ablation", "dtype"), covering(DTYPES, 2))
 def test_map_stays_in_fp32_on_a_half_precision_base(name, ablation, dtype):
@@ -63,6 +78,7 @@ def test_map_stays_in_fp32_on_a_half_precision_base(name, ablation, dtype):
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in trained)
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_baked_maps_give_the_same_logits_until_others_are_trained_or_loaded(name, ablation):

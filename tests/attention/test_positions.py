@@ -3,6 +3,7 @@
 Columns are the places of the padded matrix; a cache shows attention some of them as key slots.
 """
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -382,8 +383,23 @@ def block_mask() -> object:
     return create_block_mask(pattern, 2, None, QUERIES, KEYS, device="cpu")
 
 
-@pytest.mark.parametrize("mask", [block_mask(), nn.functional.pad(SEEN, (0, 3))[:, None]],
-                         ids=["block", "of a static cache"])  # fmt: skip
+def additive(hidden: float) -> Tensor:
+    """A mask with ``hidden`` at the keys that a query does not see, beside a bias by distance."""
+    distance = torch.arange(QUERIES)[:, None] - torch.arange(KEYS)
+    return torch.where(SEEN, -100.0 * distance.abs(), hidden)[:, None]
+
+
+# MarkupLM hides with -10⁴, a model in fp16 with the least number that this has.
+HIDING = {"-1e4": -1e4, "fp16": -65504.0, "fp32": torch.finfo(torch.float32).min, "-inf": -math.inf}
+MASKS = {
+    "block": block_mask(),
+    "of a static cache": nn.functional.pad(SEEN, (0, 3))[:, None],
+    **{f"hides with {name}": additive(hidden) for name, hidden in HIDING.items()},
+}
+
+
+@pytest.mark.first
+@pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
 def test_a_mask_shows_the_keys_that_a_query_sees(mask):
     assert torch.equal(read(mask).visible_keys(), SEEN)
 

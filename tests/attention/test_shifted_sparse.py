@@ -125,6 +125,16 @@ def test_a_map_is_added_outside_of_the_groups(align):
     assert_close(terms[1], terms[0])
 
 
+def test_a_model_that_is_scored_attends_to_all_tokens_as_if_it_had_no_groups():
+    model, inputs = shifted(4), tokens()
+    sparse = logits(model, inputs)
+    scored = logits(model.eval(), inputs)
+    for layer in model.model.layers:
+        delattr(layer.self_attn, SHIFTED)
+    assert torch.equal(scored, logits(model, inputs))
+    assert not torch.allclose(sparse, scored, atol=0.01)
+
+
 def test_kernels_without_masks_are_refused():
     query = torch.randn(1, 4, 8, 6)
     for kernel, mask in (("flash_attention_2", None), ("flex_attention", None),

@@ -234,6 +234,23 @@ def test_padding_changes_nothing(name):
             assert_close(padded.probabilities[part], expected)
 
 
+@pytest.mark.parametrize("ablation", [None, "no_negative"])
+def test_rows_packed_into_one_are_shown_as_each_is_alone_and_no_map_between_them(ablation):
+    model = stack("llama", LmamConfig(ablation=ablation, **MAP))
+    rows = IDS.split([4, 6], 1)
+    positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    packed = explain(model, {"input_ids": IDS, "position_ids": positions, "use_cache": False})
+    alone = [explain(model, {"input_ids": row}) for row in rows]
+    for layer, *own in zip(packed, *alone, strict=True):
+        for kind in ("softmax", "map", "fused"):
+            shown = getattr(layer, kind)[0]
+            blocks = [getattr(part, kind)[0] for part in own]
+            expected = torch.stack(
+                [torch.block_diag(*heads) for heads in zip(*blocks, strict=True)]
+            )
+            assert_close(shown, expected)
+
+
 @pytest.mark.parametrize(
     "config",
     [lora(), BottleneckConfig(rank=2, init_weights=False), PrefixConfig(length=3)],

@@ -48,6 +48,7 @@ def scoring(model):
     return callback
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("part", PARTS)
 def test_the_adapters_of_a_layer_are_scaled_down_and_back_though_a_forward_fails(part):
     model = adapted(part, init=False)

@@ -9,6 +9,7 @@ import yaml
 from folders import refused
 from trained import run_recipe
 
+from lorada import METHODS
 from lorada.data.read_rows import read_rows
 from lorada.runs.folder import same_recipe
 from lorada.runs.recipe import Recipe, builtin_recipes, saved_recipe
@@ -54,6 +55,21 @@ def test_overrides_win_over_options_and_options_over_the_file(tmp_path):
     path.write_text("method: lora\nmodel: a/b\noutput: one\nlora: {r: 2}\n")
     recipe = load_recipe(str(path), ["lora.r=5", "output=three"], {"output": "two"})
     assert (recipe.model, recipe.output, recipe.parts["lora"]["r"]) == ("a/b", "three", 5)
+
+
+ASKING = sorted(name for name, method in METHODS.items() if method.arguments)
+
+
+@pytest.mark.first
+@pytest.mark.parametrize("method", ASKING)
+def test_what_a_user_sets_wins_over_what_the_method_asks_for(method):
+    asked = METHODS[method].arguments
+    wanted = {
+        name: not value if isinstance(value, bool) else value / 2 for name, value in asked.items()
+    }
+    recipe = load(method=method, training=wanted)
+    arguments = training_arguments(recipe, asked, quiet=True)
+    assert {name: getattr(arguments, name) for name in wanted} == wanted
 
 
 def test_values_take_the_type_of_their_field_which_a_bare_key_finds_by_its_name():
