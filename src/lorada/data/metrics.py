@@ -100,7 +100,7 @@ def _f1(predicted: Sequence[str | None], targets: list[str], name: str) -> float
 
 
 def classes(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Accuracy, and what ``class_scores`` says of the classes."""
+    """Accuracy, the mean of the classes' recalls, macro F1, and the recall of each class."""
     targets = [_target(row) for row in rows]
     return {**accuracy(predicted, rows), **class_scores([*predicted], targets)}
 
