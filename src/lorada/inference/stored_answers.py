@@ -22,6 +22,9 @@ from lorada.support.row_sources import HEADED
 
 logger = logging.getLogger(__name__)
 
+# Fields of a recipe that change no answer but by the rows and the weights, which are compared.
+NO_CONDITIONS = {"output", "metric", "data", "eval_data", "data_dir", "columns", "from_adapter",
+                 "chat_template"}  # fmt: skip
 ANSWERS_HASH = "answers_sha256"  # among the metrics of a run on some rows
 
 
@@ -40,7 +43,7 @@ def conditions_of(run: Run, rows: Rows, *, base: bool) -> str:
     protocol = rows.protocol if rows.protocol.generation else None
     conditions = {
         "rows": (rows.fingerprint, rows.indices),
-        "recipe": run.recipe.model_dump(exclude={"metric"}),
+        "recipe": run.recipe.model_dump(exclude=NO_CONDITIONS),
         "labels": run.labels,
         "generation": generation_settings(run, protocol=protocol) if writes else None,
         "template": getattr(run.tokenizer, "chat_template", None),
@@ -54,10 +57,10 @@ def conditions_of(run: Run, rows: Rows, *, base: bool) -> str:
 
 
 def _content_of(folder: Path) -> list[tuple[str, str]]:
-    """The files of an adapter, each with the hash of its content."""
+    """The files of an adapter, each with the hash of its content; its card changes no answer."""
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.suffix != ".md":
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             found.append((str(path.relative_to(folder)), content))
