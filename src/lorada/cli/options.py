@@ -61,8 +61,9 @@ def metrics_of(texts: list[str] | None) -> list[str]:
     """Split metrics at commas; the file of a function may have one in its name."""
     names = list[str]()
     for text in texts or []:
-        is_file = Path(text.rpartition(":")[0]).is_file()
-        names += [text] if is_file else named(text)
+        path, _, function = text.rpartition(":")
+        is_one = "," not in function and Path(path).is_file()
+        names += [text] if is_one else named(text)
     return list(dict.fromkeys(names))
 
 
