@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from lorada.data.read_rows import read_rows
 from lorada.data.row_forms import in_form
 from lorada.data.task_rows import rows_to_answer
-from lorada.explore.page_data import explored, sentences_of
+from lorada.explore.page_data import compute_page_data, pair_sentences
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
@@ -107,7 +107,7 @@ def test_explore_shows_the_probability_of_each_label_by_itself(place, run):
     if not (run / "adapter").is_dir():
         return  # explore is of adapters
     text = "a cold red"
-    (shown,) = explored(load_run(run), sentences_of([text], None))["run"]["shown"]
+    (shown,) = compute_page_data(load_run(run), pair_sentences([text], None))["run"]["shown"]
     expected = probabilities(run, [text])[0]
     assert dict(shown["next"]["with"]) == pytest.approx(expected, abs=1e-4)
     assert sum(expected.values()) > 1.2
