@@ -1,5 +1,6 @@
 """``lorada compare``: mistakes in one line, before anything is written; the dry run; failures."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -219,6 +220,16 @@ def test_ctrl_c_starts_no_further_job_and_says_how_to_go_on(
     code, _, err = call(*words(place, output, methods="lora,lmam", seeds="1", trials=0))
     assert (code, train.call_count) == (130, 1)
     assert f"next: lorada compare {output} --resume" in err.replace("\n", "")
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_with_what_helps(
+    place, mistake, tmp_path, monkeypatch, jobs_here
+):
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(run, "run_queue", full)
+    line = mistake(*words(place, tmp_path / "out", methods="lora", seeds="1", trials=0))
+    assert f"could not save {tmp_path / 'out'}: No space left on device. What was saved" in line
+    assert line.rstrip().endswith("run the command again with --resume")
 
 
 def test_with_resume_a_command_begins_a_comparison_or_joins_the_same(

@@ -48,7 +48,8 @@ def test_no_file_to_share_names_a_folder_of_this_machine(method, cache, tmp_path
     for folder in (run / "adapter", tmp_path / "exported"):
         card = (folder / "README.md").read_text()
         assert f"base_model: {HUB}" in card
-        assert "in 4 bits. They were unpacked" in card
+        assert "in 4 bits. They were\nunpacked" in card
+        assert max(map(len, card.splitlines())) <= 100
     # Here it still loads without asking the hub, and onto a model of its own type only.
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Could not find a config file")

@@ -386,6 +386,10 @@ REFUSALS = {
     "no such target": (stack(LoraConfig(r=2, target_modules=["no"]), **HEAD), "matched no module"),
     "a second part": (stack(OTHER, lmam(heads=3), **HEAD), "heads=3 does not divide"),
     "two of a kind": (stack(OTHER, lmam(), lmam()), "both target"),
+    "two maps of other forms": (
+        stack(OTHER, lmam(ablation="full_rank"), lmam(length=9)),
+        "two parts of type LMAM both target",
+    ),
     "another order": (
         stack(ia3("llama", QUERY), lora("llama", QUERY)),
         "'new' applies its parts to .*q_proj in another order",

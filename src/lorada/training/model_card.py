@@ -1,5 +1,6 @@
 """Writes the model card (README.md) of an adapter or of an exported model."""
 
+import textwrap
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -27,15 +28,18 @@ CARD = """\
 ```
 {notes}"""
 
-# For a packaged base whose weights are not those of the hub's bit by bit.
-UNPACKED = """
-The base's weights came from the package `{package}`, which has them in 4 bits. They were unpacked,
-so they differ slightly from those of `{hub}`.
-"""
+WIDTH = 100  # of a card's text, in characters
 
-ADAPTER_NOTES = """
-Parts {parts} (settings: `adapter_config.json`); task `{task}`, rows `{data}`, seed {seed}.
-"""
+# For a packaged base whose weights are not those of the hub's bit by bit.
+UNPACKED = (
+    "The base's weights came from the package `{package}`, which has them in 4 bits. They were "
+    "unpacked, so they differ slightly from those of `{hub}`."
+)
+
+ADAPTER_NOTES = (
+    "Parts: {parts}; their settings are in `adapter_config.json`. Trained on the task `{task}`, "
+    "rows `{data}`, with the seed {seed}."
+)
 
 # For an exported model with an adapter beside its weights.
 BESIDE_NOTES = """
@@ -67,41 +71,54 @@ def front_matter(recipe: Recipe, library: str, task_type: str) -> str:
     return str(data.to_yaml())
 
 
+def _paragraph(text: str) -> str:
+    """A text in lines that a reader of the file itself can read, after an empty one."""
+    lines = textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return f"\n{lines}\n"
+
+
 def _unpacked(model: str) -> str:
     """What a card says of a base whose weights were quantised in its package; else nothing."""
     package = PACKAGED.get(model)
     if package is None or package.gguf is None:
         return ""
-    return UNPACKED.format(package=package.name, hub=package.hub)
+    return _paragraph(UNPACKED.format(package=package.name, hub=package.hub))
 
 
 def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, base: PreTrainedConfig) -> None:
     """Write the model card of an adapter with a ``config`` on a model with that of the ``base``."""
     plain = config.plain is not None  # then PEFT needs no lorada
-    knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been\nimported:"
+    knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been imported:"
     line = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
     auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     # The base may have a head of another size; the weights of the trained one are saved.
-    head = ""
+    arguments = ['"path/to/this/folder"']
     if config.task_type == "SEQ_CLS":
-        outputs = f"num_labels={base.num_labels}"
+        outputs = [f"num_labels={base.num_labels}"]
         if base.problem_type != "regression":  # a number has no name
-            outputs = f'id2label={base.id2label}, problem_type="{base.problem_type}"'
-        head = f", {outputs}, ignore_mismatched_sizes=True"
+            outputs = [f"id2label={base.id2label}", f'problem_type="{base.problem_type}"']
+        arguments += [*outputs, "ignore_mismatched_sizes=True"]
+    call = arguments[0]
+    if len(arguments) > 1:
+        call = "".join(f"\n    {argument}," for argument in arguments) + "\n"
     write_text(
         folder,
         front_matter(recipe, "peft", config.task_type),
         title=f"{recipe.method} adapter for {published_name(recipe.model)}",
-        made=f"Trained with lorada {__version__}. {knows}",
+        made=_paragraph(f"Trained with lorada {__version__}. {knows}").strip(),
         code=("" if plain else line) + f"from peft import {auto}\n\n"
-        f'model = {auto}.from_pretrained("path/to/this/folder"{head})',
+        f"model = {auto}.from_pretrained({call})",
         notes=("" if plain else f"\n{LAUNCH}\n")
         + _unpacked(recipe.model)
-        + ADAPTER_NOTES.format(
-            parts=", ".join(getattr(one.peft_type, "value", one.peft_type) for one in config.parts),
-            task=recipe.task,
-            data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
-            seed=recipe.training.get("seed", 42),
+        + _paragraph(
+            ADAPTER_NOTES.format(
+                parts=", ".join(
+                    getattr(one.peft_type, "value", one.peft_type) for one in config.parts
+                ),
+                task=recipe.task,
+                data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
+                seed=recipe.training.get("seed", 42),
+            )
         ),
     )
 
@@ -128,7 +145,7 @@ def write_model_card(
         folder,
         front_matter(recipe, "transformers", task_type),
         title=f"{published_name(recipe.model)} after {recipe.method}",
-        made=f"Written by lorada {__version__}: {what}{beside}.",
+        made=_paragraph(f"Written by lorada {__version__}: {what}{beside}.").strip(),
         code=("import lorada  # without it, loading ends in an error\n" if left else "")
         + f"from transformers import {auto}, AutoTokenizer\n\n"
         f'model = {auto}.from_pretrained("path/to/this/folder")\n'

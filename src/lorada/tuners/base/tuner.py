@@ -505,6 +505,11 @@ class AttachedModel(LoradaTuner):
         if layer is None:
             layer = self.tuner_layer_cls(target, parent)
             target.add_module(self.child, layer)
+        if name in layer.configs:  # the weights of the two might not even fit together
+            raise ValueError(
+                f"two parts of type {config.peft_type.value} both target {current_key}: "
+                "give them different target_modules"
+            )
         layer.update_layer(name, config, self.model)
         layer.train(target.training)
 
