@@ -94,6 +94,18 @@ def read_mistakes(path: Path = MISTAKES) -> list[Mistake]:
     return found
 
 
+def plantable(mistakes: Iterable[Mistake], home: Path = HOME) -> Iterator[Mistake]:
+    """Those whose text stands once in the source; a line says which of the others does not."""
+    for mistake in mistakes:
+        path = home / SOURCE / mistake.file
+        try:
+            mistake.planted(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            print(f"cannot be planted, mend planted_mistakes.yaml: {error}")
+        else:
+            yield mistake
+
+
 @contextlib.contextmanager
 def copy_of_checkout(home: Path = HOME) -> Iterator[Path]:
     """A copy of the checkout in a scratch folder, which is removed at the end."""
@@ -253,7 +265,7 @@ def _run(mistakes: list[Mistake], known: dict[str, Outcome], asked: argparse.Nam
     """Try mistakes in copies of the checkout, ``--jobs`` at once; results are kept as they come."""
     waiting = [
         mistake
-        for mistake in mistakes
+        for mistake in plantable(mistakes)
         if mistake.key not in known or (asked.survivors and known[mistake.key].caught_by != "first")
     ]
     asked.results.parent.mkdir(parents=True, exist_ok=True)

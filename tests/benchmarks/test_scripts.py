@@ -108,7 +108,17 @@ def test_a_planted_mistake_is_caught_by_a_test_and_taken_out_again(tmp_path):
     assert planted_mistakes.refuted(tmp_path, outcomes.values()) == {*caught}
 
 
-def test_a_mistake_whose_text_is_gone_or_there_twice_is_not_planted():
+def test_a_mistake_whose_text_is_gone_or_there_twice_is_not_planted(tmp_path, capsys):
+    (tmp_path / "src/lorada/sums").mkdir(parents=True)
+    (tmp_path / "src/lorada/sums/add.py").write_text("a + b\n")
+    fits, gone, nowhere = (
+        planted_mistakes.Mistake("sums", file, before, "0", "wrong sums")
+        for file, before in (("sums/add.py", "a + b"), ("sums/add.py", "c"), ("sums/no.py", "a"))
+    )
+    assert [*planted_mistakes.plantable([gone, fits, nowhere], tmp_path)] == [fits]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("planted_mistakes.yaml: sums/add.py has 0 times: c")
+    assert "no.py" in said[1]
     mistake = planted_mistakes.Mistake("sums", "sums/add.py", "a + b", "a - b", "wrong sums")
     with pytest.raises(ValueError, match=r"has 2 times: a \+ b"):
         mistake.planted("a + b\na + b\n")

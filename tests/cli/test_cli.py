@@ -10,7 +10,8 @@ import pytest
 from folders import ROWS, rows_file
 from safetensors.torch import save_file
 
-from lorada import METHODS, __version__
+from lorada import METHODS, __version__, cli
+from lorada.cli import list_commands
 from lorada.cli.shared import app
 from lorada.runs.result import read_predictions, read_result
 
@@ -67,6 +68,18 @@ def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
     assert json_of("generate", tmp_path / "run", "--prompt", "1 + 1 =")[0]["prompt"] == "1 + 1 ="
     for command in ("methods", "tasks"):
         assert json_of(command)
+
+
+@pytest.mark.parametrize(
+    "place", [(cli, "app"), (cli, "leave_processes"), (list_commands, "print_json")],
+    ids=["before a command", "after it", "in it"],
+)  # fmt: skip
+def test_ctrl_c_ends_with_the_code_of_an_interrupt(call, monkeypatch, place):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*place, interrupted)
+    assert call("tasks", "--json")[0] == 130
 
 
 def test_params_counts_without_weights_by_the_closed_form(json_of, place, tmp_path):

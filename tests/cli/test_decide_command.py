@@ -60,6 +60,23 @@ def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     assert printed(sys.executable, "-c", code, folder=folder)
 
 
+@pytest.mark.first
+def test_a_margin_decides_and_the_command_to_go_on_with_repeats_what_was_given(
+    folder, works, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    words = ("decide", "scores.csv", "--baseline", "commonest", "--costs", "costs.yaml")
+    for margin, taken in (("0", "lora"), ("99", "ia3")):  # 99 points worse is no worse
+        shown, _ = works(*words, "--margin", margin)
+        assert shown.startswith(f"Take {taken} (")
+        assert shown.rstrip().endswith(f"next: lorada {' '.join(words[:4])} --margin {margin} "
+                                       "--costs costs.yaml --json")  # fmt: skip
+    losses = ("--unit", "nats", "--lower-is-better")
+    shown, _ = works("decide", "scores.csv", *losses)
+    assert shown.rstrip().endswith("next: lorada decide scores.csv --unit nats --lower-is-better "
+                                   "--json")  # fmt: skip
+
+
 def test_the_unit_of_other_scores_is_given(folder):
     random = np.random.default_rng(0)
     lines = ["Method,Seed,Row,Score"]

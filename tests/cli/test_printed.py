@@ -1,15 +1,18 @@
 """What is printed: letters as they are, a table that fits, and nothing of other libraries."""
 
+import json
 import logging
 import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
 from made_up_comparison import renamed
 from paths import ROOT
 from rich.table import Table
 
 from lorada.cli.compare_commands import _show_report
+from lorada.cli.shared import print_json, prints_to_stderr
 from lorada.support.progress import plain_console
 
 SOURCE = ROOT / "src" / "lorada"
@@ -25,6 +28,16 @@ def test_consoles_print_paths_as_they_are():
         console.print(table, soft_wrap=True)
         console.print(f"• {ODD}", highlight=False, soft_wrap=True)
     assert capture.get().count(ODD) == 4
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_beside_json_what_others_print_goes_to_the_error_stream(as_json, capsys):
+    with prints_to_stderr(as_json):
+        print("a line of a library")
+    print_json({"steps": 2})
+    out, err = capsys.readouterr()
+    assert ("library" in err) == as_json
+    assert not as_json or json.loads(out) == {"steps": 2}
 
 
 def test_every_console_is_made_in_the_one_place_where_brackets_are_letters():

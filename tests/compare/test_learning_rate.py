@@ -85,6 +85,13 @@ def search(tmp_path, monkeypatch):
     return run
 
 
+def test_a_trial_is_judged_by_its_loss_at_the_end_of_its_training(tmp_path):
+    result = {"recipe": {}, "metrics": {}, "labels": [], "form": "prompt"}
+    history = [{"step": step, "eval_loss": loss} for step, loss in ((0, 9.0), (4, 0.5), (8, 2.0))]
+    write_result(tmp_path, {**result, "history": history})
+    assert learning_rate.loss_of(tmp_path) == 2.0
+
+
 FALLING = [4.0, 3.0, 2.0, 1.0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lorada.compare.jobs import queue
-from lorada.compare.jobs.job import Job, Outcome, last_line, last_report
+from lorada.compare.jobs.job import Job, Outcome, carry_out, last_line, last_report
 from lorada.compare.jobs.queue import run_queue
 from lorada.support.in_words import duration
 from lorada.training.callbacks import DivergedError
@@ -99,6 +99,20 @@ def test_a_finished_job_is_never_started_again():
     assert [name for name, o in outcomes.items() if o.status == "kept"] == ["a", "c", "d"]
     assert said[0] == "2 of 6 jobs were done before"
     assert "[5/6] d: nothing left to do" in said
+
+
+def test_what_another_process_has_done_since_the_start_is_not_done_again(tmp_path):
+    calls, done = [], [True, False]
+    job = Job("a", lambda: calls.append("worked"), tmp_path, done.pop)
+    assert carry_out(job) == Outcome("done")
+    assert calls == ["worked"]
+    assert carry_out(job) == Outcome("kept")
+    assert calls == ["worked"]
+
+
+def test_work_that_fails_is_not_done(tmp_path):
+    job = Job("a", lambda: int("x"), tmp_path, lambda: False)
+    assert carry_out(job).status == "failed"
 
 
 HELD = Outcome("held", "held by process 7")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.folder import STATE_FILE, check_folder, last_whole_checkpoint
+from lorada.runs.folder import STATE_FILE, check_folder, last_whole_checkpoint, refuse_target
 from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train
 
@@ -150,10 +150,21 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_until_its_end(
     assert whole == [None, None]
 
 
+def test_what_is_made_of_a_run_is_never_written_into_it(tmp_path, monkeypatch):
+    (run := tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for target in (run, run / "export", run / "a/b", Path("run/export"), run / "../run/export"):
+        refused("lies in the run itself", lambda target=target: refuse_target(run, target))
+    for target in (tmp_path / "run-export", tmp_path / "other/run"):
+        refuse_target(run, target)
+
+
 def test_resume_refuses_other_settings_and_rows(place, finished, tmp_path):
     run = unfinished(finished, tmp_path / "run")
     other = recipe(place, run, "save_steps=2", "lora.lora_alpha=3")
     refused("the run to resume had parts=", lambda: train(other, resume=True, quiet=True))
+    faster = recipe(place, run, "save_steps=2", "learning_rate=0.5")
+    refused("the run to resume had training=", lambda: train(faster, resume=True, quiet=True))
     rows = rows_file(tmp_path / "rows.jsonl", ROWS[:20])
     saved = run / "recipe.yaml"
     saved.write_text(saved.read_text().replace(str(place / "rows.jsonl"), str(rows)))

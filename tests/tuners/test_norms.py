@@ -9,6 +9,7 @@ from peft import PeftModel
 from stacks import batch, logits, moved
 
 from lorada import as_stack, build_method, merge_weights
+from lorada.tuners.stack.nested_layers import OwnNorm
 
 METHODS = ("ln_tuning", "ln_tuning+lora", "lora+ln_tuning", "ln_tuning+lmam")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -37,6 +38,18 @@ def test_a_tuned_norm_is_merged_in_the_dtype_of_the_base_and_the_model_runs(name
         assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
         assert_near(logits(merged, inputs), expected)
     assert_near(logits(merge_weights(model), inputs), expected)
+
+
+@pytest.mark.first
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_tuned_norm_computes_in_float32_whatever_the_dtype_of_the_base(kind):
+    model = tuned("ln_tuning", torch.bfloat16, kind)
+    norm = next(layer for layer in model.modules() if isinstance(layer, OwnNorm))
+    copied = norm.ln_tuning_layers["default"]
+    assert {parameter.dtype for parameter in copied.parameters()} == {torch.float32}
+    x = torch.randn(64, 32).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(norm(x), copied(x.float()).bfloat16())
 
 
 @each_dtype
