@@ -26,7 +26,7 @@ from lorada.cli.shared import (
 )
 from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
-from lorada.support.error_messages import full_disk_in_one_line, unknown_name
+from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line, unknown_name
 from lorada.support.files import as_typed
 from lorada.support.in_words import counted, duration
 from lorada.support.tables import NOTHING
@@ -158,17 +158,13 @@ def _checked(
         return spec.comparison_of(whole, asked)
 
 
-# What helps where the disk is full.
-AGAIN = "What was saved before is whole: free space, then run the command again with --resume"
-
-
 def _run(chosen: Any, place: Path, pool: Any, *, overwrite: bool, as_json: bool) -> Any:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with importing():
         from lorada.compare.run import compare as run_comparison
 
     try:
-        with full_disk_in_one_line(place, AGAIN), prints_to_stderr(as_json):
+        with full_disk_in_one_line(place, FREE_AND_RESUME), prints_to_stderr(as_json):
             compared = run_comparison(chosen, place, pool, overwrite=overwrite, report=note)
     except KeyboardInterrupt:
         note("stopped and saved")

@@ -36,11 +36,12 @@ from lorada.cli.shared import (
 from lorada.support.error_messages import needs_extra, unknown_name
 from lorada.support.files import as_typed, refuse_there, write_atomic
 from lorada.support.in_words import answer_in_words, counted
+from lorada.support.metric_names import LOSS, LOSS_ROWS
 from lorada.support.row_sources import HEADED
 
-# Of the metrics; some are said in words.
 MOST_LABELS = 5  # of a text, whose probabilities are printed
-NOT_SHOWN = ("sha256", "answers_sha256", "unfound", "max_new_tokens", "loss_n", "commonest")
+# Of the metrics; some are said in words.
+NOT_SHOWN = ("sha256", "answers_sha256", "unfound", "max_new_tokens", LOSS_ROWS, "commonest")
 MOST_LETTERS = 60  # of the commonest answer
 CHAT_KEYS = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
 CHAT_COMMANDS = {
@@ -145,8 +146,8 @@ def _print_scores(found: Mapping[str, Mapping[str, Any]]) -> None:
             if name in NOT_SHOWN:
                 continue
             cells = [*([] if own else [task]), name, _in_table(value)]
-            if name == "loss" and "loss_n" in metrics:
-                cells[-1] += f" ({metrics['loss_n']} of {metrics['n']} rows)"
+            if name == LOSS and LOSS_ROWS in metrics:
+                cells[-1] += f" ({metrics[LOSS_ROWS]} of {metrics['n']} rows)"
             if compared:
                 cells.append(_in_table(commonest[name]) if name in commonest else "")
             table.add_row(*cells)
@@ -168,8 +169,8 @@ def _print_remarks(before: str, metrics: Mapping[str, Any]) -> None:
         answer = shorten(answer_in_words(commonest["answer"]), MOST_LETTERS, placeholder=" …")
         say(f"{before}commonest: the commonest answer of the training rows ({answer}), given to "
             "every row")  # fmt: skip
-    if "loss_n" in metrics:
-        rest = metrics["n"] - metrics["loss_n"]
+    if LOSS_ROWS in metrics:
+        rest = metrics["n"] - metrics[LOSS_ROWS]
         has = "has" if rest == 1 else "have"
         say(f"{before}the loss leaves out {counted(rest, 'row')}, which {has} no token of a right "
             "response within max_length")  # fmt: skip

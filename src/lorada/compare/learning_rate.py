@@ -165,7 +165,7 @@ def search_rate(space: Space, folder: Path) -> None:
                 for path in run.glob(pattern):
                     path.unlink() if path.is_file() else shutil.rmtree(path)
             write_atomic(run / TRIAL_FILE, json_text(asdict(trial)) + "\n")
-            report(f"{what}: {_outcome(trial)}")
+            report(f"{what}: {_outcome_in_words(trial)}")
         trials.append(mapping_in(run / TRIAL_FILE, Trial))
     best = space.best(trials)
     search = Search(space.default, trials)
@@ -183,7 +183,7 @@ def _in_words(space: Space, point: Point) -> str:
     return words if point.map_rate is None else f"{words} (map {point.map_rate:.2g})"
 
 
-def _outcome(trial: Trial) -> str:
+def _outcome_in_words(trial: Trial) -> str:
     if trial.loss is None:
         return trial.failed or "the loss became NaN"
     return f"loss {trial.loss:.4f}"

@@ -258,11 +258,11 @@ def _add_metric(run: Path, name: str, rows: Rows, metric: str) -> list[float]:
     index_of = {rows.number(index): index for index in range(len(rows.rows))}
     answered = rows.part(index_of[line["row"]] for line in lines)
     scores = score_answers(answered, [str(line["answer"]) for line in lines], [metric])
-    by = rows_metric(Path(metric).name)
+    shown = Path(metric).name
+    by = rows_metric(shown)
     for line, each in zip(lines, scores.by_row, strict=True):
         line["metrics"] = {**line.get("metrics", {}), by: each[by]}
     write_predictions(run, name, lines)
-    shown = Path(metric).name
     if before := read_result(run)["metrics"].get(name):
         keep_scores(run, {name: {**before, shown: scores.metrics[shown]}})
     return [line["metrics"][by] for line in lines]

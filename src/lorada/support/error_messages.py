@@ -80,6 +80,12 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TORCH_WRITER = ("inline_container.cc", "iostream error", "PytorchStreamWriter")
 
 
+# What helps on a full disk where what was saved can be gone on with.
+FREE_AND_RESUME = (
+    "What was saved before is whole: free space, then run the command again with --resume"
+)
+
+
 @contextmanager
 def full_disk_in_one_line(what: Path | str, remedy: str) -> Iterator[None]:
     """Turn the error of a full disk, of any library, into an ``OSError`` of one line."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from lorada.data.tokenize import IGNORED
 from lorada.support.row_sources import Form
 
-IGNORED = -100  # labels that do not count
 # How many rows must share an answer on average. Of texts that are all different the frequencies say
 # nothing about new ones.
 REPEATED = 5

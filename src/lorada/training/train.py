@@ -42,7 +42,7 @@ from lorada.methods.method import EVERYTHING
 from lorada.runs.folder import STATE_FILE, Start, begin, check_folder, locked
 from lorada.runs.recipe import AUTO, Recipe
 from lorada.runs.result import hardware, peak_memory, versions, write_result
-from lorada.support.error_messages import full_disk_in_one_line
+from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.files import atomic_path
 from lorada.support.processes import (
     all_or_none,
@@ -88,7 +88,6 @@ from lorada.tuners.pooling import attached
 
 logger = logging.getLogger(__name__)
 
-AGAIN = "What was saved before is whole: free space, then run the command again with --resume"
 Collator = Callable[..., Any]
 
 
@@ -159,7 +158,7 @@ def train(
             again = setup.trainer.args.gradient_checkpointing
             resolved = as_it_trains(prepared.recipe, again=again)
             made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
-        with full_disk_in_one_line(run, AGAIN):
+        with full_disk_in_one_line(run, FREE_AND_RESUME):
             return _fit(setup, start, effect, interrupt)
 
 
