@@ -23,6 +23,7 @@ from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_page as pages
 from lorada.paper import table_spec
+from lorada.paper.map_costs import CostTable
 from lorada.paper.table_runs import Folders, jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
 from lorada.paper.table_spec import load_table
@@ -115,13 +116,15 @@ def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
 
 
 def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypatch):
-    found = {"title": "[x]", "columns": ["[/y]", "n"], "rows": [["[z]", 7]], "notes": ["A [/]."]}
+    found = CostTable("[x]", columns=["[/y]", "n"], rows=[["[z]", 7]], notes=["A [/]."])
     monkeypatch.setattr("lorada.paper.map_costs.cost_table", lambda number: found)
     out, _ = works("table", 2)
     assert {"[x]", "[/y]", "[z]", "7", "• A [/].", "next: lorada table 2 --json"} <= {
         word.strip() for line in out.splitlines() for word in line.replace("│", "┃").split("┃")
     }
-    assert json_of("table", 2) == found
+    assert json_of("table", 2) == {
+        "title": "[x]", "columns": ["[/y]", "n"], "rows": [["[z]", 7]], "notes": ["A [/]."]
+    }  # fmt: skip
 
 
 def test_a_table_that_was_cut_off_runs_and_scores_only_what_is_missing(place, works, mistake):

@@ -122,11 +122,11 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes:
 def _show_costs(number: int, *, as_json: bool) -> None:
     from lorada.paper.map_costs import cost_table
 
-    found = cost_table(number)
+    costs = cost_table(number)
     if as_json:
-        print_json(found)
+        print_json(vars(costs))
         return
-    _print_table(found["title"], found["columns"], found["rows"], found["notes"])
+    _print_table(costs.title, costs.columns, costs.rows, costs.notes)
     suggest("table", number, "--json")
 
 
