@@ -12,7 +12,7 @@ from lorada.data.tasks import TASKS
 from lorada.methods.build import build_method
 from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
-from lorada.paper.table_page import MEAN, measured_line, published_line
+from lorada.paper.table_lines import MEAN, measured_line, published_line
 from lorada.paper.table_runs import Folders, done, jobs
 from lorada.paper.table_spec import load_table, row_recipe, tables
 from lorada.training.arguments import training_arguments

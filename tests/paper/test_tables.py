@@ -21,8 +21,7 @@ from trained import failing_for
 from lorada.compare import learning_rate
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers
-from lorada.paper import table_page as pages
-from lorada.paper import table_spec
+from lorada.paper import table_lines, table_spec
 from lorada.paper.map_costs import CostTable
 from lorada.paper.table_runs import Folders, jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
@@ -67,7 +66,7 @@ def place(tmp_path, monkeypatch):
     path = tmp_path / "table5.yaml"
     path.write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(table_spec, "tables", lambda: {"table5": path})
-    monkeypatch.setattr(pages, "published", lambda number: SMALL)
+    monkeypatch.setattr(table_lines, "load_published", lambda number: SMALL)
     load_table.cache_clear()
     monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def table(
     chosen.rows_named(rows)
     chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
-        from lorada.paper.table_page import page_of
+        from lorada.paper.table_page import make_page
         from lorada.paper.table_runs import Folders, jobs, run_all
     found = jobs(
         chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
@@ -89,7 +89,7 @@ def table(
         complete, outcomes = run_all(found, say=note, resume=resume, overwrite=overwrite, pool=pool)
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
-        _show_page(page_of(chosen, scale, kept, every=rows is None), as_json=as_json)
+        _show_page(make_page(chosen, scale, kept, every=rows is None), as_json=as_json)
         written = _write_so_far(chosen, scale, found[0].tasks, results, pairs)
         if not as_json:
             say(written)
@@ -132,27 +132,27 @@ def _show_costs(number: int, *, as_json: bool) -> None:
 
 def _show_page(page: Any, *, as_json: bool) -> None:
     """Print a page of one of the paper's tables."""
-    from lorada.paper.table_page import cells, header_of
+    from lorada.paper.table_page import column_headers, format_cells
 
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
-    rows = (cells(page, line) for line in page.lines)
-    _print_table(page.title, header_of(page), rows, page.notes)
+    rows = (format_cells(page, line) for line in page.lines)
+    _print_table(page.title, column_headers(page), rows, page.notes)
 
 
 def _write_so_far(
     chosen: Any, scale: Any, tasks: list[str], results: Path, overrides: list[str]
 ) -> str:
     """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
-    from lorada.paper.table_page import markdown, page_of
+    from lorada.paper.table_page import format_markdown, make_page
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=note, overrides=overrides)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
     path = results / chosen.name / scale / f"table{part}.md"
-    write_atomic(path, markdown(page_of(chosen, scale, so_far, every=True)))
+    write_atomic(path, format_markdown(make_page(chosen, scale, so_far, every=True)))
     return str(path)
 
 
