@@ -23,7 +23,7 @@ from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_lines, table_spec
 from lorada.paper.map_costs import CostTable
-from lorada.paper.table_runs import Folders, jobs, run_all
+from lorada.paper.table_runs import Folders, list_jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
@@ -105,7 +105,7 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
 
 
 def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
-    (job,) = jobs(
+    (job,) = list_jobs(
         load_table("table5"), "local", rows=["lora"], tasks=["rte"], seeds=[1],
         folders=Folders(place, place),
     )  # fmt: skip
@@ -311,7 +311,7 @@ run_all(found, say=print, resume=True, overwrite=False, pool=Workers())
 
 def test_two_processes_share_the_runs_of_a_table_and_train_none_twice(place):
     asked = {"tasks": ["rte"], "seeds": [1], "folders": Folders(Path("r"), Path("runs"))}
-    found = jobs(load_table("table5"), "local", **asked)
+    found = list_jobs(load_table("table5"), "local", **asked)
     (place / "jobs").write_bytes(pickle.dumps(found))
     other = subprocess.Popen([sys.executable, "-c", BESIDE], stdout=subprocess.PIPE, text=True)
     until(lambda: [*place.rglob(JOB_FILE)] or other.poll() is not None, 240)

@@ -73,8 +73,8 @@ def table(
     chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
         from lorada.paper.table_page import make_page
-        from lorada.paper.table_runs import Folders, jobs, run_all
-    found = jobs(
+        from lorada.paper.table_runs import Folders, list_jobs, run_all
+    found = list_jobs(
         chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
         folders=Folders(results, output, data_dir), overrides=pairs,
     )  # fmt: skip
@@ -175,7 +175,7 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
 
 def _show_plan(found: list[Any], *, as_json: bool) -> bool:
     """Print the runs of a table with their parameters; whether any is done."""
-    from lorada.paper.table_runs import done
+    from lorada.paper.table_runs import load_complete_result
     from lorada.training.parameter_counts import counts_of
 
     plan = []
@@ -183,7 +183,7 @@ def _show_plan(found: list[Any], *, as_json: bool) -> bool:
         plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
             "seed": job.seed, **counts_of(job.recipe), "share": job.row.share,
-            "done": done(job) is not None,
+            "done": load_complete_result(job) is not None,
         })  # fmt: skip
     if as_json:
         print_json(plan)
@@ -294,9 +294,9 @@ def _plot_sweep(
     figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
     with importing():
         from lorada.paper.figures import sweep_figure
-        from lorada.paper.table_runs import Folders, jobs, run_all
+        from lorada.paper.table_runs import Folders, list_jobs, run_all
     folders = Folders(results, Path("runs"), data_dir)
-    found = jobs(figure, at, seeds=seeds, folders=folders)
+    found = list_jobs(figure, at, seeds=seeds, folders=folders)
     complete, outcomes = run_all(
         found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0)
     )
