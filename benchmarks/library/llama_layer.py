@@ -31,7 +31,7 @@ def term_operations() -> dict[str, Any]:
     width, inner = config.hidden_size, config.intermediate_size
     layer = 2 * TOKENS * (4 * width**2 + 3 * width * inner) + 4 * TOKENS**2 * width
     term = counts[0] - counts[1]
-    shares = [row for row in cost_table(2)["rows"] if row[0].startswith("share")]
+    shares = [row for row in cost_table(2).rows if row[0].startswith("share")]
     return {"term": term, "layer": layer, "share": term / layer, "table_2": shares}
 
 

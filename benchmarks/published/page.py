@@ -23,7 +23,7 @@ from library.page import write_marked
 from matplotlib.figure import Figure
 
 from lorada.compare.statistics import holm
-from lorada.paper.table_page import published
+from lorada.paper.table_lines import load_published
 
 ROOT = Path(__file__).parents[2]
 PEFT = Path(__file__).with_name("peft_method_comparison.json")
@@ -115,7 +115,7 @@ def pairs(table: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     mean of the others on the same model, whatever their size; the whole method against each of its
     ablations.
     """
-    rows = published(table)["rows"]
+    rows = load_published(table)["rows"]
     if table in PLUGINS:
         named = {row["key"]: row for row in rows}
         yield from ((row, named[key.removesuffix("+lmam")]) for key, row in named.items()
@@ -153,7 +153,7 @@ def differences(table: int) -> list[Difference]:
     for row, other in pairs(table):
         model = row.get("model", "")
         names = f"{model} {sized(row)}".strip(), sized(other)
-        columns = published(table)["columns"]
+        columns = load_published(table)["columns"]
         each = [
             difference(table, names, column, a, b)
             for column, a, b in zip(columns, row["scores"], other["scores"], strict=True)

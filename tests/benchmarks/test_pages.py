@@ -75,7 +75,7 @@ def test_a_row_of_the_paper_stands_beside_the_highest_other_whatever_its_size():
     # Of a method that is printed at two sizes, each stands beside others of its size.
     assert pairs[5, "lorada_a_0.06", None]["key"] == "adapter_ffn_0.06"
     for (table, key, model), other in pairs.items():
-        rows = published_page.published(table)["rows"]
+        rows = published_page.load_published(table)["rows"]
         highest = max(
             row["scores"][-1]
             for row in rows

@@ -73,7 +73,7 @@ def test_the_flop_counter_agrees_with_the_formulas():
 
 
 def test_table_2_counts_no_multiplication_for_a_merged_lora_or_a_map_that_is_added():
-    found = {row[0]: row[3:] for row in table(2)["rows"]}
+    found = {row[0]: row[3:] for row in table(2).rows}
     assert found["LMAM, map added to Attn: extra multiplications"][0] == 0
     assert found["LMAM, map added to Attn: extra additions"][0] == 32 * 128**2
     model, counts = mapped_model(named_config("llama-7b")), []
@@ -87,7 +87,7 @@ def test_table_2_counts_no_multiplication_for_a_merged_lora_or_a_map_that_is_add
 
 
 def test_the_printed_share_of_additions_is_that_of_128_tokens():
-    found = {row[0]: row[3] for row in table(2)["rows"]}
+    found = {row[0]: row[3] for row in table(2).rows}
     share = "share of the additions in the model with its head, N = "
     assert (found[f"{share}512"], found[f"{share}128"]) == ("4.86e-06", "1.97e-05")
     # By hand: 32 layers of h n² over the multiplications of LLaMA-7B on 128 tokens.
@@ -99,5 +99,5 @@ def test_the_printed_share_of_additions_is_that_of_128_tokens():
 
 def test_table_3_has_each_part_of_two_models_and_two_methods():
     found = table(3)
-    assert all(len(row) == len(found["columns"]) for row in found["rows"])
-    assert len(found["rows"]) == 4 * 6
+    assert all(len(row) == len(found.columns) for row in found.rows)
+    assert len(found.rows) == 4 * 6

@@ -3,8 +3,10 @@
 import pytest
 from table_rows import SMALL
 
+from lorada.paper import table_lines
 from lorada.paper import table_page as pages
-from lorada.paper.table_page import Page, published_line
+from lorada.paper.table_lines import published_line
+from lorada.paper.table_page import Page
 from lorada.paper.table_spec import PaperTable, load_table
 
 TABLE = {
@@ -29,7 +31,7 @@ def result(row: str = "lora", seed: int = 1, *, task="rte", recipe=None, **metri
 def page_of(*results: tuple, every: bool = False, **changes) -> Page:
     table = PaperTable(**{**TABLE, **changes})
     rows = {row.key: row for row in table.rows}
-    return pages.page_of(table, "paper", [(rows[key], one) for key, one in results], every=every)
+    return pages.make_page(table, "paper", [(rows[key], one) for key, one in results], every=every)
 
 
 def said(*results: tuple, **changes) -> str:
@@ -39,7 +41,7 @@ def said(*results: tuple, **changes) -> str:
 @pytest.fixture
 def printed(monkeypatch):
     """The published rows of these tests."""
-    monkeypatch.setattr(pages, "published", lambda number: SMALL)
+    monkeypatch.setattr(table_lines, "load_published", lambda number: SMALL)
 
 
 def test_a_page_has_means_spreads_and_every_seed(printed):
@@ -48,7 +50,7 @@ def test_a_page_has_means_spreads_and_every_seed(printed):
         for task, values in {"rte": (70.0, 80.0), "sst2": (60.0, 90.0)}.items()
         for seed, value in enumerate(values)
     ))  # fmt: skip
-    text = pages.markdown(page)
+    text = pages.format_markdown(page)
     # The spread of the mean is that of the seeds' means, 65 and 85.
     line = "| LoRA (0.5%) | ours | 0.500% | 75.0 ± 7.1 | 75.0 ± 21.2 | 75.0 ± 14.1 | 4.0 |"
     assert line in text
@@ -62,7 +64,7 @@ def test_a_page_says_what_its_mean_is_of_and_has_none_where_a_column_is_missing(
     assert "±" not in said(one)
     page = page_of(one, other)
     assert "mean: of rte, sst2, of" in " ".join(page.notes)
-    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in pages.markdown(page)
+    assert "| LoRA (0.5%) | ours | 0.500% | 1.0 | – | – | 1.0 |" in pages.format_markdown(page)
     assert "mean: of sst2, of" in said(one, other, mean=["sst2", "mrpc"])
     assert "mean" not in said(one, mean=[])
     assert page_of(one, mean=[]).columns == ["rte"]
@@ -76,7 +78,7 @@ def test_protocols_have_columns_of_their_own(printed):
     assert page.columns == [
         "rte (generate)", "mean (generate)", "rte (likelihood)", "mean (likelihood)"
     ]  # fmt: skip
-    text = pages.markdown(page)
+    text = pages.format_markdown(page)
     assert "| LoRA (0.5%) | paper | 0.5% | 75.4 ± 0.2 | 75.4 | – | – | – |" in text
     assert "| Full | ours | 0.500% | – | – | 2.0 | 2.0 |" in text
     assert "protocol: generate, likelihood" in text
@@ -102,7 +104,7 @@ def test_only_rows_of_several_models_are_named_by_them():
     assert published_line(4, "chatgpt").label == "ChatGPT"
     table = load_table("table4")
     row = next(row for row in table.rows if row.key == "llama-7b/lorada_la")
-    page = pages.page_of(table, "paper", [(row, result(task="boolq")[1])], every=False)
+    page = pages.make_page(table, "paper", [(row, result(task="boolq")[1])], every=False)
     labels = [line.label for line in page.lines if line.source != "rows"]
     assert labels == ["LLaMA-7B, LoRaDA-LA", "llama-7b/lorada_la"]
 
@@ -113,7 +115,7 @@ def test_rows_that_only_the_paper_has_come_first(printed):
         ("Full", "paper"), ("LoRA (0.5%)", "paper"), ("LoRA (0.5%)", "ours"),
         ("standard error by the number of rows", "rows"),
     ]  # fmt: skip
-    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in pages.markdown(page)
+    assert "| Full | paper | 100% | 78.7 | 78.7 | – |" in pages.format_markdown(page)
 
 
 @pytest.mark.first
@@ -123,11 +125,11 @@ def test_scores_stand_beside_guessing_and_the_standard_error_of_their_rows(print
     one[1]["guessing"] = {"rte": {"accuracy": 53.1}}
     other = result(task="sst2", accuracy=80.0)
     other[1]["metrics"]["sst2"]["n"] = 400
-    text = pages.markdown(page_of(one, other))
+    text = pages.format_markdown(page_of(one, other))
     assert "| the commonest answer alone | rows | – | 53.1 | – | – | – |" in text
     assert "| standard error by the number of rows | rows | – | 4.2 | 2.0 | 2.3 | – |" in text
 
 
 def test_a_score_whose_variance_is_unknown_has_no_standard_error(printed):
-    text = pages.markdown(page_of(result(f1=80.0)))
+    text = pages.format_markdown(page_of(result(f1=80.0)))
     assert "standard error" not in text

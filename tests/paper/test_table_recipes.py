@@ -12,8 +12,8 @@ from lorada.data.tasks import TASKS
 from lorada.methods.build import build_method
 from lorada.methods.lookup import method_named
 from lorada.methods.method import PARTS
-from lorada.paper.table_page import MEAN, measured_line, published_line
-from lorada.paper.table_runs import Folders, done, jobs
+from lorada.paper.table_lines import MEAN, measured_line, published_line
+from lorada.paper.table_runs import Folders, list_jobs, load_complete_result
 from lorada.paper.table_spec import load_table, row_recipe, tables
 from lorada.training.arguments import training_arguments
 from lorada.training.models.loading import kind_of
@@ -88,12 +88,12 @@ def test_every_recipe_passes_a_dry_run(name, scale):
     keys = {(row.method, scale == "paper" and row.model): row.key for row in rows}
     tasks = table.tasks_at(scale)[: 1 if table.train == "each" else None]
     config_of(table.shared(scale).model)
-    found = jobs(table, scale, rows=list(keys.values()), tasks=tasks, seeds=[1],
+    found = list_jobs(table, scale, rows=list(keys.values()), tasks=tasks, seeds=[1],
                  folders=Folders(Path("-"), Path("-")))  # fmt: skip
     assert len(found) == len(keys)
     for job in found:
         assert counts_of(job.recipe)["trainable"] > 0
-        assert done(job) is None
+        assert load_complete_result(job) is None
 
 
 def test_rows_of_one_scale_are_left_out_at_the_other_and_refused_by_name():

@@ -21,9 +21,9 @@ from trained import failing_for
 from lorada.compare import learning_rate
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.jobs.pool import Workers
-from lorada.paper import table_page as pages
-from lorada.paper import table_spec
-from lorada.paper.table_runs import Folders, jobs, run_all
+from lorada.paper import table_lines, table_spec
+from lorada.paper.map_costs import CostTable
+from lorada.paper.table_runs import Folders, list_jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
 from lorada.paper.table_spec import load_table
 from lorada.runs.folder import LOCK_FILE
@@ -66,7 +66,7 @@ def place(tmp_path, monkeypatch):
     path = tmp_path / "table5.yaml"
     path.write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(table_spec, "tables", lambda: {"table5": path})
-    monkeypatch.setattr(pages, "published", lambda number: SMALL)
+    monkeypatch.setattr(table_lines, "load_published", lambda number: SMALL)
     load_table.cache_clear()
     monkeypatch.setenv("LORADA_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
@@ -105,7 +105,7 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
 
 
 def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
-    (job,) = jobs(
+    (job,) = list_jobs(
         load_table("table5"), "local", rows=["lora"], tasks=["rte"], seeds=[1],
         folders=Folders(place, place),
     )  # fmt: skip
@@ -115,13 +115,15 @@ def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
 
 
 def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypatch):
-    found = {"title": "[x]", "columns": ["[/y]", "n"], "rows": [["[z]", 7]], "notes": ["A [/]."]}
+    found = CostTable("[x]", columns=["[/y]", "n"], rows=[["[z]", 7]], notes=["A [/]."])
     monkeypatch.setattr("lorada.paper.map_costs.cost_table", lambda number: found)
     out, _ = works("table", 2)
     assert {"[x]", "[/y]", "[z]", "7", "• A [/].", "next: lorada table 2 --json"} <= {
         word.strip() for line in out.splitlines() for word in line.replace("│", "┃").split("┃")
     }
-    assert json_of("table", 2) == found
+    assert json_of("table", 2) == {
+        "title": "[x]", "columns": ["[/y]", "n"], "rows": [["[z]", 7]], "notes": ["A [/]."]
+    }  # fmt: skip
 
 
 def test_a_table_that_was_cut_off_runs_and_scores_only_what_is_missing(place, works, mistake):
@@ -309,7 +311,7 @@ run_all(found, say=print, resume=True, overwrite=False, pool=Workers())
 
 def test_two_processes_share_the_runs_of_a_table_and_train_none_twice(place):
     asked = {"tasks": ["rte"], "seeds": [1], "folders": Folders(Path("r"), Path("runs"))}
-    found = jobs(load_table("table5"), "local", **asked)
+    found = list_jobs(load_table("table5"), "local", **asked)
     (place / "jobs").write_bytes(pickle.dumps(found))
     other = subprocess.Popen([sys.executable, "-c", BESIDE], stdout=subprocess.PIPE, text=True)
     until(lambda: [*place.rglob(JOB_FILE)] or other.poll() is not None, 240)

@@ -72,9 +72,9 @@ def table(
     chosen.rows_named(rows)
     chosen.tasks_at("paper", tasks)
     with importing(quiet=as_json):
-        from lorada.paper.table_page import page_of
-        from lorada.paper.table_runs import Folders, jobs, run_all
-    found = jobs(
+        from lorada.paper.table_page import make_page
+        from lorada.paper.table_runs import Folders, list_jobs, run_all
+    found = list_jobs(
         chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
         folders=Folders(results, output, data_dir), overrides=pairs,
     )  # fmt: skip
@@ -89,7 +89,7 @@ def table(
         complete, outcomes = run_all(found, say=note, resume=resume, overwrite=overwrite, pool=pool)
     if any(complete):
         kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
-        _show_page(page_of(chosen, scale, kept, every=rows is None), as_json=as_json)
+        _show_page(make_page(chosen, scale, kept, every=rows is None), as_json=as_json)
         written = _write_so_far(chosen, scale, found[0].tasks, results, pairs)
         if not as_json:
             say(written)
@@ -122,37 +122,37 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes:
 def _show_costs(number: int, *, as_json: bool) -> None:
     from lorada.paper.map_costs import cost_table
 
-    found = cost_table(number)
+    costs = cost_table(number)
     if as_json:
-        print_json(found)
+        print_json(vars(costs))
         return
-    _print_table(found["title"], found["columns"], found["rows"], found["notes"])
+    _print_table(costs.title, costs.columns, costs.rows, costs.notes)
     suggest("table", number, "--json")
 
 
 def _show_page(page: Any, *, as_json: bool) -> None:
     """Print a page of one of the paper's tables."""
-    from lorada.paper.table_page import cells, header_of
+    from lorada.paper.table_page import column_headers, format_cells
 
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
-    rows = (cells(page, line) for line in page.lines)
-    _print_table(page.title, header_of(page), rows, page.notes)
+    rows = (format_cells(page, line) for line in page.lines)
+    _print_table(page.title, column_headers(page), rows, page.notes)
 
 
 def _write_so_far(
     chosen: Any, scale: Any, tasks: list[str], results: Path, overrides: list[str]
 ) -> str:
     """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
-    from lorada.paper.table_page import markdown, page_of
+    from lorada.paper.table_page import format_markdown, make_page
     from lorada.paper.table_runs import stored_rows
 
     of = tasks if chosen.train == "together" else None
     so_far = stored_rows(chosen, scale, of, results, report=note, overrides=overrides)
     part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
     path = results / chosen.name / scale / f"table{part}.md"
-    write_atomic(path, markdown(page_of(chosen, scale, so_far, every=True)))
+    write_atomic(path, format_markdown(make_page(chosen, scale, so_far, every=True)))
     return str(path)
 
 
@@ -175,7 +175,7 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
 
 def _show_plan(found: list[Any], *, as_json: bool) -> bool:
     """Print the runs of a table with their parameters; whether any is done."""
-    from lorada.paper.table_runs import done
+    from lorada.paper.table_runs import load_complete_result
     from lorada.training.parameter_counts import counts_of
 
     plan = []
@@ -183,7 +183,7 @@ def _show_plan(found: list[Any], *, as_json: bool) -> bool:
         plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
             "seed": job.seed, **counts_of(job.recipe), "share": job.row.share,
-            "done": done(job) is not None,
+            "done": load_complete_result(job) is not None,
         })  # fmt: skip
     if as_json:
         print_json(plan)
@@ -294,9 +294,9 @@ def _plot_sweep(
     figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
     with importing():
         from lorada.paper.figures import sweep_figure
-        from lorada.paper.table_runs import Folders, jobs, run_all
+        from lorada.paper.table_runs import Folders, list_jobs, run_all
     folders = Folders(results, Path("runs"), data_dir)
-    found = jobs(figure, at, seeds=seeds, folders=folders)
+    found = list_jobs(figure, at, seeds=seeds, folders=folders)
     complete, outcomes = run_all(
         found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0)
     )

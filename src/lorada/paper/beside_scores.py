@@ -32,11 +32,16 @@ def standard_error(metric: str, score: float, rows: int) -> float | None:
 
 def error_of_mean(errors: Iterable[float | None]) -> float | None:
     """The standard error of the mean of columns with these standard errors."""
-    each = list(errors)
-    known = [error for error in each if error is not None]
-    if not known or len(known) < len(each):
+    total = 0.0
+    count = 0
+    for error in errors:
+        if error is None:
+            return None  # one column whose error is unknown leaves that of the mean unknown
+        total += error**2
+        count += 1
+    if count == 0:
         return None
-    return math.sqrt(sum(error**2 for error in known)) / len(known)
+    return math.sqrt(total) / count
 
 
 def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -45,12 +50,16 @@ def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[st
     Tasks whose answers are all different, such as translations, are left out.
     """
     kind = kind_of(load_config(recipe.model))
-    sets = scored_rows(recipe, form, tuple(labels), kind)
-    found = {name: _guess(rows) for name, rows in sets.items()}
-    return {name: metrics for name, metrics in found.items() if metrics}
+    guessing = {}
+    for task, rows in scored_rows(recipe, form, tuple(labels), kind).items():
+        metrics = _score_guessing(rows)
+        if metrics:
+            guessing[task] = metrics
+    return guessing
 
 
-def _guess(rows: Rows) -> dict[str, Any]:
+def _score_guessing(rows: Rows) -> dict[str, Any]:
+    """The metrics of the commonest answer; empty where none is common."""
     answer = repeated_answer(rows)
     if answer is None:
         return {}
@@ -64,4 +73,6 @@ def score_in(metrics: Mapping[str, Any], metric: str | None) -> float | None:
     if not metrics:
         return None
     value = metrics.get(metric or main_metric(dict(metrics)))
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    return float(value)

@@ -9,7 +9,10 @@ from typing import Any
 from lorada.support.error_messages import needs_extra
 from lorada.support.files import atomic_path
 
-LARGEST = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
+MAX_SIDE = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
+MAX_PANELS = 4  # layers whose map is drawn
+# What the curves over the layers show: statistic → line style and label.
+CURVES = {"map_negative_ratio": ("-o", "LMAM (Attn_s)"), "negative_ratio": ("--s", "fused")}
 
 
 def attention_maps(
@@ -24,60 +27,79 @@ def attention_maps(
     and learned maps differ in size. ``maps`` are panel title → (queries × keys, share of entries
     below 0 or None to show none).
     """
-    size = min(max(3.2, 0.24 * len(tokens)), LARGEST)
+    side = min(max(3.2, 0.24 * len(tokens)), MAX_SIDE)
     # In a long text only every second or third token is labelled, so that labels do not overlap.
-    every = math.ceil(len(tokens) / (size * 11))
-    ticks, names = range(0, len(tokens), every), [_literal(t) for t in tokens[::every]]
-    letters = {"fontsize": 7 if size > 0.14 * len(names) else 5}
-    figure = _figure(len(maps) * (size + 0.6), size + 0.9)
+    step = math.ceil(len(tokens) / (side * 11))
+    ticks = range(0, len(tokens), step)
+    labels = [_literal(token) for token in tokens[::step]]
+    font_size = 7 if side > 0.14 * len(labels) else 5
+
+    figure = _figure(len(maps) * (side + 0.6), side + 0.9)
     axes = figure.subplots(1, len(maps), squeeze=False)
-    for axis, (name, (values, ratio)) in zip(axes[0], maps.items(), strict=True):
-        image = _signed(axis, values)
-        axis.set_xticks(ticks, names, rotation=90, **letters)
-        axis.set_yticks(ticks, names, **letters)
-        axis.set_title(name if ratio is None else f"{name}\n(Neg Rat: {100 * ratio:.2f}%)")
+    for axis, (name, (values, negative_ratio)) in zip(axes[0], maps.items(), strict=True):
+        image = _draw_signed(axis, values)
+        axis.set_xticks(ticks, labels, rotation=90, fontsize=font_size)
+        axis.set_yticks(ticks, labels, fontsize=font_size)
+        if negative_ratio is None:
+            axis.set_title(name)
+        else:
+            axis.set_title(f"{name}\n(Neg Rat: {100 * negative_ratio:.2f}%)")
         figure.colorbar(image, ax=axis, shrink=0.75)
     if title:
         figure.suptitle(_literal(title))
     _save(figure, paths)
 
 
-def _signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
+def _draw_signed(axis: Any, values: Sequence[Sequence[float]]) -> Any:
     """Draw a signed map, centred at 0."""
-    limit = max(abs(value) for row in values for value in row) or 1.0
+    largest = max(max(map(abs, row)) for row in values)
+    limit = largest or 1.0  # a map of zeros needs a scale as well
     return axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
 
 
-def layers_figure(found: dict[str, Any], *paths: Path) -> None:
+def layers_figure(ratios: dict[str, Any], *paths: Path) -> None:
     """Draw the maps of up to four layers and the negative ratio of all, like the paper's Figure 3.
 
     A panel is one head's map, of one row or whole, with its ratio in the title. The curves are
-    means over heads and rows. ``found`` is what ``ratios_by_layer`` returns.
+    means over heads and rows. ``ratios`` is what ``ratios_by_layer`` returns.
     """
-    layers = found["layers"]
-    count = min(4, len(layers))
-    chosen = sorted({round(i * (len(layers) - 1) / max(count - 1, 1)) for i in range(count)})
-    figure = _figure(3.2 * len(chosen), 6)
-    axes = figure.subplot_mosaic([[f"map{i}" for i in chosen], ["ratio"] * len(chosen)])
-    for index in chosen:
-        axis = axes[f"map{index}"]
-        figure.colorbar(_signed(axis, layers[index]["map"]), ax=axis, shrink=0.7)
-        ratio = 100 * layers[index]["shown_ratio"]
-        axis.set_title(f"layer {index}, head 0, Neg Rat: {ratio:.0f}%", fontsize=9)
-    numbers = range(len(layers))
-    ratio_axis = axes["ratio"]
-    for name, style, label in (
-        ("map_negative_ratio", "-o", "LMAM (Attn_s)"),
-        ("negative_ratio", "--s", "fused"),
-    ):
-        ratio_axis.plot(numbers, [100 * one[name] for one in layers], style, label=label)
-    ratio_axis.axhline(50, color="grey", linewidth=0.8)
-    ratio_axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=numbers)
-    mean = f"mean over all heads and {found['rows']} rows of {found['task']}"
-    above = "whole" if found["whole"] else "of the first row"
-    ratio_axis.set_title(f"{mean}\n(the maps above: {above})", fontsize=9)
-    ratio_axis.legend()
+    layers = ratios["layers"]
+    drawn = _evenly_spaced(len(layers))
+    figure = _figure(3.2 * len(drawn), 6)
+    # Maps side by side, and one wide axis for the curves under all of them.
+    map_names = [f"map{index}" for index in drawn]
+    axes = figure.subplot_mosaic([map_names, ["ratio"] * len(drawn)])
+    for index, map_name in zip(drawn, map_names, strict=True):
+        axis = axes[map_name]
+        image = _draw_signed(axis, layers[index]["map"])
+        figure.colorbar(image, ax=axis, shrink=0.7)
+        percent = 100 * layers[index]["shown_ratio"]
+        axis.set_title(f"layer {index}, head 0, Neg Rat: {percent:.0f}%", fontsize=9)
+    _draw_curves(axes["ratio"], ratios)
     _save(figure, paths)
+
+
+def _evenly_spaced(layers: int) -> list[int]:
+    """The numbers of the layers that are drawn, from the first to the last."""
+    count = min(MAX_PANELS, layers)
+    distance = (layers - 1) / max(count - 1, 1)
+    # A set, because few layers may round to the same number.
+    return sorted({round(panel * distance) for panel in range(count)})
+
+
+def _draw_curves(axis: Any, ratios: dict[str, Any]) -> None:
+    """Draw the negative ratio of each layer, of its map alone and of the fused map."""
+    layers = ratios["layers"]
+    numbers = range(len(layers))
+    for name, (style, label) in CURVES.items():
+        percents = [100 * layer[name] for layer in layers]
+        axis.plot(numbers, percents, style, label=label)
+    axis.axhline(50, color="grey", linewidth=0.8)
+    axis.set(xlabel="layer", ylabel="negative ratio (%)", ylim=(0, 100), xticks=numbers)
+    mean = f"mean over all heads and {ratios['rows']} rows of {ratios['task']}"
+    extent = "whole" if ratios["whole"] else "of the first row"
+    axis.set_title(f"{mean}\n(the maps above: {extent})", fontsize=9)
+    axis.legend()
 
 
 def sweep_figure(
@@ -87,21 +109,31 @@ def sweep_figure(
 
     ``scores`` are by (heads, rank), one per seed.
     """
-    heads, ranks = (sorted({key[i] for key in scores}) for i in range(2))
-    grid = [[statistics.fmean(scores.get((h, r), [math.nan])) for r in ranks] for h in heads]
-    figure = _figure(1.5 + 1.2 * len(ranks), 1.5 + 0.7 * len(heads))
+    all_heads = sorted({heads for heads, _ in scores})
+    all_ranks = sorted({rank for _, rank in scores})
+    means = []
+    for heads in all_heads:
+        # Without a run a cell is NaN, which matplotlib leaves white.
+        row = [statistics.fmean(scores.get((heads, rank), [math.nan])) for rank in all_ranks]
+        means.append(row)
+    figure = _figure(1.5 + 1.2 * len(all_ranks), 1.5 + 0.7 * len(all_heads))
     axis = figure.subplots()
-    image = axis.imshow(grid, cmap="cividis", aspect="auto")
+    image = axis.imshow(means, cmap="cividis", aspect="auto")
+
     middle = (image.norm.vmin + image.norm.vmax) / 2
-    for line, row in enumerate(grid):
-        for column, value in enumerate(row):
-            each = scores.get((heads[line], ranks[column]), [])
-            spread = f"\n±{statistics.stdev(each):.1f}" if len(each) > 1 else ""
-            colour = "white" if value < middle else "black"
-            axis.text(column, line, f"{value:.1f}{spread}", ha="center", va="center", color=colour)
+    for y, heads in enumerate(all_heads):
+        for x, rank in enumerate(all_ranks):
+            mean = means[y][x]
+            text = f"{mean:.1f}"
+            seed_scores = scores.get((heads, rank), [])
+            if len(seed_scores) > 1:
+                text += f"\n±{statistics.stdev(seed_scores):.1f}"
+            # Low scores are dark in this colour map.
+            colour = "white" if mean < middle else "black"
+            axis.text(x, y, text, ha="center", va="center", color=colour)
     axis.set(xlabel="rank r", ylabel="heads h_s", title=title)
-    axis.set_xticks(range(len(ranks)), ranks)
-    axis.set_yticks(range(len(heads)), heads)
+    axis.set_xticks(range(len(all_ranks)), all_ranks)
+    axis.set_yticks(range(len(all_heads)), all_heads)
     figure.colorbar(image, ax=axis, label=metric)
     _save(figure, paths)
 
@@ -121,6 +153,6 @@ def _literal(text: str) -> str:
 def _save(figure: Any, paths: Sequence[Path]) -> None:
     """Write a figure to files, PNG or SVG by their names; the layout is computed once."""
     for path in paths:
-        with atomic_path(path) as fresh:
-            figure.savefig(fresh, dpi=150)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150)
         figure.set_layout_engine("none")

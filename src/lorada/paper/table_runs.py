@@ -50,15 +50,18 @@ class TableJob:
     recipe: Recipe
     stored: Path  # the file of its result
 
-    def in_queue(self) -> Job:
-        """This job for the queue."""
-        name = f"{self.row.key}, {self.recipe.task}, seed {self.seed}"
-        work, done = partial(carry_out, self), partial(is_done, self)
-        reads = tuple(path for _, path in self.recipe.local_paths())
-        return Job(name, work, Path(self.recipe.output), done, reads=reads)
+    def for_queue(self) -> Job:
+        """This job as the queue runs it."""
+        return Job(
+            f"{self.row.key}, {self.recipe.task}, seed {self.seed}",
+            partial(train_and_score, self),
+            Path(self.recipe.output),
+            partial(is_done, self),
+            reads=tuple(path for _, path in self.recipe.local_paths()),
+        )
 
 
-def jobs(
+def list_jobs(
     table: PaperTable,
     scale: Scale,
     *,
@@ -73,38 +76,48 @@ def jobs(
     ``overrides`` are ``key=value`` settings that every run gets, as for a first try.
     """
     # Each once and in the table's order, because the tasks are part of a run's path.
-    wanted = [task for task in table.tasks if task in table.tasks_at(scale, tasks)]
-    groups = [[task] for task in wanted] if table.train == "each" else [wanted]
-    found = []
+    chosen = table.tasks_at(scale, tasks)
+    ordered = [task for task in table.tasks if task in chosen]
+    task_groups = [ordered]  # one run learns all
+    if table.train == "each":
+        task_groups = [[task] for task in ordered]
+    jobs = []
     for row in table.rows_at(scale, rows):
-        for group in groups:
+        for group in task_groups:
             for seed in dict.fromkeys(seeds or table.seeds):
                 path = Path(row.key) / "-".join(group) / f"seed{seed}"
                 run = folders.output / f"{table.name}-{scale}" / path
                 recipe = row_recipe(table, row, scale, group, seed, run, overrides)
                 recipe = recipe.model_copy(update={"data_dir": folders.data_dir})
                 stored = folders.results / table.name / scale / f"{path}.json"
-                found.append(TableJob(row, group, seed, recipe, stored))
-    return found
+                jobs.append(TableJob(row, group, seed, recipe, stored))
+    return jobs
 
 
-def done(job: TableJob) -> dict[str, Any] | None:
-    """The stored result of a run; None if there is none or some of its tasks have no score."""
+def load_complete_result(job: TableJob) -> dict[str, Any] | None:
+    """The stored result of a run; None if there is none or some of its tasks have no score.
+
+    Raises:
+        ValueError: if the file holds something else, or the result of other settings.
+    """
     if not job.stored.is_file():
         return None
     try:
         result = result_in(job.stored)
-        before, scored = Recipe(**result["recipe"]), _is_scored(job, result)
+        stored_recipe = Recipe(**result["recipe"])
+        scored = _is_scored(job, result)
     except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
-    _check_recipe(job.stored, before, job)
-    return result if scored else None
+    _check_recipe(job.stored, stored_recipe, job)
+    if not scored:
+        return None
+    return result
 
 
-def usable_result(job: TableJob, say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_usable_result(job: TableJob, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The stored result of a run; None, with a line that says why, if it cannot be used."""
     try:
-        return done(job)
+        return load_complete_result(job)
     except ValueError as error:
         say(f"left out: {error}")
         return None
@@ -112,7 +125,7 @@ def usable_result(job: TableJob, say: Callable[[str], None]) -> dict[str, Any] |
 
 def is_done(job: TableJob) -> bool:
     """Whether a run has a stored result with all scores."""
-    return done(job) is not None
+    return load_complete_result(job) is not None
 
 
 def stored_rows(
@@ -129,60 +142,88 @@ def stored_rows(
     ``tasks`` are those of the run of a table that has one for all tasks; None for the scale's.
     """
     folder = results / table.name / scale
-    names = (SEED.fullmatch(path.name) for path in folder.rglob("seed*.json"))
-    seeds = sorted({int(name[1]) for name in names if name})
-    some = table.tasks if table.train == "each" else tasks
-    rows = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
-    if not seeds or not rows:
+    seeds = _stored_seeds(folder)
+    row_keys = [row.key for row in table.rows_at(scale, None) if (folder / row.key).is_dir()]
+    if not seeds or not row_keys:
         return []
-    every = jobs(
-        table, scale, rows=rows, tasks=some, seeds=seeds,
-        folders=Folders(results, Path()), overrides=overrides,
-    )  # fmt: skip
-    found = [(job.row, usable_result(job, report)) for job in every]
-    return [(row, result) for row, result in found if result is not None]
+    if table.train == "each":
+        tasks = table.tasks
+    # Every result that may be there, so that only files of this table's runs are read.
+    jobs = list_jobs(
+        table,
+        scale,
+        rows=row_keys,
+        tasks=tasks,
+        seeds=seeds,
+        folders=Folders(results, Path()),
+        overrides=overrides,
+    )
+    stored = []
+    for job in jobs:
+        result = load_usable_result(job, report)
+        if result is not None:
+            stored.append((job.row, result))
+    return stored
 
 
-def _check_recipe(path: Path, before: Recipe, job: TableJob) -> None:
-    for key, old, value in differences(before, _with_weights(job.recipe)):
+def _stored_seeds(folder: Path) -> list[int]:
+    """The seeds of all results below a folder, in order."""
+    seeds = set()
+    for path in folder.rglob("seed*.json"):
+        match = SEED.fullmatch(path.name)
+        if match:
+            seeds.add(int(match[1]))
+    return sorted(seeds)
+
+
+def _check_recipe(path: Path, stored: Recipe, job: TableJob) -> None:
+    """Refuse a result of other settings than those of its job; the first that differs is named."""
+    for key, old, new in differences(stored, _with_hub_model(job.recipe)):
         raise ValueError(
-            f"{path} was made with {key}={old!r}, not {value!r}: choose another --results and "
+            f"{path} was made with {key}={old!r}, not {new!r}: choose another --results and "
             "--output, or --overwrite"
         )
 
 
 def _is_scored(job: TableJob, result: dict[str, Any]) -> bool:
     """Whether a run was scored on all test rows of its tasks."""
-    wanted = {"_".join(filter(None, (t, suffix))) for t in job.tasks for suffix in TASKS[t].test}
-    return wanted <= set(result["metrics"])
+    test_sets = set()
+    for task in job.tasks:
+        # A task may have several test sets, as MNLI has a matched and a mismatched one.
+        for suffix in TASKS[task].test:
+            test_sets.add(f"{task}_{suffix}" if suffix else task)
+    return test_sets <= set(result["metrics"])
 
 
-def _with_weights(recipe: Recipe) -> Recipe:
+def _with_hub_model(recipe: Recipe) -> Recipe:
     """The recipe with the short name of its model replaced by the hub id, if it has one."""
-    named = MODELS.get(recipe.model)
-    hub = named.hub if named else ""
-    return recipe.model_copy(update={"model": hub or recipe.model})
+    named_model = MODELS.get(recipe.model)
+    if named_model is None or not named_model.hub:
+        return recipe.model_copy()
+    return recipe.model_copy(update={"model": named_model.hub})
 
 
-def delete_runs(found: list[TableJob]) -> None:
+def delete_runs(jobs: list[TableJob]) -> None:
     """Delete the results and run folders of jobs, if their rows are there and no process has them.
 
     All are deleted before any runs again, so that an interrupted table never mixes old and new
     numbers.
     """
-    runs = [run for job in found if holds_run(run := Path(job.recipe.output))]
-    for job in found:
+    folders = [Path(job.recipe.output) for job in jobs]
+    runs = [folder for folder in folders if holds_run(folder)]
+    # Nothing is deleted that could not be made again.
+    for job in jobs:
         data_folder(job.recipe.data_dir)
     with held(runs):
-        for job in found:
+        for job in jobs:
             job.stored.unlink(missing_ok=True)
         for run in runs:
             clear(run)
 
 
-def carry_out(job: TableJob) -> None:
+def train_and_score(job: TableJob) -> None:
     """Train and score one job in this process, as far as it is not done, and store its result."""
-    recipe = _with_weights(job.recipe)
+    recipe = _with_hub_model(job.recipe)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
         train_on(recipe, "training")
@@ -196,14 +237,14 @@ def carry_out(job: TableJob) -> None:
             raise OSError(f"the scores of {run} were not kept: run the command again")
     # Drop local paths before storing the result; keep whether the rows came from the hub.
     result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
-    source = data_folder(job.recipe.data_dir)
-    result["data"]["source"] = "a local folder" if source else "the hub"
+    is_local = data_folder(job.recipe.data_dir) is not None
+    result["data"]["source"] = "a local folder" if is_local else "the hub"
     result["guessing"] = guessing_scores(job.recipe, result["form"], result["labels"] or ())
     write_atomic(job.stored, json_text(result) + "\n")
 
 
 def run_all(
-    found: list[TableJob], *, say: Callable[[str], None], resume: bool, overwrite: bool, pool: Any
+    jobs: list[TableJob], *, say: Callable[[str], None], resume: bool, overwrite: bool, pool: Any
 ) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
 
@@ -213,14 +254,17 @@ def run_all(
         The stored result of each job in order, None where there is none; and what became of each
         job that was to be run, by its name.
     """
-    stored = [job.stored for job in found if job.stored.is_file()]
-    if stored and not (resume or overwrite):
-        raise ValueError(f"{stored[0]} is there already: use --resume, --overwrite or --results")
-    todo = found if overwrite else [job for job in found if not is_done(job)]
-    for job in progress_bar(todo, "Counting parameters"):
+    existing = [job.stored for job in jobs if job.stored.is_file()]
+    if existing and not (resume or overwrite):
+        raise ValueError(f"{existing[0]} is there already: use --resume, --overwrite or --results")
+    to_run = jobs
+    if not overwrite:
+        to_run = [job for job in jobs if not is_done(job)]
+    for job in progress_bar(to_run, "Counting parameters"):
         counts_of(job.recipe)  # fails for a row that cannot be built, before any row is trained
     if overwrite:
-        delete_runs(todo)
-    queue = [job.in_queue() for job in found]
+        delete_runs(to_run)
+    # The queue gets those that are done as well, and says how many they are.
+    queue = [job.for_queue() for job in jobs]
     outcomes = run_queue(queue, pool, report=say)
-    return [usable_result(job, say) for job in found], outcomes
+    return [load_usable_result(job, say) for job in jobs], outcomes

@@ -10,7 +10,7 @@ from copy import deepcopy
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,7 +25,16 @@ Scale = Literal["paper", "local"]
 Settings = dict[str, Any]
 
 
+class ScoreColumn(NamedTuple):
+    """What a column of a table shows."""
+
+    task: str
+    metric: str | None  # None for the task's main metric
+
+
 class _Strict(BaseModel):
+    """A part of a table's file, in which a mistyped name is an error."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -74,50 +83,67 @@ class PaperTable(_Strict):
     @property
     def name(self) -> str:
         """The name of its folder of results."""
-        return f"{'figure' if self.figure else 'table'}{self.table}"
+        kind = "figure" if self.figure else "table"
+        return f"{kind}{self.table}"
 
     def shared(self, scale: Scale) -> SharedSettings:
         """The settings that all rows share at a scale."""
-        return self.paper if scale == "paper" else self.local
+        if scale == "paper":
+            return self.paper
+        return self.local
 
-    def tasks_at(self, scale: Scale, chosen: list[str] | None = None) -> list[str]:
-        """The tasks at a scale, or those chosen among all of the table."""
-        for name in chosen or []:
+    def tasks_at(self, scale: Scale, names: list[str] | None = None) -> list[str]:
+        """The tasks at a scale, or the named ones among all of the table."""
+        for name in names or []:
             if name not in self.tasks:
                 raise unknown_name(f"task of {self.name}", name, self.tasks)
-        return chosen or self.shared(scale).tasks or self.tasks
+        return names or self.shared(scale).tasks or self.tasks
 
-    def columns_of(self, tasks: list[str]) -> dict[str, tuple[str, str | None]]:
-        """The columns of some tasks: name → (task, metric), None for the task's main metric."""
-        found: dict[str, tuple[str, str | None]] = {}
+    def columns_of(self, tasks: list[str]) -> dict[str, ScoreColumn]:
+        """The columns of some tasks, by name."""
+        columns: dict[str, ScoreColumn] = {}
         for task in tasks:
-            own = {name: w for name, w in self.columns.items() if w.startswith(task)}
-            for name, where in (own or {task: task}).items():
-                scored, _, metric = where.partition(".")
-                found[name] = (scored, metric or None)
-        return found
+            sources = {}  # column → task.metric
+            for name, source in self.columns.items():
+                if source.startswith(task):
+                    sources[name] = source
+            # A task that the table's file does not mention has one column, of its main metric.
+            for name, source in (sources or {task: task}).items():
+                scored_task, _, metric = source.partition(".")
+                columns[name] = ScoreColumn(scored_task, metric or None)
+        return columns
 
-    def rows_named(self, chosen: list[str] | None) -> list[TableRow]:
+    def rows_named(self, names: list[str] | None) -> list[TableRow]:
         """The rows with these keys or methods; all rows for None."""
-        if chosen is None:
+        if names is None:
             return self.rows
-        found = []
-        for name in chosen:
-            exact = [row for row in self.rows if row.key == name]
-            rows = exact or [row for row in self.rows if row.method == name]
-            if not rows:
-                raise unknown_name(f"row of {self.name}", name, [row.key for row in self.rows])
-            found += [row for row in rows if row not in found]
-        return found
+        rows: list[TableRow] = []
+        for name in names:
+            # A key may be a method's name as well: then it means that one row.
+            matches = [row for row in self.rows if row.key == name]
+            if not matches:
+                matches = [row for row in self.rows if row.method == name]
+            if not matches:
+                keys = [row.key for row in self.rows]
+                raise unknown_name(f"row of {self.name}", name, keys)
+            rows += [row for row in matches if row not in rows]
+        return rows
 
-    def rows_at(self, scale: Scale, chosen: list[str] | None) -> list[TableRow]:
-        """The rows of ``rows_named`` that can be run at a scale."""
-        rows = self.rows_named(chosen)
-        found = [row for row in rows if row.only in (None, scale)]
+    def rows_at(self, scale: Scale, names: list[str] | None) -> list[TableRow]:
+        """The rows of ``rows_named`` that can be run at a scale.
+
+        Raises:
+            ValueError: if a row that was named by its key cannot, or none of them can.
+        """
+        rows = self.rows_named(names)
+        runnable = [row for row in rows if row.only in (None, scale)]
         for row in rows:
-            if row not in found and (row.key in (chosen or []) or not found):
+            if row in runnable:
+                continue
+            named_by_key = names is not None and row.key in names
+            if named_by_key or not runnable:
                 raise ValueError(f"row {row.key} of {self.name} is for --scale {row.only} alone")
-        return found
+        return runnable
 
 
 def tables() -> dict[str, Path]:
@@ -129,16 +155,29 @@ def tables() -> dict[str, Path]:
 @cache
 def load_table(name: str) -> PaperTable:
     """A table or figure by its name, such as ``table5``."""
-    known = tables()
-    if name not in known:
-        numbers = [int(n.removeprefix("table")) for n in known if n.startswith("table")]
-        listed = ", ".join(map(str, sorted([2, 3, *numbers])))
+    paths = tables()
+    if name not in paths:
+        numbers = [2, 3]  # those of costs, which have no file
+        for stem in paths:
+            if stem.startswith("table"):
+                numbers.append(int(stem.removeprefix("table")))
+        listed = ", ".join(str(number) for number in sorted(numbers))
         raise ValueError(f"no {name} of results in the paper: there are tables {listed}")
-    return PaperTable(**yaml.safe_load(known[name].read_text(encoding="utf-8")))
+    text = paths[name].read_text(encoding="utf-8")
+    return PaperTable(**yaml.safe_load(text))
 
 
 # What makes a run a row of its table: no override may change it.
-ROWS_OWN = ("method", "model", "task", "output", "data", "eval_data", "data_dir", "training.seed")
+FIXED_BY_ROW = (
+    "method",
+    "model",
+    "task",
+    "output",
+    "data",
+    "eval_data",
+    "data_dir",
+    "training.seed",
+)
 
 
 def row_recipe(
@@ -155,28 +194,40 @@ def row_recipe(
     The table's settings for parts that the method does not have are dropped. ``overrides`` are
     ``key=value`` settings in place of the row's.
     """
+    _refuse_fixed(table, overrides)
+    shared = table.shared(scale)
+    row_settings = dict(row.paper if scale == "paper" else row.local)
+    row_by_task = row_settings.pop("by_task", {})
+    # Exceptions by task are of runs that learn one task.
+    only_task = tasks[0] if len(tasks) == 1 else None
+
+    # From the general to the particular, so that the later settings win.
+    settings = deepcopy(shared.settings)
+    if only_task is not None:
+        merge(settings, shared.by_task.get(only_task, {}))
+    for part in PARTS.keys() - set(method_named(row.method).part_names):
+        settings.pop(part, None)
+    merge(settings, row_settings)
+    if only_task is not None:
+        merge(settings, row_by_task.get(only_task, {}))
+
+    model = settings.get("model", shared.model)
+    if scale == "paper" and row.model:
+        model = row.model
+    merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
+    merge(settings, {"output": str(output), "training": {"seed": seed}})
+    return load_recipe(None, list(overrides), settings)
+
+
+def _refuse_fixed(table: PaperTable, overrides: Sequence[str]) -> None:
+    """Refuse an override of what makes a run a row of its table."""
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if key in (*ROWS_OWN, "seed"):
+        if key in (*FIXED_BY_ROW, "seed"):
             raise ValueError(
                 f"{override}: {key} is what a row of {table.name} is, or has an option of its own: "
                 "leave it out"
             )
-    shared = table.shared(scale)
-    settings = deepcopy(shared.settings)
-    for task in tasks if len(tasks) == 1 else []:
-        merge(settings, shared.by_task.get(task, {}))
-    for part in PARTS.keys() - set(method_named(row.method).part_names):
-        settings.pop(part, None)
-    own = dict(row.paper if scale == "paper" else row.local)
-    by_task = own.pop("by_task", {})
-    merge(settings, own)
-    for task in tasks if len(tasks) == 1 else []:
-        merge(settings, by_task.get(task, {}))
-    model = (row.model if scale == "paper" else None) or settings.get("model", shared.model)
-    merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
-    merge(settings, {"output": str(output), "training": {"seed": seed}})
-    return load_recipe(None, list(overrides), settings)
 
 
 def merge(into: Settings, other: Settings) -> None:
