@@ -23,7 +23,7 @@ from lorada.cli.shared import (
 )
 from lorada.support.in_words import counted
 from lorada.support.models import check_name
-from lorada.support.processes import is_first, refuse_several
+from lorada.support.processes import is_main_process, refuse_several
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
@@ -58,7 +58,7 @@ def train(
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = _asked(recipe, pairs, options, resume=resume)
-    if is_first():  # other processes may already see what the first has begun to write
+    if is_main_process():  # other processes may already see what the first has begun to write
         from lorada.data.read_rows import EVAL_DATA
         from lorada.runs.folder import refuse_taken
 
@@ -220,7 +220,7 @@ def _shown_row(row: dict[str, Any]) -> Text:
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     """Print the result of a training and the next command; only the first process prints."""
-    if not is_first():
+    if not is_main_process():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")

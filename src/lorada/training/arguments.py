@@ -23,7 +23,7 @@ from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
-from lorada.support.processes import GPU_SHARE, is_first, only_cpu
+from lorada.support.processes import GPU_SHARE, is_main_process, only_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
         elif device.type == "cuda":
             chosen = MIXED_FP16
     found = recipe.model_copy(update={"dtype": chosen})
-    if found.mixed and is_first():
+    if found.mixed and is_main_process():
         logger.warning("dtype=auto takes %s on this device, which is %s with float32 where it "
                        "trains: dtype=float32 is wider", chosen, found.base_dtype)  # fmt: skip
     return found

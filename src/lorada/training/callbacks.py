@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.runs.folder import STATE_FILE, checkpoints
-from lorada.support.processes import all_or_none, gather_values, in_any_process
+from lorada.support.processes import all_gather, all_or_none, in_any_process
 
 logger = logging.getLogger(__name__)
 
@@ -248,5 +248,5 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
 
 def _of_all_processes(sums: Sums) -> Sums:
     """The squared norms from all processes, which each read a part of the batch."""
-    shares = gather_values({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
+    shares = all_gather({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
     return {name: [call for share in shares for call in share[name]] for name in sums}

@@ -16,7 +16,7 @@ import torch
 from lorada.data.tokenize import context_of
 from lorada.methods.meta_model import meta_model
 from lorada.runs.recipe import AUTO, Recipe
-from lorada.support.processes import all_or_none, gather_values, gpu_share, is_first
+from lorada.support.processes import all_gather, all_or_none, gpu_share, is_main_process
 from lorada.training.arguments import DEFAULTS, accelerator
 from lorada.training.models.loading import stretched
 
@@ -54,8 +54,8 @@ def recomputes(recipe: Recipe, config: Any, *, sequences: int = 1, whole: bool =
     need = step_bytes(recipe, config, sequences=sequences, whole=whole)
     with all_or_none():
         own = memory_here(recipe)
-    memory = min(gather_values(own))
-    if need > FITS * memory and is_first():
+    memory = min(all_gather(own))
+    if need > FITS * memory and is_main_process():
         sizes = (f"{size / 2**30:.0f}" for size in (need, memory))
         logger.warning("activation_checkpointing=auto takes full, as weights and activations of a "
                        "step would be about %s of the %s GiB that are free: off is faster where "

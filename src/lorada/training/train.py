@@ -45,10 +45,10 @@ from lorada.runs.result import hardware, peak_memory, versions, write_result
 from lorada.support.error_messages import full_disk_in_one_line
 from lorada.support.files import atomic_path
 from lorada.support.processes import (
+    all_gather,
     all_or_none,
-    gather_values,
+    broadcast_from_main,
     join_processes,
-    made_by_first,
     process_count,
 )
 from lorada.support.row_sources import file_names
@@ -149,7 +149,7 @@ def train(
             return check_folder(recipe, resume=resume, overwrite=overwrite)
 
         with full_disk_in_one_line(run, "Free space, then run the command again"):
-            start = made_by_first(lock_and_check)
+            start = broadcast_from_main(lock_and_check)
             if recipe.dtype == AUTO and start.dtype is not None:  # as where it began
                 recipe = recipe.model_copy(update={"dtype": start.dtype})
             with all_or_none():
@@ -158,7 +158,7 @@ def train(
                 setup = set_up(prepared, [effect, interrupt, *callbacks], quiet=quiet)
             again = setup.trainer.args.gradient_checkpointing
             resolved = as_it_trains(prepared.recipe, again=again)
-            made_by_first(lambda: begin(resolved, start, prepared.rows.fingerprint))
+            broadcast_from_main(lambda: begin(resolved, start, prepared.rows.fingerprint))
         with full_disk_in_one_line(run, AGAIN):
             return _fit(setup, start, effect, interrupt)
 
@@ -176,7 +176,7 @@ def _fit(setup: Setup, start: Start, effect: RelativeNorm, interrupt: SaveOnInte
         effect.stop()
     if interrupt.interrupted:
         return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
-    weights, peak = all_weights(trainer), max(gather_values(peak_memory()))
+    weights, peak = all_weights(trainer), max(all_gather(peak_memory()))
 
     def finish() -> dict[str, Any]:
         save_model(setup, weights)
@@ -186,7 +186,7 @@ def _fit(setup: Setup, start: Start, effect: RelativeNorm, interrupt: SaveOnInte
         write_result(run, result)
         return result
 
-    return Trained(run, made_by_first(finish))
+    return Trained(run, broadcast_from_main(finish))
 
 
 def _continue(trainer: Trainer, checkpoint: Path | None) -> None:
