@@ -125,11 +125,11 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.training.models.adapters import config_to_start, trained_parts
     from lorada.training.models.loading import stretched
     from lorada.training.parameter_counts import parameters_of, refuse_impossible
-    from lorada.training.train import checked_arguments
+    from lorada.training.setup import trainer_settings
 
     prepared = prepare_training(recipe)
     rows, held_out = prepared.rows, prepared.held_out
-    args, *_ = checked_arguments(prepared, quiet=True)
+    args = trainer_settings(prepared, quiet=True).args
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
