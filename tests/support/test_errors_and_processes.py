@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lorada.support.error_messages import full_disk_in_one_line, out_of_memory
-from lorada.support.processes import is_first
+from lorada.support.processes import is_main_process
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -29,4 +29,4 @@ def test_memory_runs_out_of_python_too_which_says_nothing_else():
 def test_of_the_processes_of_several_machines_one_writes(monkeypatch, rank, local):
     for name, value in {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "16"}.items():
         monkeypatch.setenv(name, value)
-    assert is_first() is (rank == "0")
+    assert is_main_process() is (rank == "0")

@@ -23,7 +23,7 @@ from lorada.training.arguments import training_arguments
 from lorada.training.inputs import PreparedTraining
 from lorada.training.load_recipe import load_recipe
 from lorada.training.packing import pack, packed_batch
-from lorada.training.train import trainer_class
+from lorada.training.setup import trainer_class
 
 ENCODER_DECODERS = ("bart", "mbart", "t5")
 # Form of rows, architecture, settings: every way that a loss comes about.

@@ -24,7 +24,7 @@ from lorada.methods import meta_model
 from lorada.methods.build import build_method
 from lorada.support.processes import GPU_SHARE
 from lorada.training.load_recipe import load_recipe
-from lorada.training.memory import KEPT, recomputes
+from lorada.training.memory import KEPT_16_BIT, KEPT_32_BIT, needs_recomputing
 from lorada.training.train import train
 
 on = fake_devices.on
@@ -89,7 +89,9 @@ def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
     check_same(asked, "dtype=bfloat16", same=partial(torch.testing.assert_close, rtol=0, atol=0))
 
 
-@pytest.mark.parametrize(("dtype", "kept"), zip((torch.bfloat16, torch.float32), KEPT, strict=True))
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.bfloat16, KEPT_16_BIT), (torch.float32, KEPT_32_BIT)]
+)
 def test_auto_reckons_with_what_torch_keeps_of_a_layer_on_a_card(dtype, kept, monkeypatch):
     def as_on_a_card(x, p, training, inplace=False):
         """A dropout whose mask has one byte an entry; a CPU keeps one in the dtype of the input."""
@@ -137,8 +139,8 @@ def card(on, monkeypatch):
         (None, "max_length=4096", {}, None),
         ("mps", "max_length=4096", {}, None),
         ("cuda", "dtype=mixed max_length=512", {}, None),  # 8 rows of 512 tokens, 9 GiB
-        ("cuda", "dtype=mixed max_length=512", {"sequences": 4}, 28),
-        ("cuda", "dtype=mixed max_length=512", {"whole": True}, 23),
+        ("cuda", "dtype=mixed max_length=512", {"sequences_per_row": 4}, 28),
+        ("cuda", "dtype=mixed max_length=512", {"trains_everything": True}, 23),
         ("cuda", "dtype=mixed max_length=4096", {}, 54),
         ("xpu", "dtype=mixed max_length=4096", {}, 54),
         ("cuda", "dtype=mixed max_length=4096 per_device_train_batch_size=1", {}, None),
@@ -151,14 +153,14 @@ def test_auto_takes_full_where_a_step_would_hardly_fit_and_says_so(
 ):
     card(device)
     settings = ["per_device_train_batch_size=8", *settings.split()]
-    assert recomputes(asked("auto", *settings), LARGE, **more) == (about is not None)
+    assert needs_recomputing(asked("auto", *settings), LARGE, **more) == (about is not None)
     said = (
         f"activation_checkpointing=auto takes full, as weights and activations of a step would "
         f"be about {about} of the 24 GiB that are free: off is faster where they fit"
     )
     assert caplog.messages == ([] if about is None else [said])
-    assert recomputes(asked("full"), LARGE)
-    assert not recomputes(asked("off", *settings), LARGE)
+    assert needs_recomputing(asked("full"), LARGE)
+    assert not needs_recomputing(asked("off", *settings), LARGE)
 
 
 LLAMA_8B = LlamaConfig(
@@ -184,14 +186,14 @@ def test_an_8b_model_keeps_its_activations_where_they_fit(
     card("cuda", gib, used)
     monkeypatch.setenv(GPU_SHARE, share)
     asked_for = ["per_device_train_batch_size=8", "dtype=mixed", *settings.split()]
-    assert recomputes(asked("auto", *asked_for), LLAMA_8B) == again
+    assert needs_recomputing(asked("auto", *asked_for), LLAMA_8B) == again
 
 
 def test_what_an_earlier_model_of_the_process_has_left_is_free(asked, card, monkeypatch):
     card("cuda", 80, used=78)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 76 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1 * GIB)
-    assert not recomputes(asked("auto", "dtype=mixed", "max_length=512"), LLAMA_8B)
+    assert not needs_recomputing(asked("auto", "dtype=mixed", "max_length=512"), LLAMA_8B)
 
 
 @pytest.mark.parametrize("make", [BartConfig, MusicgenDecoderConfig, BltConfig])
@@ -203,20 +205,20 @@ def test_auto_knows_both_halves_of_a_model_and_leaves_alone_what_it_does_not_kno
     )
     card("cuda", gib=6)
     settings = ("dtype=mixed", "max_length=1024", "per_device_train_batch_size=8")
-    found = recomputes(asked("auto", *settings), config)
+    found = needs_recomputing(asked("auto", *settings), config)
     assert found == (make is BartConfig)  # 6 GiB
 
 
 def test_auto_is_the_default_and_leaves_out_what_cannot_be(asked, card, llama, monkeypatch):
     assert load_recipe(None, [], {"model": llama, "output": "-"}).activation_checkpointing == "auto"
     card("cuda", gib=1)
-    assert not recomputes(asked("auto", "use_cpu=true"), LARGE)
+    assert not needs_recomputing(asked("auto", "use_cpu=true"), LARGE)
     for name in ("gradient_checkpointing", "activation_checkpointing"):
-        assert not recomputes(asked("auto", f"training.{name}=false"), LARGE)
-    assert recomputes(asked("auto"), LARGE)
+        assert not needs_recomputing(asked("auto", f"training.{name}=false"), LARGE)
+    assert needs_recomputing(asked("auto"), LARGE)
     kind = type(meta_model.meta_model(LARGE))
     monkeypatch.setattr(kind, "supports_gradient_checkpointing", False)
-    assert not recomputes(asked("auto"), LARGE)
+    assert not needs_recomputing(asked("auto"), LARGE)
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(works, llama, tmp_path):

@@ -15,7 +15,7 @@ from lorada import METHODS
 from lorada.inference.load import load_run
 from lorada.support.processes import GPU_SHARE
 from lorada.training import arguments
-from lorada.training import train as training
+from lorada.training import setup as training_setup
 from lorada.training.arguments import (
     answering_device,
     device_settings,
@@ -128,7 +128,7 @@ def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
     run = train(recipe(), quiet=True).run
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stored["dtype"], stored["activation_checkpointing"]) == ("float32", "off")
-    monkeypatch.setattr(training, "recomputes", lambda *args, **kwargs: True)
+    monkeypatch.setattr(training_setup, "needs_recomputing", lambda *args, **kwargs: True)
     train(recipe("dtype=bfloat16"), quiet=True, overwrite=True)
     stored = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (stored["dtype"], stored["activation_checkpointing"]) == ("bfloat16", "full")
@@ -201,7 +201,7 @@ def test_weights_are_loaded_where_they_go(recipe, monkeypatch, tmp_path):
         return plain(*given, **more)
 
     monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(training, "loading_device", lambda args: torch.device("cuda", 1))
+    monkeypatch.setattr(training_setup, "loading_device", lambda args: torch.device("cuda", 1))
     run = train(recipe(), quiet=True).run
     monkeypatch.setattr("lorada.inference.load.answering_device", lambda _: torch.device("cuda"))
     load_run(run)

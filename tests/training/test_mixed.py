@@ -15,7 +15,8 @@ from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.arguments import training_arguments
 from lorada.training.inputs import prepare_training
-from lorada.training.train import set_up, train
+from lorada.training.setup import set_up
+from lorada.training.train import train
 
 BF16 = torch.bfloat16
 NAMES = [name for name in METHODS if defined(name, "llama")]

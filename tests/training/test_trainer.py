@@ -22,7 +22,7 @@ from test_processes import TORCHRUN
 from trained import QUICK, PressCtrlC, run_recipe
 
 from lorada.data.tokenize import collator
-from lorada.training import train as training
+from lorada.training import setup as training
 from lorada.training.train import train
 from lorada.training.trainer import _GroupedByLength
 

@@ -16,7 +16,12 @@ from rich.logging import RichHandler
 from lorada.cli import compare_commands, list_commands, paper_commands, train_commands, use_commands  # noqa: F401
 from lorada.cli.shared import app, errors
 from lorada.support.error_messages import out_of_memory, out_of_memory_line
-from lorada.support.processes import OtherProcessError, is_first, leave_processes, refuse_several
+from lorada.support.processes import (
+    OtherProcessError,
+    is_main_process,
+    leave_processes,
+    refuse_several,
+)
 from lorada.support.version import __version__
 
 # The commands that several processes may run; `run` only starts another program.
@@ -49,7 +54,7 @@ def main() -> None:
     _silence_others()
     handler = RichHandler(console=errors, show_time=False, show_path=False)
     # Of several processes only the first warns.
-    level = logging.WARNING if is_first() else logging.ERROR
+    level = logging.WARNING if is_main_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     if level == logging.WARNING:
         logging.getLogger("lorada").setLevel(logging.INFO)  # what rows were read, for one

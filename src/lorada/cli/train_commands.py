@@ -23,7 +23,7 @@ from lorada.cli.shared import (
 )
 from lorada.support.in_words import counted
 from lorada.support.models import check_name
-from lorada.support.processes import is_first, refuse_several
+from lorada.support.processes import is_main_process, refuse_several
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
@@ -58,7 +58,7 @@ def train(
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
     asked = _asked(recipe, pairs, options, resume=resume)
-    if is_first():  # other processes may already see what the first has begun to write
+    if is_main_process():  # other processes may already see what the first has begun to write
         from lorada.data.read_rows import EVAL_DATA
         from lorada.runs.folder import refuse_taken
 
@@ -125,11 +125,11 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.training.models.adapters import config_to_start, trained_parts
     from lorada.training.models.loading import stretched
     from lorada.training.parameter_counts import parameters_of, refuse_impossible
-    from lorada.training.train import checked_arguments
+    from lorada.training.setup import trainer_settings
 
     prepared = prepare_training(recipe)
     rows, held_out = prepared.rows, prepared.held_out
-    args, *_ = checked_arguments(prepared, quiet=True)
+    args = trainer_settings(prepared, quiet=True).args
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)
     chosen = "full" if args.gradient_checkpointing else "off"
@@ -220,7 +220,7 @@ def _shown_row(row: dict[str, Any]) -> Text:
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     """Print the result of a training and the next command; only the first process prints."""
-    if not is_first():
+    if not is_main_process():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
         errors.print(f"stopped and saved at step {trained.result['steps']}")

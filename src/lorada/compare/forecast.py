@@ -29,7 +29,7 @@ from lorada.runs.result import peak_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.training.inputs import PreparedTraining, prepare_training
 from lorada.training.models.loading import stretched
-from lorada.training.train import set_up
+from lorada.training.setup import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
 STAGE = ("trainings", "probably", "seconds", "probably_seconds")

@@ -17,7 +17,7 @@ from peft import PeftConfig, ShiraConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import Tensor, nn
 
-from lorada.support.processes import made_by_first
+from lorada.support.processes import broadcast_from_main
 from lorada.support.progress import progress_bar
 from lorada.tuners import LoradaConfig
 
@@ -55,7 +55,7 @@ def snip(
     }
     best = _best_entries(model, chosen, counts)
     # Several processes may order equal scores differently, so all take the first one's choice.
-    entries = made_by_first(lambda: {name: flat.cpu() for name, flat in best.items()})
+    entries = broadcast_from_main(lambda: {name: flat.cpu() for name, flat in best.items()})
     mask_fn = _mask_function({model.get_submodule(name): entries[name] for name in counts})
     for part in parts:
         part.mask_type, part.mask_fn = "snip", mask_fn

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorada.runs.recipe import RECIPE_FILE, saved_recipe
-from lorada.support.processes import is_first
+from lorada.support.processes import is_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def followed(values: dict[str, Any]) -> dict[str, Any]:
     earlier = saved_recipe(run / RECIPE_FILE)
     missing = [name for name in TAKEN_OVER if name not in values]
     taken = {name: getattr(earlier, name) for name in missing if getattr(earlier, name) is not None}
-    if taken and is_first():
+    if taken and is_main_process():
         shown = " ".join(f"{name}={value}" for name, value in taken.items())
         logger.warning("taken over from %s: %s", run, shown)
     return {**values, **taken, "from_adapter": str(adapter)}

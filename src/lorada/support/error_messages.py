@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MOST = 12  # names that an error lists at most
+MOST_NAMES = 12  # that an error lists
 
 
 def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
     """A ``ValueError`` for an unknown name, with the nearest known names or a list of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
-    shown = ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if names[MOST:] else "")
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shown}"
+    similar_names = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
+    if similar_names:
+        hint = f"did you mean {' or '.join(similar_names)}?"
+    else:
+        hint = f"known: {', '.join(names[:MOST_NAMES])}"
+        if len(names) > MOST_NAMES:
+            hint += f" and {len(names) - MOST_NAMES} more"
     return ValueError(f"unknown {kind} {value!r}; {hint}")
 
 
@@ -39,8 +43,10 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, of the machine or the accelerator."""
-    signs = ("out of memory", "can't allocate", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+    # torch raises a RuntimeError, which only its text tells from others.
+    phrases = ("out of memory", "can't allocate", "not enough memory")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
 
 # What helps where memory runs out, by what was being done.
@@ -71,8 +77,8 @@ def memory_remedy(remedy: str) -> Iterator[None]:
 def out_of_memory_line(error: BaseException) -> str:
     """The line that says that memory ran out, and what helps."""
     remedy = error.__dict__.get("lorada_remedy", TRAINING)
-    line = " ".join(str(error).split())
-    return f"out of memory: {remedy} ({line[:80]})"
+    library_message = " ".join(str(error).split())
+    return f"out of memory: {remedy} ({library_message[:80]})"
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -102,10 +108,11 @@ def _full_disk(error: Exception) -> str | None:
     """The reason for a failed write if the disk is full, else None."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return str(error.strerror) + (f" ({error.filename})" if error.filename else "")
+        file = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{file}"
     # Errors of safetensors and tokenizers, which are Rust, have the number in their text only.
     if any(f"(os error {number})" in text for number in NO_SPACE):
         return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
-    if isinstance(error, RuntimeError) and any(sign in text for sign in TORCH_WRITER):
+    if isinstance(error, RuntimeError) and any(phrase in text for phrase in TORCH_WRITER):
         return f"a write failed, most likely on a full disk ({text.rpartition('] . ')[2]})"
     return None

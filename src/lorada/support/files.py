@@ -81,6 +81,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """A new temporary folder, and the open lock on it, which its owner has to close."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
         with suppress(FileNotFoundError):

@@ -8,14 +8,19 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h"
 
 
 def counted(count: int, what: str) -> str:
     """A number of things, such as ``1 row`` or ``3,000 rows``."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+    plural = "" if count == 1 else "s"
+    return f"{count:,} {what}{plural}"
 
 
 def answer_in_words(answer: Any) -> str:
     """An answer to a row as a report shows it; of several labels their names, or none."""
-    return ", ".join(answer) or "none" if isinstance(answer, list) else str(answer)
+    if isinstance(answer, list):
+        return ", ".join(answer) or "none"
+    return str(answer)

@@ -42,18 +42,23 @@ ROWS_CALLED: dict[Form, str] = {
 
 def names_for(form: Form) -> str:
     """The metrics that rows of a form can be scored by, as a user reads them."""
-    return ", ".join(NAMES[form]) + (f" or {FUNCTION}" if form in FREE else "")
+    names = ", ".join(NAMES[form])
+    if form in FREE:
+        return f"{names} or {FUNCTION}"
+    return names
 
 
 def names_in_words() -> str:
     """All metrics that rows of a user's own can be scored by, by the kind of rows."""
-    each = [f"{called}: {names_for(form)}" for form, called in ROWS_CALLED.items()]
-    return f"what rows of your own are scored by; {'; '.join(each)}"
+    names_by_rows = [f"{called}: {names_for(form)}" for form, called in ROWS_CALLED.items()]
+    return f"what rows of your own are scored by; {'; '.join(names_by_rows)}"
 
 
 def rows_metric(metric: str) -> str:
     """The metric of single rows by which methods are compared, if ``metric`` is what is shown."""
-    return LOSS if metric.startswith("perplexity") else BY_ROW.get(metric, metric)
+    if metric.startswith("perplexity"):  # at a length too, such as perplexity_2048
+        return LOSS
+    return BY_ROW.get(metric, metric)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -68,7 +73,7 @@ def as_score(value: float, metric: str) -> float:
 
 def main_metric(metrics: dict[str, Any]) -> str:
     """The name of a task's first metric, which tables show under the task's name."""
-    found = next((key for key in metrics if key != "n"), None)
-    if found is None:
-        raise ValueError("a stored result has a task without a score: delete it and run it again")
-    return found
+    for name in metrics:
+        if name != "n":  # how many rows were scored
+            return name
+    raise ValueError("a stored result has a task without a score: delete it and run it again")

@@ -1,6 +1,7 @@
 """Helpers for several processes that train one model (``torchrun``, ``accelerate launch``).
 
-All processes train; only the first decides, writes and prints. An error in one ends all of them.
+All processes train; only the main one, the first, decides, writes and prints. An error in one ends
+all of them.
 """
 
 import os
@@ -27,10 +28,12 @@ class OtherProcessError(Exception):
 def process_count() -> int:
     """The number of processes of this launch."""
     # Launchers set both. Some clusters set WORLD_SIZE alone, to a number of machines.
-    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if "LOCAL_RANK" not in os.environ:
+        return 1
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process decides, writes and prints; True for a single process."""
     return process_count() == 1 or os.environ.get("RANK", "0") == "0"
 
@@ -58,14 +61,17 @@ def join_processes(settings: Mapping[str, Any]) -> None:
     """
     from accelerate import PartialState
 
-    cpu = bool(settings.get("use_cpu")) or only_cpu()
-    seconds = float(settings.get("ddp_timeout", 1800))
-    PartialState(cpu=cpu, backend=settings.get("ddp_backend"), timeout=timedelta(seconds=seconds))
-    if process_count() > 1 and _alone():
+    # Creating accelerate's shared state is what connects the processes.
+    PartialState(
+        cpu=bool(settings.get("use_cpu")) or only_cpu(),
+        backend=settings.get("ddp_backend"),
+        timeout=timedelta(seconds=float(settings.get("ddp_timeout", 1800))),
+    )
+    if process_count() > 1 and _works_alone():
         raise ValueError(
             f"{process_count()} processes were started, and accelerate has not joined them"
         )
-    if not is_first():
+    if not is_main_process():
         hide_bars()
 
 
@@ -80,19 +86,23 @@ def hide_bars() -> None:
 
 def leave_processes() -> None:
     """Disconnect from the other processes, at the end of a command."""
-    if not _alone():
+    if not _works_alone():
         import torch.distributed as dist
 
         dist.destroy_process_group()
 
 
-def _alone() -> bool:
+def _works_alone() -> bool:
     """Whether there is one process only, or it is not connected to others."""
     if process_count() == 1:
         return True
     import torch.distributed as dist
 
     return not dist.is_initialized()
+
+
+# A mark on an error that every process of the launch has heard of.
+KNOWN_TO_ALL = "lorada_known"
 
 
 @contextmanager
@@ -103,37 +113,44 @@ def all_or_none() -> Iterator[None]:
     has failed would not take part in it. The first in order that failed raises its own error, all
     others ``OtherProcessError``.
     """
-    error: Exception | None = None
+    own_error: Exception | None = None
     try:
         yield
-    except Exception as failed:
-        if _alone() or "lorada_known" in failed.__dict__:  # all processes know of it
+    except Exception as error:
+        # Alone there is nobody to tell; an error of a nested step is known to all already.
+        if _works_alone() or KNOWN_TO_ALL in error.__dict__:
             raise
-        error = failed
-    reasons = gather_values(None if error is None else f"{type(error).__name__}: {error}")
-    first = next((number for number, reason in enumerate(reasons) if reason is not None), None)
-    if first is None:
+        own_error = error
+    own_reason = None if own_error is None else f"{type(own_error).__name__}: {own_error}"
+    reasons = all_gather(own_reason)
+    failed_ranks = [rank for rank, reason in enumerate(reasons) if reason is not None]
+    if not failed_ranks:
         return
-    ending: Exception = OtherProcessError(f"process {first} failed: {reasons[first]}")
-    if error is not None and int(os.environ["RANK"]) == first:
-        ending = error
-    ending.__dict__["lorada_known"] = True
-    raise ending from (None if ending is error else error)
+    first_failed = failed_ranks[0]
+    if own_error is not None and int(os.environ["RANK"]) == first_failed:
+        own_error.__dict__[KNOWN_TO_ALL] = True
+        raise own_error
+    error_elsewhere = OtherProcessError(f"process {first_failed} failed: {reasons[first_failed]}")
+    error_elsewhere.__dict__[KNOWN_TO_ALL] = True
+    raise error_elsewhere from own_error
 
 
-def made_by_first(make: Callable[[], Value]) -> Value:
-    """Make a value in the first process and send it to all others; errors are ``all_or_none``'s."""
-    value: Any = None
+def broadcast_from_main(compute: Callable[[], Value]) -> Value:
+    """Compute a value in the main process and send it to all others.
+
+    An error of the main process ends all of them, as in ``all_or_none``.
+    """
+    own_value: Any = None
     with all_or_none():
-        if is_first() or _alone():
-            value = make()
-    made: Value = gather_values(value)[0]
-    return made
+        if is_main_process() or _works_alone():
+            own_value = compute()
+    main_value: Value = all_gather(own_value)[0]
+    return main_value
 
 
-def gather_values(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """The values of all processes, in their order."""
-    if _alone():
+    if _works_alone():
         return [value]
     import torch.distributed as dist
 
@@ -142,13 +159,14 @@ def gather_values(value: Value) -> list[Value]:
     return values
 
 
-def in_any_process(here: bool, device: Any) -> bool:
+def in_any_process(flag: bool, device: Any) -> bool:
     """Whether a flag is set in any process; ``device`` is the one that collectives use."""
-    if _alone():
-        return here
+    if _works_alone():
+        return flag
     import torch
     import torch.distributed as dist
 
-    flag = torch.tensor(int(here), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+    # The largest of zeros and ones is a one if any process has set it.
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from lorada.support.processes import is_first
+from lorada.support.processes import is_main_process
 
 Item = TypeVar("Item")
 
@@ -24,7 +24,12 @@ def progress_bar(items: Iterable[Item], title: str, *, total: int | None = None)
     """
     console = plain_console(stderr=True)
     # Into a file rich would print an empty line for each bar.
-    shown = is_first() and (console.is_interactive or console.is_jupyter)
+    is_visible = is_main_process() and (console.is_interactive or console.is_jupyter)
     return track(
-        items, escape(title), total=total, transient=True, console=console, disable=not shown
+        items,
+        escape(title),  # a title may hold brackets, which rich would read as colours
+        total=total,
+        transient=True,
+        console=console,
+        disable=not is_visible,
     )

@@ -31,13 +31,17 @@ def resolve(path: str | Path) -> Path:
 def files_of(path: str | Path) -> list[str]:
     """The files or data sets of the hub in ``a.jsonl,b.jsonl``; a file may have a comma itself."""
     text = str(path)
-    return [text] if resolve(text).exists() else [name.strip() for name in text.split(",")]
+    if resolve(text).exists():
+        return [text]
+    return [name.strip() for name in text.split(",")]
 
 
 def absolute_files(path: str) -> str:
     """The same files by their absolute paths; what is no file or folder here stays as it is."""
-    each = files_of(path)
-    return ",".join(os.path.abspath(name) if Path(name).exists() else name for name in each)
+    absolute_names = []
+    for name in files_of(path):
+        absolute_names.append(os.path.abspath(name) if Path(name).exists() else name)
+    return ",".join(absolute_names)
 
 
 def file_names(path: str) -> str:
@@ -54,9 +58,11 @@ def hub_source(path: str | Path) -> tuple[str, str | None, str | None] | None:
     is_file = Path(text).is_file() or ending_of(text) in (*TEXTS, PARQUET)
     if is_file or text.startswith(BUILTIN):
         return None
-    rest, _, split = text.partition("@")
-    name, _, config = rest.partition(":")
-    if not (name and Path(name).is_dir()) and not HUB_NAME.fullmatch(name):
+    before_split, _, split = text.partition("@")
+    name, _, config = before_split.partition(":")
+    # A local folder of a data set may have any name, and a configuration and a split too.
+    is_folder = bool(name) and Path(name).is_dir()
+    if not is_folder and not HUB_NAME.fullmatch(name):
         return None
     return name, config or None, split or None
 

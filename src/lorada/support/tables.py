@@ -12,4 +12,5 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], texts: 
 
 
 def _bar(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"

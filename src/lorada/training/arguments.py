@@ -23,7 +23,7 @@ from lorada.data.read_rows import answer_of
 from lorada.data.task_rows import Rows
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
-from lorada.support.processes import GPU_SHARE, is_first, only_cpu
+from lorada.support.processes import GPU_SHARE, is_main_process, only_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -62,38 +62,54 @@ def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     """
     if recipe.dtype != AUTO:
         return recipe
-    device = accelerator(recipe.training)
-    chosen = "float32"
-    if device is not None and getattr(config, "dtype", None) in (torch.bfloat16, torch.float16):
-        module = getattr(torch, device.type, None)
-        supported = getattr(module, "is_bf16_supported", None)
-        if supported is not None and supported(including_emulation=False):
-            chosen = MIXED
-        elif device.type == "cuda":
-            chosen = MIXED_FP16
-    found = recipe.model_copy(update={"dtype": chosen})
-    if found.mixed and is_first():
+    device_dtype = _device_dtype(recipe, config)
+    with_device_dtype = recipe.model_copy(update={"dtype": device_dtype})
+    if with_device_dtype.mixed and is_main_process():
+        base_dtype = with_device_dtype.base_dtype
         logger.warning("dtype=auto takes %s on this device, which is %s with float32 where it "
-                       "trains: dtype=float32 is wider", chosen, found.base_dtype)  # fmt: skip
-    return found
+                       "trains: dtype=float32 is wider", device_dtype, base_dtype)  # fmt: skip
+    return with_device_dtype
+
+
+def _device_dtype(recipe: Recipe, config: Any) -> str:
+    """The dtype of a recipe for the base of a config on the accelerator here, if there is one."""
+    device = accelerator(recipe.training)
+    is_narrow_checkpoint = getattr(config, "dtype", None) in (torch.bfloat16, torch.float16)
+    if device is None or not is_narrow_checkpoint:
+        return "float32"
+    # torch says bf16 is supported where it only emulates it, slowly.
+    is_bf16_supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+    if is_bf16_supported is not None and is_bf16_supported(including_emulation=False):
+        return MIXED
+    return MIXED_FP16 if device.type == "cuda" else "float32"
 
 
 def device_settings(recipe: Recipe) -> dict[str, Any]:
     """TrainingArguments for an accelerator; for a CPU and for MPS, only the autocast of mixed."""
     device = accelerator(recipe.training)
-    if recipe.dtype == MIXED_FP16 and device is None:
-        raise ValueError("dtype=mixed_float16 trains on an accelerator alone: take dtype=mixed")
-    narrow = recipe.dtype == MIXED or (recipe.dtype == "bfloat16" and device is not None)
-    settings: dict[str, Any] = {"bf16": True} if narrow and not recipe.training.get("fp16") else {}
-    if recipe.dtype == MIXED_FP16:
-        settings["fp16"] = True
-    if device is None:  # transformers asks to be told that autocast is for the CPU
-        on_cpu = settings and not torch.accelerator.is_available()
-        return {**settings, "use_cpu": True} if on_cpu else settings
+    settings = _autocast_settings(recipe, device)
+    if device is None:
+        # transformers asks to be told that autocast is for the CPU.
+        if settings and not torch.accelerator.is_available():
+            settings["use_cpu"] = True
+        return settings
     settings |= {"dataloader_num_workers": WORKERS, "dataloader_pin_memory": True}
     if device.type == "cuda" and torch.cuda.get_device_capability() >= AMPERE:
         settings["tf32"] = True
     return settings
+
+
+def _autocast_settings(recipe: Recipe, device: torch.device | None) -> dict[str, Any]:
+    """TrainingArguments for the dtype that the forward pass computes in."""
+    if recipe.dtype == MIXED_FP16:
+        if device is None:
+            raise ValueError("dtype=mixed_float16 trains on an accelerator alone: take dtype=mixed")
+        return {"fp16": True}
+    in_bf16 = recipe.dtype == MIXED or (recipe.dtype == "bfloat16" and device is not None)
+    # The user's fp16 wins, as the two exclude each other.
+    if in_bf16 and not recipe.training.get("fp16"):
+        return {"bf16": True}
+    return {}
 
 
 def take_one_device(args: Any, *, is_spread: bool = False) -> None:
@@ -157,31 +173,27 @@ def argument_errors() -> Iterator[None]:
 
 def training_arguments(
     recipe: Recipe,
-    method: dict[str, Any] | None = None,
+    method_settings: dict[str, Any] | None = None,
     *,
     quiet: bool = False,
-    again: bool = False,
+    recompute: bool = False,
 ) -> Seq2SeqTrainingArguments:
     """The recipe's settings, over those of its method, over our defaults for the device.
 
-    With ``again``, activations are computed again in the backward pass.
+    Args:
+        recipe: whose ``training`` has the user's settings.
+        method_settings: TrainingArguments that belong to the method.
+        quiet: no progress bar.
+        recompute: compute activations again in the backward pass, instead of keeping them.
     """
-    rate = {"learning_rate": default_rate(recipe.method)} if recipe.method in MAPS_ALONE else {}
-    ours = {**DEFAULTS, **rate, **device_settings(recipe)}
-    if recipe.pooling is not None:  # the layers that it passes over get no gradient
-        ours["ddp_find_unused_parameters"] = True
-    settings = {**ours, **(method or {}), **recipe.training}
+    settings = {**_default_settings(recipe), **(method_settings or {}), **recipe.training}
     if recipe.early_stopping is not None:
-        settings |= _for_early_stopping(recipe, settings) | recipe.training
+        # Keeping the best checkpoint is what early stopping is, so not even the user turns it off.
+        settings |= _early_stopping_settings(recipe, settings) | recipe.training
         settings["load_best_model_at_end"] = True
-    if again:
+    if recompute:
         settings |= CHECKPOINTING
-    by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    if by_accelerate or settings.get("deepspeed"):
-        raise ValueError(
-            "training under DeepSpeed is not tested: use training.fsdp=true, or leave out "
-            "training.deepspeed and accelerate's settings of DeepSpeed"
-        )
+    _refuse_deepspeed(settings)
     settings["use_cpu"] = settings.get("use_cpu") or only_cpu()
     with argument_errors():
         # A copy, because transformers changes the fsdp_config that it is given.
@@ -189,8 +201,33 @@ def training_arguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
         take_one_device(args, is_spread=recipe.device_map is not None)
-        _tell_compiler_of_tf32()
+        _set_matmul_precision()
         _try_out(args)
+    _refuse_arguments(recipe, args)
+    return args
+
+
+def _default_settings(recipe: Recipe) -> dict[str, Any]:
+    """Our TrainingArguments for the device, the method and the pooling of a recipe."""
+    settings = {**DEFAULTS, **device_settings(recipe)}
+    if recipe.method in MAPS_ALONE:
+        settings["learning_rate"] = default_rate(recipe.method)
+    if recipe.pooling is not None:  # the layers that it passes over get no gradient
+        settings["ddp_find_unused_parameters"] = True
+    return settings
+
+
+def _refuse_deepspeed(settings: dict[str, Any]) -> None:
+    by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if by_accelerate or settings.get("deepspeed"):
+        raise ValueError(
+            "training under DeepSpeed is not tested: use training.fsdp=true, or leave out "
+            "training.deepspeed and accelerate's settings of DeepSpeed"
+        )
+
+
+def _refuse_arguments(recipe: Recipe, args: TrainingArguments) -> None:
+    """Refuse arguments that transformers takes and that no training of ours can have."""
     if recipe.mixed and not (args.bf16 or args.fp16):
         raise ValueError(
             f"dtype={recipe.dtype} trains under autocast: leave out training.bf16=false and "
@@ -203,7 +240,6 @@ def training_arguments(
                 f"training.{name}={getattr(args, name):g} must be above 0, and finite: leave it "
                 "out for the usual one"
             )
-    return args
 
 
 # TrainingArguments that a CPU does not take, or takes otherwise.
@@ -224,42 +260,49 @@ def counting_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     return training_arguments(recipe.model_copy(update=on_cpu), quiet=True)
 
 
-def _tell_compiler_of_tf32() -> None:
+def _set_matmul_precision() -> None:
     """Set transformers' precision of products by torch's other name too; compilers ask for that."""
-    known = {"tf32": "high", "ieee": "highest"}.get(getattr(torch.backends, "fp32_precision", ""))
-    if known is not None:
-        torch.set_float32_matmul_precision(known)
+    fp32_precision = getattr(torch.backends, "fp32_precision", "")
+    matmul_precision = {"tf32": "high", "ieee": "highest"}.get(fp32_precision)
+    if matmul_precision is not None:
+        torch.set_float32_matmul_precision(matmul_precision)
 
 
 def _try_out(args: TrainingArguments) -> None:
     """Make what the Trainer makes of arguments, so that wrong ones fail before weights load."""
-    for report in get_reporting_integration_callbacks(args.report_to):
-        report()
+    for callback_class in get_reporting_integration_callbacks(args.report_to):
+        callback_class()
     weights = [torch.zeros(1, requires_grad=True)]
-    tried: torch.optim.Optimizer = torch.optim.SGD(weights, lr=args.learning_rate)
-    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
-    if not {"params", "model", "optimizer_dict"} & settings.keys():  # those are of the model itself
-        tried = kind(weights, **settings)
-    get_scheduler(args.lr_scheduler_type, tried, 0, 100, dict(args.lr_scheduler_kwargs or {}))
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(weights, lr=args.learning_rate)
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, nn.Linear(1, 1))
+    # Optimizers that need the model itself, such as GaLore's, cannot be tried out on one weight.
+    needs_model = bool({"params", "model", "optimizer_dict"} & settings.keys())
+    if not needs_model:
+        optimizer = optimizer_class(weights, **settings)
+    get_scheduler(args.lr_scheduler_type, optimizer, 0, 100, dict(args.lr_scheduler_kwargs or {}))
 
 
-def _for_early_stopping(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+def _early_stopping_settings(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     """TrainingArguments with which held-out rows are measured and the best checkpoint is kept.
 
     They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
     """
-    every = "steps" if "eval_steps" in recipe.training else "epoch"
-    every = str(recipe.training.get("eval_strategy", every))
-    if every == "no" or (recipe.eval_data is None and not recipe.dev_rows):
+    default_strategy = "steps" if "eval_steps" in recipe.training else "epoch"
+    strategy = str(recipe.training.get("eval_strategy", default_strategy))
+    has_held_out_rows = recipe.eval_data is not None or recipe.dev_rows > 0
+    if strategy == "no" or not has_held_out_rows:
         raise ValueError(
             f"early_stopping={recipe.early_stopping} needs held-out rows that are measured: pass "
             "eval_data=FILE or dev_rows=N, and leave out training.eval_strategy=no"
         )
     return {
-        "eval_strategy": every, "save_strategy": every, "load_best_model_at_end": True,
+        "eval_strategy": strategy,
+        "save_strategy": strategy,
+        "load_best_model_at_end": True,
         "save_steps": settings.get("eval_steps") or settings["logging_steps"],
+        # A resumed run goes on counting the evaluations without a better loss.
         "restore_callback_states_from_checkpoint": True,
-    }  # fmt: skip
+    }
 
 
 def held_out_metrics(
@@ -269,18 +312,19 @@ def held_out_metrics(
 
     An encoder–decoder that ``writes`` texts may be measured by them.
     """
-    chooses = held_out is not None and held_out.form == "choice"
-    names = ["eval_accuracy"] if chooses else []
-    if args.predict_with_generate and writes and held_out is not None:
-        row = held_out.rows[:1]
-        scored = held_out.protocol.score([answer_of(row[0])], row)  # one row tells the names
-        names = [f"eval_{name}" for name in scored]
-    short = [name.removeprefix("eval_") for name in names]
-    best = args.metric_for_best_model
-    if best not in (None, "loss", "eval_loss", *names, *short):
+    short_names: list[str] = []
+    if held_out is not None and args.predict_with_generate and writes:
+        # Only its result tells what a protocol measures, so a right answer is scored.
+        first_row = held_out.rows[0]
+        short_names = list(held_out.protocol.score([answer_of(first_row)], [first_row]))
+    elif held_out is not None and held_out.form == "choice":
+        short_names = ["accuracy"]
+    names = [f"eval_{name}" for name in short_names]
+    best_metric = args.metric_for_best_model
+    if best_metric not in (None, "loss", "eval_loss", *names, *short_names):
+        measured = f" ({', '.join(short_names)} are)" if short_names else ""
         raise ValueError(
-            f"training.metric_for_best_model={best!r} is not measured while training"
-            + (f" ({', '.join(short)} are)" if short else "")
-            + ": leave it out, for the held-out loss"
+            f"training.metric_for_best_model={best_metric!r} is not measured while training"
+            f"{measured}: leave it out, for the held-out loss"
         )
     return names

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.runs.folder import STATE_FILE, checkpoints
-from lorada.support.processes import all_or_none, gather_values, in_any_process
+from lorada.support.processes import all_gather, all_or_none, in_any_process
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState
         if not parameter.requires_grad or not parameter.is_floating_point():
             continue
         weight = parameter.detach()
-        weight = weight.to_local() if hasattr(weight, "to_local") else weight  # FSDP: a shard
+        if hasattr(weight, "to_local"):  # under FSDP, the shard that this process has
+            weight = weight.to_local()
         if not torch.isfinite(weight).all():
             raise _diverged(f"{name} is not finite after step {state.global_step}", args, state)
 
@@ -42,17 +43,21 @@ def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerStat
     broken = not bool(torch.isfinite(loss))
     if not in_any_process(broken, args.device):
         return
+    # The process with the broken loss says so; the others end with it.
     with all_or_none():
         if broken:
-            what = f"the loss became {float(loss)} at step {state.global_step + 1}"
-            raise _diverged(what, args, state)
+            event = f"the loss became {float(loss)} at step {state.global_step + 1}"
+            raise _diverged(event, args, state)
 
 
-def _diverged(what: str, args: TrainingArguments, state: TrainerState) -> DivergedError:
-    """The error with ``what`` happened, the newest checkpoint from before, and what to do."""
-    good = [path for at, path in checkpoints(Path(args.output_dir)) if at < state.global_step]
-    found = f"the last good checkpoint is {good[0]}" if good else "no good checkpoint was saved yet"
-    return DivergedError(f"{what}; {found}. Start again with a lower training.learning_rate")
+def _diverged(event: str, args: TrainingArguments, state: TrainerState) -> DivergedError:
+    """The error with what happened, the newest checkpoint from before, and what to do."""
+    last_good = "no good checkpoint was saved yet"
+    for step, path in checkpoints(Path(args.output_dir)):  # the newest first
+        if step < state.global_step:
+            last_good = f"the last good checkpoint is {path}"
+            break
+    return DivergedError(f"{event}; {last_good}. Start again with a lower training.learning_rate")
 
 
 class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
@@ -85,18 +90,40 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure nothing where an epoch was cut off, and save what is measured at a true end."""
-        if self.interrupted:
-            ends = float(state.epoch).is_integer() or state.global_step >= state.max_steps
-            control.should_evaluate &= ends
-            control.should_save = ends and (control.should_save or control.should_evaluate)
-            # With a limit of 1 the Trainer ends by deleting all checkpoints except the best.
-            args.save_total_limit = None
+        if not self.interrupted:
+            return
+        # transformers calls this after an interrupted epoch too, as if it had ended.
+        is_true_end = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        control.should_evaluate &= is_true_end
+        control.should_save = is_true_end and (control.should_save or control.should_evaluate)
+        # With a limit of 1 the Trainer ends by deleting all checkpoints except the best.
+        args.save_total_limit = None
 
     def restore(self) -> None:
         """Give SIGINT back to its previous handler."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+class StepTimer(TrainerCallback):  # type: ignore[misc]
+    """Measures the time of a step."""
+
+    def __init__(self) -> None:
+        self._step_ends: list[float] = []  # when each step of this process ended
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median time from the end of a step to that of the next; None before the second step.
+
+        Evaluations and saves lie between few steps, so they hardly move it.
+        """
+        step_times = [end - start for start, end in pairwise(self._step_ends)]
+        return median(step_times) if step_times else None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self._step_ends.append(time.monotonic())
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]
@@ -108,33 +135,25 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, *, measures: bool) -> None:
         self.measures = measures
-        self._ends: list[float] = []  # when each step of this process ended
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """The median time from the end of a step to that of the next; None before the second step.
-
-        Evaluations and saves lie between few steps, so they hardly move it.
-        """
-        between = [end - before for before, end in pairwise(self._ends)]
-        return median(between) if between else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare a save, and ask for a measurement before it, so that a resumed run has it too."""
-        self._ends.append(time.monotonic())
-        last = state.global_step >= state.max_steps
-        self._before_save(args, state, control, kwargs["model"], last=last)
+        is_last_step = state.global_step >= state.max_steps
+        self._before_save(args, state, control, kwargs["model"], is_last_step=is_last_step)
         if self.measures and args.eval_strategy == "steps":
-            control.should_evaluate |= last
+            control.should_evaluate |= is_last_step
         elif self.measures and args.eval_strategy == "no":
-            control.should_evaluate |= last or float(state.epoch or 0).is_integer()
+            is_end_of_epoch = float(state.epoch or 0).is_integer()
+            control.should_evaluate |= is_last_step or is_end_of_epoch
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare a save: ``save_strategy=epoch`` asks for one only now."""
-        self._before_save(args, state, control, kwargs["model"], last=False)
+        self._before_save(args, state, control, kwargs["model"], is_last_step=False)
 
     @staticmethod
-    def _before_save(args: Any, state: Any, control: Any, model: nn.Module, *, last: bool) -> None:
+    def _before_save(
+        args: Any, state: Any, control: Any, model: nn.Module, *, is_last_step: bool
+    ) -> None:
         if control.should_save:
             # The Trainer does not save the sum of the losses since its last log line, so a run that
             # resumes between two lines would log another mean than an uninterrupted run.
@@ -143,13 +162,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 # A checkpoint that is written again is whole when it is written to its end again.
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 (checkpoint / STATE_FILE).unlink(missing_ok=True)
-        if control.should_save or last:
+        if control.should_save or is_last_step:
             # Losses do not show what the last update broke. The processes wait for each other here,
             # so that none writes into a checkpoint that still counts as whole.
             refuse_broken(model, args, state)
 
 
-Sums = dict[str, list[tuple[Tensor, Tensor]]]  # layer → squared norms of each call
+# Layer → the squared norms ‖Attn_s·V‖² and ‖Attn·V‖² of each call of it.
+NormsByLayer = dict[str, list[tuple[Tensor, Tensor]]]
 
 NEGLIGIBLE = 1e-3  # relative norms below this are reported as doing nothing
 
@@ -172,9 +192,10 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.by_layer: dict[str, float] = {}
-        self._sums: Sums = {}
+        self._norms: NormsByLayer = {}
         self._names: dict[nn.Module, str] = {}
-        self._watching: weakref.finalize[..., RelativeNorm] | None = None
+        # While it measures: what stops it, at the latest when this callback is garbage.
+        self._stop_observing: weakref.finalize[..., RelativeNorm] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn the names of the model's layers."""
@@ -183,45 +204,50 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start to measure if this step is to be logged, or saved: ``RunCallback`` logs saves."""
+        self._norms = {}
         step = state.global_step + 1
-        every = max(int(state.logging_steps or args.logging_steps or 1), 1)
-        saves = max(int(state.save_steps or 0), 0) if args.save_strategy == "steps" else 0
-        logged = args.logging_strategy != "steps" or step % every == 0 or step == state.max_steps
-        logged = logged or (step == 1 and args.logging_first_step)
-        self._sums = {}
-        if logged or (saves and step % saves == 0):
-            self._watch()
+        if _will_log(step, args, state) or _will_save(step, args, state):
+            self._start_observing()
 
-    def _watch(self) -> None:
+    def _start_observing(self) -> None:
         self.stop()
         # A weak reference, so that attention does not keep the callback of an abandoned training.
-        me = weakref.ref(self)
-        context = observe(lambda seen: callback._observe(seen) if (callback := me()) else None)
+        weak_self = weakref.ref(self)
+
+        def pass_on(observation: Observation) -> None:
+            callback = weak_self()
+            if callback is not None:
+                callback._observe(observation)
+
+        context = observe(pass_on)
         context.__enter__()
-        self._watching = weakref.finalize(self, context.__exit__, None, None, None)
+        self._stop_observing = weakref.finalize(self, context.__exit__, None, None, None)
 
     def stop(self) -> None:
         """Stop measuring; call it too when training ends with an error."""
-        if self._watching is not None:
-            self._watching()
-            self._watching = None
+        if self._stop_observing is not None:
+            self._stop_observing()
+            self._stop_observing = None
 
-    def _observe(self, seen: Observation) -> None:
-        module = seen.call.module
+    def _observe(self, observation: Observation) -> None:
+        module = observation.call.module
         name = self._names.get(module)
-        if name is not None and module.training:
-            self._sums.setdefault(name, []).append(squared_norms(seen))
+        if name is not None and module.training:  # not while held-out rows are measured
+            self._norms.setdefault(name, []).append(squared_norms(observation))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop measuring."""
         self.stop()
-        if self._sums:
-            sums = _of_all_processes(self._sums) if args.world_size > 1 else self._sums
-            self.by_layer = {name: ratio_of(calls) for name, calls in sums.items()}
+        if not self._norms:
+            return
+        norms = self._norms
+        if args.world_size > 1:
+            norms = _gather_norms(norms)
+        self.by_layer = {name: ratio_of(calls) for name, calls in norms.items()}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Add the relative norm to the log line."""
-        if logs is None or "loss" not in logs or not self._sums:
+        if logs is None or "loss" not in logs or not self._norms:
             return  # this step was not measured
         values = {"relative_norm": self.mean, "relative_norm_max": max(self.by_layer.values())}
         logs.update(values)
@@ -242,11 +268,35 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
     @property
     def mean(self) -> float:
         """The mean over layers at the last measurement; NaN before the first."""
-        values = list(self.by_layer.values())
-        return sum(values) / len(values) if values else float("nan")
+        norms = list(self.by_layer.values())
+        return sum(norms) / len(norms) if norms else float("nan")
 
 
-def _of_all_processes(sums: Sums) -> Sums:
+def _will_log(step: int, args: Any, state: Any) -> bool:
+    """Whether the Trainer logs after this step, or may."""
+    if args.logging_strategy != "steps" or step == state.max_steps:
+        return True
+    if step == 1 and args.logging_first_step:
+        return True
+    logging_steps = max(int(state.logging_steps or args.logging_steps or 1), 1)
+    return step % logging_steps == 0
+
+
+def _will_save(step: int, args: Any, state: Any) -> bool:
+    """Whether the Trainer saves after this step because of ``save_steps``."""
+    save_steps = int(state.save_steps or 0)
+    return args.save_strategy == "steps" and save_steps > 0 and step % save_steps == 0
+
+
+def _gather_norms(norms: NormsByLayer) -> NormsByLayer:
     """The squared norms from all processes, which each read a part of the batch."""
-    shares = gather_values({name: [(a.cpu(), b.cpu()) for a, b in sums[name]] for name in sums})
-    return {name: [call for share in shares for call in share[name]] for name in sums}
+    own_norms: NormsByLayer = {}
+    for name, calls in norms.items():
+        own_norms[name] = [
+            (map_norm.cpu(), attention_norm.cpu()) for map_norm, attention_norm in calls
+        ]
+    all_norms: NormsByLayer = {name: [] for name in norms}
+    for process_norms in all_gather(own_norms):
+        for name in norms:
+            all_norms[name] += process_norms[name]
+    return all_norms

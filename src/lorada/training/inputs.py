@@ -65,16 +65,15 @@ class PreparedTraining(Prepared):
         return context_of(stretched(self.config, self.recipe.rope_factor))
 
     @cached_property
-    def most_answer_tokens(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         """The most tokens of an answer, as ``answer_limit`` finds them: it reads every response."""
         return answer_limit(self.rows, self.recipe, self.tokenizer, self.kind, self.context)
 
 
 def prepare(recipe: Recipe) -> Prepared:
     """Read the config and the tokenizer of a recipe's base model."""
-    trust = recipe.trust_remote_code
-    config = load_config(recipe.model, trust_remote_code=trust)
-    tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=trust)
+    config = load_config(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(recipe.model, config, trust_remote_code=recipe.trust_remote_code)
     if recipe.chat_template is not None:
         tokenizer.chat_template = read_template(recipe.chat_template)
     return Prepared(with_dtype(recipe, config), config, kind_of(config), tokenizer)
@@ -83,7 +82,9 @@ def prepare(recipe: Recipe) -> Prepared:
 def prepare_training(recipe: Recipe) -> PreparedTraining:
     """Read the base model's config and tokenizer and the rows, and plan the method."""
     base = prepare(recipe)
+    # A checkpoint that is a classifier already says which classes the rows may have.
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
+    # What does not go together with these rows is refused before the method is planned.
     if recipe.pooling is not None:
         refuse_pooling(recipe.pooling, base.config, rows.form, rows.path)
     if recipe.chat_template is not None and rows.form != "messages":
@@ -133,17 +134,27 @@ def loading_settings(
 
     A task head, if it is ``headed``, trains, so it is not quantised.
     """
-    place = device or (None if recipe.quantization is None else "cpu")
-    kept = [*HEADS, POOLER] if headed else None
+    unquantized_modules = [*HEADS, POOLER] if headed else None
     settings = {
-        "device_map": recipe.device_map or (None if place is None else {"": place}),
+        "device_map": _device_map(recipe, device),
         "attn_implementation": recipe.attn_implementation,
-        "quantization_config": _quantization(recipe, kept),
+        "quantization_config": _quantization(recipe, unquantized_modules),
     }
+    # What is None is left to transformers.
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
+def _device_map(recipe: Recipe, device: torch.device | None) -> Any:
+    """Which parts of the base go to which device; None leaves all on the CPU."""
+    if recipe.device_map is not None:
+        return recipe.device_map
+    if device is not None:
+        return {"": device}  # the whole model, by the empty name of its root
+    # Quantised weights would go to a GPU by themselves, where FSDP or nothing wants them.
+    return None if recipe.quantization is None else {"": "cpu"}
+
+
+def _quantization(recipe: Recipe, unquantized_modules: list[str] | None) -> Any:
     """nf4 with a second quantisation of its scales, as in QLoRA; int8 of the weights alone."""
     if recipe.quantization is None:
         return None
@@ -155,45 +166,58 @@ def _quantization(recipe: Recipe, kept: list[str] | None) -> Any:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, recipe.base_dtype),
-            llm_int8_skip_modules=kept,
+            llm_int8_skip_modules=unquantized_modules,  # of 4 bits too, in spite of its name
         )
     with needs_extra("torchao"):
         from torchao.quantization import Int8WeightOnlyConfig
-    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=kept)
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=unquantized_modules)
 
 
 def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
     """Refuse a quantisation or an attention that method or device cannot train with."""
-    if recipe.quantization is not None and plan.config is None:
+    if recipe.quantization is not None:
+        _refuse_quantization(recipe, plan)
+    if recipe.attn_implementation is not None:
+        _refuse_attention(recipe.attn_implementation, config, plan)
+
+
+def _refuse_quantization(recipe: Recipe, plan: Plan) -> None:
+    if plan.config is None:
         raise ValueError(
             f"quantization={recipe.quantization} and method={recipe.method}, which trains the "
             "base itself, exclude each other: choose a method with an adapter"
         )
-    if recipe.quantization is not None and on_mps(recipe.training):
+    if on_mps(recipe.training):
         raise ValueError(
             f"quantization={recipe.quantization} does not train on MPS: leave it out, or add "
             "training.use_cpu=true"
         )
     by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if recipe.quantization is not None and (by_accelerate or recipe.training.get("fsdp")):
+    if by_accelerate or recipe.training.get("fsdp"):
         raise ValueError(
             f"quantization={recipe.quantization} and training.fsdp, which shards weights of 16 or "
             "32 bits, exclude each other: leave out one of the two"
         )
-    asked = recipe.attn_implementation
-    if asked is None or "/" in asked:  # a kernel of the hub, which transformers fetches
+
+
+def _refuse_attention(implementation: str, config: Any, plan: Plan) -> None:
+    if "/" in implementation:  # a kernel of the hub, which transformers fetches
         return
-    if asked not in MASKED and (reason := _needs_masks(recipe, plan)):
-        raise ValueError(
-            f"attn_implementation={asked} does not work with {reason}: use {' or '.join(MASKED)}"
-        )
+    if implementation not in MASKED:
+        reason = _reason_for_masks(plan)
+        if reason is not None:
+            raise ValueError(
+                f"attn_implementation={implementation} does not work with {reason}: use "
+                f"{' or '.join(MASKED)}"
+            )
     try:
-        meta_model(config, asked)
+        meta_model(config, implementation)
     except (ImportError, ValueError) as error:  # no such one, or its package is missing
-        raise ValueError(f"attn_implementation={asked}: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"attn_implementation={implementation}: {message}") from error
 
 
-def _needs_masks(recipe: Recipe, plan: Plan) -> str | None:
+def _reason_for_masks(plan: Plan) -> str | None:
     """Which part of a method works only where attention takes any mask; None for none."""
     if any(isinstance(callback, load(SHIFTED_ATTENTION)) for callback in plan.callbacks):
         return "shifted sparse attention, which has a mask for each head"

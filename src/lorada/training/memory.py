@@ -16,54 +16,72 @@ import torch
 from lorada.data.tokenize import context_of
 from lorada.methods.meta_model import meta_model
 from lorada.runs.recipe import AUTO, Recipe
-from lorada.support.processes import all_or_none, gather_values, gpu_share, is_first
+from lorada.support.processes import all_gather, all_or_none, gpu_share, is_main_process
 from lorada.training.arguments import DEFAULTS, accelerator
 from lorada.training.models.loading import stretched
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a token in a layer, for each unit of width, with numbers of 16 and of 32 bits.
-KEPT = (60, 100)
+# Bytes of a token in a layer for each unit of width, if all that the layer makes is kept.
+KEPT_16_BIT, KEPT_32_BIT = 60, 100
 FITS = 0.85  # the share of the free memory that weights and activations may take
 TRAINED_BYTES = 16  # of a parameter in fp32, its gradient and AdamW's two moments
 LAYERS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")  # of encoder and decoder
-WEIGHT_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a parameter that is quantised
+QUANTIZED_BYTES = {"nf4": 0.6, "int8": 1.1}  # of a parameter
 # TrainingArguments that say what ``activation_checkpointing`` says. Beside ``auto`` they decide.
-TRAINERS_OWN = tuple(
-    f"{kind}_checkpointing{more}" for kind in ("gradient", "activation") for more in ("", "_kwargs")
-)
+TRAINERS_OWN = (
+    "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs",
+)  # fmt: skip
 
 
-def as_it_trains(recipe: Recipe, *, again: bool) -> Recipe:
-    """The recipe with ``off``, or ``full`` if computed ``again``, in place of ``auto``."""
-    if recipe.activation_checkpointing != AUTO or recipe.training.keys() & set(TRAINERS_OWN):
+def with_checkpointing(recipe: Recipe, *, recomputes: bool) -> Recipe:
+    """The recipe with what ``activation_checkpointing=auto`` came to: ``full`` or ``off``.
+
+    ``recomputes`` says whether the training computes activations again.
+    """
+    if recipe.activation_checkpointing != AUTO or _trainer_decides(recipe):
         return recipe
-    return recipe.model_copy(update={"activation_checkpointing": "full" if again else "off"})
+    decision = "full" if recomputes else "off"
+    return recipe.model_copy(update={"activation_checkpointing": decision})
 
 
-def recomputes(recipe: Recipe, config: Any, *, sequences: int = 1, whole: bool = False) -> bool:
+def _trainer_decides(recipe: Recipe) -> bool:
+    return any(name in recipe.training for name in TRAINERS_OWN)
+
+
+def needs_recomputing(
+    recipe: Recipe, config: Any, *, sequences_per_row: int = 1, trains_everything: bool = False
+) -> bool:
     """Whether a training computes its activations again; where ``auto`` does, a line says so.
 
-    A row has up to ``sequences``, one for each candidate; a method may train the ``whole`` base.
     Processes that train together decide alike, by the one with the least memory: under FSDP each
     waits for the weights that another one asks for.
+
+    Args:
+        recipe: with ``activation_checkpointing``, the model's dtype and the size of a batch.
+        config: of the base model.
+        sequences_per_row: the most that any row has, one for each candidate.
+        trains_everything: whether the method trains the base itself.
     """
-    asked = recipe.activation_checkpointing
-    if asked != AUTO or accelerator(recipe.training) is None:
-        return asked == "full"
-    need = step_bytes(recipe, config, sequences=sequences, whole=whole)
+    if recipe.activation_checkpointing != AUTO or accelerator(recipe.training) is None:
+        return recipe.activation_checkpointing == "full"
+    needed = step_bytes(
+        recipe, config, sequences_per_row=sequences_per_row, trains_everything=trains_everything
+    )
     with all_or_none():
-        own = memory_here(recipe)
-    memory = min(gather_values(own))
-    if need > FITS * memory and is_first():
-        sizes = (f"{size / 2**30:.0f}" for size in (need, memory))
+        own_memory = available_bytes(recipe)
+    least_memory = min(all_gather(own_memory))
+    if needed <= FITS * least_memory:
+        return False
+    if is_main_process():
         logger.warning("activation_checkpointing=auto takes full, as weights and activations of a "
-                       "step would be about %s of the %s GiB that are free: off is faster where "
-                       "they fit", *sizes)  # fmt: skip
-    return need > FITS * memory
+                       "step would be about %.0f of the %.0f GiB that are free: off is faster "
+                       "where they fit", needed / 2**30, least_memory / 2**30)  # fmt: skip
+    return True
 
 
-def memory_here(recipe: Recipe) -> int:
+def available_bytes(recipe: Recipe) -> int:
     """The bytes of the accelerator that a training may take: what is free, or its share of all.
 
     Asking what is free makes this process use the accelerator.
@@ -85,23 +103,33 @@ def device_bytes(recipe: Recipe) -> int | None:
     return int(getattr(torch, device.type).get_device_properties(device).total_memory)
 
 
-def step_bytes(recipe: Recipe, config: Any, *, sequences: int = 1, whole: bool = False) -> float:
+def step_bytes(
+    recipe: Recipe, config: Any, *, sequences_per_row: int = 1, trains_everything: bool = False
+) -> float:
     """What the weights and the activations of a step take, if all that a layer makes is kept.
 
     0 where the model cannot compute activations again, the Trainer is told whether to, or the
-    config does not say how many layers there are and how wide. ``sequences`` and ``whole`` are as
-    in ``recomputes``.
+    config does not say how many layers there are and how wide. The arguments are as in
+    ``needs_recomputing``.
     """
-    model, text = meta_model(config), config.get_text_config()
-    own = any(name in recipe.training for name in TRAINERS_OWN)
-    layers = sum(getattr(text, name, None) or 0 for name in LAYERS)
-    width = getattr(text, "hidden_size", None)
-    if own or model is None or not model.supports_gradient_checkpointing or not (layers and width):
+    model, text_config = meta_model(config), config.get_text_config()
+    if model is None or not model.supports_gradient_checkpointing or _trainer_decides(recipe):
         return 0.0
-    wide = recipe.base_dtype == "float32"
+    layers = sum(getattr(text_config, name, None) or 0 for name in LAYERS)
+    width = getattr(text_config, "hidden_size", None)
+    if not layers or not width:
+        return 0.0
+    weights = model.num_parameters() * _bytes_per_parameter(recipe, trains_everything)
     context = context_of(stretched(config, recipe.rope_factor)) or recipe.max_length
-    rows = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"] * sequences
-    units = layers * width * rows * min(recipe.max_length, context)
-    weight = WEIGHT_BYTES.get(recipe.quantization or "", 4.0 if wide else 2.0)
-    weight = TRAINED_BYTES if whole else weight
-    return float(model.num_parameters() * weight + KEPT[wide] * units)
+    batch_size = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"]
+    tokens = batch_size * sequences_per_row * min(recipe.max_length, context)
+    kept_bytes = KEPT_32_BIT if recipe.base_dtype == "float32" else KEPT_16_BIT
+    return float(weights + kept_bytes * layers * width * tokens)
+
+
+def _bytes_per_parameter(recipe: Recipe, trains_everything: bool) -> float:
+    if trains_everything:
+        return TRAINED_BYTES
+    if recipe.quantization is not None:
+        return QUANTIZED_BYTES[recipe.quantization]
+    return 4.0 if recipe.base_dtype == "float32" else 2.0

@@ -40,7 +40,7 @@ from lorada.data.task import Kind, Metrics
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import IGNORED, token_counts
 from lorada.support.error_messages import MEASURING, memory_remedy
-from lorada.support.processes import gather_values, is_first
+from lorada.support.processes import all_gather, is_main_process
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
 from lorada.training.models.adapters import save_beside
@@ -95,7 +95,7 @@ def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
     scores = [float(row["score"]) for row in rows.rows]
     mean, sd, layer = fmean(scores), pstdev(scores), _last_layer(base)
     biased = base.get_submodule(layer).bias is not None
-    if not biased and abs(mean) > FAR * sd and is_first():
+    if not biased and abs(mean) > FAR * sd and is_main_process():
         logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
                        "has no bias to hold their mean: subtract %g from them, or take an encoder",
                        abs(mean) / sd, mean)  # fmt: skip
@@ -321,7 +321,7 @@ class RunTrainer(Trainer):
         The first process writes ``trainer_state.json`` next, which makes the checkpoint complete.
         """
         super()._save_rng_state(output_dir)
-        gather_values(None)
+        all_gather(None)
 
 
 def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from peft.utils import ModulesToSaveWrapper, _get_submodules
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from lorada.support.error_messages import MOST, unknown_name
+from lorada.support.error_messages import MOST_NAMES, unknown_name
 from lorada.tuners.base.linears import linear_names, one_line_errors, within_layer, wrappers
 from lorada.tuners.base.merged_weights import (
     give_own_weights,
@@ -526,5 +526,5 @@ def chosen(config: Any) -> str:
 
 def listed(names: list[str]) -> str:
     """Names for an error: the first of them, and how many more there are."""
-    more = f" and {len(names) - MOST} more" if names[MOST:] else ""
-    return (", ".join(names[:MOST]) or "none") + more
+    more = f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else ""
+    return (", ".join(names[:MOST_NAMES]) or "none") + more
