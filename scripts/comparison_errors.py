@@ -65,7 +65,7 @@ from scipy.stats import permutation_test
 from search_errors import print_rates
 from until_errors import print_until
 
-from lorada.compare.statistics import ALPHA, Common, detectable, holm, mean_score, paired_p
+from lorada.decision.statistics import ALPHA, Common, detectable, holm, mean_score, paired_p
 
 RIGHT = 0.8  # log-odds of a right answer on a row of middling difficulty: 69 %
 EASE = 1.2  # standard deviation of the rows' ease, in log-odds

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from made_up_worlds import WORLDS, World, made_up
 
-from lorada.compare.decide import decide
-from lorada.compare.decision_in_words import Decision
-from lorada.compare.statistics import ALPHA, Common, by_group, holm, mean_score, paired_p
+from lorada.decision.decide import decide
+from lorada.decision.decision_sentence import Decision
+from lorada.decision.statistics import ALPHA, Common, by_group, holm, mean_score, paired_p
 
 ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"
 NEAR = ("lora", "dora", "lmam", "lora+lmam", "adapter_ffn", "pfeiffer")  # of about one size

@@ -21,9 +21,9 @@ import numpy as np
 from made_up_worlds import BASE, World, made_up
 from scipy.stats import t
 
-from lorada.compare.decide import decide
-from lorada.compare.expected_loss import expected_losses
-from lorada.compare.statistics import Common, difference, holm
+from lorada.decision.decide import decide
+from lorada.decision.expected_loss import expected_losses
+from lorada.decision.statistics import Common, difference, holm
 
 STEADY = replace(BASE, run=0.03, rows=5000, taste=0.1)
 MANY_ROWS = replace(STEADY, run=0.02, rows=10_000, seeds=5)

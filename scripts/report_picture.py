@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import yaml
 from playwright.sync_api import sync_playwright
 
-from lorada.compare.report.read import read_comparison
+from lorada.compare.read_results import read_comparison
 from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.report.write_report import page as report_page
 

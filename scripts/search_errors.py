@@ -25,8 +25,8 @@ from search_worlds import print_worlds
 
 from lorada.compare.learning_rate import Space
 from lorada.compare.rate_rule import FACTOR, next_value, taken_value
-from lorada.compare.statistics import ALPHA, paired_p
 from lorada.compare.stored_plan import Point, Trial
+from lorada.decision.statistics import ALPHA, paired_p
 
 ERROR = 0.02  # standard deviation of a measured loss, in nats
 POINTS = 18.0  # of accuracy that one unit of log-odds is worth, near 75 %

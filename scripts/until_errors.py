@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 from made_up_worlds import BASE, World, made_up
 
-from lorada.compare.expected_loss import expected_losses
 from lorada.compare.spec import LEAST_RUNS
 from lorada.compare.until import next_method
+from lorada.decision.expected_loss import expected_losses
 
 SEEDS = 5
 UNTIL = (1.0, 0.5)

@@ -280,7 +280,7 @@ def made_up_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made_up_summary(made_up_folder):
-    from lorada.compare.report.read import read_comparison
+    from lorada.compare.read_results import read_comparison
     from lorada.compare.report.summarize_comparison import summarize
 
     return summarize(read_comparison(made_up_folder))

@@ -22,7 +22,7 @@ from typing import Any
 from library.page import write_marked
 from matplotlib.figure import Figure
 
-from lorada.compare.statistics import holm
+from lorada.decision.statistics import holm
 from lorada.paper.table_lines import load_published
 
 ROOT = Path(__file__).parents[2]

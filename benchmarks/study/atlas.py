@@ -21,10 +21,10 @@ from foretold import detectable
 from kept import DOCS, Found, Measured, keep, kept, read, write_marked
 from run import ATLAS, ATLAS_TASKS, MAPS
 
-from lorada.compare.decide import decide
-from lorada.compare.decision_in_words import Decision
-from lorada.compare.run_variances import Common
-from lorada.compare.statistics import ALPHA, holm, letters, paired_p
+from lorada.decision.decide import decide
+from lorada.decision.decision_sentence import Decision
+from lorada.decision.run_variances import Common
+from lorada.decision.statistics import ALPHA, holm, letters, paired_p
 
 KEPT = DOCS / "results" / "atlas.json.gz"
 SCRIPT = "study/atlas.py"

@@ -6,7 +6,7 @@ Of two or three seeds they are too narrow (docs/compare.md), so comparisons have
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.compare.statistics import LEVEL, Scores
+from lorada.decision.statistics import LEVEL, Scores
 
 DRAWS = 10_000
 PART = 200_000  # rows drawn at once: few enough for the processor's cache

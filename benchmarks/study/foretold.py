@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lorada.compare.statistics import (
+from lorada.decision.statistics import (
     Common,
     Scores,
     _p_value,

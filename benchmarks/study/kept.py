@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 from library.page import write_marked as write_marked
 
-from lorada.compare.report.read import CandidateResult, read_comparison
-from lorada.compare.statistics import holm, paired_p
+from lorada.compare.read_results import CandidateResult, read_comparison
+from lorada.decision.statistics import holm, paired_p
 from lorada.support.files import atomic_path
 
 DOCS = Path(__file__).parents[2] / "docs"

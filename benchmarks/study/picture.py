@@ -8,7 +8,7 @@ import numpy as np
 from kept import Measured, corrected
 from scipy.optimize import brentq
 
-from lorada.compare.statistics import ALPHA, Scores, paired_p
+from lorada.decision.statistics import ALPHA, Scores, paired_p
 
 
 class Difference(NamedTuple):

@@ -53,7 +53,7 @@ import numpy as np
 from rows import GLUE, Row, glue, knights, write, written
 from run import COMMON, SETTINGS
 
-from lorada.compare.statistics import ALPHA, Scores, holm, paired_p
+from lorada.decision.statistics import ALPHA, Scores, holm, paired_p
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.result import read_predictions

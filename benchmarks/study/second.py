@@ -33,7 +33,7 @@ from run import (
     WRITER_METHODS,
 )
 
-from lorada.compare.statistics import ALPHA, holm
+from lorada.decision.statistics import ALPHA, holm
 
 KEPT = DOCS / "results" / "study2.json.gz"
 SCRIPT = "study/second.py"

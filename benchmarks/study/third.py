@@ -27,7 +27,7 @@ from run import (
     PRINTED_ON_LORA,
 )
 
-from lorada.compare.statistics import (
+from lorada.decision.statistics import (
     ALPHA,
     Scores,
     detectable_by,

@@ -11,8 +11,8 @@ from lorada.support.version import __version__
 
 if TYPE_CHECKING:
     from lorada import functional, tuners
-    from lorada.compare.decide import decide
     from lorada.data.tasks import TASKS
+    from lorada.decision.decide import decide
     from lorada.explore.explanation import explain
     from lorada.methods.build import build_method
     from lorada.methods.table import METHODS
@@ -49,7 +49,7 @@ _LAZY = {
     "as_stack": "lorada.tuners.stack.stack_config",
     "bake": "lorada.tuners.lmam",
     "build_method": "lorada.methods.build",
-    "decide": "lorada.compare.decide",
+    "decide": "lorada.decision.decide",
     "explain": "lorada.explore.explanation",
     "merge_weights": "lorada.tuners.stack.merging",
 }

@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
-    from lorada.compare.read_scores import read_scores
+    from lorada.decision.read_scores import read_scores
 
     words = ("decide", "scores.csv", "--costs", "costs.yaml", "--baseline", "commonest")
     found = json.loads(printed(*LORADA, *words, "--json", folder=folder))

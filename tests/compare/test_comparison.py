@@ -14,7 +14,7 @@ from queue_jobs import is_gone
 
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
 from lorada.compare.rate_rule import FACTOR
-from lorada.compare.report.read import read_comparison
+from lorada.compare.read_results import read_comparison
 from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4

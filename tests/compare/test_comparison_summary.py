@@ -15,7 +15,7 @@ from made_up_comparison import HELD_OUT, write_made_up
 from pydantic import TypeAdapter
 
 import lorada
-from lorada.compare.report.read import (
+from lorada.compare.read_results import (
     CandidateResult,
     Results,
     ScoredRun,
@@ -25,9 +25,9 @@ from lorada.compare.report.read import (
 from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.report.write_report import page
 from lorada.compare.spec import Comparison
-from lorada.compare.statistics import Common, mean_score
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, Search, Trial
 from lorada.data.row_lengths import RowLengths
+from lorada.decision.statistics import Common, mean_score
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number

@@ -13,7 +13,7 @@ from made_up_comparison import renamed, write_made_up
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
-from lorada.compare.report.read import CandidateResult
+from lorada.compare.read_results import CandidateResult
 from lorada.compare.report.summarize_comparison import Baseline, Disagreement, Summary
 from lorada.compare.report.write_report import note, table, write_report
 from lorada.compare.report.write_report import page as comparison_page

@@ -11,13 +11,13 @@ from compared import comparison, model_and_rows
 from paths import ROOT
 
 from lorada.compare import until
-from lorada.compare.expected_loss import expected_losses
 from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.make_plan import make_plan
 from lorada.compare.run import read, until_of
-from lorada.compare.statistics import by_group
 from lorada.compare.trainings import comparison_jobs
 from lorada.compare.until import Until, next_method
+from lorada.decision.expected_loss import expected_losses
+from lorada.decision.statistics import by_group
 from lorada.runs.folder import locked
 
 sys.path.append(str(ROOT / "scripts"))

@@ -336,8 +336,8 @@ def decide(
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
-    from lorada.compare.decide import decide as decided
-    from lorada.compare.read_scores import baseline_of, read_costs, read_scores
+    from lorada.decision.decide import decide as decided
+    from lorada.decision.read_scores import baseline_of, read_costs, read_scores
 
     read = read_scores(scores)
     without = {}

@@ -1,1 +1,1 @@
-"""Which method to take: tests of scores, the decision, and how it is said; without torch."""
+"""Which method for these rows: the plan, the search for a rate, the runs, the report."""

@@ -17,12 +17,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorada.compare.expected_loss import expected_losses
 from lorada.compare.jobs.job import Job
-from lorada.compare.report.read import read_comparison
-from lorada.compare.run_variances import Common, Runs, Scores
+from lorada.compare.read_results import read_comparison
 from lorada.compare.spec import LEAST_RUNS
-from lorada.compare.statistics import by_group
+from lorada.decision.expected_loss import expected_losses
+from lorada.decision.run_variances import Common, Runs, Scores
+from lorada.decision.statistics import by_group
 
 
 def next_method(

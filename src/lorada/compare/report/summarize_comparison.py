@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.decide import decide
-from lorada.compare.decision_in_words import Decision
-from lorada.compare.report.read import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
+from lorada.compare.read_results import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
 from lorada.compare.report.verdict_and_limits import (
     PERCENT,
     Scale,
@@ -22,9 +20,11 @@ from lorada.compare.report.verdict_and_limits import (
     verdict,
     windows_overlap,
 )
-from lorada.compare.run_variances import TINY, Scores
-from lorada.compare.statistics import by_group, has_no_spread, mean_score
 from lorada.compare.stored_plan import Candidate, ComparisonPlan
+from lorada.decision.decide import decide
+from lorada.decision.decision_sentence import Decision
+from lorada.decision.run_variances import TINY, Scores
+from lorada.decision.statistics import by_group, has_no_spread, mean_score
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
 from lorada.support.in_words import answer_in_words

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lorada.compare.decision_in_words import Decision
-from lorada.compare.report.read import CandidateResult, Results
-from lorada.compare.run_variances import TINY
-from lorada.compare.score_units import PERCENT as PERCENT_UNIT
-from lorada.compare.statistics import ALPHA, detectable, rows_needed
+from lorada.compare.read_results import CandidateResult, Results
 from lorada.compare.stored_plan import Search
+from lorada.decision.decision_sentence import Decision
+from lorada.decision.run_variances import TINY
+from lorada.decision.score_units import PERCENT as PERCENT_UNIT
+from lorada.decision.statistics import ALPHA, detectable, rows_needed
 from lorada.support.files import as_typed
 from lorada.support.in_words import counted
 from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lorada.compare.read_results import CandidateResult, read_comparison
 from lorada.compare.report.expected_loss_plot import cost_picture
-from lorada.compare.report.read import CandidateResult, read_comparison
 from lorada.compare.report.summarize_comparison import Baseline, Summary, summarize
 from lorada.support.files import json_text, write_atomic
 from lorada.support.html import render_page

@@ -7,8 +7,8 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lorada.compare.decision_in_words import COSTS, Costs
-from lorada.compare.run_variances import Scores
+from lorada.decision.decision_sentence import COSTS, Costs
+from lorada.decision.run_variances import Scores
 from lorada.support.error_messages import unknown_name
 from lorada.support.in_words import counted
 

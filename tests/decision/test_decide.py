@@ -7,8 +7,8 @@ import pytest
 from made_up_worlds import WORLDS, World, made_up
 from scipy import stats
 
-from lorada.compare.decide import decide
-from lorada.compare.statistics import (
+from lorada.decision.decide import decide
+from lorada.decision.statistics import (
     ALPHA,
     Common,
     by_group,

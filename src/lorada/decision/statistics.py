@@ -35,7 +35,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lorada.compare.run_variances import TINY, Common, Runs, Scores
+from lorada.decision.run_variances import TINY, Common, Runs, Scores
 from lorada.support.error_messages import needs_extra
 
 LEVEL = 0.95  # of intervals

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from search_errors import measure_search
 
-from lorada.compare.run_variances import Common, Runs
-from lorada.compare.statistics import (
+from lorada.decision.run_variances import Common, Runs
+from lorada.decision.statistics import (
     ALPHA,
     by_group,
     detectable,

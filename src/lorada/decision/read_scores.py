@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lorada.compare.run_variances import Scores
 from lorada.data.read_rows import read_rows
+from lorada.decision.run_variances import Scores
 from lorada.runs.recipe import read_yaml
 
 COLUMNS = ["method", "seed", "row", "score"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorada.compare.run_variances import Scores
+from lorada.decision.run_variances import Scores
 
 PERCENT = "%"
 PERCENT_NAMES = (PERCENT, "percent")  # as a user may call it

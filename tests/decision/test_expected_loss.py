@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from lorada.compare.decide import decide
-from lorada.compare.expected_loss import DRAWS, VARIANCES, expected_losses, posterior
+from lorada.decision.decide import decide
+from lorada.decision.expected_loss import DRAWS, VARIANCES, expected_losses, posterior
 
 SAME = 1e-9  # relative; two ways to compute one number
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lorada.compare.read_scores import baseline_of, read_costs, read_scores
+from lorada.decision.read_scores import baseline_of, read_costs, read_scores
 
 HEAD = "method,seed,row,score\n"
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.compare.run_variances import Common, Runs, Scores
+from lorada.decision.run_variances import Common, Runs, Scores
 
 VARIANCES = 100  # draws of the variances between runs
 DRAWS = 40  # of true means, for each of these

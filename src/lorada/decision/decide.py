@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lorada.compare.check_scores import (
+from lorada.decision.check_scores import (
     check_costs,
     checked_number,
     group_places,
@@ -18,10 +18,10 @@ from lorada.compare.check_scores import (
     score_tables,
     seed_orders,
 )
-from lorada.compare.decision_in_words import CHEAPER, COSTS, Costs, Decision, saved, sentence
-from lorada.compare.expected_loss import Posterior, posterior
-from lorada.compare.run_variances import TINY, Common, Scores
-from lorada.compare.score_units import (
+from lorada.decision.decision_sentence import CHEAPER, COSTS, Costs, Decision, saved, sentence
+from lorada.decision.expected_loss import Posterior, posterior
+from lorada.decision.run_variances import TINY, Common, Scores
+from lorada.decision.score_units import (
     PERCENT,
     UNKNOWN,
     ScoreUnit,
@@ -32,7 +32,7 @@ from lorada.compare.score_units import (
     unit_of,
     zoom_of,
 )
-from lorada.compare.statistics import (
+from lorada.decision.statistics import (
     ALPHA,
     LEVEL,
     POWER,

@@ -7,7 +7,7 @@ import pytest
 from folders import refused
 from made_up_comparison import HELD_OUT, write_made_up
 
-from lorada.compare.report.read import read_comparison
+from lorada.compare.read_results import read_comparison
 from lorada.compare.report.write_report import write_report
 
 LORA = "runs/lora/115200/seed1"

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat
 
-from lorada.compare.run_variances import Scores
-from lorada.compare.score_units import UNKNOWN, ScoreUnit, named_unit, unit_of
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.stored_plan import (
     BASELINES_FILE,
@@ -26,6 +24,8 @@ from lorada.compare.stored_plan import (
     search_of,
     settled,
 )
+from lorada.decision.run_variances import Scores
+from lorada.decision.score_units import UNKNOWN, ScoreUnit, named_unit, unit_of
 from lorada.runs.result import read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 from lorada.support.row_sources import CODE

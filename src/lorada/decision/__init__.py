@@ -1,0 +1,1 @@
+"""Which method to take, from scores of any trainer: tests, expected losses, the sentence."""
