@@ -18,8 +18,8 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
-from double import in_double
 from folders import TURNS, bart_folder, bert_folder, llama_folder, rows_file
+from in_double import in_double
 from jaxtyping import install_import_hook
 from tiers import mark_second_tier
 from torch import Tensor
@@ -235,7 +235,7 @@ def place(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def folder(request, place) -> Callable[[str], Path]:
     """The folder of a run of the module's ``RUNS``, which is trained at its first use."""
-    from trained import train_once
+    from trained_runs import train_once
 
     runs, settings = request.module.RUNS, request.module.SETTINGS
     return lambda name: train_once(place, name, runs, settings)
@@ -252,12 +252,12 @@ def shapes_unchecked() -> Iterator[None]:
 @pytest.fixture
 def jobs_here(monkeypatch) -> None:
     """Jobs in the process of the test, where it can change what they call."""
-    import here
+    import jobs_in_process
 
     from lorada.compare.jobs.pool import Workers  # after the hook that checks shapes
 
-    monkeypatch.setattr(Workers, "start", here.start)
-    monkeypatch.setattr(Workers, "wait", here.wait)
+    monkeypatch.setattr(Workers, "start", jobs_in_process.start)
+    monkeypatch.setattr(Workers, "wait", jobs_in_process.wait)
 
 
 @pytest.fixture(scope="session")

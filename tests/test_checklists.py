@@ -120,6 +120,7 @@ def test_the_map_is_changed_in_one_file_and_its_tests_pass(tmp_path):
     assert count > 5
 
 
+@pytest.mark.more
 def test_a_task_takes_three_files_and_passes_the_shared_tests(tmp_path):
     root, by_hand, count = followed("Add a task", tmp_path)
     assert len(by_hand) == 3

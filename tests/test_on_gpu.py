@@ -16,7 +16,7 @@ import torch
 from exact_cells import CELLS, COVERED, adapted, alone, assert_as_plain
 from folders import llama_folder, rows_file
 from programs import printed
-from trained import QUICK, before_its_end, run_recipe
+from trained_runs import QUICK, before_its_end, run_recipe
 from transformers.utils import is_flash_attn_2_available
 
 from lorada.inference.load import load_run

@@ -12,6 +12,7 @@ from library.timing import Action
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TESTS = Path(__file__).parents[2] / "tests"
+HELPERS = TESTS / "helpers"
 # Llama-3.1-8B and Llama-3.2-1B without their layers and vocabulary, which parts choose.
 SHAPE_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
@@ -98,8 +99,8 @@ class Machine:
 
 def find_tests() -> None:
     """Let models and cases of the tests be imported."""
-    if str(TESTS) not in sys.path:
-        sys.path.append(str(TESTS))
+    if str(HELPERS) not in sys.path:
+        sys.path.append(str(HELPERS))
 
 
 def spread(values: Sequence[float], digits: int) -> str:

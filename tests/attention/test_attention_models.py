@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, inputs
 from conftest import DECODERS, ENCODERS, TINY, assert_all_close, assert_close, gradients
-from covering import covering
+from covering_cases import covering
 from exact_cells import LENGTH, PAD, alone
 from exact_cells import PROMPTS as SAMPLES
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict

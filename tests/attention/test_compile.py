@@ -113,6 +113,7 @@ def packed(sizes):
     }
 
 
+@pytest.mark.more
 def test_packed_rows_compile_by_their_lengths_and_are_refused_by_positions_alone():
     model = stack().eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -124,6 +125,7 @@ def test_packed_rows_compile_by_their_lengths_and_are_refused_by_positions_alone
             compiled(**inputs)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("padding", [None, "left"])
 def test_tokens_behind_a_static_cache_are_one_graph(padding):
     """As with mode="reduce-overhead", which captures what is one graph."""
@@ -167,6 +169,7 @@ class WithoutCache(torch.nn.Module):
         return self.model(input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("padding", [None, pytest.param("left", marks=pytest.mark.slow)])
 def test_an_exported_baked_model_gives_the_same_logits_for_other_shapes(padding):
     model = stack().eval()
@@ -194,6 +197,7 @@ def test_a_training_step_with_checkpoints_is_one_graph():
             assert_same_step(compiled, model, inputs, terms=rows * tokens * 48)
 
 
+@pytest.mark.more
 def test_under_the_functions_of_transformers_exporters_it_traces_and_computes_the_same():
     """They replace some of torch's, such as cummax by one that returns a plain tuple."""
     model, padded, packed = stack().eval(), batch(3, 24, "left"), batch(1, 24, None)

@@ -11,7 +11,7 @@ import exact_page
 import pytest
 import torch
 from conftest import assert_close
-from covering import covering
+from covering_cases import covering
 from exact_cells import (
     CELLS,
     COVERED,

@@ -88,12 +88,14 @@ def test_a_map_takes_few_launches_of_a_training_step(tokens, padded, options, mo
     assert backward <= most[1]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("padded", [True, False], ids=PADDED)
 def test_a_map_takes_few_launches_of_a_token_under_it(padded):
     (launches,) = added_by_a_layer(launches_of_token, 32, 64, padded)
     assert launches <= 7
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("baked", [True, False], ids=["baked", "factors"])
 @pytest.mark.parametrize("padded", [True, False], ids=PADDED)
 def test_a_map_takes_no_launch_of_a_token_that_every_row_has_past_it(padded, baked):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import assert_close, assert_same_gradients, rounding
-from double import in_double
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_double import in_double
 from library.llama_layer import kept_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -370,6 +370,7 @@ def packed_tables(draw: st.DrawFn) -> TokenTable:
     return packed(seen, asked, lost, draw(st.integers(0, 2)))
 
 
+@pytest.mark.more
 @settings(deadline=None, max_examples=60)
 @given(packed_tables(), ABLATIONS, ALIGNS)
 def test_sequences_of_a_row_have_a_map_each(table, ablation, align):
@@ -402,6 +403,7 @@ def laid_out(table: TokenTable, how: str) -> Tensor:
     return torch.randn(1, GROUPS, keys, WIDTH).expand(batch, -1, -1, -1)
 
 
+@pytest.mark.more
 @settings(deadline=None, max_examples=100)
 @given(padded_tables(), st.sampled_from(["with room behind", "head by head", "one for all"]),
        ABLATIONS, ALIGNS, st.booleans(), st.none() | st.integers(1, 4))  # fmt: skip

@@ -54,6 +54,7 @@ def test_a_method_computes_what_its_reference_does(name, settings):
     check(*setups(costs.rows()[name], settings))
 
 
+@pytest.mark.more
 def test_a_new_method_is_a_row_and_without_a_reference_is_timed_alone(
     settings, tmp_path, monkeypatch
 ):

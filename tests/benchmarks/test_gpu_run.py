@@ -27,6 +27,7 @@ def rows_of(part, machine):
     return json.loads(json.dumps(rows))  # as it comes from the file
 
 
+@pytest.mark.more
 def test_methods_are_compared_with_a_cpu_in_fp64_and_only_what_is_missing_is_measured(
     machine, tmp_path, monkeypatch
 ):
@@ -54,11 +55,13 @@ def test_methods_are_compared_with_a_cpu_in_fp64_and_only_what_is_missing_is_mea
     assert f"Not measured: {first} (too large)." in page.read_text()
 
 
+@pytest.mark.more
 def test_the_tests_of_a_gpu_run_in_a_process_and_are_counted(machine):
     (row,) = rows_of(gpu_tests, machine).values()
     assert (row["passed"], row["failed"]) == (1, 0)
 
 
+@pytest.mark.more
 def test_the_map_is_timed_beside_none_and_the_paper_s_form(machine):
     step, token = rows_of(map_costs, machine).values()
     assert set(step["ms"]) == {"off", "on", "off_again", "paper"}
@@ -66,6 +69,7 @@ def test_the_map_is_timed_beside_none_and_the_paper_s_form(machine):
     assert token["kernels"]["on"] > token["kernels"]["off"]
 
 
+@pytest.mark.more
 def test_trainings_are_measured_beside_trl_and_peft(machine):
     pytest.importorskip("trl", reason="needs the train extra: pip install 'lorada[train]'")
     for name, row in rows_of(trainings, machine).items():
@@ -90,11 +94,13 @@ def test_finished_runs_are_scored_and_write(machine):
     assert (len(encoder["rows"]), encoder["tokens"]) == (1, [])
 
 
+@pytest.mark.more
 def test_answers_of_three_ways_are_the_same(machine):
     (row,) = rows_of(answers, machine).values()
     assert row["same"] == {"refilled": row["rows"], "continuous": row["rows"]}
 
 
+@pytest.mark.more
 def test_waits_are_counted_in_a_step_and_in_tokens(machine):
     assert [row["waits"] for row in rows_of(waits, machine).values()] == [{}, {}]
 

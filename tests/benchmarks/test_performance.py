@@ -39,6 +39,7 @@ def run_with(monkeypatch, script, settings, folder, **changes):
     script.main()
 
 
+@pytest.mark.more
 def test_rows_are_measured_and_written_and_those_of_other_settings_left_alone(
     settings, files, tmp_path, monkeypatch, capsys
 ):
@@ -80,6 +81,7 @@ def test_a_row_shows_its_day_and_stays_where_no_package_that_decides_it_has_chan
     assert "accelerate" not in str(error.value)
 
 
+@pytest.mark.more
 def test_a_row_is_only_measured_if_it_computes_the_same(settings, files, monkeypatch):
     wrong_map = torch.ones(4, 128, 128) / 100
     monkeypatch.setattr(paper_attention, "low_rank_map", lambda *factors: wrong_map)

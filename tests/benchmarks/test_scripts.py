@@ -28,6 +28,7 @@ def test_refilled_answers_are_those_of_padded_batches(tmp_path):
     assert "6 of 6" in page.read_text()
 
 
+@pytest.mark.more
 def test_a_curve_of_a_training_step_has_both_losses_at_each_point(tmp_path, monkeypatch):
     few = measure_training_growth.Curve("vocabulary", [(4, 128, 64), (4, 128, 128)])
     monkeypatch.setattr(measure_training_growth, "CURVES", {"vocabulary": few})

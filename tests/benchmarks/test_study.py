@@ -25,8 +25,9 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @pytest.mark.parametrize(
     ("name", "page", "pictures"),
-    [("second", "study", ["study2"]), ("third", "study", []),
-     ("atlas", "atlas", ["atlas", "atlas-pairs"])],
+    [pytest.param("second", "study", ["study2"], marks=pytest.mark.more),
+     ("third", "study", []),
+     pytest.param("atlas", "atlas", ["atlas", "atlas-pairs"], marks=pytest.mark.more)],
     ids=["second", "third", "atlas"],
 )  # fmt: skip
 def test_a_page_and_its_pictures_are_made_of_what_is_kept(

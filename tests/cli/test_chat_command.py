@@ -39,6 +39,7 @@ def written(json_of, folder):
     return text
 
 
+@pytest.mark.more
 def test_answers_alone_go_to_the_output(chat, written, place):
     code, out, err = chat([QUESTION, "", QUESTION], "map [b]")
     assert code == 0
@@ -88,6 +89,7 @@ def order_desk(count):
     return rows
 
 
+@pytest.mark.more
 def test_a_run_of_chats_gives_the_first_answer_first(call, works, tmp_path, monkeypatch):
     rows = rows_file(tmp_path / "desk.jsonl", order_desk(120))
     sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
@@ -107,6 +109,7 @@ def test_a_run_of_chats_gives_the_first_answer_first(call, works, tmp_path, monk
     assert out.splitlines()[-1] == f"next: lorada chat {run}"
 
 
+@pytest.mark.more
 def test_a_conversation_is_read_until_it_is_forgotten(chat, written):
     _, out, err = chat(["0123"] * 3, "talk")
     first = written("talk", "0123") + "\n"

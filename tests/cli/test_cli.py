@@ -42,6 +42,7 @@ def train_words(place, run, *more, method="lorada_la", model="llama"):
     ]  # fmt: skip
 
 
+@pytest.mark.more
 def test_a_run_says_its_losses_and_is_scored_on_the_held_out_rows_of_its_training(
     works, place, tmp_path
 ):
@@ -58,6 +59,7 @@ def test_a_run_says_its_losses_and_is_scored_on_the_held_out_rows_of_its_trainin
     assert len(read_predictions(tmp_path / "run")) == metrics["n"] == 5
 
 
+@pytest.mark.more
 def test_json_output_is_nothing_but_json_also_where_colours_are_forced(
     works, json_of, place, tmp_path, monkeypatch
 ):

@@ -7,9 +7,9 @@ from pathlib import Path
 from unittest.mock import Mock, patch
 
 import pytest
-from compared import model_and_rows
+from comparisons import model_and_rows
 from folders import ROWS, rows_file
-from trained import failing_for
+from trained_runs import failing_for
 
 from lorada.compare import learning_rate, run
 from lorada.compare.jobs.job import JOB_FILE
@@ -107,6 +107,7 @@ def comparison(works, place):
     return folder
 
 
+@pytest.mark.more
 def test_training_rows_can_be_held_out_if_allowed_and_without_trials_the_default_rate_is_taken(
     comparison,
 ):
@@ -167,6 +168,7 @@ def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     assert "1 of 1 jobs were done before" in err
 
 
+@pytest.mark.more
 def test_other_rows_are_noticed_when_a_comparison_goes_on(mistake, works, place, tmp_path):
     rows_file(tmp_path / "rows.jsonl", ROWS[:28])
     output = tmp_path / "out"
@@ -232,6 +234,7 @@ def test_a_disk_that_is_full_at_the_end_is_said_with_what_helps(
     assert line.rstrip().endswith("run the command again with --resume")
 
 
+@pytest.mark.more
 def test_with_resume_a_command_begins_a_comparison_or_joins_the_same(
     works, mistake, place, tmp_path
 ):
@@ -258,6 +261,7 @@ def test_only_a_command_that_says_all_begins_by_resuming(mistake, place, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("others", ["lora", "ia3"])
 def test_of_comparisons_that_begin_at_once_only_the_same_is_joined(
     call, works, place, tmp_path, monkeypatch, others
@@ -281,6 +285,7 @@ def test_of_comparisons_that_begin_at_once_only_the_same_is_joined(
     assert [path.name for path in (output / "runs").iterdir()] == [others]
 
 
+@pytest.mark.more
 def test_what_another_command_works_on_is_left_to_it_and_so_is_what_it_said_of_it(
     call, works, place, tmp_path, jobs_here
 ):
@@ -311,6 +316,7 @@ def test_what_another_command_works_on_is_left_to_it_and_so_is_what_it_said_of_i
     assert len(list(output.glob("runs/*/*/seed1/result.json"))) == 2
 
 
+@pytest.mark.more
 def test_the_scores_without_training_are_left_to_the_command_that_computes_them(
     works, place, tmp_path
 ):
@@ -329,6 +335,7 @@ def test_the_scores_without_training_are_left_to_the_command_that_computes_them(
     assert "row_scores" in json.loads((output / "baselines.json").read_text())["as_it_is"]
 
 
+@pytest.mark.more
 def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place, tmp_path):
     asked = words(place, tmp_path / "out", methods="lora,lmam,bitfit", budget="2000,3000")
     found = json_of(*asked, "--dry-run", "--workers", 2)

@@ -29,6 +29,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.more
 def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
     from lorada.decision.read_scores import read_scores
 

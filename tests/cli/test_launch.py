@@ -12,7 +12,7 @@ from conftest import assert_close
 from folders import llama_folder
 from huggingface_hub import ModelCard
 from lm_eval_task import ROWS, perplexity_by_hand, task_file
-from paths import TESTS
+from paths import HELPERS
 from peft import PeftModel, get_peft_model
 from stacks import config_of, logits, randomise, trained
 from transformers import AutoModelForCausalLM
@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, Trainer
 from peft import PeftModel
 
 sys.path.insert(0, sys.argv[3])
-from double import in_double
+from in_double import in_double
 
 with torch.no_grad(), in_double():
     base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
@@ -110,9 +110,10 @@ def test_every_saved_adapter_says_what_to_import(stack, tmp_path):
 # In a process of its own.
 
 
+@pytest.mark.more
 @pytest.mark.fp64
 def test_a_program_that_imports_only_peft_loads_a_stack(place):
-    done = through_lorada("python", place / "load.py", place / "llama", place / "stack", TESTS)
+    done = through_lorada("python", place / "load.py", place / "llama", place / "stack", HELPERS)
     assert done.returncode == 0, done.stderr
     expected = logits(stacked(place), {"input_ids": IDS})
     assert_close(torch.tensor(json.loads(done.stdout)), expected)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from trained import QUICK
+from trained_runs import QUICK
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lorada.compare.jobs.job import last_line

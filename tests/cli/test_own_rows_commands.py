@@ -39,6 +39,7 @@ def train(works, place, tmp_path):
     return run
 
 
+@pytest.mark.more
 def test_columns_are_read_by_every_command_and_a_run_remembers_its_own(
     train, works, json_of, mistake, place, tmp_path
 ):
@@ -72,6 +73,7 @@ def test_columns_that_are_no_pairs_are_refused(typed, mistake, tmp_path):
     assert f"{typed} must be such as text=review,label=sentiment" in said
 
 
+@pytest.mark.more
 def test_a_share_is_held_out_said_scored_and_drawn_again_in_another_process(
     train, json_of, mistake, place, tmp_path, caplog
 ):
@@ -93,6 +95,7 @@ def test_a_share_is_held_out_said_scored_and_drawn_again_in_another_process(
     assert json_of("evaluate", run, "--data", data)["n"] == 40
 
 
+@pytest.mark.more
 def test_a_comparison_never_learns_the_share_that_it_scores(works, place, tmp_path):
     words = ["--methods", "lora,ia3", "--model", place / "bert", "--output", tmp_path / "all"]
     rows = ["--data", f"{place}/a.jsonl,{place}/b.jsonl", "--held-out", "20%"]
@@ -112,6 +115,7 @@ def test_a_comparison_never_learns_the_share_that_it_scores(works, place, tmp_pa
         assert (texts == {row["text"] for row in measured.rows}) == (not recipe.dev_rows)
 
 
+@pytest.mark.more
 def test_classes_that_were_integers_are_answered_by_their_names(train, json_of, place, tmp_path):
     train(f"{place}/a.jsonl,{place}/b.jsonl")
     found = json_of("predict", tmp_path / "run", "--text", "a", "--text", "b")

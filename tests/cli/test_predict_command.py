@@ -22,6 +22,7 @@ ROW_FILES = {
 }
 
 
+@pytest.mark.more
 def test_texts_come_from_the_command_or_a_file(json_of, folder, tmp_path):
     run, texts = folder("label"), ["ab", "abab", "a\u2028b"]
     words = [word for text in texts for word in ("--text", text)]
@@ -40,6 +41,7 @@ def test_labels_are_printed_as_a_table_with_the_next_command(works, folder):
     assert f"next: lorada predict {run} --data FILE --output answers.csv" in out.replace("\n", "")
 
 
+@pytest.mark.more
 def test_scores_and_answers_are_printed(works, folder, place):
     out, _ = works("predict", folder("score"), "--text", "ab")
     assert "score" in out

@@ -91,6 +91,7 @@ BAR = (
 )
 
 
+@pytest.mark.more
 def test_a_bar_of_another_library_appears_only_after_a_second(monkeypatch):
     monkeypatch.delenv("TQDM_DELAY", raising=False)
     done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)

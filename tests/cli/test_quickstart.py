@@ -34,6 +34,7 @@ def shortened(tmp_path, monkeypatch, jobs_here):
     monkeypatch.setattr(compare_commands, "compare", short)
 
 
+@pytest.mark.more
 def test_it_ends_with_a_verdict_and_a_label(shortened, tmp_path, works):
     out, _ = works("quickstart", "--output", tmp_path / "out")
     assert "Take " in out

@@ -7,7 +7,7 @@ import sys
 import pytest
 from folders import TURNS, bart_folder, llama_folder, rows_file
 from servers import Process
-from trained import train_once
+from trained_runs import train_once
 from transformers import GenerationConfig
 
 from lorada.inference.generate import generate
@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     return lambda name: train_once(place, name, RUNS, SETTINGS)
 
 
+@pytest.mark.more
 def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
     run = folder("talk")
     loaded = load_run(run)
@@ -74,6 +75,7 @@ def test_a_served_run_answers_as_generate_does_and_is_written_once(folder):
     assert times[0] == times[1]
 
 
+@pytest.mark.more
 def test_what_the_server_cannot_answer_with_is_refused(folder, mistake, monkeypatch):
     assert "bart is no decoder, and transformers' server" in mistake("serve", folder("seq2seq"))
     monkeypatch.setitem(sys.modules, "uvicorn", None)

@@ -72,12 +72,14 @@ def follow(call, *words, **places):
 TRAIN = ["train", "--model", "llama [red]", "--data", "my rows.jsonl", *SETTINGS]
 
 
+@pytest.mark.more
 def test_a_training_suggests_to_score_it(call, at_home):
     follow(call, *TRAIN, "--output", "own [1]", FILE="my rows.jsonl")
     benchmark = ["--method", "lora", "--task", "rte", "--model", "bert", "--output", "rte"]
     assert follow(call, "train", *benchmark, *SETTINGS)[1:] == ["evaluate", "rte"]
 
 
+@pytest.mark.more
 def test_a_run_can_be_used_as_is_suggested(call, at_home, folder):
     fill = {"TEXT": "1 + 1 =", "FILE": "my rows.jsonl"}
     run = folder("a run[/y]").relative_to(at_home)

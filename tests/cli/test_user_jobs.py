@@ -23,6 +23,7 @@ def pair(draw):
     return {"sentence1": asked, "sentence2": said, "label": "praise" if good else "blame"}
 
 
+@pytest.mark.more
 def test_pairs_are_learned_scored_and_answered(tmp_path):
     draw = random.Random(1)
     rows = [pair(draw) for _ in range(300)]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from compared import model_and_rows
+from comparisons import model_and_rows
 from folders import ROWS, bert_folder, rows_file, split_file
 from programs import printed, until
 from queue_jobs import is_gone
@@ -69,6 +69,7 @@ def final_losses(folder):
     return found
 
 
+@pytest.mark.more
 def test_every_method_and_seed_is_trained_and_scored_on_every_held_out_row(whole, place):
     folder, _ = whole
     assert len(final_losses(folder)) == 4
@@ -172,6 +173,7 @@ KILLED_AT = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "moment",
     [
@@ -207,6 +209,7 @@ def trained(folder):
     return found
 
 
+@pytest.mark.more
 def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "copy")
     (tmp_path / "my.py").write_text(
@@ -236,6 +239,7 @@ def test_a_report_is_written_again_by_any_metric_without_a_step(lab, whole, tmp_
     assert "metric='accuracy' does not score prompt rows: take loss" in wrong["said"]
 
 
+@pytest.mark.more
 def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(
     place, whole, tmp_path
 ):
@@ -260,6 +264,7 @@ def test_two_workers_that_are_killed_with_their_command_go_on_and_find_the_same(
     assert f"step 1 of {STEPS}" in log
 
 
+@pytest.mark.more
 def test_two_commands_share_the_jobs_of_a_comparison_and_train_none_twice(
     place, whole, works, tmp_path
 ):
@@ -285,6 +290,7 @@ def test_two_commands_share_the_jobs_of_a_comparison_and_train_none_twice(
     assert not (folder / "failures.json").exists()
 
 
+@pytest.mark.more
 def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place, tmp_path):
     for name, rows in (("train", ROWS[:27]), ("test", ROWS[28:])):
         grouped = [{**row, "passage": f"p{number // 4}"} for number, row in enumerate(rows)]
@@ -302,6 +308,7 @@ def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place
     assert any(each.startswith("With 2 groups no difference") for each in said)
 
 
+@pytest.mark.more
 def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, place, tmp_path):
     folder, name = tmp_path / "comparison", "lora+lmam:lora.r=1|2"
     reply = lab.command(words(place, folder, methods=[name, "lora:r=1"], seeds="1"), folder)
@@ -333,6 +340,7 @@ def test_a_rank_and_the_rate_of_a_map_are_chosen_and_the_report_says_them(lab, p
     assert read(folder / "report.json") == summary
 
 
+@pytest.mark.more
 def test_labels_are_compared_too(json_of, place, tmp_path):
     folder = tmp_path / "comparison"
     asked = words(place, folder, model="bert", rows="_labels", methods=["lora", "bitfit"])
@@ -356,6 +364,7 @@ def test_labels_are_compared_too(json_of, place, tmp_path):
     assert [line["score"] for line in by_loss["lines"]] == pytest.approx(means)
 
 
+@pytest.mark.more
 def test_a_benchmark_is_compared_on_its_own_test_rows(works, mistake, place, tmp_path):
     rows = [{"sentence1": "ab" * (i % 5 + 1), "sentence2": "c" * i, "label": i % 2}
             for i in range(24)]  # fmt: skip

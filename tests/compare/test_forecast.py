@@ -1,7 +1,7 @@
 """The three steps that are measured: those of the real training, and nothing is logged of them."""
 
 import pytest
-from compared import comparison, model_and_rows
+from comparisons import comparison, model_and_rows
 from folders import refused, rows_file
 
 from lorada.compare import forecast

@@ -126,6 +126,7 @@ def test_the_search_climbs_from_the_default_until_the_best_rate_has_a_worse_one_
     assert found["rate"] == pytest.approx(max(best, min(script.rates)), rel=0.15)
 
 
+@pytest.mark.more
 def test_where_nothing_is_learned_yet_the_search_goes_up_though_a_lower_loss_is_below(search):
     """The losses of a method whose default rate is too low for the steps that there are."""
     losses = {0: 0.6982, 1: 0.6981, -1: 0.6978, 2: 0.6907, 3: 0.5021, 4: 0.4110, 5: 0.4830}
@@ -192,6 +193,7 @@ def test_a_rate_beside_one_at_which_nothing_is_learned_is_kept_away_from(search)
     assert 4e-4 < found["rate"] < 8e-4
 
 
+@pytest.mark.more
 def test_trials_that_are_left_halve_the_wider_gap_beside_the_best(search):
     _, script = search(bowl(1.3e-3), trials=7)
     steps = [0, 1, -1, 0.5, -0.5, 0.25, 0.125]
@@ -205,6 +207,7 @@ def test_rates_that_the_user_gives_are_tried_as_they_are(search):
     assert found["rate"] == 7e-4
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("side", [1, -1])
 def test_beyond_the_best_rate_at_an_end_more_are_tried_until_it_is_inside(search, side):
     losses = [[3.0], [2.0], [1.0], [0.5], [0.7]]
@@ -246,6 +249,7 @@ def test_a_trial_without_memory_ends_the_search_as_that_is_not_the_rates_fault(s
         search([[1.0], [kind("CUDA error: out of memory")], [2.0]], trials=3)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("moment", [(0, 2), (1, 4), (3, 4), (3, 2)])
 def test_a_search_that_is_killed_goes_on_with_the_same_trial(search, tmp_path, moment):
     losses = [FALLING, FALLING, [3.0, 2.0, 1.0, 0.5], [9.0, 9.0, 0.1, 0.1]]
@@ -272,6 +276,7 @@ def test_a_trial_keeps_its_result_and_none_of_its_weights(tmp_path, monkeypatch)
 MAP_BESIDE = {"map_rate": 5e-3}
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("map_best", "factors"),
     [
@@ -293,6 +298,7 @@ def test_a_map_beside_other_parts_is_searched_at_the_chosen_rate(search, map_bes
     assert found["map_rate"] == pytest.approx(map_best, rel=0.12)
 
 
+@pytest.mark.more
 def test_a_learning_rate_far_from_its_default_is_found_beside_a_map_whose_rate_is_right(search):
     def loss(recipe):
         return bowl(1e-2, 5e-3)(recipe)
@@ -308,6 +314,7 @@ def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(give
     assert (chosen.training["learning_rate"], chosen.parts) == (rate, {})
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("killed_at", [None, (2, STEPS), (5, STEPS), (9, STEPS)])
 def test_of_several_settings_the_best_goes_on_after_a_search_of_each(search, tmp_path, killed_at):
     ranks = [RECIPE.model_copy(update={"parts": {"lora": {"r": rank}}}) for rank in (4, 8, 16)]

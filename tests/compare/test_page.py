@@ -6,10 +6,10 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 
-import browsing
+import page_browser
 import pytest
-from browsing import needs_chromium, widest
 from made_up_comparison import renamed, write_made_up
+from page_browser import needs_chromium, widest
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
@@ -29,7 +29,7 @@ HOSTILE = (
 )  # fmt: skip
 
 
-browser, opened, page_of = browsing.browser, browsing.opened, comparison_page
+browser, opened, page_of = page_browser.browser, page_browser.opened, comparison_page
 
 
 def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up_summary):
@@ -44,6 +44,7 @@ def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.more
 @needs_chromium
 def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
     everywhere, old = " ".join(HOSTILE), made_up_summary.lines

@@ -3,7 +3,7 @@
 import fake_devices
 import pytest
 import torch
-from compared import comparison, model_and_rows
+from comparisons import comparison, model_and_rows
 from folders import refused, rows_file
 
 from lorada.compare.comparison_rows import read_data

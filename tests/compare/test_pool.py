@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import queue_jobs as work
-from paths import ROOT
+from paths import HELPERS
 from programs import printed, until
 from queue_jobs import job
 
@@ -24,9 +24,7 @@ ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}
 
 @pytest.fixture(autouse=True)
 def processes_find_the_work(monkeypatch):
-    path = os.pathsep.join(
-        map(str, [ROOT / "tests", *filter(None, [os.environ.get("PYTHONPATH")])])
-    )
+    path = os.pathsep.join(map(str, [HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -232,6 +230,7 @@ INTERRUPTED = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("case", INTERRUPTED)
 def test_ctrl_c_lets_all_workers_save_or_end_and_ends_the_command(case, tmp_path):
     kind, workers, file, left = INTERRUPTED[case]
@@ -244,6 +243,7 @@ def test_ctrl_c_lets_all_workers_save_or_end_and_ends_the_command(case, tmp_path
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_second_ctrl_c_ends_what_still_saves(workers, tmp_path):
     process = command(tmp_path, "save_for_long", workers)
@@ -266,6 +266,7 @@ def is_free(folder):
         return False
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "ends_by", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )

@@ -15,7 +15,7 @@ pytest.importorskip("ray", reason="needs the extra `cluster`")
 import ray_jobs
 from folders import llama_folder, rows_file
 from programs import until
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada.compare.jobs import ray_pool
 from lorada.compare.jobs.job import JOB_FILE, Job, last_report
@@ -49,6 +49,7 @@ def job(folder, work=ray_jobs.write, **settings):
                **settings)  # fmt: skip
 
 
+@pytest.mark.more
 def test_jobs_run_fail_and_report_and_a_part_of_a_gpu_is_shared(pool_of, tmp_path, capfd):
     pool = pool_of(0.5)
     assert pool.slots == 2
@@ -111,6 +112,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_line():
             RayPool(address)
 
 
+@pytest.mark.more
 def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(ray_pool, "CONNECT_WITHIN", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as service:

@@ -163,6 +163,7 @@ def test_a_comparison_that_has_just_begun_has_no_scores(folder):
     assert by_label(results)["lora (0.1%)"].reason.startswith(f"{LORA} is not finished; ")
 
 
+@pytest.mark.more
 def test_the_comparison_of_the_picture_in_the_docs_can_be_read(tmp_path):
     write_comparison = pytest.importorskip("report_picture").write_comparison
     write_comparison(tmp_path)

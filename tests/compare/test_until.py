@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from compared import comparison, model_and_rows
+from comparisons import comparison, model_and_rows
 from paths import ROOT
 
 from lorada.compare import until
@@ -100,6 +100,7 @@ def place(tmp_path_factory):
     return model_and_rows(tmp_path_factory.mktemp("until"))
 
 
+@pytest.mark.more
 def test_the_order_follows_from_what_is_stored(place, works, json_of, tmp_path):
     folder = tmp_path / "out"
     asked = [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from folders import ROWS, TURNS, refused, rows_file
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada.cli.train_commands import show_training
 

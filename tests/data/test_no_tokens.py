@@ -5,7 +5,7 @@ import json
 import pytest
 from folders import CHAT, ROWS, bart_folder, byte_tokenizer, llama_folder, refused, rows_file
 from tokenizers import normalizers
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 from transformers import PreTrainedTokenizerFast
 
 from lorada.inference.evaluate import evaluate

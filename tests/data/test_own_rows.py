@@ -9,7 +9,7 @@ import pytest
 from folders import ROWS, byte_tokenizer, chats, llama_folder, refused, rows_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada.data import tokenize
 from lorada.data.metrics import numbers

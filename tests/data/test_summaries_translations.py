@@ -2,7 +2,7 @@
 
 import pytest
 from folders import bart_folder, bert_folder, llama_folder, refused, writing_folder
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks

@@ -1,17 +1,17 @@
 """The explorer's page in a headless Chromium without a network: every control, number and look."""
 
-import browsing
 import numpy as np
+import page_browser
 import pytest
-from browsing import widest
 from made_up_explorer import SENTENCE, made_up_page, softmax_maps
+from page_browser import widest
 
 pytest.importorskip("jinja2", reason="needs the extra explore")
 
 from lorada.explore.explorer_page import explorer_page, pack
 
-pytestmark = browsing.needs_chromium
-browser, opened, page_of = browsing.browser, browsing.opened, explorer_page
+pytestmark = page_browser.needs_chromium
+browser, opened, page_of = page_browser.browser, page_browser.opened, explorer_page
 READY = "html[data-ready]"
 HOSTILE = [
     "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>",
@@ -88,6 +88,7 @@ def hover_entry(page, number, query, key, size):
     page.locator("#detail canvas").nth(number).hover(position=at)
 
 
+@pytest.mark.more
 def test_each_head_shows_every_measure_and_the_line_below_all_numbers_of_one(opened):
     data = made_up_page(layers=3, heads=4, no_map=(1,))
     page = opened(data)
@@ -113,6 +114,7 @@ def test_each_head_shows_every_measure_and_the_line_below_all_numbers_of_one(ope
     assert open_head(page, 1, 0) == ["Softmax", "Without the adapter", "Difference"]
 
 
+@pytest.mark.more
 def test_a_head_opens_with_pictures_of_its_matrices_and_the_numbers_of_any_two_tokens(opened):
     matrices, fused = [], softmax_maps(np.random.default_rng(5), 4, 9)
     data = made_up_page([SENTENCE], matrices=matrices)
@@ -142,6 +144,7 @@ def test_a_head_opens_with_pictures_of_its_matrices_and_the_numbers_of_any_two_t
     assert np.abs(drawn(page, 2) - fused[1]).max() < 1 / 32767
 
 
+@pytest.mark.more
 def test_what_has_no_map_or_a_trained_head_shows_so(opened):
     page = opened(made_up_page([SENTENCE], no_map=(0, 1, 2), parts=["LoRA"]))
     assert page.locator("#measure option").first.get_attribute("value") == "moved"
@@ -180,6 +183,7 @@ def test_everything_works_from_the_keyboard(opened):
     assert line.startswith("“␣little” (1) looks at “The” (0): ")
 
 
+@pytest.mark.more
 def test_each_sentence_has_its_own_tokens_heads_next_tokens_and_change(opened):
     data = made_up_page(layers=5)
     page = opened(data)
@@ -212,6 +216,7 @@ def test_each_sentence_has_its_own_tokens_heads_next_tokens_and_change(opened):
     assert marks[-4:] == ["after layer", "all together", *captions]
 
 
+@pytest.mark.more
 def test_a_long_text_scrolls_within_its_picture_and_keeps_the_marked_pair_in_sight(opened):
     page = opened(made_up_page([[f"w{i}" for i in range(256)]], layers=1, heads=1))
     open_head(page, 0, 0)
@@ -253,6 +258,7 @@ def test_hostile_texts_stay_text_and_nothing_is_wider_than_the_page(opened, widt
     assert (grid[0] <= grid[1]) == (width >= 800)
 
 
+@pytest.mark.more
 def test_colours_follow_the_system(opened):
     page = opened(made_up_page([SENTENCE]), color_scheme="dark")
     open_head(page, 0, 0)

@@ -37,6 +37,7 @@ def test_what_was_asked_for_computes(name):
     assert any(wanted in line for line in said()), f"torch here does not heed {name}={value}"
 
 
+@pytest.mark.more
 def test_a_setting_that_is_not_heeded_is_noticed():
     lines = said(ATEN_CPU_CAPABILITY="of another processor", MKL_CBWR="no such branch")
     assert not any("of another" in line or "no such" in line for line in lines)

@@ -46,6 +46,7 @@ ROW_FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.more
 def test_answers_of_48_tokens_are_no_longer_cut_and_scored_0(folder, place):
     run = load_run(folder("alpaca"))
     metrics = evaluate(run, str(place / "alpaca.jsonl"))
@@ -138,6 +139,7 @@ def bases(place):
     llama_folder(place / "texts-base", eos_token_id=1, attention_dropout=0.0)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["turning", "ending"])
 def test_answers_stop_where_the_rows_stop(name, folder, place, tmp_path, monkeypatch):
     run = load_run(folder(name))

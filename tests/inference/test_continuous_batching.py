@@ -101,6 +101,7 @@ def test_answers_with_every_form_of_a_map_are_those_of_generate(variant):
     same_answers(adapted("llama", variant))
 
 
+@pytest.mark.more
 @pytest.mark.fp64
 def test_the_active_adapter_of_several_answers():
     model = adapted("llama", "map")
@@ -111,6 +112,7 @@ def test_the_active_adapter_of_several_answers():
     assert refilled(model) == one_by_one(model) != first
 
 
+@pytest.mark.more
 @pytest.mark.fp64
 def test_answers_do_not_depend_on_how_many_rows_are_written_at_once():
     model = adapted("llama", "map")
@@ -119,6 +121,7 @@ def test_answers_do_not_depend_on_how_many_rows_are_written_at_once():
     assert refilled(model, []) == []
 
 
+@pytest.mark.more
 @pytest.mark.fp64
 def test_answers_longer_than_the_room_of_the_cache_are_those_of_generate():
     model, limit = adapted("llama", "map"), 2 * ROOM + 3

@@ -13,7 +13,7 @@ from architectures import ARCHITECTURES
 from conftest import assert_close
 from folders import ROWS, bart_folder, bert_folder, byte_tokenizer, llama_folder, rows_file
 from huggingface_hub import ModelCard
-from paths import TESTS
+from paths import HELPERS
 from peft import PeftModel, get_peft_model
 from programs import printed
 from stacks import logits, lora
@@ -138,6 +138,7 @@ def test_that_nothing_is_merged_is_said_with_the_reason(place, tmp_path, works, 
     assert_close(logits(model, batch), logits(load_run(run).model, batch))
 
 
+@pytest.mark.more
 def test_parts_around_one_module_load_with_peft_too(place, tmp_path, works):
     run = train_run(place, tmp_path / "run", "ia3+lily", "lily.target_modules=[v_proj]")
     works("export", run, tmp_path / "out")
@@ -151,6 +152,7 @@ def test_parts_around_one_module_load_with_peft_too(place, tmp_path, works):
     assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "out"), batch), expected)
 
 
+@pytest.mark.more
 def test_a_part_that_only_peft_can_load_is_refused_beside_a_base(place, tmp_path, mistake):
     run = train_run(place, tmp_path / "run", "vera+lily", "vera.target_modules=[q_proj]")
     line = mistake("export", run, tmp_path / "out")
@@ -166,7 +168,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, sys.argv[2])
-from double import in_double
+from in_double import in_double
 
 with torch.no_grad(), in_double():
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
@@ -174,6 +176,7 @@ with torch.no_grad(), in_double():
 """
 
 
+@pytest.mark.more
 def test_a_module_that_was_saved_whole_is_in_the_exported_base(place, tmp_path, call):
     base = AutoModelForCausalLM.from_pretrained(place / "llama")
     stack = LoradaConfig(parts=[lora("llama")], modules_to_save=["lm_head"])
@@ -194,6 +197,7 @@ def loaded_by_card(folder):
     return names["model"]
 
 
+@pytest.mark.more
 def test_an_empty_folder_behind_a_link_is_filled_and_its_card_loads_the_trained_model(
     place, finished, tmp_path, works
 ):
@@ -212,6 +216,7 @@ def test_an_empty_folder_behind_a_link_is_filled_and_its_card_loads_the_trained_
     assert "vLLM needs the package lorada-vllm" in (there / "README.md").read_text()
 
 
+@pytest.mark.more
 def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_lorada(
     place, tmp_path, works
 ):
@@ -220,7 +225,7 @@ def test_a_plain_export_says_nothing_of_an_adapter_and_loads_where_there_is_no_l
     assert out.replace("\n", "").endswith(f"next: cat {tmp_path / 'out'}/README.md")
     assert "import lorada" not in (tmp_path / "out" / "README.md").read_text()
     expected = logits(load_run(run).model, {"input_ids": torch.arange(5, 25)[None]})
-    found = json.loads(printed(sys.executable, "-c", ALONE, tmp_path / "out", TESTS))
+    found = json.loads(printed(sys.executable, "-c", ALONE, tmp_path / "out", HELPERS))
     assert_close(torch.tensor(found), expected)
 
 
@@ -286,6 +291,7 @@ def test_a_quantised_base_is_refused(finished, tmp_path, mistake, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.more
 def test_the_card_of_an_adapter_loads_a_head_of_three_classes(place, tmp_path):
     three = [{"text": row["prompt"], "label": "abc"[i % 3]} for i, row in enumerate(ROWS)]
     rows_file(place / "three.jsonl", three)

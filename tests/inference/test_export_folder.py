@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import assert_close
 from folders import bart_folder, bert_folder, llama_folder, refused, rows_file
-from paths import TESTS
+from paths import HELPERS
 from peft import AutoPeftModelForCausalLM, PeftModel
 from programs import printed
 from safetensors.torch import load_file, save_file
@@ -43,7 +43,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, sys.argv[3])
-from double import in_double
+from in_double import in_double
 
 place, kinds, found = Path(sys.argv[1]), json.loads(sys.argv[2]), {}
 for kind, (auto, task) in kinds.items():
@@ -97,7 +97,7 @@ def exported(tmp_path_factory):
 def fresh(place, *how):
     """Load every folder in a process of its own; how each attempt ended that did not end well."""
     kinds = {kind: KINDS[kind][3:] for kind in KINDS}
-    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), TESTS, *how]
+    python = [sys.executable, "-c", LOADS, place, json.dumps(kinds), HELPERS, *how]
     if "known" in how:
         python = [sys.executable, "-m", "lorada.cli", "run", *python]
     return json.loads(printed(*python).splitlines()[-1])
@@ -107,6 +107,7 @@ def batch_of(place, kind):
     return load_file(place / f"{kind}-batch.safetensors")
 
 
+@pytest.mark.more
 def test_started_by_lorada_run_every_way_to_load_gives_what_the_run_computed(exported):
     place, expected = exported
     assert fresh(place, "known") == {}
@@ -118,6 +119,7 @@ def test_started_by_lorada_run_every_way_to_load_gives_what_the_run_computed(exp
         assert not torch.allclose(alone, expected[kind], atol=1e-3), kind
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("how", ["with peft", "without peft"])
 def test_without_lorada_every_way_to_load_it_ends_in_an_error_that_names_it(exported, how):
     place, _ = exported

@@ -20,6 +20,7 @@ ROW_FILES = {
 }
 
 
+@pytest.mark.more
 def test_length_norm_chooses_as_lm_evals_acc_and_acc_norm_do(folder, place, tmp_path, monkeypatch):
     import datasets
     from lm_eval import simple_evaluate

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from folders import TURNS, byte_tokenizer, llama_folder, rows_file
-from trained import QUICK, train_once
+from trained_runs import QUICK, train_once
 
 from lorada.inference.export import export
 from lorada.inference.modelfile import chat_format

@@ -8,7 +8,7 @@ import pytest
 import test_export
 import torch
 from conftest import assert_close
-from paths import TESTS
+from paths import HELPERS
 from programs import printed
 from safetensors.torch import load_file, save_file
 from stacks import logits
@@ -52,7 +52,7 @@ import json, sys, warnings
 sys.modules["lorada"] = None  # any import of it is an ImportError
 sys.path.insert(0, sys.argv[1])
 import peft, torch, transformers
-from double import in_double
+from in_double import in_double
 from safetensors.torch import load_file
 
 warnings.filterwarnings("error", "Unexpected keyword")  # of a newer PEFT, it would say
@@ -79,6 +79,7 @@ def test_every_such_method_of_ours_is_here():
     assert plain < RUNS.keys()
 
 
+@pytest.mark.more
 def test_a_process_without_lorada_loads_the_adapters_of_runs(place, folder):
     plain = logits(AutoModelForCausalLM.from_pretrained(place / "llama"), inputs("lora"))
     asked = {}
@@ -100,7 +101,7 @@ def test_a_process_without_lorada_loads_the_adapters_of_runs(place, folder):
             assert not torch.allclose(tuned, plain)
         save_file({**batch, "logits": tuned}, given)
         asked[name] = (str(adapter), auto, str(given))
-    printed(sys.executable, "-c", ALONE, TESTS, json.dumps(asked))
+    printed(sys.executable, "-c", ALONE, HELPERS, json.dumps(asked))
 
 
 def test_llama_cpp_finds_what_its_converter_reads(place, folder, works):

@@ -75,6 +75,7 @@ def answers(run, rows):
     return [answer for part in predict(run, asked(run, rows)) for answer in part]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["label", "score", "choice", "prompt", "messages", "seq2seq"])
 def test_answers_are_those_of_evaluate_part_by_part(name, folder, place, small_parts):
     run, rows = load_run(folder(name)), without_answers(name, place)
@@ -125,6 +126,7 @@ cli.main()
 """
 
 
+@pytest.mark.more
 def test_a_killed_run_goes_on_and_writes_the_same_file(folder, place, tmp_path, small_parts):
     rows = rows_file(tmp_path / "rows.jsonl", without_answers("label", place))
     output, again = tmp_path / "answers.csv", tmp_path / "again.csv"
@@ -141,6 +143,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_file(folder, place, tmp_path, 
     assert output.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.more
 def test_what_was_begun_with_other_rows_or_another_run_is_not_continued(
     folder, place, tmp_path, small_parts
 ):

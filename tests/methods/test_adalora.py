@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from stacks import VALUE, batch, bottleneck, lmam, logits, lora, moved
 from torch import nn
-from trained import assert_same
+from trained_runs import assert_same
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from lorada import LamdaConfig, LoradaConfig, SoraConfig
@@ -65,6 +65,7 @@ def test_the_step_that_ends_is_counted_so_that_the_last_one_prunes(monkeypatch):
     assert counted == [*range(1, STEPS + 1)]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("config", [adalora, stack], ids=["alone", "stack"])
 @pytest.mark.parametrize("schedule", [{}, {"tfinal": 0, "deltaT": 50}], ids=["phases", "no-last"])
 def test_training_prunes_to_the_target_and_what_is_saved_loads(tmp_path, config, schedule):
@@ -84,6 +85,7 @@ def test_training_prunes_to_the_target_and_what_is_saved_loads(tmp_path, config,
     assert_close(logits(model, inputs), expected)
 
 
+@pytest.mark.more
 def test_stacks_with_other_ranks_left_load_onto_one_model(tmp_path):
     inputs, expected = batch("llama"), {}
     for name, rate in (("default", 0.05), ("other", 0.2)):
@@ -110,6 +112,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("parts", BESIDE.values(), ids=BESIDE)
 def test_only_its_own_ranks_are_counted_and_pruned_beside_a_part_with_the_same_names(
     tmp_path, parts
@@ -179,6 +182,7 @@ def test_phases_that_leave_no_step_to_prune_in_are_refused(phases, steps, said):
         schedule(phases, steps)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("steps", [2, 3, 16])
 def test_runs_of_any_length_get_the_phases_and_end_at_the_target(tmp_path, steps):
     ranks_left = []
@@ -202,6 +206,7 @@ def test_runs_of_any_length_get_the_phases_and_end_at_the_target(tmp_path, steps
         assert [type(saved[name]) for name in SHARES] == [int] * 3
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("config", "at"),
     [
@@ -231,6 +236,7 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_does(tmp_path, config, 
     assert_same(*(load_file(tmp_path / n / "adapter_model.safetensors") for n in "ab"))
 
 
+@pytest.mark.more
 def test_a_part_without_a_gradient_does_not_stop_it(tmp_path):
     run = trainer(tmp_path, stack())
     idle = nn.Parameter(torch.ones(3))
@@ -241,6 +247,7 @@ def test_a_part_without_a_gradient_does_not_stop_it(tmp_path):
     assert sum(ranks(tmp_path / "adapter")) == 2 * MODULES
 
 
+@pytest.mark.more
 def test_models_and_ranks_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ValueError, match="this model has no AdaLoraConfig part that trains"):
         trainer(tmp_path, lora("llama", task_type="CAUSAL_LM")).train()

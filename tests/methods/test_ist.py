@@ -81,6 +81,7 @@ def test_scores_move_as_the_formula_says():
     assert_close(updated(scores, sets, losses, 10.0), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.more
 def test_the_score_of_the_layer_that_carries_the_signal_falls_and_nothing_else_changes():
     model = adapted("lora")
     carrier = 2
@@ -144,6 +145,7 @@ def test_a_loss_that_is_no_number_leaves_the_scores_alone():
     assert callback.scores == [0.5] * LAYERS
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
 def test_checkpointed_activations_give_the_same_training(reentrant, tmp_path):
     results = []
@@ -171,6 +173,7 @@ def test_the_layer_that_cannot_be_spared_is_the_one_that_trains(monkeypatch):
     assert [list(layers) for layers in drawn] == [[1]] * 5
 
 
+@pytest.mark.more
 def test_another_seed_draws_other_layers_and_the_global_generator_has_no_part_in_it(tmp_path):
     drawn = []
     for seed, noise in ((1, 1), (1, 2), (2, 1)):

@@ -6,7 +6,7 @@ import pytest
 from folders import llama_folder, rows_file
 from peft import LoraConfig
 from safetensors.torch import load_file
-from trained import assert_same
+from trained_runs import assert_same
 from training.test_processes import BATCH, LLAMA, alone, assert_same_run, launch_all, words
 
 from lorada import BottleneckConfig, LoradaConfig
@@ -30,6 +30,7 @@ def owlore_plan() -> Plan:
     return Plan(None, callbacks=(OwLoreCallback(layers=1, every=2, threshold=2.0),), trainable=".")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("plan", [ist_plan, owlore_plan], ids=["ist", "owlore_full"])
 def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_path, monkeypatch):
     monkeypatch.setattr("lorada.training.inputs.plan_method", lambda *_, **__: plan())

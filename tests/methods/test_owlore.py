@@ -59,6 +59,7 @@ def test_the_optimizer_forgets_the_layers_that_are_frozen(method, tmp_path):
     assert known == watch.gradients[-1]
 
 
+@pytest.mark.more
 def test_a_run_resumed_within_a_period_ends_bit_for_bit_where_the_whole_one_does(tmp_path):
     settings = {"method": "owlore", "save_strategy": "steps", "save_steps": 4, "max_steps": 11}
     whole, part = (OwLoreCallback(layers=2, every=3, threshold=2.0) for _ in range(2))

@@ -7,7 +7,7 @@ import torch
 from folders import ROWS, adapter_weights, llama_folder, rows_file
 from paths import ROOT
 from safetensors.torch import load_file
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada.training.train import train
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from folders import bert_folder, llama_folder
-from paths import ROOT, TESTS
+from paths import HELPERS, ROOT
 from programs import commands, printed
 from servers import Process
 
@@ -50,7 +50,7 @@ def typed(block):
 @pytest.mark.more
 @pytest.mark.skipif(not importlib.util.find_spec("uvicorn"), reason="needs the extra serve")
 def test_the_first_hour_of_a_new_user_goes_well(tmp_path):
-    out = printed(sys.executable, TESTS / "first_hour.py", tmp_path, HF_HUB_OFFLINE="1")
+    out = printed(sys.executable, HELPERS / "first_hour.py", tmp_path, HF_HUB_OFFLINE="1")
     assert out.splitlines()[-1] == "the first hour went well"
 
 
@@ -66,11 +66,17 @@ NEEDS = {
 }  # fmt: skip
 
 
+# Pages whose code runs in less than a second.
+QUICK = ("index", "guides/go-on", "guides/tables", "guides/processes")
+
+
 def marks(name):
     """A page is skipped where what it needs is not installed."""
     lacking = [package for package in NEEDS.get(name, ()) if not importlib.util.find_spec(package)]
     skip = pytest.mark.skipif(bool(lacking), reason=f"needs {', '.join(lacking)}")
-    return [skip, pytest.mark.slow] if name == "guides/graphs" else [skip]
+    if name == "guides/graphs":
+        return [skip, pytest.mark.slow]
+    return [skip] if name in QUICK else [skip, pytest.mark.more]
 
 
 PAGES = [pytest.param(name, marks=marks(name)) for name in WRITES]

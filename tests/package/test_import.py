@@ -115,6 +115,7 @@ WAYS = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fresh_process_loads_what_was_saved(way, place):
     first, rest = WAYS[way].split("\n", 1)

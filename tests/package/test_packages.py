@@ -102,6 +102,7 @@ PLUGIN = ROOT / "packages" / "lorada-vllm"
 WITHOUT_VLLM = ("test_paged_map.py", "test_refusals.py", "test_step.py")
 
 
+@pytest.mark.more
 def test_the_tests_of_the_plugin_that_need_no_vllm_pass():
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-c", PLUGIN / "pyproject.toml"]
     path = os.pathsep.join([str(ROOT / "src"), str(PLUGIN / "src")])

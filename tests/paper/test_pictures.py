@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from folders import rows_file, t5_folder
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada import explain
 from lorada.compare.jobs.job import Outcome

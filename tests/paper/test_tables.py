@@ -16,7 +16,7 @@ import yaml
 from folders import bert_folder, split_file
 from programs import until
 from table_rows import SMALL
-from trained import failing_for
+from trained_runs import failing_for
 
 from lorada.compare import learning_rate
 from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
@@ -126,6 +126,7 @@ def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypa
     }  # fmt: skip
 
 
+@pytest.mark.more
 def test_a_table_that_was_cut_off_runs_and_scores_only_what_is_missing(place, works, mistake):
     works(*LORA)
     stored = place / STORED
@@ -152,6 +153,7 @@ def of_another_recipe(file):
     file.write_text(json.dumps(result))
 
 
+@pytest.mark.more
 def test_a_result_of_another_recipe_is_not_taken_for_this_one(works, place, call):
     works(*LORA)
     (place / STORED).with_name("seed1-old.json").write_text("{}")
@@ -171,6 +173,7 @@ def test_a_result_of_another_recipe_is_not_taken_for_this_one(works, place, call
     assert json.loads((place / STORED).read_text())["recipe"]["max_length"] == 32
 
 
+@pytest.mark.more
 def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     words = ("table", "5", "--scale", "local", "--tasks", "rte")
     works(*words, "--rows", "lora", "--seeds", "1,1")
@@ -181,6 +184,7 @@ def test_a_page_keeps_the_rows_and_seeds_of_earlier_calls(place, works):
     assert "seeds 1, 2" in page
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("file", [LOCK_FILE, JOB_FILE])
 def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works, mistake):
     (place / RUN).mkdir(parents=True)
@@ -201,6 +205,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(file, place, call, works
     assert (place / STORED).is_file()
 
 
+@pytest.mark.more
 def test_tasks_learned_together_have_one_order_and_a_part_of_them_a_page_of_its_own(place, works):
     path = place / "table5.yaml"
     table = yaml.safe_load(path.read_text())
@@ -256,6 +261,7 @@ def test_a_damaged_result_of_a_table_is_one_line(place, works, mistake):
         assert said.startswith(f"error: {STORED} is not the result of a run: delete it")
 
 
+@pytest.mark.more
 def test_a_plan_suggests_the_runs_that_it_is_of(place, works):
     asked = ("--scale", "local", "--rows", "lora", "--seeds", "1", "--results", "my [x] results")
 
@@ -272,6 +278,7 @@ def test_a_plan_suggests_the_runs_that_it_is_of(place, works):
     assert stored == ["seed1.json"] * len(TASKS)
 
 
+@pytest.mark.more
 def test_a_failed_run_does_not_end_the_table_and_leaves_no_old_numbers_if_overwritten(
     place, call, works, monkeypatch, jobs_here
 ):
@@ -309,6 +316,7 @@ run_all(found, say=print, resume=True, overwrite=False, pool=Workers())
 """
 
 
+@pytest.mark.more
 def test_two_processes_share_the_runs_of_a_table_and_train_none_twice(place):
     asked = {"tasks": ["rte"], "seeds": [1], "folders": Folders(Path("r"), Path("runs"))}
     found = list_jobs(load_table("table5"), "local", **asked)

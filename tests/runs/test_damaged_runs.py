@@ -10,7 +10,7 @@ import torch
 from folders import ROWS, llama_folder, mistral_folder, refused
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate

@@ -9,7 +9,7 @@ import pytest
 from folders import ROWS, adapter_weights, llama_folder, refused, rows_file
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from trained import QUICK, PressCtrlC, assert_same, run_recipe
+from trained_runs import QUICK, PressCtrlC, assert_same, run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from folders import ROWS, chats, refused, rows_file
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate

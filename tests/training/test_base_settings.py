@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import assert_close
 from folders import refused
-from trained import QUICK, before_its_end, run_recipe
+from trained_runs import QUICK, before_its_end, run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada.inference.evaluate import evaluate

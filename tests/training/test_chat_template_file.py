@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from folders import CHAT, llama_folder, rows_file
-from trained import before_its_end, run_recipe
+from trained_runs import before_its_end, run_recipe
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export

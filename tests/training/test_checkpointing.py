@@ -10,7 +10,7 @@ from conftest import assert_close
 from folders import ROWS, llama_folder, rows_file
 from library.llama_layer import kept_bytes
 from peft import get_peft_model
-from trained import QUICK
+from trained_runs import QUICK
 from transformers import (
     BartConfig,
     BltConfig,
@@ -80,11 +80,13 @@ def check_same(asked, setting, same=assert_close):
             same(step[name], gradient)
 
 
+@pytest.mark.more
 @pytest.mark.fp64
 def test_losses_and_gradients_are_those_of_off(asked):
     check_same(asked, "dtype=float64")
 
 
+@pytest.mark.more
 def test_in_bfloat16_layers_that_run_again_compute_what_they_did(asked):
     check_same(asked, "dtype=bfloat16", same=partial(torch.testing.assert_close, rtol=0, atol=0))
 

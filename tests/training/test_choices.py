@@ -9,7 +9,7 @@ from conftest import assert_close
 from folders import byte_tokenizer, llama_folder
 from peft import get_peft_model
 from stacks import randomise
-from trained import run_recipe
+from trained_runs import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig

@@ -36,6 +36,7 @@ def test_a_run_killed_at_a_write_loses_at_most_one_save_interval(lab, tmp_path, 
     lab.check(run, reply["steps"], *own)
 
 
+@pytest.mark.more
 def test_a_kill_while_an_earlier_run_is_removed_leaves_no_mixture(lab, tmp_path):
     """``--overwrite`` with another seed: the recipe that is left is that of the earlier run."""
     again, run = ("training.seed=7", "--overwrite"), tmp_path / "run"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from folders import refused
-from trained import run_recipe
+from trained_runs import run_recipe
 from transformers import LlamaConfig, TrainingArguments, training_args
 
 from lorada import METHODS
@@ -124,6 +124,7 @@ def test_a_job_of_a_comparison_is_not_told_of_torchrun(
     assert [message.split(". ")[1][:16] for message in caplog.messages] == said
 
 
+@pytest.mark.more
 def test_the_stored_recipe_holds_what_was_taken(recipe, monkeypatch):
     run = train(recipe(), quiet=True).run
     stored = yaml.safe_load((run / "recipe.yaml").read_text())

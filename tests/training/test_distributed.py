@@ -17,8 +17,8 @@ import pytest
 import torch
 from accelerate import DistributedType, PartialState
 from conftest import assert_close
-from double import in_double
 from folders import ROWS, llama_folder
+from in_double import in_double
 from peft import PeftModel, get_peft_model
 from programs import printed
 from stacks import logits, training_stack

@@ -5,6 +5,7 @@ import io
 import json
 from functools import partial
 
+import pytest
 import yaml
 from folders import byte_tokenizer
 from hypothesis import HealthCheck, given, settings
@@ -82,6 +83,7 @@ def used(recipe):
     json.dumps(recipe.model_dump(), ensure_ascii=False, allow_nan=False).encode()
 
 
+@pytest.mark.more
 @FUZZ
 @given(settings_of_all)
 def test_any_tree_of_settings_is_taken_or_refused(tmp_path, tree):

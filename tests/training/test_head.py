@@ -10,10 +10,10 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_file
-from paths import TESTS
+from paths import HELPERS
 from programs import printed
 from safetensors.torch import load_file, save_file
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -78,9 +78,10 @@ def labels(place):
     return place / "labels.jsonl"
 
 
+@pytest.mark.more
 def test_every_process_that_loads_a_run_scores_it_the_same(folder, labels):
     runs = [folder(name) for name in RUNS]
-    command = (sys.executable, TESTS / "score_runs.py", labels, *runs)
+    command = (sys.executable, HELPERS / "score_runs.py", labels, *runs)
     there = json.loads(printed(*command, OMP_NUM_THREADS="1").splitlines()[-1])
     assert there == {str(run): evaluate(load_run(run), str(labels)) for run in runs}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_file
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from lorada.data.read_rows import read_rows

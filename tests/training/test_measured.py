@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from folders import adapter_weights, refused, rows_file
 from safetensors.torch import load_file
-from trained import QUICK, SAVED, PressCtrlC, assert_same, before_its_end, run_recipe
+from trained_runs import QUICK, SAVED, PressCtrlC, assert_same, before_its_end, run_recipe
 from transformers import TrainerCallback
 
 from lorada.inference.evaluate import evaluate

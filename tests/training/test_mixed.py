@@ -7,7 +7,7 @@ import pytest
 import torch
 from folders import LLAMA, byte_tokenizer, refused, saved
 from method_cases import defined
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 from transformers import Qwen2ForCausalLM
 
 from lorada import METHODS

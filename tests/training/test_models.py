@@ -188,6 +188,7 @@ def given(request, tmp_path):
     return KINDS[request.param](tmp_path / request.param), rows
 
 
+@pytest.mark.more
 def test_every_file_of_a_model_folder_may_be_damaged(given):
     for path in sorted(given[0].iterdir()):
         whole = path.read_bytes()

@@ -40,6 +40,7 @@ TIMES = {"read_yaml": 2, "read_recipe": 1, "recipe_of": 1, "complete": 1, "metho
 MOST_FILES = {"lora": 57, "lora+lmam": 72}
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("method", MOST_FILES)
 def test_one_row_is_trained_on_with_one_parse_and_one_check_of_its_recipe(method, tmp_path):
     model, rows = llama_folder(tmp_path / "llama"), rows_file(tmp_path / "rows.jsonl")

@@ -10,7 +10,7 @@ from folders import byte_tokenizer, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
 from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
@@ -91,6 +91,7 @@ CHOICE = {"prompt": "a", "candidates": [" b", " c"], "answer": 0}
 ROW_FILES = {"few": ROWS, "choices": [CHOICE] * 4}
 
 
+@pytest.mark.more
 def test_a_recipe_trains_on_as_many_sequences_as_its_rows_fill(place, tmp_path):
     sequences = len(pack(dataset(), ROOM))
     assert sequences < len(ROWS)

@@ -66,6 +66,7 @@ def test_a_name_without_weights_cannot_be_trained_on():
         model_folder("llama-7b")
 
 
+@pytest.mark.more
 def test_some_rows_of_the_page_are_what_the_command_counts():
     lines = read_marked(PAGE, SCRIPT).splitlines()
     for row in ROWS[1::9]:

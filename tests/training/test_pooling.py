@@ -19,10 +19,10 @@ from folders import (
     rows_file,
     saved,
 )
-from paths import TESTS
+from paths import HELPERS
 from programs import printed
 from safetensors.torch import load_file
-from trained import QUICK, before_its_end, run_recipe
+from trained_runs import QUICK, before_its_end, run_recipe
 from transformers import BertForSequenceClassification, RobertaForSequenceClassification
 
 from lorada.inference.export import export
@@ -53,7 +53,7 @@ from transformers import AutoModelForSequenceClassification as Auto
 torch.set_num_threads(1)
 tests, *folders = sys.argv[1:]
 sys.path.insert(0, tests)
-from double import in_double
+from in_double import in_double
 
 def load(folder):
     try:
@@ -92,7 +92,7 @@ def elsewhere(folder, place):
         assert done["adapter"][-1] == "POOLING"
         folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
         wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
-    said = printed(sys.executable, "-c", ELSEWHERE, TESTS, *wanted)
+    said = printed(sys.executable, "-c", ELSEWHERE, HELPERS, *wanted)
     return wanted, json.loads(said.splitlines()[-1])
 
 
@@ -119,6 +119,7 @@ def test_a_loaded_run_has_the_pooling_of_its_recipe(name, folder):
     assert "import lorada" in card
 
 
+@pytest.mark.more
 @pytest.mark.fp64(False)
 def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_path):
     heads = []
@@ -135,6 +136,7 @@ def test_the_head_is_drawn_as_without_a_pooling_whatever_the_method(place, tmp_p
     assert all(torch.equal(head, heads[0]) for head in heads)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     pairs = ("pooling=mean", "max_steps=4", "save_strategy=steps", "save_steps=2")
@@ -152,6 +154,7 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     refused("the run to resume had pooling='mean', not 'cls'", lambda: train(other, resume=True))
 
 
+@pytest.mark.more
 def test_an_adapter_to_start_from_keeps_its_pooling(folder, place, tmp_path):
     start = {"from_adapter": str(folder("bert-lora") / "adapter")}
     asked = recipe(place, tmp_path / "run", "pooling=mean", "learning_rate=0", **start)
@@ -165,6 +168,7 @@ def test_an_adapter_to_start_from_keeps_its_pooling(folder, place, tmp_path):
     assert torch.equal(logits(load_run(kept).model), logits(load_run(folder("bert-lora")).model))
 
 
+@pytest.mark.more
 def test_what_is_exported_scores_the_same_with_lorada_and_is_refused_without(elsewhere):
     wanted, (before, after) = elsewhere
     for said in before:

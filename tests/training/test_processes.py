@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_close
 from folders import ROWS
-from paths import TESTS
+from paths import HELPERS
 from programs import printed
 from safetensors.torch import load_file
 
@@ -18,7 +18,7 @@ from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_result
 from lorada.support.files import SCRATCH
 
-WORKER = str(TESTS / "commands_worker.py")
+WORKER = str(HELPERS / "commands_worker.py")
 LORADA = str(Path(sys.executable).with_name("lorada"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 STEPS = ["max_steps=4", "save_steps=2", "logging_steps=1", "training.report_to=[]", "max_length=32"]
@@ -91,6 +91,7 @@ def assert_same_run(run, other):
         assert_close(weights[name].double(), others[name].double())
 
 
+@pytest.mark.more
 def test_two_processes_save_one_adapter_which_is_that_of_one_process(place, tmp_path, works):
     how = ("llama", "texts", "lorada_la")
     command = words(place, *how, tmp_path / "two", "training.per_device_train_batch_size=2")

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from folders import llama_folder, rows_file
 from peft import PeftModel
-from trained import QUICK, run_recipe
+from trained_runs import QUICK, run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada.inference.export import export

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from folders import refused
-from trained import run_recipe
+from trained_runs import run_recipe
 
 from lorada import METHODS
 from lorada.data.read_rows import read_rows

@@ -32,6 +32,7 @@ def test_every_log_line_of_a_plain_trainer_has_the_relative_norm(tmp_path):
     assert lines[-1]["relative_norm"] == pytest.approx(effect.mean)
 
 
+@pytest.mark.more
 def test_a_map_that_does_nothing_is_said_to_and_one_that_works_is_not(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="lorada.training.callbacks"):
         trained(tmp_path, LmamConfig(length=6))
@@ -40,6 +41,7 @@ def test_a_map_that_does_nothing_is_said_to_and_one_that_works_is_not(tmp_path, 
     assert "numerically nothing" in caplog.text
 
 
+@pytest.mark.more
 def test_a_training_that_was_given_up_is_not_observed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(observation, "observers", [])
     monkeypatch.setattr(Trainer, "compute_loss", Mock(side_effect=RuntimeError("given up")))

@@ -10,7 +10,7 @@ from architectures import ARCHITECTURES
 from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_file
 from programs import printed
 from safetensors.torch import load_file
-from trained import QUICK, assert_same, before_its_end, run_recipe
+from trained_runs import QUICK, assert_same, before_its_end, run_recipe
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
@@ -77,6 +77,7 @@ def run(place):
     return trained
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("case", CASES)
 def test_grades_are_learned_alike_in_every_unit(run, case):
     units = ("1 to 5", CASES[case][2])
@@ -106,6 +107,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("case", CASES)
 def test_an_exported_model_answers_in_the_unit_of_the_rows_without_lorada(run, tmp_path, case):
     folder = run(case, CASES[case][2])
@@ -137,6 +139,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(adapter if adapter.is_file() else folder / "model" / "model.safetensors")
 
 
+@pytest.mark.more
 def test_the_best_checkpoint_is_loaded_with_its_own_head(place, tmp_path):
     pairs = ("load_best_model_at_end=true", "eval_steps=10", "save_steps=10", "max_steps=30")
     asked = recipe(place, "bert-lora", "1500 to 5500", *pairs, output=tmp_path / "run")

@@ -18,7 +18,7 @@ from folders import (
     writing_folder,
 )
 from method_cases import small
-from trained import PressCtrlC, assert_same, run_recipe
+from trained_runs import PressCtrlC, assert_same, run_recipe
 from transformers import AutoTokenizer, GenerationMixin, MBart50Tokenizer
 
 from lorada.inference.evaluate import evaluate, evaluate_tasks
@@ -71,6 +71,7 @@ CASES = [
 ]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(("model", "method"), CASES)
 def test_a_method_trains_saves_and_scores_on_its_task(place, tmp_path, model, method):
     result = train(task_recipe(place, tmp_path / "run", model, method), quiet=True).result
@@ -84,6 +85,7 @@ def test_a_method_trains_saves_and_scores_on_its_task(place, tmp_path, model, me
     assert len(generate(run, ["ann saw 2 cats.", "bo"])) == 2
 
 
+@pytest.mark.more
 def test_a_run_learns_its_answers(place, tmp_path):
     rows = [{"prompt": "ab"[n % 2] * 4, "response": ("yes", "no")[n % 2]} for n in range(8)]
     data = str(rows_file(tmp_path / "rows.jsonl", rows))
@@ -108,6 +110,7 @@ def test_the_loss_of_a_run_is_the_models_own_on_the_same_tokens(place, tmp_path)
     assert evaluate(run, rows)["loss"] == pytest.approx(total / count, rel=SAME)
 
 
+@pytest.mark.more
 def test_an_mbart_reads_english_and_starts_in_romanian(place, tmp_path):
     run = load_run(train(task_recipe(place, tmp_path / "run", "mbart", "lmam"), quiet=True).run)
     tokenizer = run.tokenizer
@@ -133,6 +136,7 @@ def test_where_the_language_stands_first_it_is_the_first_token_to_write():
     assert language_settings(tokenizer) == {"forced_bos_token_id": code}
 
 
+@pytest.mark.more
 def test_languages_of_your_own_rows_are_the_recipes(place, tmp_path):
     pairs = ["languages=[de_DE,fr_XX]", "max_steps=1"]
     run = load_run(train(recipe(place, tmp_path / "a", "mbart", "lmam", *pairs), quiet=True).run)
@@ -234,6 +238,7 @@ def test_more_tokens_than_a_decoder_has_positions_are_refused(finished):
         generate(finished, ["1 + 1 ="], max_new_tokens=65)
 
 
+@pytest.mark.more
 def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, tmp_path):
     pairs = ["max_steps=6", "save_steps=2", "dev_rows=4", "eval_strategy=steps", "eval_steps=2",
              "predict_with_generate=true", "label_smoothing_factor=0.1"]  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from folders import ROWS, adapter_weights, refused, rows_file
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from trained import QUICK, PressCtrlC, assert_same, before_its_end, run_recipe
+from trained_runs import QUICK, PressCtrlC, assert_same, before_its_end, run_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lorada.inference.evaluate import evaluate
@@ -52,6 +52,7 @@ def test_a_run_leaves_an_adapter_that_peft_loads_a_card_and_a_result(place, tmp_
     assert (loaded - before).abs().max() > 1e-4
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("order", "rows"), [("random", "rows"), ("group_by_length", "rows"), ("random", "choices")]
 )
@@ -69,6 +70,7 @@ def test_ctrl_c_saves_and_resume_continues_bit_for_bit(place, tmp_path, order, r
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.more
 def test_the_time_of_a_step_is_the_median_so_that_a_slow_save_does_not_count(place, tmp_path):
     class SlowSave(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
@@ -141,6 +143,7 @@ def ranks(run) -> dict[str, int]:
     return {key: len(tensor) for key, tensor in weights.items() if key.endswith("lora_E")}
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("method", ["adalora", "lmam"])
 def test_a_run_from_a_pruned_adalora_trains_the_ranks_that_are_left(place, tmp_path, method):
     sizes = ("max_steps=4", "learning_rate=1e-2")
@@ -209,6 +212,7 @@ def test_maps_have_their_own_learning_rate(place, tmp_path):
         assert (distance > 1e-3) == (".lmam." in key)
 
 
+@pytest.mark.more
 def test_the_rate_of_maps_may_be_a_multiple_of_the_others(place, tmp_path):
     found = []
     for rate in ("0.5x", "5e-3", "0.4x", None):  # the third is the default

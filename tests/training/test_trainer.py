@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from double import in_double
 from folders import llama_folder, rows_file
 from hypothesis import given
 from hypothesis import strategies as st
+from in_double import in_double
 from programs import printed
 from test_processes import TORCHRUN
-from trained import QUICK, PressCtrlC, run_recipe
+from trained_runs import QUICK, PressCtrlC, run_recipe
 
 from lorada.data.tokenize import collator
 from lorada.training import setup as training

@@ -350,6 +350,7 @@ def live(lives: int, steps: int) -> None:
     )
 
 
+@pytest.mark.more
 @pytest.mark.fp64
 @pytest.mark.more
 def test_a_model_computes_what_a_fresh_one_does_whatever_was_done_to_it():

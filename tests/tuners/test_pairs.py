@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import TINY, assert_close
-from double import in_double
 from folders import refused
+from in_double import in_double
 from peft import LoraConfig, PeftConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from stacks import bottleneck, lmam, logits, randomise
 from torch import nn

@@ -100,6 +100,7 @@ def test_projections_that_are_not_saved_are_made_again_from_the_seed(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.more
 def test_a_process_of_its_own_loads_what_was_saved(tmp_path):
     TINY["llama"]().save_pretrained(tmp_path / "base")
     model = random_adapter("vblora+vera+unilora+lora+lmam")

@@ -59,6 +59,7 @@ def test_start_is_the_identity_and_draws_as_the_paper_says():
 # Training.
 
 
+@pytest.mark.more
 def test_the_penalty_on_all_gates_is_added_once_to_accumulated_batches(tmp_path):
     # B is 0, so that the gates have no gradient of the task.
     run = trainer(
@@ -82,6 +83,7 @@ def test_a_penalty_is_scaled_as_the_loss_is_in_half_precision(tmp_path):
         assert_close(gate.grad, gate.detach().sign() * 1024.0 * 10.0 / number)
 
 
+@pytest.mark.more
 def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 7, "weight_decay": 0.1}
     norms = {"modules_to_save": ["input_layernorm"]}
@@ -96,6 +98,7 @@ def test_run_that_resumes_is_the_run_that_did_not(tmp_path):
         assert torch.equal(left, right)
 
 
+@pytest.mark.more
 def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no SoRA gates train here"):
         trainer(lmam(), tmp_path, SoraCallback()).train()
@@ -107,6 +110,7 @@ def test_training_without_gates_or_with_another_decay_is_an_error(tmp_path):
         run.callback_handler.on_train_begin(run.args, run.state, run.control)
 
 
+@pytest.mark.more
 def test_gates_reach_exact_zeros(tmp_path):
     run = trainer(SoraConfig(rank=4), tmp_path, SoraCallback(xi=0.1))
     run.train()

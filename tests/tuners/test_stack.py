@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SIZES, TINY, _build, assert_close
 from folders import llama_folder, refused, rows_file
-from paths import TESTS
+from paths import HELPERS
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
@@ -103,14 +103,15 @@ def test_new_adapter_leaves_what_trains_as_it_was():
     assert {n: p.requires_grad for n, p in model.named_parameters() if "default" in n} == before
 
 
+@pytest.mark.more
 def test_pickled_map_still_works_in_a_process_that_never_placed_one(tmp_path):
     inputs, model = batch("llama"), trained("lmam", "llama")
-    paths = TESTS, tmp_path / "model.pt", tmp_path / "logits.pt"
+    paths = HELPERS, tmp_path / "model.pt", tmp_path / "logits.pt"
     torch.save((model, inputs), paths[1])
     code = """if True:
         import sys, torch
         sys.path.insert(0, sys.argv[1])
-        from double import in_double
+        from in_double import in_double
         model, inputs = torch.load(sys.argv[2], weights_only=False)
         with torch.no_grad(), in_double():
             torch.save(model(**inputs).logits, sys.argv[3])"""
@@ -319,6 +320,7 @@ def test_a_bias_is_merged_where_the_base_has_one():
     assert_close(logits(model.merge_and_unload(), inputs), expected)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["alora_invocation_tokens", "layer_replication"])
 def test_exporting_it_is_refused_before_anything_is_written(name, tmp_path, works, mistake):
     value, message = SETTINGS[name]

@@ -75,6 +75,7 @@ def saved(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("build", TRAINERS)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(build, folder, tmp_path):
     whole = build(folder, tmp_path / "whole")
@@ -113,6 +114,7 @@ def reference_log_probs(trainer, batch):
     return torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
 
 
+@pytest.mark.more
 def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
     trainer = dpo(calm, tmp_path, save_strategy="no")
     batch = next(iter(trainer.get_train_dataloader()))
@@ -124,6 +126,7 @@ def test_the_reference_of_dpo_is_the_base_and_stays_it(calm, tmp_path):
     assert torch.equal(reference_log_probs(trainer, batch), before)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("part", [None, "ia3", "adalora"])
 def test_the_reference_of_dpo_on_a_trained_stack_is_what_it_was(calm, tmp_path, part):
     config = training_stack()
@@ -143,6 +146,7 @@ def test_the_reference_of_dpo_on_a_trained_stack_is_what_it_was(calm, tmp_path, 
     assert (log_probs(trainer.model, batch) - before).abs().max() > 0.1
 
 
+@pytest.mark.more
 def test_the_reference_of_grpo_on_a_trained_stack_is_what_it_was(calm, tmp_path):
     moved(base(calm), training_stack()).save_pretrained(tmp_path / "before")
     stack = PeftModel.from_pretrained(base(calm), tmp_path / "before", is_trainable=True)
@@ -167,6 +171,7 @@ def test_the_reference_of_grpo_on_a_trained_stack_is_what_it_was(calm, tmp_path)
 # Packed rows.
 
 
+@pytest.mark.more
 def test_padding_free_batches_give_the_losses_of_padded_ones(calm, tmp_path):
     padded = sft(calm, tmp_path / "padded", save_strategy="no")
     padded.train()
@@ -176,6 +181,7 @@ def test_padding_free_batches_give_the_losses_of_padded_ones(calm, tmp_path):
     assert_close(torch.tensor(losses(free)), torch.tensor(losses(padded)))
 
 
+@pytest.mark.more
 def test_a_packed_row_gives_the_loss_of_its_samples_one_by_one(calm, tmp_path):
     trainer = sft(calm, tmp_path, save_strategy="no", packing=True, max_length=40, max_steps=4)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -194,6 +200,7 @@ def test_a_packed_row_gives_the_loss_of_its_samples_one_by_one(calm, tmp_path):
     assert len(losses(trainer)) == 4
 
 
+@pytest.mark.more
 def test_gradient_checkpointing_which_trl_switches_on_changes_no_loss(folder, tmp_path):
     found = []
     for on in (False, True):

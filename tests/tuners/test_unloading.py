@@ -12,7 +12,7 @@ import torch
 from architectures import inputs
 from conftest import assert_close
 from method_cases import BUILDERS
-from paths import TESTS
+from paths import HELPERS
 from peft import AdaLoraConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 from stacks import lmam, logits, moved
@@ -63,7 +63,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, sys.argv[2])
-from double import in_double
+from in_double import in_double
 
 for folder in Path(sys.argv[1]).iterdir():
     batch = load_file(folder / "batch.safetensors")
@@ -120,7 +120,7 @@ def unloaded(tmp_path_factory):
         plain.save_pretrained(folder)
         save_file(batch, folder / "batch.safetensors")
         made[name, adapter] = expected, folder
-    subprocess.run([sys.executable, "-c", FRESH, place, TESTS], check=True)
+    subprocess.run([sys.executable, "-c", FRESH, place, HELPERS], check=True)
     return made
 
 

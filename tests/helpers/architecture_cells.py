@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs, logits
 from conftest import WINDOW, assert_close
-from double import in_double
 from exact_cells import written_out
+from in_double import in_double
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 

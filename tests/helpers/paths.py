@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parent
+TESTS = HELPERS.parent
 ROOT = TESTS.parent
 # Rows of real benchmarks, which are not part of the repository; tests that read them are skipped
 # where LORADA_DATA does not name their folder. The text of the paper may lie beside it.

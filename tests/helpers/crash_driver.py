@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 
-import here
+import jobs_in_process
 import torch
 from matplotlib.backends import backend_agg  # noqa: F401
 from transformers import LlamaForCausalLM, Trainer  # noqa: F401
@@ -100,7 +100,8 @@ def answer(request):
 
 
 if __name__ == "__main__":
-    Workers.start, Workers.wait = here.start, here.wait  # jobs in the process that is watched
+    # Jobs in the process that is watched.
+    Workers.start, Workers.wait = jobs_in_process.start, jobs_in_process.wait
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     get_checkpoint_conversion_mapping("llama")  # made once a process

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from architectures import logits as forward
 from conftest import TINY, assert_close
-from covering import covering
+from covering_cases import covering
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache

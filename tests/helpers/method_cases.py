@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from architectures import ARCHITECTURES, ENCODER_DECODERS, inputs
 from conftest import SIZES, _build
-from covering import covering
+from covering_cases import covering
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraForMaskedLM

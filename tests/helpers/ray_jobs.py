@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from paths import ROOT
+from paths import HELPERS, ROOT
 
 from lorada.compare.jobs.job import report
 
@@ -52,7 +52,7 @@ def cluster(cpus=2, gpus=0):
             f"--num-gpus={gpus}", f"--temp-dir={place}", "--include-dashboard=false",
             "--disable-usage-stats", "--object-store-memory=100000000",
         ]  # fmt: skip
-        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+        paths = os.pathsep.join([str(ROOT / "src"), str(HELPERS)])
         variables = {**os.environ, "PYTHONPATH": paths, "LORADA_TEST_CLUSTER": place}
         with open(Path(place) / "output", "w") as output:
             # Interrupts are ignored, as in what a script starts in the background.

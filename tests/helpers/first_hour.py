@@ -1,6 +1,6 @@
 """The first hour of a new user, typed as the README and the guides have it, in a fresh folder.
 
-    python tests/first_hour.py FOLDER
+    python tests/helpers/first_hour.py FOLDER
 
 Rows of one's own are compared, a run is looked into, served, asked, exported, and loaded by another
 program. Installing is ``make dist``. What differs from the pages: the model is a tiny one

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
-from double import in_double
+from in_double import in_double
 from transformers import Trainer
 
 import lorada.cli

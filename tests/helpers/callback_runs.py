@@ -7,7 +7,7 @@ import torch
 from conftest import TINY
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
-from trained import assert_same
+from trained_runs import assert_same
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 # A Trainer collects garbage when it starts; half a second each time with all that is imported.
