@@ -37,7 +37,7 @@ import yaml
 HOME = Path(__file__).resolve().parent.parent
 MISTAKES = Path(__file__).with_suffix(".yaml")
 SOURCE = Path("src/lorada")
-COPIED = ("src", "tests", "benchmarks", "scripts", "docs", "examples", "packages")
+COPIED = ("src", "tests", "benchmarks", "scripts", "studies", "docs", "examples", "packages")
 TIERS = {"first": "not slow and not gpu and not more", "second": "more and not slow and not gpu"}
 LIMIT = 180.0  # seconds of one run of tests: a mistake may make one wait for ever
 UNIMPORTABLE = "the tests could not be imported"

@@ -23,8 +23,8 @@ from paths import ROOT
 from programs import printed
 
 # What a checklist may read or change.
-COPIED = ("src", "tests", "docs", "scripts", "benchmarks", "README.md", "CONTRIBUTING.md",
-          "CHANGELOG.md", "LICENSE", "pyproject.toml")  # fmt: skip
+COPIED = ("src", "tests", "docs", "scripts", "studies", "benchmarks", "README.md",
+          "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml")  # fmt: skip
 STEP = re.compile(
     r"^ *\d+\. (?:In `(?P<path>[^`]+)`, (?P<how>before|after) `(?P<anchor>[^`]+)`"
     r"|New file `(?P<new>[^`]+)`|Run)[^\n]*:\n\n(?P<block> *```.*?```)$",

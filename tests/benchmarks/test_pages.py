@@ -17,6 +17,7 @@ from library import (
     training_growth_page,
 )
 from library.page import write_marked
+from marked import write_part
 from paths import ROOT
 from published import page as published_page
 
@@ -34,7 +35,7 @@ def write_method_costs(page):
 
 def write_published(page):
     numbers = json.loads(published_page.PEFT.read_text(encoding="utf-8"))
-    write_marked(page, "published/page.py", published_page.generated(numbers))
+    write_part(page, "studies/published/page.py", published_page.generated(numbers))
 
 
 # What is written → the page that it stands on, and what writes it into a copy of that page.

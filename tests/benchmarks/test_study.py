@@ -8,7 +8,7 @@ import sys
 import pytest
 from paths import ROOT
 
-STUDY = ROOT / "benchmarks" / "study"
+STUDY = ROOT / "studies" / "trained"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from lorada.decision.expected_loss import expected_losses
 from lorada.decision.statistics import by_group
 from lorada.runs.folder import locked
 
-sys.path.append(str(ROOT / "scripts"))
+sys.path.append(str(ROOT / "studies" / "decision"))
 from made_up_worlds import BASE, made_up
 from until_errors import stopped
 

@@ -18,7 +18,7 @@ from programs import printed
 from test_architecture import imported_modules
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FOLDERS = ("src/lorada", "tests", "benchmarks", "scripts")
+FOLDERS = ("src/lorada", "tests", "benchmarks", "scripts", "studies")
 # Files beside one another import each other by name; those of the package, as lorada.
 OWN = {"lorada"} | {
     path.parts[at].removesuffix(".py")

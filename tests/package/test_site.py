@@ -46,7 +46,7 @@ def test_what_is_broken_in_a_site_is_named(tmp_path, html):
 
 
 # Files that name pages of the documentation, in links, messages and comments.
-FOLDERS = ("src", "docs", "tests", "benchmarks", "scripts", "packages", ".ci")
+FOLDERS = ("src", "docs", "tests", "benchmarks", "scripts", "studies", "packages", ".ci")
 FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
 TEXT = {".py", ".md", ".yaml", ".toml", ".j2", ".js"}
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import numpy as np
-from library.page import write_marked as write_marked
+from marked import write_part as write_part
 
 from lorada.compare.read_results import CandidateResult, read_comparison
 from lorada.decision.statistics import holm, paired_p

@@ -1,7 +1,7 @@
 """Write the results of the third study into docs/study.md: a map whose own rate was searched.
 
-    python benchmarks/study/third.py study    # reads the comparisons, keeps what the tests need
-    python benchmarks/study/third.py          # the page again, from what is kept
+    python studies/trained/third.py study    # reads the comparisons, keeps what the tests need
+    python studies/trained/third.py          # the page again, from what is kept
 
 ``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
 every seed, in docs/results/study3.json.gz.
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from kept import DOCS, Found, Measured, keep, kept, read, write_marked
+from kept import DOCS, Found, Measured, keep, kept, read, write_part
 from run import (
     ABLATIONS,
     COMPARISONS,
@@ -80,7 +80,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.study:
         keep(read(given.study, WANTED), KEPT)
-    write_marked(DOCS / "study.md", "study/third.py", "\n".join(["", *page(kept(KEPT))]))
+    write_part(DOCS / "study.md", "studies/trained/third.py", "\n".join(["", *page(kept(KEPT))]))
 
 
 def page(found: Found) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Run the comparisons of docs/study.md and docs/atlas.md one after another; finished ones are kept.
 
-    python benchmarks/study/rows.py --data-dir DATA rows
-    python benchmarks/study/run.py rows study --workers 2
+    python studies/trained/rows.py --data-dir DATA rows
+    python studies/trained/run.py rows study --workers 2
 
 Interrupted, the same command goes on. ``--only syllogism_sizes`` runs one of them, and ``--show``
 prints their commands instead.

@@ -33,7 +33,7 @@ POINTS = 46.8  # of accuracy that a nat is worth
 OWN = 0.2  # decades
 METHODS, RUNS = 4, 5
 FIRST = (1.0, FACTOR, 1 / FACTOR)
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 Draw = Callable[[np.random.Generator], float]
 
 

@@ -1,6 +1,6 @@
 """Writes docs/published.md and its picture: what printed differences exceed by their rows alone.
 
-    python benchmarks/published/page.py
+    PYTHONPATH=scripts python studies/published/page.py
 
 Nothing is trained. The paper's numbers are those of ``published.yaml``; those of PEFT's
 ``method_comparison`` were taken from its repository by hand, with their commit.
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from library.page import write_marked
+from marked import write_part
 from matplotlib.figure import Figure
 
 from lorada.decision.statistics import holm
@@ -274,5 +274,5 @@ def generated(peft: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     numbers = json.loads(PEFT.read_text(encoding="utf-8"))
-    write_marked(PAGE, "published/page.py", generated(numbers))
+    write_part(PAGE, "studies/published/page.py", generated(numbers))
     draw(numbers)

@@ -1,10 +1,10 @@
 """Measures how often the tests of `lorada compare` are wrong, on made-up scores.
 
-`python scripts/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates` (of the
-choice of learning rates), `worlds` or `atlas` (of the decision), `margins` (of cheaper methods),
-`letters` (of tests, and of the score of the pick), or `until` (of the runs that are spared). All
-numbers are points of the score or percent of the made-up comparisons. For each number of seeds and
-rows `tests` has:
+`python studies/decision/comparison_errors.py TABLE` prints a table as Markdown: `tests`, `rates`
+(of the choice of learning rates), `worlds` or `atlas` (of the decision), `margins` (of cheaper
+methods), `letters` (of tests, and of the score of the pick), or `until` (of the runs that are
+spared). All numbers are points of the score or percent of the made-up comparisons. For each number
+of seeds and rows `tests` has:
 
 - spread: the standard deviation between the runs of a method, in points;
 - rows swapped: how often two copies of one method are called different by a test over rows alone;
@@ -19,7 +19,7 @@ rows `tests` has:
 - in interval: how often the true score is in the 95 % interval; 95 is right.
 
 `rates` has pairs of equally good methods after each kind of search for a learning rate, as
-`search_errors.py` describes them:
+`search_errors.py` describes them, and then the curves with cliffs of `search_worlds.py`:
 
 - trials: their mean number;
 - points lost, above 2: the mean points that the chosen rate loses against the best one, and how

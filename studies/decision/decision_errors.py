@@ -23,7 +23,7 @@ from lorada.decision.decide import decide
 from lorada.decision.decision_sentence import Decision
 from lorada.decision.statistics import ALPHA, Common, by_group, holm, mean_score, paired_p
 
-ATLAS = Path(__file__).parents[1] / "docs" / "results" / "atlas.json.gz"
+ATLAS = Path(__file__).parents[2] / "docs" / "results" / "atlas.json.gz"
 NEAR = ("lora", "dora", "lmam", "lora+lmam", "adapter_ffn", "pfeiffer")  # of about one size
 RULES = ("verdict", "margin 0", "highest", "cheapest n. s.", "LoRA", "random")
 

@@ -1,7 +1,7 @@
 """Write the atlas of methods into docs/atlas.md, docs/atlas.png and docs/atlas-pairs.png.
 
-    python benchmarks/study/atlas.py study    # reads the comparisons, keeps what the page needs
-    python benchmarks/study/atlas.py          # the page and its pictures again, from what is kept
+    python studies/trained/atlas.py study    # reads the comparisons, keeps what the page needs
+    python studies/trained/atlas.py          # the page and its pictures again, from what is kept
 
 ``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
 every seed, in docs/results/atlas.json.gz; ``study`` may hold a part of the comparisons. A method
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from bootstrap import interval
 from foretold import detectable
-from kept import DOCS, Found, Measured, keep, kept, read, write_marked
+from kept import DOCS, Found, Measured, keep, kept, read, write_part
 from run import ATLAS, ATLAS_TASKS, MAPS
 
 from lorada.decision.decide import decide
@@ -27,7 +27,7 @@ from lorada.decision.run_variances import Common
 from lorada.decision.statistics import ALPHA, holm, letters, paired_p
 
 KEPT = DOCS / "results" / "atlas.json.gz"
-SCRIPT = "study/atlas.py"
+SCRIPT = "studies/trained/atlas.py"
 MOVED = "syllogism8"  # one task twice: that without moved words is the other
 CEILING = "full"  # full fine-tuning: shown beside the methods, but not one of them
 MOST_ROWS = 1_000_000  # where so many rows would not settle a pair, only more seeds can
@@ -65,7 +65,7 @@ def main() -> None:
         keep({task: {plain(name): one[name] for name in one} for task, one in measured}, KEPT)
     found = kept(KEPT)
     tested = {task: pairs(methods) for task, methods in found.items()}
-    write_marked(DOCS / "atlas.md", SCRIPT, "\n".join(["", *text(found, tested), ""]))
+    write_part(DOCS / "atlas.md", SCRIPT, "\n".join(["", *text(found, tested), ""]))
     if found:
         draw(found, tested)
 

@@ -1,7 +1,7 @@
 """Write the results of the second study into docs/study.md, with the tests of H5 to H7.
 
-    python benchmarks/study/second.py study    # reads the comparisons, keeps what the tests need
-    python benchmarks/study/second.py          # the page again, from what is kept
+    python studies/trained/second.py study    # reads the comparisons, keeps what the tests need
+    python studies/trained/second.py          # the page again, from what is kept
 
 ``study`` is the folder of ``run.py``. Kept are the score and the loss of every held-out row with
 every seed, in docs/results/study2.json.gz; ``study`` may hold a part of the comparisons, and
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from bootstrap import interval
 from foretold import detectable, fixed_p
-from kept import DOCS, Found, Measured, corrected, keep, kept, read, write_marked
+from kept import DOCS, Found, Measured, corrected, keep, kept, read, write_part
 from picture import Difference, draw
 from run import (
     DORA,
@@ -36,7 +36,7 @@ from run import (
 from lorada.decision.statistics import ALPHA, holm
 
 KEPT = DOCS / "results" / "study2.json.gz"
-SCRIPT = "study/second.py"
+SCRIPT = "studies/trained/second.py"
 NAMES = {
     HEAD: "head alone", LORA: "LoRA r 1", LORA_4: "LoRA r 4", DORA: "DoRA r 1", DORA_4: "DoRA r 4",
     PRINTED: "map, today's start", LEFT: "map, left start",
@@ -85,7 +85,7 @@ def main() -> None:
     if given.study:
         keep(read(given.study, WANTED), KEPT)
     found = kept(KEPT)
-    write_marked(DOCS / "study.md", SCRIPT, "\n".join(["", *page(found)]))
+    write_part(DOCS / "study.md", SCRIPT, "\n".join(["", *page(found)]))
     draw(sections(found), DOCS / "study2.png")
 
 

@@ -1,7 +1,7 @@
 """Make the rows of the study (docs/study.md) in a folder, which must not be published.
 
     pip install reasoning-gym
-    python benchmarks/study/rows.py --data-dir DATA rows
+    python studies/trained/rows.py --data-dir DATA rows
 
 DATA holds the open benchmarks as ``glue/TASK/SPLIT.jsonl.gz``, with the fields of the hub. Held-out
 rows come from the training files, because half a validation set is too small to tell methods apart;

@@ -1,8 +1,8 @@
 """Which 1/s and which learning rate a map should have by default: runs, rule and page.
 
     pip install reasoning-gym
-    python benchmarks/study/rates.py rates --data-dir DATA    # interrupted, it goes on
-    python benchmarks/study/rates.py rates --page             # what has run, into docs/study.md
+    python studies/trained/rates.py rates --data-dir DATA    # interrupted, it goes on
+    python studies/trained/rates.py rates --page             # what has run, into docs/study.md
 
 **Question.** Is there one pair of 1/s and learning rate that suits a map alone and on top of LoRA,
 text and rows of a fixed form, an encoder and a decoder? Is the rate an absolute one, or so many
@@ -61,8 +61,10 @@ from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from library.page import markdown_table, write_marked
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from library.page import markdown_table
+from marked import write_part
 
 DOCS = Path(__file__).parents[2] / "docs"
 SEEDS = (1, 2, 3, 4, 5)
@@ -347,7 +349,8 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page instead")
     given = parser.parse_args()
     if given.page:
-        write_marked(DOCS / "study.md", "study/rates.py", "\n".join(page(read(given.folder))))
+        lines = page(read(given.folder))
+        write_part(DOCS / "study.md", "studies/trained/rates.py", "\n".join(lines))
         return
     logging.basicConfig(level=logging.ERROR)
     (given.folder / "runs").mkdir(parents=True, exist_ok=True)
