@@ -78,7 +78,7 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
 
 
 def _measured(each: CandidateResult) -> Measured:
-    peaks = [run.result.get("peak_memory_bytes") for run in each.runs]
+    peaks = [run.result.peak_memory_bytes for run in each.runs]
     rates = [] if each.search is None else [each.search.rate]
     map_rate = None if each.search is None else each.search.map_rate
     return Measured(

@@ -28,9 +28,20 @@ from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, Search, Trial
 from lorada.data.row_lengths import RowLengths
 from lorada.decision.statistics import Common, mean_score
+from lorada.runs.result import Prediction, RowsMetrics, RunResult
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
+
+
+def result_of(metrics):
+    """The result of a run with these metrics on the held-out rows."""
+    return RunResult(labels=[], form="text", history=[], metrics={HELD_OUT: metrics})
+
+
+def prediction_of(row):
+    """A line without an answer, for a row's name and number."""
+    return Prediction(rows=row[0], row=row[1], answer=None, score=None, loss=None)
 
 
 def results_of(
@@ -41,9 +52,12 @@ def results_of(
     for index, (name, found) in enumerate(scores.items()):
         rows = [(HELD_OUT, number + 1) for number in range(found.shape[1])]
         runs = [
-            ScoredRun(f"runs/{name}/9/seed{seed}", seed, {
-                "metrics": {HELD_OUT: {"n": len(rows), metric: float(line.mean())}},
-            }, {row: {} for row in rows}, dict(zip(rows, line.tolist(), strict=True)))
+            ScoredRun(
+                f"runs/{name}/9/seed{seed}", seed,
+                result_of({"n": len(rows), metric: float(line.mean())}),
+                {row: prediction_of(row) for row in rows},
+                dict(zip(rows, line.tolist(), strict=True)),
+            )
             for seed, line in enumerate(found, 1)
         ]  # fmt: skip
         one = Candidate(name, {}, trainable=9000 - 1000 * index)
@@ -269,8 +283,10 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
 def with_result(results, **fields):
     """The comparison with these fields in the result of every run."""
     for candidate in results.candidates:
-        for run in candidate.runs:
-            run.result.update(fields)
+        candidate.runs[:] = [
+            dataclasses.replace(run, result=run.result.model_copy(update=fields))
+            for run in candidate.runs
+        ]
     return results
 
 
@@ -421,7 +437,7 @@ def test_why_answers_are_scored_so_and_how_many_were_cut_is_said():
     results = planned(results, metric=metric)
     for run in results.candidates[1].runs[:2]:
         metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
-        run.result["metrics"][HELD_OUT] = metrics
+        run.result.metrics[HELD_OUT] = RowsMetrics(**metrics)
     said = summarize(dataclasses.replace(results, metric="exact_match")).sentences
     assert "Answers are scored by exact match, because no response is long." in said
     assert "Answers were cut before they had ended: dora 12 of 600 at 53 tokens." in said
@@ -442,7 +458,7 @@ def test_windows_that_share_tokens_are_not_tested():
     ("metric", "by"), [("matthews", "accuracy"), ("macro_f1", "balanced accuracy")]
 )
 def test_a_metric_that_is_no_mean_over_rows_is_named(metric, by):
-    metrics = {HELD_OUT: {"n": ROWS, metric: 12.5, "accuracy": 1.0}}
+    metrics = {HELD_OUT: RowsMetrics(**{"n": ROWS, metric: 12.5, "accuracy": 1.0})}
     summary = summarize(with_result(results_of(alike()), metrics=metrics))
     assert (summary.metric, summary.lines[0].value) == (metric, 12.5)
     said = f"Methods are compared by their mean {by} over rows, which is not {metric}."
@@ -497,7 +513,8 @@ def test_texts_of_rows_are_shown_if_they_are_stored(made_up_folder):
     assert summarize(results).disagreements[0].text is None
     run = next(c for c in results.candidates if c.runs).runs[0]
     for row in results.rows:
-        run.lines[row] |= {"text": f"question {row[1]}", "right": "Yes"}
+        texts = {"text": f"question {row[1]}", "right": "Yes"}
+        run.predictions[row] = run.predictions[row].model_copy(update=texts)
     first = summarize(results).disagreements[0]
     assert (first.text, first.answer) == (f"question {first.row}", "Yes")
 

@@ -10,7 +10,7 @@ import pytest
 from lorada.compare import learning_rate
 from lorada.compare.learning_rate import Space, search_rate
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import write_result
+from lorada.runs.result import RunResult, StoredRecipe, write_result
 from lorada.training.callbacks import DivergedError
 
 STEPS, ROOT = 8, 10**0.5
@@ -56,8 +56,10 @@ class Script:
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
         if recipe.training.get("eval_on_start"):
             history.insert(0, {"step": 0, "eval_loss": AS_IT_IS})
-        result = {"recipe": {}, "history": history, "metrics": {}, "labels": [], "form": "prompt"}
-        result["guessing_loss"] = self.guessing
+        result = RunResult(
+            recipe=StoredRecipe(), history=history, metrics={}, labels=[], form="prompt",
+            guessing_loss=self.guessing,
+        )  # fmt: skip
         write_result(Path(recipe.output), result)
         return SimpleNamespace(interrupted=False)
 
@@ -86,9 +88,9 @@ def search(tmp_path, monkeypatch):
 
 
 def test_a_trial_is_judged_by_its_loss_at_the_end_of_its_training(tmp_path):
-    result = {"recipe": {}, "metrics": {}, "labels": [], "form": "prompt"}
     history = [{"step": step, "eval_loss": loss} for step, loss in ((0, 9.0), (4, 0.5), (8, 2.0))]
-    write_result(tmp_path, {**result, "history": history})
+    result = RunResult(metrics={}, labels=[], form="prompt", history=history)
+    write_result(tmp_path, result)
     assert learning_rate.loss_of(tmp_path) == 2.0
 
 

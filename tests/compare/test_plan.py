@@ -83,7 +83,7 @@ def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
     asked = comparison(place, methods=["lora"], recipe={"training": training})
     steps, _ = steps_and_lengths(asked, *read(asked))
     recipe = Recipe(**asked.recipe, method="lora", output=str(tmp_path / "run"))
-    assert train(recipe, quiet=True).result["steps"] == steps
+    assert train(recipe, quiet=True).result.steps == steps
 
 
 def test_rows_are_grouped_by_length_unless_the_user_says_otherwise(place):

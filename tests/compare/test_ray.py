@@ -168,9 +168,9 @@ def test_a_training_that_is_killed_on_a_cluster_ends_as_if_it_was_not(pool_of, t
     killer.join()
     assert [outcome.status for outcome in outcomes.values()] == ["done", "done"], outcomes
     result, expected = read_result(killed), read_result(tmp_path / "whole")
-    assert result["resumed_from"] is not None
-    assert expected["resumed_from"] is None
-    assert result["history"] == expected["history"]
+    assert result.resumed_from is not None
+    assert expected.resumed_from is None
+    assert result.history == expected.history
     weights = "adapter/adapter_model.safetensors"
     assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 

@@ -82,4 +82,4 @@ class Lab:
         assert same_files(run / "adapter", whole / "adapter", *ADAPTER, "README.md")
         result, expected = read_result(run), read_result(whole)
         for key in ("history", "steps", "train_loss", "relative_norm", "parameters"):
-            assert result[key] == expected[key], key
+            assert getattr(result, key) == getattr(expected, key), key

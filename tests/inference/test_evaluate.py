@@ -51,7 +51,7 @@ def place(trained, tmp_path):
 def test_the_commonest_answer_of_the_training_rows_is_scored_on_the_evaluated_rows(
     place, json_of, works
 ):
-    assert read_result(place / "run")["commonest_answer"] == "yes"
+    assert read_result(place / "run").commonest_answer == "yes"
     found = json_of("evaluate", place / "run", "--data", place / "held_out.jsonl")
     assert found["commonest"] == pytest.approx({
         "answer": "yes", "exact_match": 200 / 3, "contains": 200 / 3, "balanced_accuracy": 50,

@@ -83,17 +83,17 @@ def test_answers_are_those_of_evaluate_part_by_part(name, folder, place, small_p
     assert len(next(predict(run, asked(run, rows)))) == 4
     found = answers(run, rows)
     scored = read_predictions(run.folder)
-    assert [one["row"] for one in found] == [line["row"] for line in scored]
+    assert [one["row"] for one in found] == [line.row for line in scored]
     field = name if name in ("label", "score") else "answer"
-    assert [one[field] for one in found] == [line["answer"] for line in scored]
-    assert [one.get("cut", False) for one in found] == [line.get("cut", False) for line in scored]
+    assert [one[field] for one in found] == [line.answer for line in scored]
+    assert [one.get("cut", False) for one in found] == [line.cut for line in scored]
     if name == "choice":
         for one, row in zip(found, CHOICES, strict=True):
             assert one["candidate"] == row["candidates"][one["answer"]]
     if name == "label":
         for one, line, row in zip(found, scored, LABELS, strict=True):
             assert math.isclose(sum(one["probs"].values()), 1, rel_tol=1e-5)
-            assert -math.log(one["probs"][row["label"]]) == pytest.approx(line["loss"], rel=1e-4)
+            assert -math.log(one["probs"][row["label"]]) == pytest.approx(line.loss, rel=1e-4)
             assert one["label"] == max(one["probs"], key=one["probs"].get)
 
 

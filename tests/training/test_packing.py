@@ -99,8 +99,8 @@ def test_a_recipe_trains_on_as_many_sequences_as_its_rows_fill(place, tmp_path):
     held_out = (f"eval_data={place / 'few.jsonl'}", "eval_strategy=epoch")
     asked = recipe(place, tmp_path / "run", *once, *held_out, method="lorada_la")
     result = train(asked, quiet=True).result
-    assert result["steps"] == sequences
-    assert any("eval_loss" in entry for entry in result["history"])
+    assert result.steps == sequences
+    assert any("eval_loss" in entry for entry in result.history)
 
 
 @pytest.mark.parametrize(("method", "rows", "pairs", "message"), [

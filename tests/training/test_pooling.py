@@ -143,8 +143,8 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     whole = train(recipe(place, tmp_path / "whole", *pairs, method=method), quiet=True)
     cut = before_its_end(whole.run, tmp_path / "cut")
     again = train(recipe(place, cut, *pairs, method=method), resume=True, quiet=True)
-    assert again.result["resumed_from"] == "checkpoint-2"
-    assert again.result["train_loss"] == whole.result["train_loss"]
+    assert again.result.resumed_from == "checkpoint-2"
+    assert again.result.train_loss == whole.result.train_loss
     assert torch.equal(logits(load_run(cut).model), logits(load_run(whole.run).model))
     saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
     assert saved["parts"][-1]["pooling"] == "mean"

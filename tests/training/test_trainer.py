@@ -105,8 +105,9 @@ def main(llama, folder, stop=None):
     callbacks = [] if stop is None else [PressCtrlC(int(stop))]
     resume = (folder / "run" / "recipe.yaml").is_file()
     result = train(asked, resume=resume, quiet=True, callbacks=callbacks).result
+    history = None if result is None else result.history
     rank = os.environ["RANK"]
-    (folder / f"seen{rank}.json").write_text(json.dumps([seen, result.get("history")]))
+    (folder / f"seen{rank}.json").write_text(json.dumps([seen, history]))
 
 
 if __name__ == "__main__":

@@ -279,9 +279,9 @@ def _asks_answers(folder: Path, metric: str) -> bool:
     written = False
     for path in folder.glob("runs/*/*/*/result.json"):
         result = read_result(path.parent)
-        if result.get("task") == JSONL:
-            refuse_metric(metric, result["form"])
-            written = result["form"] in FREE
+        if result.task == JSONL:
+            refuse_metric(metric, result.form)
+            written = result.form in FREE
         elif metric != LOSS:
             raise ValueError(f"--metric {metric} is for rows of your own: take loss")
     return CODE in metric or metric in LATER or (written and metric in CLASS_METRICS)

@@ -302,11 +302,14 @@ def _plot_sweep(
     )
     scores: dict[tuple[int, int], list[float]] = {}  # by heads and rank, one for each seed
     for job, result in zip(found, complete, strict=True):
-        if result:
-            lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
-            metrics = result["metrics"][job.tasks[0]]
-            metric = main_metric(metrics)
-            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
+        if result is None or result.recipe is None:
+            continue
+        lmam, model = result.recipe.parts["lmam"], result.model
+        task_scores = result.metrics[job.tasks[0]].scores
+        metric = main_metric(task_scores)
+        score = task_scores[metric]
+        if score is not None:
+            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(score)
     if scores:
         for sentence in figure.differs if at == "local" else []:
             console.print(f"• {sentence}")

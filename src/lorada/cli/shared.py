@@ -74,11 +74,13 @@ def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
     suggest("evaluate", run, *([] if recipe.scores_rows else ["--data", "FILE"]), on=on)
 
 
-def say_why(result: dict[str, Any]) -> None:
-    """Print by what the answers of a run are scored, if its rows have decided it."""
-    metric = result.get("metric") or {}
-    if metric.get("reason"):
-        say(f"answers are scored by {metric['name']}, because {metric['reason']}")
+def say_why(metric: Any) -> None:
+    """Print by what the answers of a run are scored, if its rows have decided it.
+
+    ``metric`` is the ``ScoringMetric`` of its result, None for a benchmark.
+    """
+    if metric is not None and metric.reason:
+        say(f"answers are scored by {metric.name}, because {metric.reason}")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The command ``train``."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -147,7 +146,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
             "activation_checkpointing": chosen, "first_row": found.first,
         })  # fmt: skip
         return
-    say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
+    parameters = _parameters(counts["trainable"], counts["percent"])
+    say(f"{recipe.output}: {recipe.method} on {recipe.model}, {parameters}")
     if recipe.from_adapter is not None and prepared.plan.config is not None:
         say(trained_parts(*config_to_start(prepared.plan.config, recipe, prepared.config), recipe))
     _say_examined("row", len(rows.rows), found, fitted.max_length)
@@ -182,14 +182,14 @@ def _say_examined(what: str, count: int, found: Any, max_length: int) -> None:
         say(f"of these rows {found.lengths.summary}")
 
 
-def _trained(result: Mapping[str, Any]) -> str:
+def _trained(result: Any) -> str:
     """The method, and the parts of the adapter where one was there before."""
-    if result["started_from"] is None:
-        return str(result["method"])
-    return f"{' and '.join(result['adapter_parts'])} from {result['started_from']}"
+    if result.started_from is None:
+        return str(result.method)
+    return f"{' and '.join(result.adapter_parts)} from {result.started_from}"
 
 
-def _losses(history: list[dict[str, Any]]) -> str:
+def _losses(history: list[dict[str, float]]) -> str:
     """The first and the last loss of a training; each is a mean over the steps between two logs."""
     logged = [entry for entry in history if entry.get("loss") is not None]
     if not logged:
@@ -203,8 +203,8 @@ def _losses(history: list[dict[str, Any]]) -> str:
     return f"loss {first['loss']:.3f}, the mean of {steps}"
 
 
-def _parameters(counts: Mapping[str, Any]) -> str:
-    return f"{counts['trainable']:,} parameters ({counts['percent']:.3f}%)"
+def _parameters(trainable: int, percent: float) -> str:
+    return f"{trainable:,} parameters ({percent:.3f}%)"
 
 
 def _shown_row(row: dict[str, Any]) -> Text:
@@ -223,22 +223,23 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     if not is_main_process():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
-        errors.print(f"stopped and saved at step {trained.result['steps']}")
+        errors.print(f"stopped and saved at step {trained.steps}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
     result = trained.result
     if as_json:
-        print_json(result)
+        print_json(result.stored())
         return
-    say_why(result)
-    say(_losses(result["history"]))
-    effect = result["relative_norm"]
+    say_why(result.metric)
+    say(_losses(result.history))
+    effect = result.relative_norm
     text = f", relative norm {effect:.2g}" if effect is not None else ""
-    resumed = result["resumed_from"]
+    resumed = result.resumed_from
+    counts = result.parameters
     taken = f", those after {resumed} in" if resumed else " in"
     say(
-        f"{_trained(result)} on {result['model']}: {_parameters(result['parameters'])}, "
-        f"{result['steps']} steps{taken} {result['wall_time_s']:.0f} s, "
-        f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB{text}"
+        f"{_trained(result)} on {result.model}: {_parameters(counts.trainable, counts.percent)}, "
+        f"{result.steps} steps{taken} {result.wall_time_s:.0f} s, "
+        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB{text}"
     )
     suggest_scoring(trained.run, recipe)

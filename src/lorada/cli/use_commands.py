@@ -120,7 +120,7 @@ def evaluate(
         return
     _print_scores(found)
     if not metrics:
-        say_why(read_result(run))
+        say_why(read_result(run).metric)
     if loaded.pairs:
         suggest("predict", run, "--data", "FILE")
     elif loaded.form in HEADED:
@@ -219,7 +219,7 @@ def chat(
     from lorada.runs.result import read_result
 
     recipe = writer(run)
-    if system is not None and read_result(run)["form"] != "messages":
+    if system is not None and read_result(run).form != "messages":
         raise ValueError(
             f"--system is for runs that learned conversations, and {run} continues each line by "
             "itself: write it at the beginning of the line"

@@ -224,8 +224,11 @@ def _try(recipe: Recipe, run: Path, before: Sequence[Trial], what: str) -> _Outc
 
 def loss_of(run: Path) -> float | None:
     """The loss of a trial on the rows set aside; None if it is not finite."""
-    losses = [one["eval_loss"] for one in read_result(run)["history"] if "eval_loss" in one]
-    return float(losses[-1]) if losses[-1] is not None and math.isfinite(losses[-1]) else None
+    losses = [entry["eval_loss"] for entry in read_result(run).history if "eval_loss" in entry]
+    last_loss = losses[-1]
+    if last_loss is None or not math.isfinite(last_loss):
+        return None
+    return float(last_loss)
 
 
 def guessing_in(run: Path) -> float | None:
@@ -234,8 +237,8 @@ def guessing_in(run: Path) -> float | None:
     It is that of one answer for all rows or that of the model as it is, whichever is lower.
     """
     result = read_result(run)
-    losses = [result.get("guessing_loss")]
-    losses += [entry.get("eval_loss") for entry in result["history"] if entry.get("step") == 0]
+    losses = [result.guessing_loss]
+    losses += [entry.get("eval_loss") for entry in result.history if entry.get("step") == 0]
     finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     return min(finite, default=None)
 

@@ -26,7 +26,7 @@ from lorada.compare.stored_plan import (
 )
 from lorada.decision.run_variances import Scores
 from lorada.decision.score_units import UNKNOWN, ScoreUnit, named_unit, unit_of
-from lorada.runs.result import read_predictions, read_result
+from lorada.runs.result import Prediction, RowsMetrics, RunResult, read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 from lorada.support.row_sources import CODE
 
@@ -50,8 +50,8 @@ class ScoredRun:
 
     folder: str  # relative to the comparison's
     seed: int
-    result: dict[str, Any]  # ``result.json``
-    lines: dict[RowKey, dict[str, Any]]  # of ``predictions.jsonl``
+    result: RunResult
+    predictions: dict[RowKey, Prediction]
     scores: dict[RowKey, float]
     rows_without_loss: int = 0  # that are left out where methods are compared by the loss
 
@@ -99,11 +99,11 @@ class CandidateResult:
         return self.candidate.trainable
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[RowsMetrics]:
         """Those of its runs on the held-out rows, by the names of the rows."""
         names = dict.fromkeys(name for run in self.runs for name, _ in run.scores)
-        found = [run.result["metrics"].get(name) for name in names for run in self.runs]
-        return [each for each in found if each]
+        stored = [run.result.metrics.get(name) for name in names for run in self.runs]
+        return [metrics for metrics in stored if metrics is not None]
 
     @property
     def first_run(self) -> ScoredRun:
@@ -205,7 +205,7 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
         search = search_of(one, folder)
         failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
         candidate, chosen = settled(one, search)
-        losses = [[run.lines[row]["loss"] for row in rows] for run in same]
+        losses = [[run.predictions[row].loss for row in rows] for run in same]
         measured.append(CandidateResult(
             label, candidate, chosen, same, search=search, losses=_table(losses, rows),
             scores=_table([[run.scores[row] for row in rows] for run in same], rows),
@@ -213,8 +213,7 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
             reason=one.reason or "; ".join(missing) or None,
         ))  # fmt: skip
     first = next((run for one in measured for run in one.runs), None)
-    grouped = first is not None and all("group" in first.lines[row] for row in rows)
-    groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
+    groups = None if first is None else _groups_of(first, rows)
     results = Results(folder, asked, plan, measured, rows, groups, baselines, by)
     if CODE in by:
         return _in_own_unit(results, unit)
@@ -291,22 +290,42 @@ def _runs(
 def _run(folder: Path, name: str, seed: int, held_out: Collection[str], metric: str) -> ScoredRun:
     """A run with its scores on the held-out rows; it may have been scored on others since."""
     result = read_result(folder / name)
-    lines, scores, rows_without_loss = {}, {}, 0
-    for line in read_predictions(folder / name):
-        row = str(line["rows"]), int(line["row"])
-        if row[0] not in held_out:
+    predictions: dict[RowKey, Prediction] = {}
+    scores: dict[RowKey, float] = {}
+    rows_without_loss = 0
+    for prediction in read_predictions(folder / name):
+        if prediction.rows not in held_out:
             continue
-        by = rows_metric(metric or main_metric(result["metrics"].get(row[0], {})))
-        values = {LOSS: line["loss"], **(line.get("metrics") or {})}
-        if by == LOSS and values[LOSS] is None:
+        row = prediction.rows, prediction.row
+        by = rows_metric(metric or _main_metric_on(prediction.rows, result))
+        value = prediction.metrics_and_loss.get(by)
+        if by == LOSS and value is None:
             rows_without_loss += 1  # its response lies beyond max_length, in every run
             continue
-        if values.get(by) is None:
-            raise ValueError(f"row {row[1]} of {row[0]} has no {by}")
-        lines[row], scores[row] = line, as_score(float(values[by]), by)
+        if value is None:
+            raise ValueError(f"row {prediction.row} of {prediction.rows} has no {by}")
+        predictions[row] = prediction
+        scores[row] = as_score(value, by)
     if not scores:
         raise ValueError("none of the held-out rows is scored")
-    return ScoredRun(name, seed, result, lines, scores, rows_without_loss)
+    return ScoredRun(name, seed, result, predictions, scores, rows_without_loss)
+
+
+def _main_metric_on(rows: str, result: RunResult) -> str:
+    """The main metric of a run on the rows of this name."""
+    metrics = result.metrics.get(rows)
+    return main_metric({} if metrics is None else metrics.scores)
+
+
+def _groups_of(run: ScoredRun, rows: list[RowKey]) -> list[str] | None:
+    """The group of each row, as a run has stored it; None unless every row has one."""
+    groups = []
+    for row in rows:
+        group = run.predictions[row].group
+        if group is None:
+            return None
+        groups.append(str(group))
+    return groups
 
 
 def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:

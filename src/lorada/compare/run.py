@@ -252,17 +252,22 @@ def _add_metric(run: Path, name: str, rows: Rows, metric: str) -> list[float]:
 
     Of macro F1, which single rows do not have, it is the metric that tests take in its place there.
     """
-    lines = [line for line in read_predictions(run) if line.pop("rows") == name]
-    if not lines:
+    before = [prediction for prediction in read_predictions(run) if prediction.rows == name]
+    if not before:
         return []
     index_of = {rows.number(index): index for index in range(len(rows.rows))}
-    answered = rows.part(index_of[line["row"]] for line in lines)
-    scores = score_answers(answered, [str(line["answer"]) for line in lines], [metric])
+    answered = rows.part(index_of[prediction.row] for prediction in before)
+    scores = score_answers(answered, [str(prediction.answer) for prediction in before], [metric])
     shown = Path(metric).name
     by = rows_metric(shown)
-    for line, each in zip(lines, scores.by_row, strict=True):
-        line["metrics"] = {**line.get("metrics", {}), by: each[by]}
-    write_predictions(run, name, lines)
-    if before := read_result(run)["metrics"].get(name):
-        keep_scores(run, {name: {**before, shown: scores.metrics[shown]}})
-    return [line["metrics"][by] for line in lines]
+    values = [row_scores[by] for row_scores in scores.by_row]
+    predictions = []
+    for prediction, value in zip(before, values, strict=True):
+        row_metrics = {**prediction.metrics, by: value}
+        predictions.append(prediction.model_copy(update={"metrics": row_metrics}))
+    write_predictions(run, name, predictions)
+    metrics = read_result(run).metrics.get(name)
+    if metrics is not None:
+        added = {shown: scores.metrics[shown]}
+        keep_scores(run, {name: metrics.model_copy(update=added)})
+    return values

@@ -3,6 +3,7 @@
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from lorada.inference.perplexity import forgetting
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
-from lorada.support.metric_names import LOSS
 
 BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
 SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
@@ -187,12 +187,12 @@ def score_base(run: Path, recipe: Recipe) -> None:
         return
     metrics = _score(loaded, recipe, base=True)
     names = [f"{name} (base)" for name in metrics]
-    lines = [line for line in read_predictions(run) if line["rows"] in names]
-    each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]
-    write_atomic(run / BASE_FILE, json_text({"row_scores": columns(each)}) + "\n")
+    of_base = [prediction for prediction in read_predictions(run) if prediction.rows in names]
+    row_scores = columns([prediction.metrics_and_loss for prediction in of_base])
+    write_atomic(run / BASE_FILE, json_text({"row_scores": row_scores}) + "\n")
 
 
-def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def columns(lines: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
     """The values of each name that all lines have."""
     names = [name for name in lines[0] if all(name in line for line in lines)]
     return {name: [line[name] for line in lines] for name in names}

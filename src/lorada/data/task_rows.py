@@ -39,6 +39,7 @@ from lorada.data.tasks import TASKS
 from lorada.data.tool_calls import CALLS
 from lorada.data.usual_responses import is_usual
 from lorada.runs.recipe import JSONL, Recipe
+from lorada.runs.result import RunResult
 from lorada.support.in_words import counted
 from lorada.support.metric_names import FREE, NAMES
 from lorada.support.row_sources import HEADED, NAMED, Form, Row
@@ -197,22 +198,23 @@ def _divided(rows: Rows, recipe: Recipe) -> tuple[Rows, Rows | None, Rows | None
 
 
 def rows_to_score(
-    recipe: Recipe, result: dict[str, Any], data: str | None, columns: Columns | None = None
+    recipe: Recipe, result: RunResult, data: str | None, columns: Columns | None = None
 ) -> Rows:
     """The rows of files, or those that a run holds out; a share of its rows is drawn again.
 
     ``data`` are the files, None for the recipe's ``eval_data``; ``columns`` are the user's names of
     fields, None for those of the training.
     """
-    labels = tuple(result["labels"])
+    labels = tuple(result.labels)
     if data is not None or share_of(recipe.eval_data) is None:
         files = data or recipe.eval_data
         setting = DATA if data is not None else OF_RUN
-        rows = load_rows(files, result["form"], labels, columns, recipe.columns, setting=setting)
+        rows = load_rows(files, result.form, labels, columns, recipe.columns, setting=setting)
         return sampled(rows, recipe.eval_rows)
     learned = load_rows(recipe.data, columns=recipe.columns, setting=SHARED)
     now, held_out, _ = _divided(learned, recipe)
-    if now.fingerprint != result["data"]["sha256"] or held_out is None:
+    same_rows = result.data is not None and now.fingerprint == result.data.sha256
+    if not same_rows or held_out is None:
         raise ValueError(
             f"{recipe.data} has other rows than at the training, so {recipe.eval_data} of them "
             "may have been learned: put the rows back, or pass --data FILE"

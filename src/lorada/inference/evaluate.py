@@ -35,15 +35,16 @@ from lorada.data.tokenize import (
 from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run, scoring
 from lorada.inference.perplexity import slide
-from lorada.inference.stored_answers import (
-    ANSWERS_HASH,
-    Answers,
-    conditions_of,
-    hash_of,
-    stored_answers,
-)
+from lorada.inference.stored_answers import Answers, conditions_of, hash_of, stored_answers
 from lorada.runs.recipe import JSONL
-from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
+from lorada.runs.result import (
+    Prediction,
+    RowsMetrics,
+    keep_scores,
+    read_predictions,
+    read_result,
+    write_predictions,
+)
 from lorada.support.metric_names import LOSS, LOSS_ROWS, as_score, rows_metric
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row, absolute_files
@@ -131,26 +132,33 @@ def _score_all(
         stored = stored_answers(run, rows, key, conditions) if metrics and not by_windows else None
         with scoring(run, base=base):
             answers = stored or _answers_of(run, rows)
-        found, lines = score(run, rows, answers, metrics, with_text=with_text)
-        count = len(rows.rows) if rows.protocol.lengths else len(lines)
+        found, predictions = score(run, rows, answers, key, metrics, with_text=with_text)
+        count = len(rows.rows) if rows.protocol.lengths else len(predictions)
         scores[name] = {"n": count, **found, "sha256": rows.fingerprint}
         if not by_windows:
-            scores[name][ANSWERS_HASH] = hash_of(conditions, lines)
+            scores[name]["answers_sha256"] = hash_of(conditions, predictions)
         asked = "unparsable" in found and not base
         unparsable = {name: found["unparsable"]} if asked else None
         # First the answers: where there are metrics, there are answers too.
-        write_predictions(run.folder, key, lines)
-        keep_scores(run.folder, {key: scores[name]}, unparsable)
+        write_predictions(run.folder, key, predictions)
+        keep_scores(run.folder, {key: RowsMetrics(**scores[name])}, unparsable)
     return scores
 
 
 def score(
-    run: Run, rows: Rows, answers: Answers, metrics: Sequence[str] = (), *, with_text: bool = False
-) -> tuple[Metrics, list[dict[str, Any]]]:
+    run: Run,
+    rows: Rows,
+    answers: Answers,
+    name: str,
+    metrics: Sequence[str] = (),
+    *,
+    with_text: bool = False,
+) -> tuple[Metrics, list[Prediction]]:
     """The metrics of a run's answers to some rows, and its loss on them.
 
     Rows of a user's own are scored by ``metrics``, or by that of the run; others by their protocol.
-    Returned besides are the lines of ``predictions.jsonl``, by the rows' numbers.
+    Returned besides are the predictions, in the order of the rows' numbers; ``name`` is that of the
+    rows in them.
     """
     names = metric_names_for(rows, metrics or ([] if run.metric is None else [run.metric]))
     scores = score_answers(rows, answers.values, names)
@@ -168,7 +176,7 @@ def score(
     if run.commonest_answer is not None and (beside := _of_commonest(run, rows, names, found)):
         found["commonest"] = beside
     by = rows_metric(next(iter(found)))
-    return found, _lines(run, rows, answers, scores, by, with_text=with_text)
+    return found, _predictions(run, rows, answers, scores, by, name, with_text=with_text)
 
 
 def _of_commonest(
@@ -189,31 +197,64 @@ def _of_commonest(
     return {"answer": answer, **numbers} if numbers else None
 
 
-def _lines(
-    run: Run, rows: Rows, answers: Answers, scores: AnswerScores, by: str, *, with_text: bool
-) -> list[dict[str, Any]]:
-    """The lines of ``predictions.jsonl``, by the rows' numbers; ``by`` is the metric of a score."""
-    lines = []
-    for index, (one, loss) in enumerate(zip(scores.by_row, answers.losses, strict=True)):
-        value = one.get(LOSS, loss) if by == LOSS else one[by]
-        line = {
-            "row": index + 1,
-            "answer": None,
-            "score": None if value is None else as_score(value, by),
-            "loss": loss,
-            "metrics": {} if rows.protocol.lengths else one,
-        }
-        if rows.form != "text":  # which is cut into windows, and these are not rows of the file
-            row = rows.rows[index]
-            line |= {"row": rows.number(index), "answer": answers.values[index]}
-            if "group" in row:
-                line["group"] = row["group"]
-            if answers.cut and answers.cut[index]:
-                line["cut"] = True
-            if with_text:
-                line |= _text_of(row, rows.form, run)
-        lines.append(line)
-    return sorted(lines, key=lambda line: int(line["row"]))
+def _predictions(
+    run: Run,
+    rows: Rows,
+    answers: Answers,
+    scores: AnswerScores,
+    by: str,
+    name: str,
+    *,
+    with_text: bool,
+) -> list[Prediction]:
+    """The predictions of some rows, in the order of their numbers.
+
+    Args:
+        run: the run that answered.
+        rows: what was answered.
+        answers: the answer to each row, and its loss.
+        scores: what each answer scores.
+        by: the metric of single rows that gives the score.
+        name: that of the rows, as it is stored.
+        with_text: whether predictions have what was asked and the right answer.
+    """
+    predictions = []
+    for index, loss in enumerate(answers.losses):
+        row_metrics = scores.by_row[index]
+        value = row_metrics.get(LOSS, loss) if by == LOSS else row_metrics[by]
+        is_window = rows.form == "text"  # into which the texts are cut, so it is no row of the file
+        prediction = Prediction(
+            rows=name,
+            row=index + 1 if is_window else rows.number(index),
+            answer=None if is_window else answers.values[index],
+            score=None if value is None else as_score(value, by),
+            loss=loss,
+            metrics={} if rows.protocol.lengths else _null_if_not_finite(row_metrics),
+        )
+        if not is_window:
+            prediction = _with_further(prediction, run, rows, answers, index, with_text=with_text)
+        predictions.append(prediction)
+    return sorted(predictions, key=lambda prediction: prediction.row)
+
+
+def _null_if_not_finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as a file can hold them, since JSON has no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _with_further(
+    prediction: Prediction, run: Run, rows: Rows, answers: Answers, index: int, *, with_text: bool
+) -> Prediction:
+    """A prediction with the fields that only some rows have."""
+    row = rows.rows[index]
+    further: dict[str, Any] = {}
+    if "group" in row:
+        further["group"] = row["group"]
+    if answers.cut and answers.cut[index]:
+        further["cut"] = True
+    if with_text:
+        further |= _text_of(row, rows.form, run)
+    return prediction.model_copy(update=further)
 
 
 def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:

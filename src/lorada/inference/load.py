@@ -16,7 +16,7 @@ from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
 from lorada.runs.folder import TEMPLATE_FILE, finished_run
 from lorada.runs.recipe import JSONL
-from lorada.runs.result import read_result
+from lorada.runs.result import RunResult, read_result
 from lorada.support.error_messages import LOADING, SCORING, memory_remedy
 from lorada.support.row_sources import Form
 from lorada.support.task_head import head_for
@@ -98,7 +98,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     if template.is_file():
         recipe = recipe.model_copy(update={"chat_template": str(template)})
     prepared = prepare(recipe)
-    head = head_for(result["form"], result["labels"])
+    head = head_for(result.form, result.labels)
     whole = folder / "model"
     if whole.is_dir():
         # A fully trained model has its own config, in which positions are stretched already.
@@ -123,20 +123,19 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     model = model.to(base.model.device)
     run = Run(
         fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
-        folder, model, result["form"], tuple(result["labels"]), base.drawn,
-        (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
-        result.get("pairs", False), result.get("commonest_answer"),
+        folder, model, result.form, tuple(result.labels), base.drawn,
+        result.metric_name, result.max_new_tokens, result.pairs, result.commonest_answer,
     )  # fmt: skip
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
 
 
-def warn_of_other_revision(now: str | None, result: dict[str, Any], folder: Path) -> None:
+def warn_of_other_revision(now: str | None, result: RunResult, folder: Path) -> None:
     """Warn where the hub has another revision of the base by ``now`` than at the training."""
-    before = result.get("base_revision")
+    before = result.base_revision
     if None not in (before, now) and before != now:
         logger.warning("%s was trained on revision %s of %s, not on %s, which is here",
-                       folder, before, result["model"], now)  # fmt: skip
+                       folder, before, result.model, now)  # fmt: skip
 
 
 @contextmanager

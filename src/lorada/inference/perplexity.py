@@ -18,7 +18,7 @@ from lorada.data.benchmarks.long_sequence import Losses, window_starts
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
-from lorada.runs.result import keep_forgetting
+from lorada.runs.result import Forgetting, keep_forgetting
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
 from lorada.training.inputs import prepare
@@ -85,25 +85,28 @@ def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
     return total / predicted
 
 
-def forgetting(run: Run) -> dict[str, Any]:
+def forgetting(run: Run) -> Forgetting:
     """Measure a run's mean loss on a neutral text, and keep it in its ``result.json``.
 
     The base of a fully trained model is loaded beside it, which takes its memory once more.
-    Returned are the name of the ``text``, and ``base`` and ``adapted``, mean losses in nats per
-    token, both None for a model that does not continue texts.
+    A model that does not continue texts has no such losses.
     """
-    found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
+    measured = Forgetting(text=TEXT.name, base=None, adapted=None)
     if run.kind == "decoder" and run.form not in HEADED:
         ids = document_ids({"text": TEXT.read_text(encoding="utf-8")}, run.tokenizer)
-        found["adapted"] = text_loss(run.model, ids)
-        if (run.folder / "adapter").is_dir():
-            with scoring(run, base=True):
-                found["base"] = text_loss(run.model, ids)
-        else:
-            base = load_base(prepare(run.recipe)).model.eval().to(run.device)
-            found["base"] = text_loss(base, ids)
-    keep_forgetting(run.folder, found)
-    return found
+        adapted_loss = text_loss(run.model, ids)
+        measured = Forgetting(text=TEXT.name, base=_base_loss(run, ids), adapted=adapted_loss)
+    keep_forgetting(run.folder, measured)
+    return measured
+
+
+def _base_loss(run: Run, ids: list[int]) -> float:
+    """The mean loss of a text's tokens in nats, of the base that a run was trained on."""
+    if (run.folder / "adapter").is_dir():
+        with scoring(run, base=True):
+            return text_loss(run.model, ids)
+    base = load_base(prepare(run.recipe)).model.eval().to(run.device)
+    return text_loss(base, ids)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.result import read_predictions, read_result, versions
+from lorada.runs.result import Prediction, read_predictions, read_result, versions
 from lorada.support.files import json_text
 from lorada.support.metric_names import LOSS
 from lorada.support.row_sources import HEADED
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 # Fields of a recipe that change no answer but by the rows and the weights, which are compared.
 NO_CONDITIONS = {"output", "metric", "data", "eval_data", "data_dir", "columns", "from_adapter",
                  "chat_template"}  # fmt: skip
-ANSWERS_HASH = "answers_sha256"  # among the metrics of a run on some rows
 
 
 class Answers(NamedTuple):
@@ -84,11 +83,9 @@ def _files_of(model: str, revision: str | None) -> Any:
     return found
 
 
-def hash_of(conditions: str, lines: Iterable[dict[str, Any]]) -> str:
-    """The hash of answers, which are ``lines`` of the predictions, and of all they depend on."""
-    answers = [
-        [line["row"], line["answer"], line["loss"], line.get("cut", False)] for line in lines
-    ]
+def hash_of(conditions: str, predictions: Iterable[Prediction]) -> str:
+    """The hash of answers, as predictions have them, and of all that they depend on."""
+    answers = [[each.row, each.answer, each.loss, each.cut] for each in predictions]
     return hashlib.sha256((conditions + json_text(answers)).encode()).hexdigest()
 
 
@@ -97,21 +94,21 @@ def stored_answers(run: Run, rows: Rows, name: str, conditions: str) -> Answers 
 
     ``name`` is that of the rows in the run's results.
     """
-    metrics = read_result(run.folder)["metrics"].get(name)
-    if metrics is None or ANSWERS_HASH not in metrics:
+    metrics = read_result(run.folder).metrics.get(name)
+    if metrics is None or metrics.answers_sha256 is None:
         return None
-    lines = [line for line in read_predictions(run.folder) if line["rows"] == name]
-    if metrics[ANSWERS_HASH] != hash_of(conditions, lines):
+    predictions = [each for each in read_predictions(run.folder) if each.rows == name]
+    if metrics.answers_sha256 != hash_of(conditions, predictions):
         return None
-    by_number = {line["row"]: line for line in lines}
+    by_number = {prediction.row: prediction for prediction in predictions}
     in_order = [by_number[rows.number(index)] for index in range(len(rows.rows))]
     has_loss = rows.form != "choice"  # whose loss is no metric of its own
     writes = rows.form not in (*HEADED, "choice")
     logger.info("%s: the answers are those of the scoring before, as rows, settings and weights "
                 "are the same", name)  # fmt: skip
     return Answers(
-        [line["answer"] for line in in_order],
-        [line["loss"] for line in in_order],
-        {LOSS: metrics[LOSS]} if has_loss else {},
-        [line.get("cut", False) for line in in_order] if writes else None,
+        [prediction.answer for prediction in in_order],
+        [prediction.loss for prediction in in_order],
+        {LOSS: metrics.scores[LOSS]} if has_loss else {},
+        [prediction.cut for prediction in in_order] if writes else None,
     )

@@ -44,7 +44,9 @@ def error_of_mean(errors: Iterable[float | None]) -> float | None:
     return math.sqrt(total) / count
 
 
-def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+def guessing_scores(
+    recipe: Recipe, form: Any, labels: Iterable[str]
+) -> dict[str, dict[str, float | None]]:
     """The metrics of always giving the commonest answer, by task, on the rows that are scored.
 
     Tasks whose answers are all different, such as translations, are left out.
@@ -58,7 +60,7 @@ def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[st
     return guessing
 
 
-def _score_guessing(rows: Rows) -> dict[str, Any]:
+def _score_guessing(rows: Rows) -> dict[str, float | None]:
     """The metrics of the commonest answer; empty where none is common."""
     answer = repeated_answer(rows)
     if answer is None:
@@ -68,7 +70,7 @@ def _score_guessing(rows: Rows) -> dict[str, Any]:
     return {name: value or 0.0 for name, value in metrics.items()}
 
 
-def score_in(metrics: Mapping[str, Any], metric: str | None) -> float | None:
+def score_in(metrics: Mapping[str, float | None], metric: str | None) -> float | None:
     """A metric of a task, its main one for None; None where it is not there."""
     if not metrics:
         return None

@@ -328,5 +328,5 @@ def refuse_weights_only(checkpoint: Path) -> None:
 def writer(folder: Path) -> Recipe:
     """The recipe of a finished run, which must be one that writes text."""
     recipe, result = finished_run(folder), read_result(folder)
-    refuse_no_text(folder, result["form"], result["labels"])
+    refuse_no_text(folder, result.form, result.labels)
     return recipe

@@ -125,7 +125,7 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
     """Summarize a comparison, finished or not; ``margin`` is that of ``write_report``."""
     ran = [one for one in results.candidates if one.runs]
     # Of several names of rows with slashes between.
-    main = dict.fromkeys(main_metric(each) for one in ran for each in one.metrics)
+    main = dict.fromkeys(main_metric(each.scores) for one in ran for each in one.metrics)
     metric = results.metric or "/".join(main)
     scale = scale_of(metric, results.own_unit.name)
     scored = [_with_facts(one, metric, results.own_unit.factor) for one in ran]
@@ -192,29 +192,32 @@ def _with_facts(one: CandidateResult, metric: str, factor: float) -> CandidateRe
     ``metric`` is the main one, and ``factor`` makes percent of a user's own that gives shares.
     """
     score = float(one.scores.mean())
-    values = [each.get(name) for name in metric.split("/") for each in one.metrics]
+    values = [each.scores.get(name) for name in metric.split("/") for each in one.metrics]
     mean = _mean([factor * value for value in values if isinstance(value, int | float)])
-    numbers = partial(_numbers, one.runs)
-    adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
-    rates = numbers("recipe", "training", "learning_rate")
+    results = [run.result for run in one.runs]
+    peaks = [each.peak_memory_bytes for each in results if each.peak_memory_bytes is not None]
+    step_seconds = [
+        float(each.seconds_per_step) for each in results if each.seconds_per_step is not None
+    ]
+    rates = [rate for run in one.runs if (rate := _learning_rate(run)) is not None]
     maps = [rate for run in one.runs if (rate := _map_rate(one.candidate, run)) is not None]
     apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
     return replace(
         one, score=as_score(score, metric), metric=metric,
         value=as_score(score, metric) if metric == LOSS else mean,
-        peak_memory_gib=max((n / 2**30 for n in numbers("peak_memory_bytes")), default=None),
-        seconds_per_step=min(numbers("seconds_per_step"), default=None),
-        forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
+        peak_memory_gib=max((peak / 2**30 for peak in peaks), default=None),
+        seconds_per_step=min(step_seconds, default=None),
+        forgetting=_mean_forgetting(one.runs),
         rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
     )  # fmt: skip
 
 
 def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
     """The learning rate of the maps of a run; None if they have that of the other parameters."""
-    recipe = run.result.get("recipe") or {}
-    rate = (recipe.get("training") or {}).get("learning_rate")
-    own = ((recipe.get("parts") or {}).get("lmam") or {}).get("map_learning_rate")
-    if isinstance(rate, int | float):
+    rate = _learning_rate(run)
+    recipe = run.result.recipe
+    own = None if recipe is None else recipe.parts.get("lmam", {}).get("map_learning_rate")
+    if rate is not None:
         if own is None and candidate.map_rate and candidate.default_rate:
             return candidate.map_rate / candidate.default_rate * rate
         if isinstance(own, str):
@@ -222,12 +225,25 @@ def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
     return float(own) if isinstance(own, int | float) else None
 
 
-def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
-    """The numbers under these keys of the runs' results; runs without one are left out."""
-    values: list[Any] = [run.result for run in runs]
-    for key in keys:
-        values = [(value or {}).get(key) for value in values]
-    return [float(value) for value in values if isinstance(value, int | float)]
+def _learning_rate(run: ScoredRun) -> float | None:
+    """The learning rate of a run; None if its result does not say."""
+    recipe = run.result.recipe
+    rate = None if recipe is None else recipe.training.get("learning_rate")
+    return float(rate) if isinstance(rate, int | float) else None
+
+
+def _mean_forgetting(runs: Sequence[ScoredRun]) -> float | None:
+    """How much the loss on a neutral text has grown, the mean over runs, in nats per token."""
+    adapted, base = list[float](), list[float]()
+    for run in runs:
+        losses = run.result.forgetting
+        if losses is not None and losses.adapted is not None:
+            adapted.append(losses.adapted)
+        if losses is not None and losses.base is not None:
+            base.append(losses.base)
+    if not adapted or not base:
+        return None
+    return float(np.mean(adapted) - np.mean(base))
 
 
 def _mean(values: list[float]) -> float | None:
@@ -319,7 +335,7 @@ def _all_alike(lines: list[CandidateResult], scale: Scale, by_loss: str) -> str:
 
     If their losses differ, it names the command that writes the report ``by_loss``.
     """
-    forms = {run.result.get("form") for one in lines for run in one.runs}
+    forms = {run.result.form for one in lines for run in one.runs}
     if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
         return ""
     if not has_no_spread(np.concatenate([one.scores for one in lines])):
@@ -334,7 +350,7 @@ def _all_alike(lines: list[CandidateResult], scale: Scale, by_loss: str) -> str:
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
     """One text for each kind of machine that ran a part."""
     texts = []
-    for machine in filter(None, [run.result.get("hardware") for run in runs] or [planned]):
+    for machine in filter(None, [run.result.hardware for run in runs] or [planned]):
         cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
         first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
         texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
@@ -364,8 +380,9 @@ def _disagreements(results: Results, scored: list[CandidateResult]) -> list[Disa
         wins = right[:, index]
         better = tuple(c.label for c, one in zip(scored, wins, strict=True) if one)
         worse = tuple(c.label for c, one in zip(scored, wins, strict=True) if not one)
-        stored = [run.lines[row] for c in scored for run in c.runs if "text" in run.lines[row]]
-        shown = (stored[-1]["text"], stored[-1].get("right")) if stored else ()
+        predictions = [run.predictions[row] for c in scored for run in c.runs]
+        stored = [prediction for prediction in predictions if prediction.text is not None]
+        shown = (stored[-1].text, stored[-1].right) if stored else ()
         texts = map(answer_in_words, shown)
         found.append(Disagreement(source(results, name), number, better, worse, *texts))
     return found
@@ -379,15 +396,15 @@ def commands_of(folder: Path, best: CandidateResult, *, trusted: bool = True) ->
     run = best.first_run
     place, mine = folder / run.folder, f"my-{best.method}"
     # A file cannot allow remote code, so that the command has to.
-    remote = (run.result.get("recipe") or {}).get("trust_remote_code")
-    allowed = ["--trust-remote-code"] if remote else []
+    recipe = run.result.recipe
+    allowed = ["--trust-remote-code"] if recipe is not None and recipe.trust_remote_code else []
     words: dict[str, list[Any]] = {}
     if trusted:
         words["train"] = ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed]
         words["export"] = ["export", place, mine, *allowed]
-    if run.result.get("form") in HEADED:
+    if run.result.form in HEADED:
         words["predict"] = ["predict", place, "--text", "TEXT", *allowed]
-    elif not trusted and run.result.get("form") == "messages":
+    elif not trusted and run.result.form == "messages":
         words["chat"] = ["chat", place, *allowed]
     elif not trusted:
         words["generate"] = ["generate", place, "--prompt", "TEXT", *allowed]

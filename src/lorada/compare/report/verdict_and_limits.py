@@ -120,14 +120,16 @@ def beside_the_loss(lines: Sequence[CandidateResult]) -> str:
     scored = [line for line in lines if line.score is not None]
     if not scored or rows_metric(scored[0].metric) != LOSS:
         return ""
-    exact = {line.label: [each.get("exact_match") for each in line.metrics] for line in scored}
+    exact = {
+        line.label: [each.scores.get("exact_match") for each in line.metrics] for line in scored
+    }
     means = {label: [v for v in values if v is not None] for label, values in exact.items()}
     if not all(means.values()):
         return ""
     shown = _listed([f"{label} {sum(v) / len(v):.1f} %" for label, v in means.items()])
     metrics = [each for line in scored for each in line.metrics]
-    cut = sum(each.get("cut", 0) for each in metrics)
-    answers = sum(each["n"] for each in metrics)
+    cut = sum(each.cut for each in metrics)
+    answers = sum(each.n for each in metrics)
     were_cut = f" {cut} of {answers} written answers were cut." if cut else ""
     return (
         "This compares the loss on the right answers, not the answers that are written; exact "
@@ -192,9 +194,9 @@ def _scored_by(results: Results) -> Iterator[str]:
         yield f"Answers are scored by {own['name'].replace('_', ' ')}, because {own['reason']}."
     said = []
     for one in results.candidates:
-        cut = [each for each in one.metrics if each.get("cut")]
-        limits = " or ".join(dict.fromkeys(str(each.get("max_new_tokens")) for each in cut))
-        count, answers = sum(each["cut"] for each in cut), sum(each["n"] for each in one.metrics)
+        cut = [each for each in one.metrics if each.cut]
+        limits = " or ".join(dict.fromkeys(str(each.max_new_tokens) for each in cut))
+        count, answers = sum(each.cut for each in cut), sum(each.n for each in one.metrics)
         said += [f"{one.label} {count} of {answers} at {limits} tokens"] if cut else []
     if said:
         yield f"Answers were cut before they had ended: {_listed(said)}."
