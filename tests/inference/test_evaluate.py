@@ -104,8 +104,8 @@ def test_another_metric_takes_the_stored_answers_only_under_the_same_conditions(
         answered.append(given)
         return original(*given)
 
-    original = evaluation._answers_of
-    monkeypatch.setattr(evaluation, "_answers_of", answer)
+    original = evaluation.answer_all
+    monkeypatch.setattr(evaluation, "answer_all", answer)
     several = json_of(*ask, "--metric", f"chrf,{place}/mine.py:stars", "--metric", "loss")
     assert [*several][1:4] == ["chrf", "mine.py:stars", "loss"]
     assert several["mine.py:stars"] == 60

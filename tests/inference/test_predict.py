@@ -16,7 +16,8 @@ from folders import ROWS, refused, rows_file
 from lorada.data.read_rows import read_rows
 from lorada.data.task_rows import rows_to_answer
 from lorada.inference import predict as module
-from lorada.inference.evaluate import Answered, evaluate
+from lorada.inference.answer_rows import RowAnswer
+from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict, predict_to
@@ -238,7 +239,7 @@ def test_lines_of_an_answer_stay_one_cell_and_those_that_were_cut_are_counted(
 ):
     run, output = load_run(folder("prompt")), tmp_path / "answers.csv"
     said = 'a "b",\r\nc\u2028d\re'
-    some = [Answered(said, cut=False), Answered("b", cut=True), Answered("", cut=True)]
+    some = [RowAnswer(said, cut=False), RowAnswer("b", cut=True), RowAnswer("", cut=True)]
     monkeypatch.setattr(module, "answer_rows", lambda *_: enumerate(some))
     answered_to(run, [{"prompt": str(n)} for n in range(3)], output)
     with output.open(newline="") as file:

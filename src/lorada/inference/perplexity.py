@@ -35,20 +35,28 @@ SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigaby
 def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float]]:
     """Mean losses of windows of a run's texts: by context length, and all in order."""
     lengths = _lengths(run, rows)
-    stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
-    answers: list[Losses] = []
+    token_ids: list[int] = []
+    for row in rows.rows:  # the texts are joined, so that windows go on over their ends
+        token_ids += document_ids(row, run.tokenizer)
+    stream = torch.tensor(token_ids)
+    losses_by_length: list[Losses] = []
+    all_losses: list[float] = []
     for length in lengths:
         starts = window_starts(len(stream), length, rows.protocol.stride, run.recipe.eval_windows)
-        size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
-        chunks = [starts[first : first + size] for first in range(0, len(starts), size)]
+        batch_size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
+        batches = []
+        for first in range(0, len(starts), batch_size):
+            batches.append(starts[first : first + batch_size])
         losses: list[float] = []
-        for chunk in progress_bar(chunks, f"Windows of {length}"):
-            ids = torch.stack([stream[start : start + length] for start in chunk]).to(run.device)
+        for batch_starts in progress_bar(batches, f"Windows of {length}"):
+            windows = [stream[start : start + length] for start in batch_starts]
+            ids = torch.stack(windows).to(run.device)
             # Every window is full, so there are no pads and no mask.
             logits = run.model(input_ids=ids, use_cache=False).logits
             losses += window_losses(logits, ids).tolist()
-        answers.append((length, losses))
-    return answers, [loss for _, losses in answers for loss in losses]
+        losses_by_length.append((length, losses))
+        all_losses += losses
+    return losses_by_length, all_losses
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
@@ -114,9 +122,11 @@ def text_loss(model: Any, ids: list[int]) -> float:
     """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)
     text = torch.tensor([ids], device=model.device)
-    pieces = [text[:, start : start + length] for start in range(0, len(ids) - 1, length)]
-    total = 0.0
-    for piece in pieces:
+    total, predicted = 0.0, 0
+    # A last token alone would predict nothing, so no piece begins with it.
+    for start in range(0, len(ids) - 1, length):
+        piece = text[:, start : start + length]
         logits = model(input_ids=piece, use_cache=False).logits
         total += float(window_losses(logits, piece)) * (piece.shape[1] - 1)
-    return total / sum(piece.shape[1] - 1 for piece in pieces)
+        predicted += piece.shape[1] - 1
+    return total / predicted
