@@ -246,7 +246,7 @@ def generation_settings(
 ) -> Settings:
     """Settings of transformers' ``generate``; the arguments are those of ``generate`` here."""
     refuse_no_text(run.folder, run.form, run.labels)
-    settings = protocol_settings(run.recipe, protocol or run.protocol, run.most)
+    settings = protocol_settings(run.recipe, protocol or run.protocol, run.learned_limit)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
     if strings:
         strings = [strings] if isinstance(strings, str) else strings
