@@ -18,7 +18,7 @@ from programs import until
 from trained_runs import run_recipe
 
 from lorada.compare.jobs import ray_pool
-from lorada.compare.jobs.job import JOB_FILE, Job, last_report
+from lorada.compare.jobs.job import JOB_FILE, Job, progress_of
 from lorada.compare.jobs.queue import run_queue
 from lorada.compare.jobs.ray_pool import RayPool
 from lorada.runs.result import read_result
@@ -57,7 +57,7 @@ def test_jobs_run_fail_and_report_and_a_part_of_a_gpu_is_shared(pool_of, tmp_pat
     outcomes = run_queue([one, failing], pool, report=lambda line: None)
     assert outcomes["one"].status == "done"
     assert (outcomes["failing"].status, outcomes["failing"].error) == ("failed", "last line")
-    assert last_report(one)[0] == "writing"
+    assert progress_of(one).line == "writing"
     assert (tmp_path / "one" / "gpus").read_text() == "0"
     assert capfd.readouterr() == ("", "")
     pool.close()
