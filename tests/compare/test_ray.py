@@ -127,7 +127,7 @@ def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
 )
 def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
     fails = Mock(side_effect=ConnectionAbortedError("it failed\nTraceback\n\n"))
-    monkeypatch.setattr(ray_pool, "TRY", tried)
+    monkeypatch.setattr(ray_pool, "TRY_TO_CONNECT", tried)
     monkeypatch.setattr(ray_pool.ray, "init", fails)
     with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayPool("auto")
