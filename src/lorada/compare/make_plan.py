@@ -8,7 +8,7 @@ from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import last_line
 from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
-from lorada.compare.size_for import limit_of, size_for
+from lorada.compare.size_for import Sized, limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
 from lorada.compare.stored_plan import (
     Candidate,
@@ -20,7 +20,7 @@ from lorada.compare.stored_plan import (
 from lorada.data.row_lengths import RowLengths
 from lorada.data.task_rows import metric_of
 from lorada.data.tokenize import context_of, encode_measured, fit_context
-from lorada.methods.build import plan_method
+from lorada.methods.build import Plan, plan_method
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import hardware, versions
@@ -39,7 +39,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
     args = counting_arguments(comparison.shared_recipe)
     metric = metric_of(data.train, comparison.shared_recipe)
     for budget in comparison.budgets:
-        limit_of(budget, 1)  # refuses what is none
+        limit_of(budget, 1)  # refuses what is none, before the first model is built
     candidates: list[Candidate] = []
     for method in comparison.methods:
         report(f"choosing the size of {method}")
@@ -98,6 +98,7 @@ def candidates_of(
     budgets: list[str | None] = [*comparison.budgets] or [None]
     for budget in budgets:
         candidate = _candidate_of_choices(comparison, method, budget, data, base)
+        # Methods have whole ranks, so a little more of a budget often leads to no larger size.
         of_this_size = by_size.setdefault(candidate.trainable, candidate)
         shared_budgets = {**of_this_size.budgets, **candidate.budgets}
         by_size[candidate.trainable] = replace(of_this_size, budgets=shared_budgets)
@@ -112,11 +113,14 @@ def _candidate_of_choices(
     If one of the settings cannot be run, none of them is, and its reason is that of the method.
     """
     choices = [_candidate(comparison, choice, budget, data, base) for choice in choices_of(method)]
-    candidate = max(choices, key=lambda choice: (choice.reason is not None, choice.trainable or 0))
     if len(choices) == 1:
-        return candidate
-    reason = candidate.reason and f"{candidate.method}: {candidate.reason}"
-    return replace(candidate, method=method, reason=reason, choices=choices)
+        return choices[0]
+    for choice in choices:
+        if choice.reason is not None:
+            reason = f"{choice.method}: {choice.reason}"
+            return replace(choice, method=method, reason=reason, choices=choices)
+    largest = max(choices, key=lambda choice: choice.trainable or 0)
+    return replace(largest, method=method, choices=choices)
 
 
 def _candidate(
@@ -128,26 +132,17 @@ def _candidate(
     try:
         if recipe.packing:
             refuse_packing(data.train.form, base.kind, recipe.method)
-        if budget is None:
-            counts = parameters_of(recipe)
-            parts = recipe.parts
-        else:
-            sized = size_for(recipe, budget)
-            counts = sized.counts
-            parts = sized.parts
+        sized = _sized(recipe, budget)
+        if budget is not None:
             budgets = {budget: sized.above}
-        plan = plan_method(recipe.method, base.config, parts)
+        plan = plan_method(recipe.method, base.config, sized.parts)
+        counts = sized.counts
         refuse_impossible(recipe, plan, counts)
-        # A search begins with the rate that the method's authors use. Where nothing is searched,
-        # a run is what `lorada train` would make of the same settings.
-        if comparison.searches_rates:
-            rate = default_rate(recipe.method)
-        else:
-            rate = default_learning_rate(recipe, plan.arguments)
+        rate = _first_rate(comparison, recipe, plan)
         return Candidate(
             method=method,
             budgets=budgets,
-            parts=parts,
+            parts=sized.parts,
             trainable=counts["trainable"],
             percent=counts["percent"],
             total=counts["total"],
@@ -158,6 +153,24 @@ def _candidate(
         )
     except Exception as error:  # of any class: each tuner of PEFT raises its own
         return Candidate(method, budgets, reason=last_line(error))
+
+
+def _sized(recipe: Recipe, budget: str | None) -> Sized:
+    """A recipe's method at the size of a budget; without one at that of the recipe."""
+    if budget is None:
+        return Sized(recipe.parts, parameters_of(recipe), above=False)
+    return size_for(recipe, budget)
+
+
+def _first_rate(comparison: Comparison, recipe: Recipe, plan: Plan) -> float:
+    """The field ``default_rate`` of a candidate.
+
+    A search begins with the rate that the method's authors use. Where nothing is searched, a run is
+    what ``lorada train`` would make of the same settings.
+    """
+    if comparison.searches_rates:
+        return default_rate(recipe.method)
+    return default_learning_rate(recipe, plan.arguments)
 
 
 def _map_rate(config: Any, recipe: Recipe, rate: float) -> float | None:
@@ -183,6 +196,7 @@ def steps_and_lengths(
     if args.max_steps > 0 and not comparison.has_own_rows:
         return int(args.max_steps), None
 
+    # Rows without anything to learn are left out when they are encoded, so all have to be.
     dataset, all_lengths = encode_measured(
         data.train, recipe, base.tokenizer, base.kind, reads=read_tokens
     )
@@ -190,6 +204,7 @@ def steps_and_lengths(
     if args.max_steps > 0:
         return int(args.max_steps), lengths
 
+    # From here on as the Trainer counts: of sequences batches, of batches steps, of steps epochs.
     sequences = len(pack(dataset, recipe.max_length) if recipe.packing else dataset)
     batches = sequences / args.per_device_train_batch_size
     whole_batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)

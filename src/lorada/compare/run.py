@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
-from lorada.compare.jobs.queue import Report, first_of, run_queue
+from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
 from lorada.compare.make_plan import fingerprints_of, make_plan
 from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.write_report import write_report
@@ -66,7 +66,7 @@ class Compared:
 def compare(
     comparison: Comparison,
     folder: Path,
-    pool: Callable[[], Any],
+    pool: Callable[[], Pool],
     *,
     overwrite: bool = False,
     report: Report = print,
@@ -92,6 +92,7 @@ def compare(
     for sentence in plan.losses:
         report(sentence)
 
+    # Jobs that are done are among them too, and what is half done goes on.
     jobs = comparison_jobs(comparison, plan, folder)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
     keep_failure = partial(_keep_failure, folder)
@@ -102,9 +103,10 @@ def compare(
         if outcomes[job.name].status == "failed" and not job.done():
             failures[_key(job, folder)] = outcomes[job.name].error
     jobs_left = _jobs_of_others(jobs, outcomes)
-    if jobs_left:
+    if jobs_left:  # the last of the commands that work on it writes the report
         return Compared(None, [], failures, len(jobs_left))
 
+    # Scores without training come last, as they need a run whose adapter can be switched off.
     as_it_is = _as_it_is(base_job(comparison, plan, folder), pool, report)
     if as_it_is is None:
         return Compared(None, [], failures, 1)
@@ -136,7 +138,7 @@ def until_of(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Unti
     return Until(folder, comparison.until or 0.0, place_of_job)
 
 
-def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> Untrained | None:
+def _as_it_is(job: Job | None, pool: Callable[[], Pool], report: Report) -> Untrained | None:
     """The scores of the model without any training, or the reason why there are none.
 
     None while another command scores it, which is at its end too.

@@ -28,7 +28,10 @@ def limit_of(budget: str, total: int) -> int:
     A budget is a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
     """
     text = budget.strip()
-    limit = _share_of(text.removesuffix("%"), total) if text.endswith("%") else _number_of(text)
+    if text.endswith("%"):
+        limit = _percent_of(total, text.removesuffix("%"))
+    else:
+        limit = _number_above_0(text)
     if limit is None:
         raise ValueError(
             f"budget {budget!r} is neither a share above 0% and up to 100%, such as 0.2%, nor a "
@@ -37,10 +40,10 @@ def limit_of(budget: str, total: int) -> int:
     return limit
 
 
-def _share_of(percent_text: str, total: int) -> int | None:
-    """So many percent of a number, rounded down; None if the text is no such share."""
+def _percent_of(total: int, text: str) -> int | None:
+    """So many percent of a number, rounded down; None if the text says no percent up to 100."""
     try:
-        percent = Decimal(percent_text.strip())
+        percent = Decimal(text.strip())
     except InvalidOperation:
         return None
     if percent.is_finite() and 0 < percent <= 100:
@@ -48,7 +51,7 @@ def _share_of(percent_text: str, total: int) -> int | None:
     return None
 
 
-def _number_of(text: str) -> int | None:
+def _number_above_0(text: str) -> int | None:
     """A whole number above 0; None if the text is none."""
     try:
         number = int(text)
@@ -135,8 +138,9 @@ class _Sizes:
 
     def first_that_can_be_built(self) -> int:
         """The smallest size that can be built: one of the first few, or else the default."""
-        default = self._leader.sizes.index(self._leader.scaled(1.0))
-        for index in [*range(min(NEAR, len(self))), default]:
+        default: int = self._leader.sizes.index(self._leader.scaled(1.0))
+        candidates: list[int] = [*range(min(NEAR, len(self))), default]
+        for index in candidates:
             if self.trained_at(index):
                 return index
         return default

@@ -216,7 +216,7 @@ def _refuse_repeated(field: str, values: Sequence[Any]) -> None:
             raise ValueError(f"--{_option(field)} names {value} twice: leave one out")
 
 
-def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
+def comparison_of(recipe: Recipe, options: dict[str, Any]) -> Comparison:
     """A comparison of shared settings and options; ``None`` among the options is not given."""
     shared = recipe.with_absolute_paths().model_dump(exclude_unset=True)
     trust = shared.pop("trust_remote_code", False)
@@ -226,7 +226,7 @@ def comparison_of(recipe: Recipe, asked: dict[str, Any]) -> Comparison:
             del shared[name]
     _refuse_chosen(shared)
 
-    options = {name: value for name, value in asked.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     if options.get("held_out"):
         options["held_out"] = absolute_files(options["held_out"])
     rates = options.get("rates", [])
@@ -280,15 +280,15 @@ def asked_again(saved: Comparison, pairs: list[str], options: dict[str, Any]) ->
 
 
 def resumed_comparison(
-    folder: Path, saved: Comparison, now: Recipe, asked: dict[str, Any]
+    folder: Path, saved: Comparison, now: Recipe, options: dict[str, Any]
 ) -> Comparison:
     """The comparison in a folder, after a check that nothing given on the command line differs.
 
-    ``now`` is the recipe of what is ``asked_again``; ``asked`` has fields of ``Comparison``, None
+    ``now`` is the recipe of what is ``asked_again``; ``options`` has fields of ``Comparison``, None
     among them is not given. The same rows may lie in another folder by now.
     """
     saved.check()
-    _refuse_other_options(saved, asked)
+    _refuse_other_options(saved, options)
     now = now.with_absolute_paths()
     _refuse_other_settings(Recipe(**saved.recipe, **FIXED), now, folder)
     recipe = {**saved.recipe, "data_dir": now.data_dir} if now.data_dir else saved.recipe
@@ -296,9 +296,9 @@ def resumed_comparison(
     return saved.model_copy(update=update)
 
 
-def _refuse_other_options(saved: Comparison, asked: dict[str, Any]) -> None:
+def _refuse_other_options(saved: Comparison, options: dict[str, Any]) -> None:
     """Refuse options that differ from those of the comparison to resume."""
-    for field, value in asked.items():
+    for field, value in options.items():
         if field == "held_out" and value:
             value = absolute_files(value)
         saved_value = getattr(saved, field)

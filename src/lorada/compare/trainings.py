@@ -29,8 +29,8 @@ from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import LOSS
 
-SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
-LEAST_STEPS = 10
+SAVES = 10  # how often a training saves a checkpoint
+LEAST_STEPS = 10  # between two checkpoints, in short trainings
 
 
 def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
@@ -70,8 +70,8 @@ def _search_job(
 ) -> Job:
     """The search for a learning rate, with the first seed."""
     rows: dict[str, Any] = {"dev_rows": plan.dev_rows}
-    # Held-out files are not looked at. A share of the training rows has to stay the share, as its
-    # rows must not be learned.
+    # A search does not look at held-out rows. A share of the training rows stays named all the
+    # same, because its rows must not be learned either.
     if share_of(comparison.held_out) is None:
         rows["eval_data"] = None
     space = _space(
@@ -168,7 +168,7 @@ def train_and_score(space: Space, search_folder: Path | None, *, with_text: bool
     report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
     _score(loaded, recipe, with_text=with_text)
-    forgetting(loaded)
+    forgetting(loaded)  # last: where it is kept, the scores are too
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
@@ -215,7 +215,7 @@ def score_base(run: Path, recipe: Recipe) -> None:
     """
     report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-    if loaded.drawn:
+    if loaded.drawn:  # weights that the model's own files do not have, as those of a new head
         reason = (
             f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
             "load, so scores without training would be random"

@@ -57,11 +57,15 @@ class Workers:
         self._cards = cards_of_slots(visible_cards(), gpus_per_job)
         self._share_of_card = min(1.0, gpus_per_job)
         self.slots = count or max(1, len(self._cards))
-        # Jobs that run at once share the cores; one alone has them all, as torch does by default.
-        self._threads = None if self.slots == 1 else max(1, _core_count() // self.slots)
+        self._threads: int | None = None  # of each job; None for as many as torch takes by default
+        if self.slots > 1:  # jobs that run at once share the cores
+            self._threads = max(1, _core_count() // self.slots)
         self._forks = not self._cards and not _has_accelerator()
-        self._context: Any = get_context("forkserver" if self._forks else "spawn")
-        self.preloaded = IMPORTED if self._forks else []
+        self._context: Any = get_context("spawn")
+        self.preloaded: list[str] = []
+        if self._forks:
+            self._context = get_context("forkserver")
+            self.preloaded = IMPORTED
         self._running: dict[int, _RunningJob] = {}  # by slot
 
     def start(self, job: Job) -> None:
