@@ -101,7 +101,7 @@ def test_a_comparison_never_learns_the_share_that_it_scores(works, place, tmp_pa
     rows = ["--data", f"{place}/a.jsonl,{place}/b.jsonl", "--held-out", "20%"]
     works("compare", *words, *rows, "--seeds", "1,2", "--trials", 2, *SETTINGS)
     chosen, plan = saved_comparison(tmp_path / "all"), saved_plan(tmp_path / "all")
-    assert plan.held_out["20%"]["rows"] == 4
+    assert plan.held_out["20%"].rows == 4
     shared = training_rows(chosen.run_recipe("lora", "-"), "encoder")[1].rows
     texts = {row["text"] for row in shared}
     jobs = comparison_jobs(chosen, plan, tmp_path / "all")

@@ -12,9 +12,10 @@ from folders import ROWS, bert_folder, rows_file, split_file
 from programs import printed, until
 from queue_jobs import is_gone
 
-from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.rate_rule import FACTOR
 from lorada.compare.read_results import read_comparison
+from lorada.runs.folder import LOG_FILE
 from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4

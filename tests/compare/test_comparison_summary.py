@@ -15,17 +15,19 @@ from made_up_comparison import HELD_OUT, write_made_up
 from pydantic import TypeAdapter
 
 import lorada
-from lorada.compare.read_results import (
-    CandidateResult,
-    Results,
-    ScoredRun,
-    Untrained,
-    read_comparison,
-)
+from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.report.write_report import page
 from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import Candidate, ComparisonPlan, Search, Trial
+from lorada.compare.stored_plan import (
+    Candidate,
+    ComparisonPlan,
+    PlannedMetric,
+    Search,
+    TrainingRows,
+    Trial,
+    Untrained,
+)
 from lorada.data.row_lengths import RowLengths
 from lorada.decision.statistics import Common, mean_score
 from lorada.runs.result import Prediction, RowsMetrics, RunResult
@@ -67,7 +69,8 @@ def results_of(
     seeds = list(range(1, 1 + max(map(len, scores.values()))))
     asked = Comparison(recipe={}, methods=list(scores), seeds=seeds)
     sizes = [one.candidate for one in candidates]
-    plan = ComparisonPlan(sizes, 0, 8, 8, {}, {}, 0, None, versions={}, hardware={})
+    rows_to_learn = TrainingRows("train.jsonl", 0, "")
+    plan = ComparisonPlan(sizes, 0, 8, 8, rows_to_learn, {}, 0, None, versions={}, hardware={})
     untrained = TypeAdapter(dict[str, Untrained]).validate_python(baselines or {})
     return Results(Path("c"), asked, plan, candidates, rows, groups, untrained)
 
@@ -134,7 +137,7 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
 
 
 def test_the_margin_that_was_asked_for_is_of_the_metric_that_was_asked_for():
-    results = planned(results_of(alike()), metric={"name": "exact_match", "reason": ""})
+    results = planned(results_of(alike()), metric=PlannedMetric("exact_match", ""))
     results.asked.margin = 30.0
     assert summarize(dataclasses.replace(results, metric="exact_match")).margin == 30.0
     losses = {name: -each / 100 for name, each in alike().items()}
@@ -433,8 +436,7 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
 
 def test_why_answers_are_scored_so_and_how_many_were_cut_is_said():
     results = results_of(alike(2))
-    metric = {"name": "exact_match", "reason": "no response is long"}
-    results = planned(results, metric=metric)
+    results = planned(results, metric=PlannedMetric("exact_match", "no response is long"))
     for run in results.candidates[1].runs[:2]:
         metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
         run.result.metrics[HELD_OUT] = RowsMetrics(**metrics)

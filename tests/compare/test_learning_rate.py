@@ -73,7 +73,8 @@ def search(tmp_path, monkeypatch):
         script = Script(losses, killed_at, guessing)
         monkeypatch.setattr(learning_rate, "train", script.train)
         space = Space(**{
-            "recipes": [RECIPE], "trials": trials or len(given) or len(losses), "given": given,
+            "recipes": [RECIPE], "trials": trials or len(given) or len(losses),
+            "given_rates": given,
             **space,
         })  # fmt: skip
         try:
@@ -81,7 +82,7 @@ def search(tmp_path, monkeypatch):
         except OSError:
             search_rate(space, place)
         found = json.loads((place / "search.json").read_text())
-        assert len(found["trials"]) <= space.most
+        assert len(found["trials"]) <= space.most_trials
         return found, script
 
     return run
@@ -233,7 +234,7 @@ def test_if_every_trial_diverges_lower_rates_follow_and_the_reason_names_all(sea
     assert found["rate"] is None
     assert script.rates == pytest.approx([1e-3 * ROOT**step for step in (0, 1, -1, -2, -3)])
     with pytest.raises(ValueError, match=r"NaN at every learning rate that was tried: 0\.001, 0\."):
-        Space([RECIPE], 2).chosen(tmp_path / "search")
+        Space([RECIPE], 2).chosen_recipe(tmp_path / "search")
 
 
 def test_a_trial_that_fails_counts_as_worse_once_another_has_ended(search, tmp_path):
@@ -312,7 +313,7 @@ def test_a_learning_rate_far_from_its_default_is_found_beside_a_map_whose_rate_i
 
 @pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
 def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
-    chosen = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
+    chosen = Space([RECIPE], 1, given, map_rate=5e-3).chosen_recipe(None)
     assert (chosen.training["learning_rate"], chosen.parts) == (rate, {})
 
 
@@ -329,4 +330,4 @@ def test_of_several_settings_the_best_goes_on_after_a_search_of_each(search, tmp
     tried = [recipe.parts["lora"]["r"] for recipe in script.recipes.values()]
     assert tried == [4] * 3 + [8] * 3 + [16] * 3 + [8] * 3
     assert found["choice"] == 1
-    assert Space(**space).chosen(tmp_path / "search").parts["lora"] == {"r": 8}
+    assert Space(**space).chosen_recipe(tmp_path / "search").parts["lora"] == {"r": 8}

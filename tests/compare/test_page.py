@@ -175,7 +175,7 @@ def test_the_page_says_steps_batch_rows_and_each_trial_with_its_loss(tmp_path):
         "steps": 80,
         "batch": 16,
         "dev_rows": 30,
-        "train": {"file": "train.jsonl", "rows": 300},
+        "train": {"file": "train.jsonl", "rows": 300, "sha256": ""},
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     _, (page, stored) = write_report(folder)

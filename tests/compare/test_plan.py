@@ -22,7 +22,10 @@ from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs, train_and_score, trials_of
 from lorada.data.commonest_answer import commonest_answer
 from lorada.data.task_rows import load_rows, training_rows
+from lorada.methods.sizes_and_rates import RATES
 from lorada.runs.recipe import Recipe
+from lorada.training.inputs import prepare_training
+from lorada.training.setup import set_up
 from lorada.training.train import train
 
 on = fake_devices.on
@@ -245,6 +248,25 @@ def test_the_rate_of_a_map_is_searched_unless_it_is_set_beside_other_parts(place
     asked = comparison(place, methods=[method])
     (candidate,) = planned(asked).candidates
     assert candidate.map_rate == (None if found is None else pytest.approx(found))
+
+
+@pytest.mark.parametrize("method", ["lora", "lmam", "shira", "lora:r=1|2"])
+@pytest.mark.parametrize("trials", [0, 1])
+def test_without_a_search_a_run_has_the_learning_rate_of_lorada_train(
+    place, tmp_path, method, trials
+):
+    asked = comparison(place, methods=[method], seeds=[1], trials=trials)
+    plan = planned(asked)
+    *_, run = comparison_jobs(asked, plan, tmp_path)
+    compared = run.work.args[0].chosen_recipe(None).training["learning_rate"]
+    recipe = asked.run_recipe(method, tmp_path / "trained")
+    trained = set_up(prepare_training(recipe), [], quiet=True).trainer.args.learning_rate
+    assert compared == plan.candidates[0].default_rate == trained
+
+
+def test_a_search_begins_with_the_rate_that_the_authors_of_a_method_use(place):
+    (candidate,) = planned(comparison(place, methods=["lora"], trials=2)).candidates
+    assert candidate.default_rate == RATES["lora"] == 3e-4
 
 
 def test_with_given_rates_the_search_of_a_maps_rate_starts_beside_the_middle_one(place, tmp_path):

@@ -19,14 +19,14 @@ from table_rows import SMALL
 from trained_runs import failing_for
 
 from lorada.compare import learning_rate
-from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_lines, table_spec
 from lorada.paper.map_costs import CostTable
 from lorada.paper.table_runs import Folders, list_jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
 from lorada.paper.table_spec import load_table
-from lorada.runs.folder import LOCK_FILE
+from lorada.runs.folder import LOCK_FILE, LOG_FILE
 from lorada.runs.result import RowsMetrics, RunResult, read_predictions
 
 TASKS = ("rte", "sst2")

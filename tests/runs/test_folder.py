@@ -14,7 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.folder import STATE_FILE, check_folder, last_whole_checkpoint, refuse_target
+from lorada.runs.folder import (
+    STATE_FILE,
+    Start,
+    begin,
+    check_folder,
+    last_whole_checkpoint,
+    refuse_target,
+)
 from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train
 
@@ -56,6 +63,23 @@ def test_overwrite_never_removes_what_a_run_did_not_write(place, tmp_path):
     (mine / "result.json").write_text("{}")
     refused("it is not a run", lambda: train(recipe(place, tmp_path), overwrite=True, quiet=True))
     assert (mine / "result.json").exists()
+
+
+def test_overwrite_removes_what_a_comparison_wrote_beside_the_run_and_alone_that_is_no_run(
+    place, finished, tmp_path
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    started = tmp_path / "started"  # a job's folder before its training has begun
+    started.mkdir()
+    for name in ("job.log", "trial.json", "as_it_is.json"):
+        (run / name).write_text("{}")
+        (started / name).write_text("{}")
+    (run / "notes.txt").write_text("mine")
+    another = recipe(place, run)
+    start = check_folder(another, resume=False, overwrite=True)
+    begin(another, start, "0" * 64)
+    assert {path.name for path in run.iterdir()} == {"notes.txt", "recipe.yaml", "rows.sha256"}
+    assert check_folder(recipe(place, started), resume=True, overwrite=False) == Start()
 
 
 def test_overwrite_does_not_delete_what_the_run_reads(place, finished, tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import FiniteFloat
 
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.stored_plan import (
@@ -18,6 +17,7 @@ from lorada.compare.stored_plan import (
     Candidate,
     ComparisonPlan,
     Search,
+    Untrained,
     as_given,
     mapping_in,
     saved_plan,
@@ -129,16 +129,6 @@ class CandidateResult:
 
 
 @dataclass(frozen=True)
-class Untrained:
-    """Scores without training, as ``baselines.json`` keeps them, or why there are none."""
-
-    # metric → of each row
-    row_scores: dict[str, list[FiniteFloat | None]] = field(default_factory=dict)
-    answer: Any = None  # the commonest answer
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class Results:
     """What is there of a comparison."""
 
@@ -155,7 +145,7 @@ class Results:
     @property
     def own_metric(self) -> str:
         """The metric that the comparison itself was made by; empty for the main metric."""
-        return Path((self.plan.metric or {}).get("name") or "").name
+        return Path(self.plan.metric_name).name
 
     @property
     def runs_left(self) -> bool:
@@ -190,7 +180,7 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
     failures = mapping_in(folder / FAILURES_FILE, dict[str, str])
     baselines = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
     seeds = asked.seeds
-    by = Path(metric or (plan.metric or {}).get("name") or "").name
+    by = Path(metric or plan.metric_name).name
     found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
     rows = _common_rows([run for runs, _ in found for run in runs], names)
     labels = Counter(one.method for one in candidates)

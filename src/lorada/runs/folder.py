@@ -29,10 +29,28 @@ LOCK_FILE = ".lorada.lock"
 SERVED = ".served"  # holds the export that ``lorada serve`` has written
 ROWS_FILE = "rows.sha256"  # a resumed run must have the same training rows
 TEMPLATE_FILE = "trained_template.jinja"  # that of ``chat_template=FILE``; no tokenizer's file
-RUN_FILES = (
-    RECIPE_FILE, RESULT_FILE, ROWS_FILE, PREDICTIONS_FILE, TEMPLATE_FILE, "adapter", "model",
-    SERVED, "runs",
-)  # fmt: skip
+# What may lie beside a run that a comparison or a table of the paper has trained.
+LOG_FILE = "job.log"
+TRIAL_FILE = "trial.json"
+BASE_FILE = "as_it_is.json"
+# All that a run's folder may hold, beside checkpoints; what another run there must not keep.
+RUN_FILES = {
+    RECIPE_FILE: "its settings",
+    ROWS_FILE: "the fingerprint of its training rows",
+    TEMPLATE_FILE: "the template of its chats, if the user gave one",
+    "adapter": "what it has trained",
+    "model": "the same, where it has trained the base itself",
+    "runs": "what TensorBoard shows of it",
+    RESULT_FILE: "what it was, what it ran on, and its scores; the run is complete then",
+    PREDICTIONS_FILE: "its answers to held-out rows",
+    SERVED: "its export for `lorada serve`",
+}
+# The same of what is written around a training, and may be there before it has begun.
+FILES_BESIDE_RUN = {
+    LOG_FILE: "what its process has printed",
+    TRIAL_FILE: "what it measured as a trial of a search",
+    BASE_FILE: "the scores of its model with the adapter switched off",
+}
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.
 MAY_DIFFER = ("output", "trust_remote_code", "data_dir", "activation_checkpointing")
@@ -86,7 +104,7 @@ def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
                 "choose another --output"
             )
     elif overwrite:
-        deleted = {path.resolve() for path in found}
+        deleted = {path.resolve() for path in _files_to_clear(run)}
         for name, path in recipe.local_paths():
             if deleted & {path.resolve(), *path.resolve().parents}:
                 raise ValueError(
@@ -144,7 +162,11 @@ def run_files(run: Path) -> list[Path]:
     """The files and subfolders of a folder that have names of a run's files."""
     if not run.is_dir():
         return []
-    return [p for p in sorted(run.iterdir()) if p.name in RUN_FILES or CHECKPOINT.fullmatch(p.name)]
+    return [
+        path
+        for path in sorted(run.iterdir())
+        if path.name in RUN_FILES or CHECKPOINT.fullmatch(path.name)
+    ]
 
 
 def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
@@ -187,15 +209,22 @@ def read_template(path: str | Path) -> str:
 
 
 def clear(run: Path) -> None:
-    """Remove the files of a run, and no others, in an order that is safe to interrupt.
+    """Remove the files of a run and those beside it, and no others; safe to interrupt.
 
     The result goes first, so that the run no longer counts as complete; the recipe goes last, so
     that no checkpoint is ever beside the recipe of another run.
     """
     order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
+    paths = sorted(_files_to_clear(run), key=lambda path: order.get(path.name, 1))
     with scratch_folder(run) as scratch:
-        for path in sorted(run_files(run), key=lambda path: order.get(path.name, 1)):
+        for path in paths:
             path.replace(scratch / path.name)
+
+
+def _files_to_clear(run: Path) -> list[Path]:
+    """The files of a run, and those beside it that another run must not keep."""
+    files_beside = [run / name for name in FILES_BESIDE_RUN]
+    return run_files(run) + [path for path in files_beside if path.exists()]
 
 
 def same_recipe(before: Recipe, now: Recipe) -> None:

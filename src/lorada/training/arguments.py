@@ -207,6 +207,15 @@ def training_arguments(
     return args
 
 
+def default_learning_rate(recipe: Recipe, method_settings: dict[str, Any]) -> float:
+    """The learning rate of a training whose recipe sets none.
+
+    ``method_settings`` are the TrainingArguments that belong to the method.
+    """
+    settings = {**_default_settings(recipe), **method_settings}
+    return float(settings["learning_rate"])
+
+
 def _default_settings(recipe: Recipe) -> dict[str, Any]:
     """Our TrainingArguments for the device, the method and the pooling of a recipe."""
     settings = {**DEFAULTS, **device_settings(recipe)}

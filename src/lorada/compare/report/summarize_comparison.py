@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.read_results import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
+from lorada.compare.read_results import UNFINISHED, CandidateResult, Results, ScoredRun
 from lorada.compare.report.verdict_and_limits import (
     PERCENT,
     Scale,
@@ -20,7 +20,7 @@ from lorada.compare.report.verdict_and_limits import (
     verdict,
     windows_overlap,
 )
-from lorada.compare.stored_plan import Candidate, ComparisonPlan
+from lorada.compare.stored_plan import Candidate, ComparisonPlan, Untrained
 from lorada.decision.decide import decide
 from lorada.decision.decision_sentence import Decision
 from lorada.decision.run_variances import TINY, Scores
@@ -183,7 +183,7 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
 
 
 def _procedure(plan: ComparisonPlan) -> Procedure:
-    return Procedure(plan.steps, plan.batch, int(plan.train.get("rows", 0)), plan.dev_rows)
+    return Procedure(plan.steps, plan.batch, plan.train.rows, plan.dev_rows)
 
 
 def _with_facts(one: CandidateResult, metric: str, factor: float) -> CandidateResult:

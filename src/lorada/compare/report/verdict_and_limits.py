@@ -189,9 +189,9 @@ def _incomplete(results: Results) -> Iterator[str]:
 
 def _scored_by(results: Results) -> Iterator[str]:
     """Why answers are scored by this metric, and which of them were cut."""
-    own = results.plan.metric or {}
-    if own.get("reason") and own.get("name") == results.metric:
-        yield f"Answers are scored by {own['name'].replace('_', ' ')}, because {own['reason']}."
+    own = results.plan.metric
+    if own is not None and own.reason and own.name == results.metric:
+        yield f"Answers are scored by {own.name.replace('_', ' ')}, because {own.reason}."
     said = []
     for one in results.candidates:
         cut = [each for each in one.metrics if each.cut]
