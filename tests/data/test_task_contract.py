@@ -9,7 +9,7 @@ from reasoning import problem, question, recipe
 from sample_rows import FOLDER, samples
 
 from lorada.data.read_rows import answer_of, read_source
-from lorada.data.row_forms import in_form
+from lorada.data.row_forms import convert_rows
 from lorada.data.task_rows import scored_rows, training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows
@@ -58,7 +58,7 @@ def test_a_protocol_makes_of_the_sample_rows_what_stands_beside_them(name, proto
 def test_rows_have_the_form_of_their_protocol_and_something_to_learn(name, protocol, scored):
     found = TASKS[name].protocols[protocol]
     rows = converted(name, protocol, scored=scored)
-    assert in_form(rows, name)[1] == found.form
+    assert convert_rows(rows, name)[1] == found.form
     for kind in found.kinds:
         options = EncodeOptions(
             1024, found.loss_on, found.labels, found.joint, kind, found.target_length
@@ -128,7 +128,7 @@ def test_no_real_row_to_score_is_refused(name, protocol):
     for source in TASKS[name].test.values():
         if (DATA / source.folder / f"{source.split}.jsonl.gz").is_file():
             rows = [(found.convert_test or found.convert)(row) for row in read_source(source, DATA)]
-            assert in_form(rows, name)[1] == found.form
+            assert convert_rows(rows, name)[1] == found.form
 
 
 BOOLQ = "commonsense_llm_adapters/boolq"

@@ -12,7 +12,7 @@ from trained_runs import QUICK, run_recipe
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from lorada.data.read_rows import read_rows
-from lorada.data.row_forms import in_form
+from lorada.data.row_forms import convert_rows
 from lorada.data.task_rows import rows_to_answer
 from lorada.explore.page_data import compute_page_data, pair_sentences
 from lorada.inference.evaluate import evaluate
@@ -120,7 +120,7 @@ def test_an_empty_cell_of_a_table_means_no_label(place, works, json_of, tmp_path
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([("text", "labels"), *zip(texts, cells, strict=True)])
-    read, form = in_form(read_rows(table), str(table))
+    read, form = convert_rows(read_rows(table), str(table))
     assert form == "labels"
     assert read == [{**row, "labels": sorted(row["labels"])} for row in labelled()]
     run = tmp_path / "run"

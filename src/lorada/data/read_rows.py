@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorada.data.row_values import number_in
+from lorada.data.row_values import parse_number
 from lorada.data.task import Source
 from lorada.data.tool_calls import calls_of
 from lorada.support.in_words import counted
@@ -204,7 +204,7 @@ def _refuse_twice(path: Path, names: list[str]) -> None:
 
 def _json_rows(path: Path, text: str) -> list[Row]:
     """The rows of JSON or JSON Lines: objects one after another, or one list of them."""
-    decoder = json.JSONDecoder(parse_float=number_in)
+    decoder = json.JSONDecoder(parse_float=parse_number)
     rows, at = list[Any](), len(text) - len(text.lstrip())
     try:
         while at < len(text):

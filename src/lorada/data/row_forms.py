@@ -1,78 +1,108 @@
 """Finds the form of a user's rows by their fields, and checks and converts each row.
 
 ``READINGS`` is the table of all fields that rows may have, and the form that each comes to; errors
-take their fields from it.
+take their fields from it. Which of them fits a row is found by ``row_matches``.
 """
 
 import json
 import logging
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+from lorada.data.choice_answers import answers_as_indices
 from lorada.data.read_rows import place_of
+from lorada.data.row_checks import CHECKS, TEXT, TEXT_OR_JSON
+from lorada.data.row_matches import (
+    Columns,
+    Match,
+    RowKind,
+    kind_of,
+    match_readings,
+    names_of,
+    row_keys,
+)
 from lorada.data.row_readings import KNOWN, READINGS, STAND_INS, Reading
 from lorada.data.row_refusals import (
     Unread,
     columns_of_labels,
     refuse_columns,
     refuse_unread,
-    unreadable,
+    unreadable_row,
 )
-from lorada.data.row_values import (
-    CHECKS,
-    GROUP,
-    TEXT_ONLY,
-    TEXT_OR_TURNS,
-    TURNS,
-    are_turns,
-    as_binary,
-    as_indices,
-    can_be_text,
-    plain_name,
-    with_lists,
-)
+from lorada.data.row_values import GROUP, as_binary, parse_lists
 from lorada.support.row_sources import Form, Row
 
 logger = logging.getLogger(__name__)
 
-Columns = Mapping[str, str]  # a name of ours → the user's name for that field
+# Forms of which a model that writes answers reads any, where rows are to be answered.
+WRITTEN: tuple[Form, ...] = ("messages", "prompt", "text")
 
 
-def in_form(
+def convert_rows(
     rows: list[Row],
     path: str,
     columns: Columns | None = None,
-    before: Columns | None = None,
+    training_columns: Columns | None = None,
     counts: Sequence[int] = (),
 ) -> tuple[list[Row], Form]:
     """The rows in the form that their fields decide, without fields that it does not have.
 
-    ``before`` are names of fields of other rows, which these may lack, if there are no ``columns``;
-    ``counts`` are the numbers of rows of several files.
+    Args:
+        rows: the rows as they were read.
+        path: the files that they are from, for errors.
+        columns: a name of ours → the user's name for that field, which the rows must have.
+        training_columns: the same of the rows of the training, which these rows may lack; for rows
+            that have no ``columns`` of their own.
+        counts: the number of rows of each of several files.
+
+    Raises:
+        ValueError: for rows that no form fits, that several fit, or that a form does not allow.
     """
     where = partial(place_of, path, counts)
     refuse_columns(rows, path, columns or {})
-    rows, named = _with_labels(rows, columns or before or {}, where)
-    converted, fits = _read(rows, where, READINGS, named)
-    reading = fits[0].reading
-    unread = Unread.of(rows, {key for fit in fits for key in fit.keys.values()})
-    refuse_unread(unread, reading, fits[0].keys, named, where)
+    rows, columns = _gather_labels(rows, columns or training_columns or {}, where)
+    conversion = _convert(rows, where, READINGS, columns)
+    unread = Unread.of(rows, conversion.keys_read)
+    refuse_unread(unread, conversion.reading, conversion.first_match.keys, columns, where)
     if unread.names:
         logger.info("%s: %s not read", path, ", ".join(map(repr, unread.names)))
-    for index, row in enumerate(rows if reading.form in ("prompt", "messages") else ()):
-        if str(row.get("label")).strip().casefold() == "false":
-            raise ValueError(
-                f"{where(index)} has label false: of answers marked as good or bad (KTO) every one "
-                "would be learned; keep those with true, and leave out the field"
-            )
-    if reading.form == "choice":
-        converted = as_indices(converted, where)
-    return converted, reading.form
+    form = conversion.reading.form
+    if form in ("prompt", "messages"):
+        _refuse_bad_answers(rows, where)
+    if form == "choice":
+        # Only all rows together say how an answer is meant: "2" may be a text or an index.
+        return answers_as_indices(conversion.rows, where), form
+    return conversion.rows, form
 
 
-def _with_labels(
+def convert_rows_to_answer(
+    rows: list[Row],
+    path: str,
+    form: Form,
+    labels: Sequence[str] = (),
+    columns: Columns | None = None,
+    training_columns: Columns | None = None,
+) -> tuple[list[Row], Form]:
+    """Rows for a model to answer, which need no right answers, in its form or another it can read.
+
+    ``form`` and ``labels`` are what the model has learned; the rest is as for ``convert_rows``.
+    """
+    forms = WRITTEN if form in WRITTEN else (form,)
+    readings = [reading for reading in READINGS if reading.form in forms]
+    stand_ins = STAND_INS | {"label": next(iter(labels), "")}
+    # A column that the user names for right answers may be missing here.
+    right_names = {reading.right for reading in readings}
+    needed = {ours: name for ours, name in (columns or {}).items() if ours not in right_names}
+    refuse_columns(rows, path, needed)
+    where = partial(place_of, path, ())
+    conversion = _convert(rows, where, readings, columns or training_columns or {}, stand_ins)
+    return conversion.rows, conversion.reading.form
+
+
+def _gather_labels(
     rows: list[Row], columns: Columns, where: Callable[[int], str]
 ) -> tuple[list[Row], Columns]:
     """Rows whose labels are lists, where ``labels=toxic+rude`` names a column of 0 and 1 for each.
@@ -80,7 +110,7 @@ def _with_labels(
     Returned besides are the columns as these rows have them.
     """
     names = columns_of_labels(columns, rows)
-    if not any(name in row for row in rows for name in names):
+    if not any(_has_field(row, names) for row in rows):
         return rows, columns
     gathered = []
     for index, row in enumerate(rows):
@@ -99,215 +129,172 @@ def _with_labels(
     return gathered, {**columns, "labels": "labels"}
 
 
-def to_answer(
-    rows: list[Row],
-    path: str,
-    form: Form,
-    labels: Sequence[str] = (),
-    columns: Columns | None = None,
-    before: Columns | None = None,
-) -> tuple[list[Row], Form]:
-    """Rows for a model to answer, which need no right answers, in its form or another it can read.
-
-    ``form`` and ``labels`` are what the model has learned; the rest is as for ``in_form``.
-    """
-    forms = (
-        (form,) if form not in ("messages", "prompt", "text") else ("messages", "prompt", "text")
-    )
-    readings = [reading for reading in READINGS if reading.form in forms]
-    stand_ins = STAND_INS | {"label": next(iter(labels), "")}
-    right = {one.right for one in readings}
-    refuse_columns(rows, path, {k: v for k, v in (columns or {}).items() if k not in right})
-    where = partial(place_of, path, ())
-    converted, fits = _read(rows, where, readings, columns or before or {}, stand_ins)
-    return converted, fits[0].reading.form
+def _has_field(row: Row, names: Sequence[str]) -> bool:
+    return any(name in row for name in names)
 
 
-class _Fit(NamedTuple):
-    """A reading that fits a row, by which of its names, and the row's key for each field."""
+def _refuse_bad_answers(rows: list[Row], where: Callable[[int], str]) -> None:
+    """Refuse answers that are marked as bad ones: they would be learned like the good ones."""
+    for index, row in enumerate(rows):
+        if str(row.get("label")).strip().casefold() == "false":
+            raise ValueError(
+                f"{where(index)} has label false: of answers marked as good or bad (KTO) every one "
+                "would be learned; keep those with true, and leave out the field"
+            )
 
-    reading: Reading
-    names: tuple[str, ...]  # without that of the right answer, where rows are to be answered
-    keys: dict[str, str]
+
+@dataclass(frozen=True)
+class _Conversion:
+    """Rows of one form, and how each kind of them was read, that of the first row first."""
+
+    rows: list[Row]
+    matches: list[Match]
+
+    @property
+    def first_match(self) -> Match:
+        """How the first row was read."""
+        return self.matches[0]
+
+    @property
+    def reading(self) -> Reading:
+        """The one that fits all rows."""
+        return self.first_match.reading
+
+    @property
+    def keys_read(self) -> set[str]:
+        """The rows' own names of the fields that are read in some row."""
+        keys: set[str] = set()
+        for match in self.matches:
+            keys.update(match.keys.values())
+        return keys
 
 
-def _read(
+def _convert(
     rows: list[Row],
     where: Callable[[int], str],
     readings: Sequence[Reading],
     columns: Columns,
     stand_ins: Mapping[Form, Any] | None = None,
-) -> tuple[list[Row], list[_Fit]]:
-    """The rows by the one of the readings that fits all; right answers may have stand-ins.
+) -> _Conversion:
+    """The rows by the one of the readings that fits all.
 
-    Returned besides is how the rows of each kind are read, those of the first row first.
+    ``stand_ins`` take the place of right answers, in rows that are to be answered; None where rows
+    must have their own.
     """
     answered = stand_ins is None
     converted: list[Row] = []
-    # Rows with the same fields that are not null, and turns in the same of these, are read alike.
-    known: dict[Any, tuple[dict[str, str], list[_Fit]]] = {}
-    first: _Fit | None = None
-    for index, read_row in enumerate(rows):
-        row = with_lists(read_row, _names_of(read_row, columns))
-        kind = tuple((key, are_turns(row[key])) for key in row if row[key] is not None)
-        if kind not in known:
-            named = _named(dict(kind), columns, where(index))
-            known[kind] = named, _fits(named, readings, columns, answered=answered)
-        named, fits = known[kind]
-        ways = ["/".join(fit.names) for fit in fits]
-        if first is None and not fits:
-            raise unreadable(where(0), row, readings, named, answered=answered)
-        if len(fits) > 1:
-            raise ValueError(
-                f"{where(index)} can be read as {' and as '.join(ways)}: leave out the fields of "
-                "one, or name those to read with --columns"
-            )
-        first = first or fits[0]
-        if not fits or fits[0][:2] != first[:2]:
-            has = ways[0] if fits else "/".join(named) or "none of them"
-            first_has = "/".join(first.names) + _unknown_beside(rows[0], read_row, columns)
-            has += _unknown_beside(read_row, rows[0], columns)
-            raise ValueError(
-                f"{where(0)} has {first_has} and {where(index)} has {has}: all rows "
-                "must have the fields of one form"
-            )
-        converted.append(_converted(row, fits[0], partial(where, index), stand_ins))
+    # Rows of a kind are read alike, so readings are matched once a kind and not once a row.
+    matches: dict[RowKind, Match] = {}
+    for index, row in enumerate(rows):
+        parsed = parse_lists(row, names_of(row, columns))
+        kind = kind_of(parsed)
+        if kind not in matches:
+            keys = row_keys(kind, columns, where(index))
+            fitting = match_readings(keys, readings, columns, answered=answered)
+            if not fitting and not matches:
+                raise unreadable_row(where(index), parsed, readings, keys, answered=answered)
+            if len(fitting) > 1:
+                raise _several_forms(where(index), fitting)
+            first_match = next(iter(matches.values()), None)
+            if first_match and (not fitting or not fitting[0].reads_as(first_match)):
+                row_fields = fitting[0].shown if fitting else "/".join(keys) or "none of them"
+                row_fields += _unknown_fields(row, rows[0], columns)
+                first_fields = first_match.shown + _unknown_fields(rows[0], row, columns)
+                raise ValueError(
+                    f"{where(0)} has {first_fields} and {where(index)} has {row_fields}: all rows "
+                    "must have the fields of one form"
+                )
+            matches[kind] = fitting[0]
+        converted.append(_convert_row(parsed, matches[kind], partial(where, index), stand_ins))
         if (GROUP in converted[0]) != (GROUP in converted[-1]):
             raise ValueError(f"{where(index)} and {where(0)}: give all rows a group, or none")
-    return converted, [fits[0] for _, fits in known.values()]
+    return _Conversion(converted, [*matches.values()])
 
 
-def _unknown_beside(row: Row, other: Row, columns: Columns) -> str:
+def _several_forms(where: str, matches: Sequence[Match]) -> ValueError:
+    """The refusal of a row that several readings fit."""
+    ways = " and as ".join(match.shown for match in matches)
+    return ValueError(
+        f"{where} can be read as {ways}: leave out the fields of one, or name those to read with "
+        "--columns"
+    )
+
+
+def _unknown_fields(row: Row, other: Row, columns: Columns) -> str:
     """In words, the fields of a row that no reading has and the other row lacks, such as a typo."""
     unknown = []
-    for key, name in _names_of(row, columns).items():
+    for key, name in names_of(row, columns).items():
         if name not in KNOWN and key not in other and row[key] is not None:
             unknown.append(repr(key))
     return f" (and {', '.join(unknown)}, not read)" if unknown else ""
 
 
-def _names_of(row: Row, columns: Columns) -> dict[str, str]:
-    """Our name of each field of a row, by its key, whether or not it is read."""
-    ours = {plain_name(theirs): name for name, theirs in columns.items()}
-    return {key: ours.get(plain_name(key), plain_name(key)) for key in row}
-
-
-def _converted(
-    row: Row, fit: _Fit, where: Callable[[], str], stand_ins: Mapping[Form, Any] | None
+def _convert_row(
+    row: Row, match: Match, where: Callable[[], str], stand_ins: Mapping[Form, Any] | None
 ) -> Row:
     """A row of the form of a reading, its values checked."""
-    reading, fields = fit.reading, {field: row[key] for field, key in fit.keys.items()}
+    reading = match.reading
+    fields = {field: row[key] for field, key in match.keys.items()}
     if stand_ins is not None:
-        chats = fields.keys() & {"messages", "conversations"}
-        fields |= {name: _before_answer(fields[name]) for name in chats}
-        fields |= {reading.right: stand_ins[reading.form]} if reading.right else {}
-    # Numbers, lists and objects that a program wrote are JSON where a model reads and writes texts.
-    usual = (can_be_text, "is not a text") if reading.form == "prompt" else TEXT_ONLY
+        fields = _without_answer(fields, reading, stand_ins)
+    _check_values(fields, match, where)
+    converted = reading.convert(fields)
+    if reading.form == "messages":
+        chat = converted["messages"]
+        _refuse_two_systems(chat, fields, where)
+        if stand_ins is not None and reading.right is None:
+            chat.append({"role": "assistant", "content": ""})
+        _refuse_unanswered_chat(chat, where)
+    if GROUP in fields:
+        converted = {**converted, GROUP: fields[GROUP]}
+    return converted
+
+
+def _without_answer(fields: Row, reading: Reading, stand_ins: Mapping[Form, Any]) -> Row:
+    """The fields of a row that is to be answered, with a stand-in for its right answer."""
+    fields = dict(fields)
+    for name in ("messages", "conversations"):
+        if name in fields:
+            fields[name] = _turns_before_answer(fields[name])
+    if reading.right is not None:
+        fields[reading.right] = stand_ins[reading.form]
+    return fields
+
+
+def _turns_before_answer(turns: Any) -> Any:
+    """The turns of a chat before its last, if that is an answer; another value as it is."""
+    if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+        return turns  # it is refused where values are checked
+    last = turns[-1]
+    speaker = last.get("role", last.get("from"))
+    return turns[:-1] if speaker in ("assistant", "gpt", "function_call") else turns
+
+
+def _check_values(fields: Row, match: Match, where: Callable[[], str]) -> None:
+    """Refuse a value that its field cannot have."""
+    form = match.reading.form
+    usual_check = TEXT_OR_JSON if form == "prompt" else TEXT
     for name, value in fields.items():
-        if name == "answer" and reading.form == "choice":
+        if name == "answer" and form == "choice":
             continue  # other rows decide how it is read
-        is_right, wrong = CHECKS.get(name, usual)
-        if not is_right(value):
-            shown = fit.keys.get(name, name)
-            raise ValueError(f"{where()}: {shown} {wrong}: {reprlib.repr(value)}")
+        check = CHECKS.get(name, usual_check)
+        if not check.accepts(value):
+            shown_name = match.keys.get(name, name)
+            raise ValueError(f"{where()}: {shown_name} {check.problem}: {reprlib.repr(value)}")
     try:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # JSON may hold half a character
         raise ValueError(f"{where()} is not valid Unicode: {error.reason}") from error
-    converted = reading.convert(fields)
-    if reading.form == "messages":
-        _check_chat(converted["messages"], fields, reading, where, answered=stand_ins is None)
-    group = {GROUP: fields[GROUP]} if GROUP in fields else {}
-    return {**converted, **group}
 
 
-def _check_chat(
-    turns: list[Row], fields: Row, reading: Reading, where: Callable[[], str], *, answered: bool
-) -> None:
-    """Refuse a chat in which nothing is answered; one to be answered gets an empty answer."""
-    if sum(turn["role"] == "system" for turn in turns) > 1 and fields.get("system"):
+def _refuse_two_systems(turns: list[Row], fields: Row, where: Callable[[], str]) -> None:
+    """Refuse a chat that has a system turn and a system message in a field besides."""
+    system_turns = [turn for turn in turns if turn["role"] == "system"]
+    if len(system_turns) > 1 and fields.get("system"):
         raise ValueError(f"{where()}: system is beside a system turn: leave one of them out")
-    if not answered and reading.right is None:
-        turns.append({"role": "assistant", "content": ""})
+
+
+def _refuse_unanswered_chat(turns: list[Row], where: Callable[[], str]) -> None:
+    """Refuse a chat in which nothing is answered."""
     if len(turns) < 2 or all(turn["role"] != "assistant" for turn in turns):
         raise ValueError(f"{where()}: a chat needs two or more turns, one of the assistant (gpt)")
-
-
-def _before_answer(value: Any) -> Any:
-    """The turns of a chat before its last, if that is an answer; another value as it is."""
-    last = value[-1] if isinstance(value, list) and value else None
-    speaker = last.get("role", last.get("from")) if isinstance(last, dict) else None
-    return value[:-1] if speaker in ("assistant", "gpt", "function_call") else value
-
-
-def _named(kind: Mapping[str, bool], columns: Columns, where: str) -> dict[str, str]:
-    """The keys of a row by our names; ``kind`` says for each key whether it holds turns."""
-    found: dict[str, str] = {}
-    for ours, theirs in columns.items():
-        alike = (
-            [theirs] if theirs in kind else [k for k in kind if plain_name(k) == plain_name(theirs)]
-        )
-        if alike:
-            found[ours] = alike[0]
-    mapped = dict(found)
-    for key in [key for key in kind if key not in mapped.values()]:
-        name = plain_name(key)
-        if name in KNOWN and name not in mapped:
-            if name in found:
-                both = " and ".join(sorted(map(repr, (key, found[name]))))
-                raise ValueError(f"{where} has both {both}: rename one, or leave it out")
-            found[name] = key
-    return {
-        f"{name}{TURNS}" if kind[key] and name in TEXT_OR_TURNS else name: key
-        for name, key in found.items()
-    }
-
-
-def _fits(
-    named: Mapping[str, str], readings: Sequence[Reading], columns: Columns, *, answered: bool
-) -> list[_Fit]:
-    """The readings of a row with these names, each by the keys that it reads."""
-    matches: dict[frozenset[str], _Fit] = {}
-    for reading in readings:
-        for fit in _matches(named, reading, answered=answered):
-            matches.setdefault(frozenset(fit.keys.values()), fit)
-    matches = _most_specific(matches)
-    matches = _with_named(matches, named, columns)
-    fits = list(matches.values())
-    if not answered:  # two fields for the right answer are the same to rows that are to be answered
-        fits = list({fit[:2]: fit for fit in reversed(fits)}.values())[::-1]
-    beside_others = [fit for fit in fits if fit.reading.beside_others]
-    return beside_others or [fit for fit in fits if fit.reading == fits[0].reading]
-
-
-def _matches(named: Mapping[str, str], reading: Reading, *, answered: bool) -> list[_Fit]:
-    """The ways in which a reading fits a row with these names."""
-    fits = []
-    for way in reading.ways:
-        names = tuple(name for name in way if answered or way[name] != reading.right)
-        if not set(names) <= named.keys():
-            continue
-        fields = {**way, **{name: name for name in (*reading.optional.split(), GROUP)}}
-        keys = {fields[name]: named[name] for name in fields if name in named}
-        fits.append(_Fit(reading, names, keys))
-    return fits
-
-
-def _most_specific(matches: dict[frozenset[str], _Fit]) -> dict[frozenset[str], _Fit]:
-    """Of two readings, the one that reads all that the other does, and more."""
-    specific = {}
-    for keys, fit in matches.items():
-        if not any(keys < others for others in matches):
-            specific[keys] = fit
-    return specific
-
-
-def _with_named(
-    matches: dict[frozenset[str], _Fit], named: Mapping[str, str], columns: Columns
-) -> dict[frozenset[str], _Fit]:
-    """The readings of all fields that the user has named; all readings if there is none."""
-    chosen: set[str] = set()
-    for column in columns:
-        chosen.update(named[name] for name in (column, f"{column}{TURNS}") if name in named)
-    reading_all = {keys: fit for keys, fit in matches.items() if keys >= chosen}
-    return reading_all or matches

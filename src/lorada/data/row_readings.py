@@ -5,38 +5,39 @@ What a model learns of each is in docs/guides/train.md.
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from lorada.data.benchmarks.published_prompts import clean_prompt
-from lorada.data.row_values import (
-    GROUP,
-    SHAREGPT_ROLES,
-    TURNS,
-    as_text,
-    first_and_other_answers,
-    label_names,
-)
+from lorada.data.row_checks import SHAREGPT_ROLES
+from lorada.data.row_values import GROUP, TURNS, as_text, first_and_other_answers, label_names
 from lorada.support.row_sources import Form, Row
 
 BY_CHANCE = 20  # letters of a context that may stand in a prompt by chance
 # Other names of a text, and of a pair of texts, that has a label or a score.
-ONE = "text", "sentence", "review"
+OTHER_TEXT = "sentence", "review"
+TEXT_AND_LABEL = (
+    "text sentiment", "sentence label", "sentence sentiment", "review label", "review sentiment",
+)  # fmt: skip
 PAIR = "sentence1 sentence2", "premise hypothesis", "text1 text2", "question sentence"
 
 
 def _chat(row: Row) -> Row:
-    """A chat with its turns as they are, after the system message of its row, and its tools.
-
-    A key of a turn that is null is left out, but for ``content``: templates ask if it is there.
-    """
-    before = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    turns = [
-        {"content": None, **{key: value for key, value in turn.items() if value is not None}}
-        for turn in row["messages"]
-    ]
+    """A chat with its turns as they are, after the system message of its row, and its tools."""
+    turns = [_turn(turn) for turn in row["messages"]]
+    if row.get("system"):
+        turns.insert(0, {"role": "system", "content": row["system"]})
     tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"messages": before + turns, **({"tools": tools} if tools else {})}
+    if isinstance(tools, str):
+        tools = json.loads(tools)
+    return {"messages": turns, "tools": tools} if tools else {"messages": turns}
+
+
+def _turn(turn: Row) -> Row:
+    """A turn without its keys that are null, but for ``content``: templates ask if it is there."""
+    written = {key: value for key, value in turn.items() if value is not None}
+    return {"content": None, **written}
 
 
 def _sharegpt(row: Row) -> Row:
@@ -51,7 +52,8 @@ def _sharegpt_turn(turn: Row) -> Row:
     if turn["from"] != "function_call":
         return {"role": role, "content": turn["value"], **others}
     calls = json.loads(turn["value"])
-    calls = calls if isinstance(calls, list) else [calls]  # some files have several in one turn
+    if not isinstance(calls, list):  # some files have several in one turn
+        calls = [calls]
     functions = [{"type": "function", "function": call} for call in calls]
     return {"role": role, "content": None, "tool_calls": functions, **others}
 
@@ -66,8 +68,11 @@ def _after_context(row: Row, text: str) -> str:
     One that stands in the text already, as in many files with prompts that are ready, is not
     repeated; a short one may stand there by chance.
     """
-    before = [as_text(row[name]) for name in ("system", "context") if row.get(name)]
-    parts = [part for part in before if len(part) < BY_CHANCE or part not in text]
+    parts = []
+    for name in ("system", "context"):
+        part = as_text(row[name]) if row.get(name) else ""
+        if part and (len(part) < BY_CHANCE or part not in text):
+            parts.append(part)
     return "\n\n".join([*parts, text])
 
 
@@ -86,9 +91,10 @@ def _choice(row: Row) -> Row:
 
 
 def _instruction(row: Row) -> Row:
+    """An instruction with its input in Alpaca's prompt, after the system message of its row."""
     inputs = [as_text(row[name]) for name in ("input", "context") if row.get(name)]
     prompt = clean_prompt(as_text(row["instruction"]), "\n\n".join(filter(None, inputs)))
-    parts = filter(None, (row.get("system"), prompt))
+    parts = [part for part in (row.get("system"), prompt) if part]
     return {"prompt": "\n\n".join(parts), "response": as_text(row["output"])}
 
 
@@ -120,25 +126,38 @@ def _several_labels(row: Row) -> Row:
     return {**row, "labels": sorted(label_names(row["labels"]))}
 
 
-class Reading(NamedTuple):
-    """One way to read a row."""
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a row: an entry of ``READINGS``.
 
-    form: Form  # that the row comes to
-    fields: str  # what it must have; if there are several, the last holds the right answer
-    others: tuple[str, ...] = ()  # other names for these fields, in their order
-    optional: str = ""  # what it may have
-    convert: Callable[[Row], Row] = dict  # makes a row of the form from these fields
-    beside_others: bool = True  # False: only if no other reading fits, of which the first is taken
+    Attributes:
+        form: the form that the row comes to.
+        fields: the names of the fields that it must have, separated by blanks; if there are
+            several, the last holds the right answer.
+        others: other names for these fields, in their order.
+        optional: the names of fields that it may have.
+        convert: row with these fields → row of the form.
+        is_fallback: whether it is taken only if no other reading fits; of several, the first.
+    """
 
-    @property
+    form: Form
+    fields: str
+    others: tuple[str, ...] = ()
+    optional: str = ""
+    convert: Callable[[Row], Row] = dict
+    is_fallback: bool = False
+
+    @cached_property
     def ways(self) -> list[dict[str, str]]:
         """The names that a row may have for the fields that it must have → those fields."""
-        names = (self.fields, *self.others)
-        return [dict(zip(n.split(), self.fields.split(), strict=True)) for n in names]
+        ways = []
+        for names in (self.fields, *self.others):
+            ways.append(dict(zip(names.split(), self.fields.split(), strict=True)))
+        return ways
 
     @property
     def right(self) -> str | None:
-        """The field that holds the right answer."""
+        """The field that holds the right answer; None if there is only one field."""
         *others, last = self.fields.split()
         return last if others else None
 
@@ -148,21 +167,19 @@ READINGS = (
             ("prompt completion", "prompt chosen", "input output"),
             "context system", _prompt),
     Reading("messages", "messages", ("chosen[]",), "system tools", _chat),
-    Reading("label", "text label",
-            tuple(f"{text} {label}" for text in ONE for label in ("label", "sentiment"))[1:],
-            "", _labelled),
+    Reading("label", "text label", TEXT_AND_LABEL, "", _labelled),
     Reading("label", "text text_pair label", tuple(f"{texts} label" for texts in PAIR),
             "", _labelled),
-    Reading("labels", "text labels", tuple(f"{text} labels" for text in ONE[1:]),
+    Reading("labels", "text labels", tuple(f"{text} labels" for text in OTHER_TEXT),
             "", _several_labels),
     Reading("labels", "text text_pair labels", tuple(f"{texts} labels" for texts in PAIR),
             "", _several_labels),
-    Reading("score", "text score", tuple(f"{text} score" for text in ONE[1:])),
+    Reading("score", "text score", tuple(f"{text} score" for text in OTHER_TEXT)),
     Reading("score", "text text_pair score", tuple(f"{texts} score" for texts in PAIR)),
     Reading("choice", "prompt candidates answer", (), "context system", _choice),
     # Rows that a program scores have prompt, response and answer, of which the response is learned.
-    Reading("prompt", "prompt answer", (), "context system", _answered_prompt, beside_others=False),
-    Reading("text", "text", ("chosen",), beside_others=False),
+    Reading("prompt", "prompt answer", (), "context system", _answered_prompt, is_fallback=True),
+    Reading("text", "text", ("chosen",), is_fallback=True),
     Reading("messages", "prompt[] completion[]", ("prompt[] chosen[]",), "tools", _continued),
     Reading("messages", "conversations", (), "system tools", _sharegpt),
     Reading("prompt", "instruction output", ("instruction response",), "input context system",
@@ -179,7 +196,8 @@ def _known_names() -> frozenset[str]:
     for reading in READINGS:
         names.update(reading.optional.split())
         for way in reading.ways:
-            names.update(name.removesuffix(TURNS) for name in (*way, *way.values()))
+            for name, field in way.items():
+                names |= {name.removesuffix(TURNS), field.removesuffix(TURNS)}
     return frozenset(names)
 
 

@@ -6,6 +6,7 @@ without its context. What a user has named by ``--columns`` is read as it is nam
 
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lorada.data.row_readings import BY_CHANCE, KNOWN, Reading
@@ -37,34 +38,48 @@ USUAL = "prompt/response, messages, text/label, text/score, text"  # where no fo
 
 def refuse_columns(rows: list[Row], path: str, columns: Mapping[str, str]) -> None:
     """Refuse columns of an unknown name, that no row has, or that have two names."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    known = {plain_name(key): key for key in keys}
-    owners: dict[str, str] = {}
-    several = columns_of_labels(columns, rows)
+    keys = _keys_of(rows)
+    key_called = {plain_name(key): key for key in keys}
+    label_columns = columns_of_labels(columns, rows)
+    owners: dict[str, str] = {}  # of each field of the rows, the name of ours that it stands for
     for ours, theirs in columns.items():
         if ours not in KNOWN:
             raise unknown_name("field in columns", ours, KNOWN)
-        for name in several if ours == "labels" and several else [theirs]:
-            if plain_name(name) not in known:
-                near = difflib.get_close_matches(plain_name(name), known)
-                hint = f"; did you mean {' or '.join(known[one] for one in near)}?" if near else ""
-                raise ValueError(f"columns names {name!r}, and {path} has only {', '.join(keys)}"
-                                 f"{hint}")  # fmt: skip
-            if (owner := owners.setdefault(plain_name(name), ours)) != ours:
+        names = label_columns if ours == "labels" and label_columns else [theirs]
+        for name in names:
+            if plain_name(name) not in key_called:
+                near = difflib.get_close_matches(plain_name(name), key_called)
+                meant = " or ".join(key_called[near_name] for near_name in near)
+                hint = f"; did you mean {meant}?" if near else ""
+                raise ValueError(
+                    f"columns names {name!r}, and {path} has only {', '.join(keys)}{hint}"
+                )
+            owner = owners.setdefault(plain_name(name), ours)
+            if owner != ours:
                 raise ValueError(
                     f"columns names {name!r} as {owner} and as {ours}: one field can be only one "
                     "of them"
                 )
 
 
+def _keys_of(rows: list[Row]) -> list[str]:
+    """The names of all fields that some row has, in the order of the rows."""
+    keys: dict[str, None] = {}
+    for row in rows:
+        keys |= dict.fromkeys(row)
+    return list(keys)
+
+
 def columns_of_labels(columns: Mapping[str, str], rows: list[Row]) -> list[str]:
     """The columns that ``labels=toxic+rude`` names, as the rows have them; none for one field."""
     named = columns.get("labels", "")
-    keys = {plain_name(key): key for row in rows for key in row}
-    if "+" not in named or plain_name(named) in keys:
+    if "+" not in named:
+        return []
+    key_called = {plain_name(key): key for key in _keys_of(rows)}
+    if plain_name(named) in key_called:  # a field whose own name has a plus
         return []
     names = [name.strip() for name in named.split("+")]
-    return [keys.get(plain_name(name), name) for name in names]
+    return [key_called.get(plain_name(name), name) for name in names]
 
 
 class Unread(NamedTuple):
@@ -76,8 +91,7 @@ class Unread(NamedTuple):
     @classmethod
     def of(cls, rows: list[Row], keys: Collection[str]) -> "Unread":
         """The fields of the rows that are not among the ``keys`` that some row is read by."""
-        names = dict.fromkeys(key for row in rows for key in row)
-        return cls([name for name in names if name not in keys], rows)
+        return cls([name for name in _keys_of(rows) if name not in keys], rows)
 
     def first_with(self, name: str) -> int | None:
         """The index of the first row in which a field holds something."""
@@ -109,8 +123,8 @@ def refuse_unread(
             that the others are not read.
         where: index of a row → its place.
     """
-    needed = [name.removesuffix(TURNS) for name in reading.fields.split()]
-    if set(needed) <= columns.keys():
+    needed = {name.removesuffix(TURNS) for name in reading.fields.split()}
+    if needed <= columns.keys():
         return
     if reading.form == "text" and plain_name(keys["text"]) == "text":
         _refuse_text_alone(unread, keys["text"], where)
@@ -123,7 +137,9 @@ def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -
     alone = f"--columns text={text} learns the texts alone"
     binary = [name for name in unread.names if unread.is_binary(name)]
     if len(binary) > 1:
-        shown = " and ".join(binary) if len(binary) == 2 else f"{', '.join(binary[:3])} …"
+        shown = " and ".join(binary)
+        if len(binary) > 2:
+            shown = f"{', '.join(binary[:3])} …"
         raise ValueError(
             f"{where(0)}: beside {text}, {shown} look like labels: --columns "
             f"labels={'+'.join(binary)} reads them, and {alone}"
@@ -133,12 +149,12 @@ def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -
         if index is None:
             continue
         plain = plain_name(name)
-        if name in binary or _near(plain, CLASS_LIKE):
+        if name in binary or _is_nearly(plain, CLASS_LIKE):
             raise ValueError(
                 f"{where(index)}: beside {text}, {name!r} looks like a label: --columns "
                 f"label={name} reads it, and {alone}"
             )
-        if _near(plain, ANSWER_LIKE):
+        if _is_nearly(plain, ANSWER_LIKE):
             raise ValueError(
                 f"{where(index)}: beside {text}, {name!r} looks like the answer to it: --columns "
                 f"prompt={text},response={name} reads both, and {alone}"
@@ -167,9 +183,9 @@ def _refuse_unread_context(
 def _is_read_before(name: str, row: Row, names: Sequence[str]) -> bool:
     """Whether a field holds what has to be read before those with the ``names``."""
     plain, value = plain_name(name), row[name]
-    there = any(str(value) in str(row.get(other)) for other in names)
-    if there and len(str(value)) >= BY_CHANCE:
-        return False
+    stands_in_others = any(str(value) in str(row.get(other)) for other in names)
+    if stands_in_others and len(str(value)) >= BY_CHANCE:
+        return False  # as in prompts that are ready: it is read already
     if SYNONYMS.get(plain) == "context":
         return isinstance(value, str) and len(value.split()) >= FEW
     return plain in READ_BEFORE or plain in SYNONYMS
@@ -194,13 +210,22 @@ def _columns_with(
     return None
 
 
-def _near(name: str, names: Sequence[str]) -> bool:
+def _is_nearly(name: str, names: Sequence[str]) -> bool:
     """Whether a field has one of these names, or nearly."""
     return bool(difflib.get_close_matches(name, names, n=1, cutoff=NEAR))
 
 
-def unreadable(
-    where: str, row: Row, readings: Sequence[Reading], named: Mapping[str, str], *, answered: bool
+@dataclass(frozen=True)
+class _Way:
+    """The names of fields by which a row could be read, and how many of them it has."""
+
+    fields: str  # as errors show them
+    missing: int
+    present: int
+
+
+def unreadable_row(
+    where: str, row: Row, readings: Sequence[Reading], keys: Mapping[str, str], *, answered: bool
 ) -> ValueError:
     """The refusal of a row that no reading fits, with the forms that are near.
 
@@ -208,23 +233,17 @@ def unreadable(
         where: the place of the row.
         row: the row.
         readings: those that it might have had.
-        named: the keys of the row's fields by our names.
+        keys: the keys of the row's fields by our names.
         answered: whether rows must have their right answers.
     """
-    misspelt = _misspelt(row, named, readings)
-    has = {name.removesuffix(TURNS) for name in (*named, *misspelt)}
-    ways: dict[str, tuple[int, int]] = {}  # each with how many of its fields are missing and there
-    for reading in readings:
-        for way in reading.ways:
-            names = [name for name in way if answered or way[name] != reading.right]
-            plain = [name.removesuffix(TURNS) for name in names]
-            there = sum(name in has for name in plain)
-            ways.setdefault("/".join(plain), (len(plain) - there, -there))
-    near = sorted((way for way in ways if ways[way][1] < 0), key=ways.__getitem__)[:MOST]
-    if not near and not answered:
-        usual = ("/".join(n for n in one.fields.split() if n != one.right) for one in readings)
-        near = list(dict.fromkeys(usual))[:MOST]
-    needed = " or ".join(near) if near else f"the fields of a form, such as {USUAL}"
+    misspelt = _misspelt_fields(row, keys, readings)
+    present = {name.removesuffix(TURNS) for name in (*keys, *misspelt)}
+    near_ways = [way for way in _ways_of(readings, present, answered=answered) if way.present]
+    near_ways.sort(key=lambda way: (way.missing, -way.present))
+    near_fields = [way.fields for way in near_ways[:MOST]]
+    if not near_fields and not answered:
+        near_fields = _usual_inputs(readings)[:MOST]
+    needed = " or ".join(near_fields) or f"the fields of a form, such as {USUAL}"
     remedy = "--columns says which of your fields they are"
     if misspelt:
         meant = ",".join(f"{name}={key}" for name, key in misspelt.items())
@@ -232,15 +251,43 @@ def unreadable(
     return ValueError(f"{where} has fields {', '.join(row)}; each needs {needed}: {remedy}")
 
 
-def _misspelt(row: Row, named: Mapping[str, str], readings: Sequence[Reading]) -> dict[str, str]:
+def _ways_of(readings: Sequence[Reading], present: set[str], *, answered: bool) -> list[_Way]:
+    """All ways in which rows are read, each once, for a row in which some names are present."""
+    ways: dict[str, _Way] = {}
+    for reading in readings:
+        for way in reading.ways:
+            needed = [name for name in way if answered or way[name] != reading.right]
+            names = [name.removesuffix(TURNS) for name in needed]
+            count = sum(name in present for name in names)
+            fields = "/".join(names)
+            ways.setdefault(fields, _Way(fields, len(names) - count, count))
+    return [*ways.values()]
+
+
+def _usual_inputs(readings: Sequence[Reading]) -> list[str]:
+    """What a row to be answered has by the usual names of each reading."""
+    inputs: dict[str, None] = {}
+    for reading in readings:
+        names = [name for name in reading.fields.split() if name != reading.right]
+        inputs["/".join(names)] = None
+    return list(inputs)
+
+
+def _misspelt_fields(
+    row: Row, keys: Mapping[str, str], readings: Sequence[Reading]
+) -> dict[str, str]:
     """Our names that fields of a row nearly have → its keys."""
-    wanted = {name.removesuffix(TURNS) for one in readings for way in one.ways for name in way}
-    wanted -= {name.removesuffix(TURNS) for name in named} | {GROUP}
-    meant: dict[str, str] = {}
+    names: set[str] = set()
+    for reading in readings:
+        for way in reading.ways:
+            names.update(name.removesuffix(TURNS) for name in way)
+    present = {name.removesuffix(TURNS) for name in keys}
+    missing_names = sorted(names - present - {GROUP})
+    misspelt: dict[str, str] = {}
     for key in row:
-        if key in named.values():
+        if key in keys.values():
             continue
-        near = difflib.get_close_matches(plain_name(key), sorted(wanted), n=1, cutoff=NEAR)
+        near = difflib.get_close_matches(plain_name(key), missing_names, n=1, cutoff=NEAR)
         if near:
-            meant.setdefault(near[0], key)
-    return meant
+            misspelt.setdefault(near[0], key)
+    return misspelt

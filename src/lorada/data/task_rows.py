@@ -33,7 +33,8 @@ from lorada.data.read_rows import (
     refuse_missing,
     share_of,
 )
-from lorada.data.row_forms import Columns, in_form, to_answer
+from lorada.data.row_forms import convert_rows, convert_rows_to_answer
+from lorada.data.row_matches import Columns
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.data.tool_calls import CALLS
@@ -397,7 +398,7 @@ def load_rows(
     files, path = read_files(path, setting), str(path)
     counts = tuple(len(rows) for rows in files)
     every = [row for rows in files for row in rows]
-    rows, form = in_form(every, path, columns, before, counts)
+    rows, form = convert_rows(every, path, columns, before, counts)
     if trained is not None and form != trained and (form in HEADED or trained in HEADED):
         raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
     rows, form = _as_learned(rows, form, trained or form, path)
@@ -432,7 +433,7 @@ def rows_to_answer(
     ``learned``, ``labels`` and ``before`` are of the training's rows; ``pairs`` says whether these
     were pairs of texts only.
     """
-    rows, form = to_answer(rows, path, learned, labels, columns, before)
+    rows, form = convert_rows_to_answer(rows, path, learned, labels, columns, before)
     for number, row in enumerate(rows if pairs else (), start=1):
         if not row.get("text_pair"):
             raise ValueError(

@@ -1,6 +1,6 @@
 """``TASKS``: every task, by name. A task makes inputs from rows, and metrics from outputs.
 
-The task ``jsonl`` is a file of your own, whose fields decide the form (``row_forms.READINGS``).
+The task ``jsonl`` is a file of your own, whose fields decide the form (``row_readings.READINGS``).
 """
 
 from lorada.data.benchmarks.arithmetic import ARITHMETIC

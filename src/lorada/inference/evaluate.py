@@ -10,7 +10,7 @@ from typing import Any
 
 from lorada.data.metrics import refuse_metric, refuse_unnamed
 from lorada.data.read_rows import answer_of
-from lorada.data.row_forms import Columns
+from lorada.data.row_matches import Columns
 from lorada.data.score_answers import AnswerScores, are_own, metric_names_for, score_answers
 from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
