@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lorada.data.chat_template import TurnsRefused, for_template, rendered
-from lorada.data.chats import LossOn, chat_tokens, continuations, turn_end, written_answer
+from lorada.data.chats import LossOn, chat_tokens, tokens_behind, turn_end, written_answer
 from lorada.data.row_lengths import EncodingLog, RowLengths, lengths_of
 from lorada.data.shorten import chat_within, prompt_beside, without_middle
 from lorada.data.task import Kind
@@ -259,7 +259,7 @@ def _candidates(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator
     pairs = [
         (str(row["prompt"]).rpartition("\n")[2], text) for row in rows for text in row["candidates"]
     ]
-    found = continuations(pairs, tokenizer)
+    found = tokens_behind(pairs, tokenizer)
     yield from (list(islice(found, len(row["candidates"]))) for row in rows)
 
 
