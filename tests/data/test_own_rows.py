@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_runs import run_recipe
 
-from lorada.data import tokenize
+from lorada.data import batches, tokenize
+from lorada.data.batches import IGNORED
 from lorada.data.metrics import numbers
 from lorada.data.read_rows import content_of, drawn, share_of
 from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode, encode_rows, prompt_of
+from lorada.data.tokenize import EncodeOptions, encode, encode_rows, prompt_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
@@ -127,7 +128,8 @@ def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
     rows = loaded(tmp_path, [{"text": "ab" * (number % 9)} for number in range(40)])
     whole = encoded(rows, max_length=20).to_dict()
     assert {len(ids) for ids in whole["input_ids"]} == {20}
-    monkeypatch.setattr(tokenize, "CHUNK", 7)
+    monkeypatch.setattr(tokenize, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(batches, "ROWS_AT_ONCE", 7)
     assert encoded(rows, max_length=20).to_dict() == whole
     assert encoded(rows, max_length=19).to_dict() != whole
 

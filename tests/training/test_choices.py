@@ -13,7 +13,8 @@ from trained_runs import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.tokenize import EncodeOptions, collator, encode
+from lorada.data.batches import collator
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.models.candidate_scores import (

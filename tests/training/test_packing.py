@@ -13,7 +13,8 @@ from peft import get_peft_model
 from trained_runs import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
+from lorada.data.batches import IGNORED, collator
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.training.packing import best_fit, pack, packed_batch, refuse_mixing
 from lorada.training.train import train
 

@@ -21,7 +21,7 @@ from programs import printed
 from test_processes import TORCHRUN
 from trained_runs import QUICK, PressCtrlC, run_recipe
 
-from lorada.data.tokenize import collator
+from lorada.data.batches import collator
 from lorada.training import setup as training
 from lorada.training.train import train
 from lorada.training.trainer import _GroupedByLength

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -23,6 +23,9 @@ from lorada.cli.shared import (
 from lorada.support.in_words import counted
 from lorada.support.models import check_name
 from lorada.support.processes import is_main_process, refuse_several
+
+if TYPE_CHECKING:  # its import takes seconds
+    from lorada.data.dry_run import FirstRow
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
@@ -119,7 +122,8 @@ def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bo
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print the rows and parameters of a training, and its first row; no weights are loaded."""
-    from lorada.data.tokenize import examined, fit_context
+    from lorada.data.dry_run import examine_rows
+    from lorada.data.tokenize import fit_context
     from lorada.training.inputs import prepare_training
     from lorada.training.models.adapters import config_to_start, trained_parts
     from lorada.training.models.loading import stretched
@@ -134,8 +138,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     chosen = "full" if args.gradient_checkpointing else "off"
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
     how = fitted, prepared.tokenizer, prepared.kind, prepared.context
-    found = examined(rows, *how)
-    scored = None if held_out is None else examined(held_out, *how)
+    found = examine_rows(rows, *how)
+    scored = None if held_out is None else examine_rows(held_out, *how)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
@@ -143,7 +147,7 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
             "lengths": found.lengths and asdict(found.lengths),
             "held_out": len(held_out.rows) if held_out else 0,
             "held_out_lengths": scored and scored.lengths and asdict(scored.lengths),
-            "activation_checkpointing": chosen, "first_row": found.first,
+            "activation_checkpointing": chosen, "first_row": found.first and asdict(found.first),
         })  # fmt: skip
         return
     parameters = _parameters(counts["trainable"], counts["percent"])
@@ -207,14 +211,14 @@ def _parameters(trainable: int, percent: float) -> str:
     return f"{trainable:,} parameters ({percent:.3f}%)"
 
 
-def _shown_row(row: dict[str, Any]) -> Text:
+def _shown_row(row: "FirstRow") -> Text:
     """A row as the model reads it, with what counts in the loss between marks."""
-    what = f"the {row['counted']:,} between ⟦ and ⟧ count in the loss"
-    if row["learned"] is not None:
-        what = f"the head learns {row['learned']!r}"
-    which = "the first window" if row["row"] is None else f"row {row['row']}"
-    head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
-    pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
+    what = f"the {row.counted:,} between ⟦ and ⟧ count in the loss"
+    if row.learned is not None:
+        what = f"the head learns {row.learned!r}"
+    which = "the first window" if row.row is None else f"row {row.row}"
+    head = f"{which} as the model reads it, {row.tokens:,} tokens; {what}:\n"
+    pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row.pieces)
     return Text.assemble(head, *pieces)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 from lorada.support.row_sources import Form
 
 # How many rows must share an answer on average. Of texts that are all different the frequencies say

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from lorada.data.tokenize import IGNORED, dataset_of, token_counts
+from lorada.data.batches import IGNORED, dataset_of, token_counts
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:

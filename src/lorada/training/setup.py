@@ -28,8 +28,9 @@ from transformers import (
     set_seed,
 )
 
+from lorada.data.batches import collator
 from lorada.data.task_rows import Rows, head_of, protocol_settings
-from lorada.data.tokenize import collator, encode_rows, fit_context
+from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import narrow_trained, widen_trained
 from lorada.methods.method import EVERYTHING

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 from lorada.tuners.lmam import map_configs
 
 

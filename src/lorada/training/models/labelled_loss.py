@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 
 CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk
 SAMPLE = 32  # tokens that are compared with the model's own loss
