@@ -11,8 +11,9 @@ from lorada.cli.train_commands import _asked
 from lorada.compare.spec import saved_comparison
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs
-from lorada.data.read_rows import drawn, read_rows
-from lorada.data.task_rows import training_rows
+from lorada.data.held_out_share import draw_held_out
+from lorada.data.read_rows import read_rows
+from lorada.data.training_rows import training_rows
 
 SETTINGS = ["max_steps=2", "max_length=16", "report_to=[]"]
 COLUMNS = "text=My review,label=Stars"
@@ -84,7 +85,7 @@ def test_a_share_is_held_out_said_scored_and_drawn_again_in_another_process(
     assert said in caplog.messages
     before = json_of("evaluate", run)
     rows = [{"text": row["My review"], "label": row["Stars"]} for row in read_rows(data)]
-    expected = [index + 1 for index in drawn(rows, 0.2, 1)]
+    expected = [index + 1 for index in draw_held_out(rows, 0.2, 1)]
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines if "row" in line] == expected
     again = printed(sys.executable, "-m", "lorada.cli", "evaluate", run, "--json")

@@ -14,6 +14,7 @@ from sacrebleu import sentence_chrf
 from sample_rows import samples
 
 from lorada.data.answer_length import answer_limit
+from lorada.data.chosen_metric import metric_of
 from lorada.data.metrics import (
     bleu,
     classes,
@@ -26,9 +27,10 @@ from lorada.data.metrics import (
     row_metrics,
     row_value,
 )
-from lorada.data.read_rows import answer_of
+from lorada.data.own_rows import load_rows
+from lorada.data.row_content import answer_of
+from lorada.data.rows import Rows
 from lorada.data.score_answers import score_answers
-from lorada.data.task_rows import Rows, load_rows, metric_of
 from lorada.data.tasks import TASKS
 from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import Recipe

@@ -2,9 +2,10 @@
 
 import pytest
 
+from lorada.data.chosen_metric import metric_of
 from lorada.data.json_answers import json_match, mostly_json
 from lorada.data.metrics import exact_match, fits, row_metrics, row_value
-from lorada.data.task_rows import Rows, metric_of
+from lorada.data.rows import Rows
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe
 

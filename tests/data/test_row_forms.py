@@ -7,10 +7,10 @@ import pytest
 from folders import refused, rows_file
 from paths import ROOT
 
-from lorada.data.read_rows import content_of
+from lorada.data.own_rows import load_rows, rows_to_answer
+from lorada.data.row_content import content_of
 from lorada.data.row_forms import convert_rows
 from lorada.data.row_readings import READINGS
-from lorada.data.task_rows import load_rows, rows_to_answer
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 CHAT = [
@@ -457,7 +457,8 @@ def test_columns_of_0_and_1_become_labels_if_they_are_named():
     # Held-out rows may have them in another way, and rows to answer not at all.
     other = [{"text": "t", "labels": ["rude"]}]
     assert convert_rows(other, "f", training_columns={"labels": "toxic+rude"}) == (other, "labels")
-    found = rows_to_answer([{"text": "t"}], "f", "labels", ("a",), before={"labels": "toxic+rude"})
+    named = {"labels": "toxic+rude"}
+    found = rows_to_answer([{"text": "t"}], "f", "labels", ("a",), training_columns=named)
     assert found.rows == [{"text": "t", "labels": []}]
 
 

@@ -108,8 +108,9 @@ def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bo
     ``setting`` is the ``RowsSetting`` that names the held-out rows; ``resumed`` says whether the
     rows must be those of before.
     """
-    from lorada.data.read_rows import DATA, refuse_missing, share_of
-    from lorada.data.task_rows import refuse_absent
+    from lorada.data.held_out_share import share_of
+    from lorada.data.read_rows import DATA, refuse_missing
+    from lorada.data.training_rows import refuse_absent
     from lorada.runs.folder import read_template
 
     check_name(recipe.model)

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorada.compare.spec import Comparison
+from lorada.data.benchmark_rows import scored_rows
 from lorada.data.doubtful_rows import warn_of_doubtful
-from lorada.data.read_rows import content_of
+from lorada.data.row_content import content_of
 from lorada.data.row_values import GROUP
+from lorada.data.rows import Rows, refuse_empty_prompts
 from lorada.data.task import Kind
-from lorada.data.task_rows import OwnClasses, Rows, refuse_empty_prompts, scored_rows, training_rows
+from lorada.data.training_rows import OwnClasses, training_rows
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).

@@ -32,8 +32,8 @@ from lorada.compare.stored_plan import (
 from lorada.compare.trainings import answers_written, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
 from lorada.data.metrics import row_value
+from lorada.data.rows import Rows
 from lorada.data.score_answers import score_answers
-from lorada.data.task_rows import Rows
 from lorada.inference.evaluate import BASE
 from lorada.runs.folder import BASE_FILE, LOCK_FILE
 from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions

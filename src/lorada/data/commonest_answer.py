@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Any
 
 from lorada.data.chats import ASSISTANT
-from lorada.data.read_rows import answer_of
-from lorada.data.task_rows import Rows
+from lorada.data.row_content import answer_of
+from lorada.data.rows import Rows
 from lorada.support.row_sources import Row
 
 

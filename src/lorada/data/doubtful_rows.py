@@ -7,8 +7,8 @@ import json
 import logging
 from collections import defaultdict
 
-from lorada.data.read_rows import content_of
-from lorada.data.task_rows import Rows
+from lorada.data.row_content import content_of
+from lorada.data.rows import Rows
 from lorada.support.in_words import counted
 from lorada.support.row_sources import NAMED
 

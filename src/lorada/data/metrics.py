@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lorada.data.json_answers import is_json, json_match
-from lorada.data.read_rows import answer_of
+from lorada.data.row_content import answer_of
 from lorada.data.task import Metrics, Protocol
 from lorada.data.tool_calls import calls_of, ends_in_calls, has_calls, same_calls
 from lorada.support.error_messages import needs_extra

@@ -15,8 +15,8 @@ from lorada.data.metrics import (
     row_value,
     weighted_by_class,
 )
+from lorada.data.rows import Rows
 from lorada.data.task import Metrics
-from lorada.data.task_rows import Rows
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL
 from lorada.support.metric_names import CLASS_METRICS

@@ -14,9 +14,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
+from lorada.data.answer_length import generation_of
 from lorada.data.shorten import without_middle
 from lorada.data.task import Protocol
-from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.continuous_batching import Writer, write_answers
 from lorada.inference.continuous_batching_cache import can_be_refilled
@@ -246,7 +246,7 @@ def generation_settings(
 ) -> Settings:
     """Settings of transformers' ``generate``; the arguments are those of ``generate`` here."""
     refuse_no_text(run.folder, run.form, run.labels)
-    settings = protocol_settings(run.recipe, protocol or run.protocol, run.learned_limit)
+    settings = generation_of(run.recipe, protocol or run.protocol, run.learned_limit)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
     if strings:
         strings = [strings] if isinstance(strings, str) else strings

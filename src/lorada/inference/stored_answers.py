@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorada.data.rows import Rows
 from lorada.data.task import Metrics
-from lorada.data.task_rows import Rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
 from lorada.runs.result import Prediction, read_predictions, read_result, versions
