@@ -15,23 +15,14 @@ from sample_rows import samples
 
 from lorada.data.answer_length import answer_limit
 from lorada.data.chosen_metric import metric_of
-from lorada.data.metrics import (
-    bleu,
-    classes,
-    label_sets,
-    normalised_romanian,
-    numbers,
-    refuse_metric,
-    refuse_unnamed,
-    rouge,
-    row_metrics,
-    row_value,
-)
+from lorada.data.metrics import classes, label_sets, numbers
 from lorada.data.own_rows import load_rows
 from lorada.data.row_content import answer_of
+from lorada.data.row_metrics import refuse_metric, refuse_unnamed, row_metrics, row_value
 from lorada.data.rows import Rows
 from lorada.data.score_answers import score_answers
 from lorada.data.tasks import TASKS
+from lorada.data.text_metrics import bleu, normalised_romanian, rouge
 from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import Recipe
 from lorada.support.metric_names import NAMES, ROWS_CALLED, names_in_words

@@ -61,8 +61,8 @@ def scored_run(
     ``data`` are files of rows, None for those of the recipe; ``metrics`` are those asked for.
     """
     from lorada.data.held_out_share import share_of
-    from lorada.data.metrics import refuse_unnamed
     from lorada.data.read_rows import DATA, OF_RUN, SHARED
+    from lorada.data.row_metrics import refuse_unnamed
     from lorada.data.training_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL

@@ -10,11 +10,9 @@ from lorada.data.metrics import (
     are_classes,
     class_scores,
     exact_match,
-    fits,
-    row_metrics,
-    row_value,
     weighted_by_class,
 )
+from lorada.data.row_metrics import RowScores, fits, row_metrics, row_value
 from lorada.data.rows import Rows
 from lorada.data.task import Metrics
 from lorada.data.tasks import TASKS
@@ -27,7 +25,7 @@ class AnswerScores:
     """What answers to rows score, without their losses."""
 
     metrics: Metrics  # of all rows; those that were asked for first
-    by_row: list[dict[str, float]]  # of each row, in their order
+    by_row: list[RowScores]  # of each row, in their order
 
 
 def are_own(rows: Rows) -> bool:
@@ -37,7 +35,9 @@ def are_own(rows: Rows) -> bool:
 
 def metric_names_for(rows: Rows, metrics: Sequence[str]) -> list[str]:
     """Those of some metrics that rows can be scored by; benchmarks have their own."""
-    return [metric for metric in metrics if are_own(rows) and fits(metric, rows.form)]
+    if not are_own(rows):
+        return []
+    return [metric for metric in metrics if fits(metric, rows.form)]
 
 
 def score_answers(rows: Rows, answers: Sequence[Any], metrics: Sequence[str] = ()) -> AnswerScores:
@@ -51,39 +51,45 @@ def score_answers(rows: Rows, answers: Sequence[Any], metrics: Sequence[str] = (
     for metric in metrics:
         _add_metric(metric, by_row, rows, answers)
     if rows.protocol.score is exact_match:
-        found = _scores_of_texts(rows, answers, by_row, metrics)
+        scores = _score_texts(rows, answers, by_row, metrics)
     else:
-        found = rows.protocol.score(answers, rows.rows)
+        scores = rows.protocol.score(answers, rows.rows)
+    # A table shows the first, so those that were asked for are; a loss is measured elsewhere.
     names = [Path(metric).name for metric in metrics]
-    first = {name: found[name] for name in names if name in found}  # the loss is not among them
-    return AnswerScores({**first, **found}, by_row)
+    asked_scores = {name: scores[name] for name in names if name in scores}
+    return AnswerScores({**asked_scores, **scores}, by_row)
 
 
-def _add_metric(
-    metric: str, by_row: list[dict[str, float]], rows: Rows, answers: list[Any]
-) -> None:
+def _add_metric(metric: str, by_row: list[RowScores], rows: Rows, answers: list[Any]) -> None:
     """Add a metric that is computed only where it is asked for to the scores of each row."""
     value_of = row_value(metric)
-    if value_of is None:
+    if value_of is None:  # it is there already
         return
     for index, answer in enumerate(answers):
         value = value_of(answer, rows.rows[index], rows.as_read(index))
         by_row[index][Path(metric).name] = value
 
 
-def _scores_of_texts(
-    rows: Rows, answers: list[str], by_row: list[dict[str, float]], metrics: Sequence[str]
+def _score_texts(
+    rows: Rows, answers: list[str], by_row: list[RowScores], metrics: Sequence[str]
 ) -> Metrics:
-    """The means over rows, and how each class is found where the right answers are classes."""
-    given, right = answer_classes(answers, rows.rows)
-    classes = are_classes(right)
-    by_class: Metrics = {}
-    if classes or set(metrics) & set(CLASS_METRICS):
-        by_class = class_scores(given, right)
+    """The means over rows, and how each class is found where the right answers are classes.
+
+    The rows' scores get ``balanced_accuracy`` here, as a row's weight needs the classes of all.
+    """
+    predicted, targets = answer_classes(answers, rows.rows)
+    has_classes = are_classes(targets)
+    scores_of_classes: Metrics = {}
+    if has_classes or set(metrics) & set(CLASS_METRICS):
+        scores_of_classes = class_scores(predicted, targets)
         exact = [scores["exact_match"] for scores in by_row]
-        for scores, value in zip(by_row, weighted_by_class(exact, right), strict=True):
-            scores["balanced_accuracy"] = value
-    if not classes:  # the recall of each answer that nobody else gives says nothing
-        by_class = {name: by_class[name] for name in CLASS_METRICS if name in by_class}
-    means = {name: sum(scores[name] for scores in by_row) / len(by_row) for name in by_row[0]}
-    return {**means, **by_class}
+        for scores, weighted in zip(by_row, weighted_by_class(exact, targets), strict=True):
+            scores["balanced_accuracy"] = weighted
+    if not has_classes:  # the recall of each answer that nobody else gives says nothing
+        scores_of_classes = {
+            name: scores_of_classes[name] for name in CLASS_METRICS if name in scores_of_classes
+        }
+    means = {}
+    for name in by_row[0]:
+        means[name] = sum(scores[name] for scores in by_row) / len(by_row)
+    return {**means, **scores_of_classes}
