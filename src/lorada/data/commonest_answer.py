@@ -24,10 +24,11 @@ def commonest_answer(rows: Rows) -> Any:
 
 def repeated_answer(rows: Rows) -> Any:
     """The commonest answer, or None where all answers are different and none is common."""
-    answers_differ = (
-        rows.form not in ("text", "score") and max(_counts(rows).values(), default=1) == 1
-    )
-    return None if answers_differ else commonest_answer(rows)
+    if rows.form not in ("text", "score"):
+        highest_count = max(_counts(rows).values(), default=1)
+        if highest_count == 1:
+            return None
+    return commonest_answer(rows)
 
 
 def _counts(rows: Rows) -> Counter[Any]:

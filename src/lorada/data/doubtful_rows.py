@@ -3,7 +3,6 @@
 A classifier learns of two equal texts with two labels that each is as likely as the other.
 """
 
-import json
 import logging
 from collections import defaultdict
 
@@ -22,10 +21,11 @@ MOST = 5  # names that a line lists
 
 def warn_of_doubtful(rows: Rows) -> None:
     """Say which classes differ in capital letters alone, and which texts have several labels."""
-    if alike := _alike(rows.classes):
+    spellings = _names_that_differ_in_case(rows.classes)
+    if spellings:
         logger.warning(
             "%s: labels that differ in upper and lower case alone are different classes: %s",
-            rows.path, ", ".join(alike[:MOST]),
+            rows.path, ", ".join(spellings[:MOST]),
         )  # fmt: skip
     contradictions = _contradictions(rows)
     if contradictions:
@@ -38,7 +38,7 @@ def warn_of_doubtful(rows: Rows) -> None:
         )  # fmt: skip
 
 
-def _alike(classes: dict[str, int]) -> list[str]:
+def _names_that_differ_in_case(classes: dict[str, int]) -> list[str]:
     """Names that are one name in small letters, with their rows: "Spam: 2, spam: 3"."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in classes:
@@ -52,16 +52,15 @@ def _alike(classes: dict[str, int]) -> list[str]:
 
 def _contradictions(rows: Rows) -> list[tuple[int, int]]:
     """Of each text with several right answers, the indices of two rows that differ."""
-    answered: dict[str, tuple[int, str]] = {}  # by what is asked: the first row and its answer
-    pairs: dict[str, tuple[int, int]] = {}
     if rows.form not in (*NAMED, "choice"):
         return []
+    first_rows: dict[str, int] = {}  # by what is asked
+    pairs: dict[str, tuple[int, int]] = {}
     for index, row in enumerate(rows.rows):
-        asked = content_of({key: value for key, value in row.items() if key not in ANSWERS})
-        answer = json.dumps(_right_answer(rows, index))
-        first, before = answered.setdefault(asked, (index, answer))
-        if before != answer:
-            pairs.setdefault(asked, (first, index))
+        question = content_of({key: value for key, value in row.items() if key not in ANSWERS})
+        first = first_rows.setdefault(question, index)
+        if question not in pairs and _right_answer(rows, first) != _right_answer(rows, index):
+            pairs[question] = (first, index)
     return list(pairs.values())
 
 

@@ -38,18 +38,20 @@ def mostly_json(texts: Sequence[str]) -> bool:
 
 def json_match(output: str, row: Row) -> float:
     """100 if an output is the same value as the answer; for one that is no JSON, the same text."""
-    right = answer_of(row)
-    expected = json_in(right)
-    if expected is NOTHING:
-        return 100.0 * (output.strip() == right.strip())
-    answer = json_in(output)
-    return 100.0 * (answer is not NOTHING and _same(answer, expected))
+    right_text = answer_of(row)
+    right_value = json_in(right_text)
+    if right_value is NOTHING:
+        return 100.0 * (output.strip() == right_text.strip())
+    value = json_in(output)
+    return 100.0 * (value is not NOTHING and _are_equal(value, right_value))
 
 
-def _same(one: Any, other: Any) -> bool:
+def _are_equal(first: Any, second: Any) -> bool:
     """Whether two values of JSON are equal; Python's own ``==`` takes true for 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            return False
+        return all(_are_equal(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_are_equal, first, second))
+    return isinstance(first, bool) == isinstance(second, bool) and bool(first == second)

@@ -9,9 +9,9 @@ ODD = 20  # of so many responses one may be unlike the others
 MUCH_LONGER = 2  # times as long as what is usual: a response that is odd
 
 
-def is_usual(count: int, of: int) -> bool:
-    """Whether ``count`` responses ``of`` all are too many to be odd ones."""
-    return count > of // ODD
+def is_usual(count: int, total: int) -> bool:
+    """Whether ``count`` of ``total`` responses are too many to be odd ones."""
+    return count > total // ODD
 
 
 def usual_longest(lengths: Sequence[int]) -> int:
@@ -20,7 +20,8 @@ def usual_longest(lengths: Sequence[int]) -> int:
     Args:
         lengths: tokens of each response, at least one.
     """
-    ordered = sorted(lengths)
-    usual = ordered[len(ordered) - 1 - len(ordered) // ODD]
-    longest = ordered[-1]
+    shortest_first = sorted(lengths)
+    odd_count = len(lengths) // ODD
+    usual = shortest_first[len(lengths) - 1 - odd_count]
+    longest = shortest_first[-1]
     return usual if longest > MUCH_LONGER * usual else longest
