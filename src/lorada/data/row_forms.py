@@ -189,7 +189,7 @@ def _convert(
         parsed = parse_lists(row, names_of(row, columns))
         kind = kind_of(parsed)
         if kind not in matches:
-            keys = row_keys(kind, columns, where(index))
+            keys = row_keys(kind, columns, partial(where, index))
             fitting = match_readings(keys, readings, columns, answered=answered)
             if not fitting and not matches:
                 raise unreadable_row(where(index), parsed, readings, keys, answered=answered)

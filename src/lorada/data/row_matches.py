@@ -57,11 +57,11 @@ def names_of(row: Row, columns: Columns) -> dict[str, str]:
     return {key: ours.get(plain_name(key), plain_name(key)) for key in row}
 
 
-def row_keys(kind: RowKind, columns: Columns, where: str) -> dict[str, str]:
+def row_keys(kind: RowKind, columns: Columns, where: Callable[[], str]) -> dict[str, str]:
     """The keys of a row by our names, ``[]`` behind the name of a field that holds turns.
 
     Raises:
-        ValueError: for two keys of one name, at the place ``where``.
+        ValueError: for two keys of one name; ``where`` says in which row.
     """
     holds_turns = dict(kind)
     keys: dict[str, str] = {}
@@ -79,7 +79,7 @@ def row_keys(kind: RowKind, columns: Columns, where: str) -> dict[str, str]:
             continue
         if name in keys:
             both = " and ".join(sorted(map(repr, (key, keys[name]))))
-            raise ValueError(f"{where} has both {both}: rename one, or leave it out")
+            raise ValueError(f"{where()} has both {both}: rename one, or leave it out")
         keys[name] = key
     marked = {}
     for name, key in keys.items():
