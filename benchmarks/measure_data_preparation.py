@@ -17,8 +17,8 @@ from typing import Any
 
 from library import fresh_process
 
-from lorada.data.benchmark_files import data_folder, read_source
 from lorada.data.benchmarks.commonsense import MIX
+from lorada.data.files.benchmark_files import data_folder, read_source
 from lorada.data.tokenize import encode_rows
 from lorada.data.training_rows import training_rows
 from lorada.runs.result import hardware

@@ -9,8 +9,8 @@ from reasoning import problem, question, recipe
 from sample_rows import FOLDER, samples
 
 from lorada.data.batches import IGNORED
-from lorada.data.benchmark_files import read_source
 from lorada.data.benchmark_rows import scored_rows
+from lorada.data.files.benchmark_files import read_source
 from lorada.data.row_content import answer_of
 from lorada.data.row_forms import convert_rows
 from lorada.data.tasks import TASKS

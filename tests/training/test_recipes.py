@@ -10,7 +10,7 @@ from folders import refused
 from trained_runs import run_recipe
 
 from lorada import METHODS
-from lorada.data.read_rows import read_rows
+from lorada.data.files.read_rows import read_rows
 from lorada.runs.folder import same_recipe
 from lorada.runs.recipe import Recipe, builtin_recipes, saved_recipe
 from lorada.training.arguments import training_arguments

@@ -140,7 +140,7 @@ def _checked(
 ) -> Any:
     """The comparison that was asked for; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
-    from lorada.data.read_rows import HELD_OUT
+    from lorada.data.files.read_rows import HELD_OUT
     from lorada.training.load_recipe import read_recipe
 
     if resume:

@@ -99,7 +99,7 @@ def table(
 
 def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bool) -> Any:
     """A table or figure by its name, after the checks that need no torch."""
-    from lorada.data.benchmark_files import data_folder
+    from lorada.data.files.benchmark_files import data_folder
     from lorada.paper.table_spec import load_table
     from lorada.runs.folder import refuse_both
 

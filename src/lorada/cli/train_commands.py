@@ -61,7 +61,7 @@ def train(
     }  # fmt: skip
     asked = _asked(recipe, pairs, options, resume=resume)
     if is_main_process():  # other processes may already see what the first has begun to write
-        from lorada.data.read_rows import EVAL_DATA
+        from lorada.data.files.read_rows import EVAL_DATA
         from lorada.runs.folder import refuse_taken
 
         refuse_taken(asked.recipe, resume=resume, overwrite=overwrite)
@@ -108,8 +108,8 @@ def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bo
     ``setting`` is the ``RowsSetting`` that names the held-out rows; ``resumed`` says whether the
     rows must be those of before.
     """
+    from lorada.data.files.read_rows import DATA, refuse_missing
     from lorada.data.held_out_share import share_of
-    from lorada.data.read_rows import DATA, refuse_missing
     from lorada.data.training_rows import refuse_absent
     from lorada.runs.folder import read_template
 

@@ -60,8 +60,8 @@ def scored_run(
 
     ``data`` are files of rows, None for those of the recipe; ``metrics`` are those asked for.
     """
+    from lorada.data.files.read_rows import DATA, OF_RUN, SHARED
     from lorada.data.held_out_share import share_of
-    from lorada.data.read_rows import DATA, OF_RUN, SHARED
     from lorada.data.row_metrics import refuse_unnamed
     from lorada.data.training_rows import refuse_absent
     from lorada.runs.folder import finished_run
@@ -310,8 +310,8 @@ def predict(
     texts = text or []
     recipe = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    from lorada.data.files.read_rows import read_rows
     from lorada.data.own_rows import rows_to_answer
-    from lorada.data.read_rows import read_rows
     from lorada.inference.generate import say_cut, with_limit
     from lorada.inference.predict import beside, predict, predict_to
 
@@ -350,7 +350,7 @@ def _checked(
     run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
 ) -> Any:
     """The recipe of a run, if what is asked of it can be done; before torch loads."""
-    from lorada.data.read_rows import refuse_missing
+    from lorada.data.files.read_rows import refuse_missing
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)

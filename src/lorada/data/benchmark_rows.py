@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lorada.data.benchmark_files import data_folder, read_source
+from lorada.data.files.benchmark_files import data_folder, read_source
 from lorada.data.rows import Rows
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS

@@ -3,7 +3,7 @@
 import logging
 import re
 
-from lorada.data.read_rows import DATA, RowsSetting, read_files
+from lorada.data.files.read_rows import DATA, RowsSetting, read_files
 from lorada.data.row_content import class_names_of
 from lorada.data.row_forms import convert_rows, convert_rows_to_answer
 from lorada.data.row_matches import Columns

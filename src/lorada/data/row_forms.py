@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from lorada.data.choice_answers import answers_as_indices
-from lorada.data.read_rows import place_of
+from lorada.data.files.read_rows import place_of
 from lorada.data.row_checks import CHECKS, TEXT, TEXT_OR_JSON
 from lorada.data.row_matches import (
     Columns,

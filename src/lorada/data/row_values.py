@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorada.data.files.written_numbers import WrittenFloat
 from lorada.support.row_sources import Row
 
 TURNS = "[]"  # behind the name of a field that holds turns, where it might hold a text
@@ -22,26 +23,6 @@ BINARY = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.
 def plain_name(name: str) -> str:
     """A field's name without blanks around it, in small letters."""
     return name.strip().casefold()
-
-
-class WrittenFloat(float):
-    """A number of a JSON file that remembers how it is written there, such as 0.10."""
-
-    written: str
-
-    def __new__(cls, text: str) -> "WrittenFloat":
-        """The number that a text of digits is."""
-        number = super().__new__(cls, text)
-        number.written = text
-        return number
-
-
-def parse_number(text: str) -> float:
-    """A number of JSON; it remembers how it is written if Python would write it in another way."""
-    number = float(text)
-    if repr(number) == text:
-        return number
-    return WrittenFloat(text)
 
 
 def as_text(value: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorada.data.chat_template import TurnsRefused
-from lorada.data.read_rows import place_of
+from lorada.data.files.read_rows import place_of
 from lorada.data.row_content import class_names_of
 from lorada.data.task import Kind, Protocol
 from lorada.support.row_sources import NAMED, Form, Row

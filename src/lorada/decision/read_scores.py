@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lorada.data.read_rows import read_rows
+from lorada.data.files.read_rows import read_rows
 from lorada.decision.run_variances import Scores
 from lorada.runs.recipe import read_yaml
 

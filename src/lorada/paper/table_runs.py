@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lorada.compare.jobs.job import Job, Outcome, held, report
 from lorada.compare.jobs.queue import run_queue
 from lorada.compare.learning_rate import train_on
-from lorada.data.benchmark_files import data_folder
+from lorada.data.files.benchmark_files import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from lorada.data.hub_rows import load_from_hub
-from lorada.data.read_rows import read_rows
+from lorada.data.files.hub_rows import load_from_hub
+from lorada.data.files.read_rows import read_rows
 from lorada.data.task import Source
 from lorada.support.row_sources import Row
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorada.data.hub_rows import as_json, hub_rows
-from lorada.data.row_values import parse_number
-from lorada.data.table_rows import refuse_same_columns, table_rows
+from lorada.data.files.hub_rows import as_json, hub_rows
+from lorada.data.files.table_rows import refuse_same_columns, table_rows
+from lorada.data.files.written_numbers import parse_number
 from lorada.support.in_words import counted
 from lorada.support.row_sources import (
     BUILTIN,
