@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 from lorada.data.files.read_rows import read_rows
-from lorada.data.row_forms import convert_rows
+from lorada.data.forms.row_forms import convert_rows
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.ist import ISTCallback

@@ -7,10 +7,10 @@ import pytest
 from folders import refused, rows_file
 from paths import ROOT
 
+from lorada.data.forms.row_forms import convert_rows
+from lorada.data.forms.row_readings import READINGS
 from lorada.data.own_rows import load_rows, rows_to_answer
 from lorada.data.row_content import content_of
-from lorada.data.row_forms import convert_rows
-from lorada.data.row_readings import READINGS
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 CHAT = [

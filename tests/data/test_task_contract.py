@@ -11,8 +11,8 @@ from sample_rows import FOLDER, samples
 from lorada.data.batches import IGNORED
 from lorada.data.benchmark_rows import scored_rows
 from lorada.data.files.benchmark_files import read_source
+from lorada.data.forms.row_forms import convert_rows
 from lorada.data.row_content import answer_of
-from lorada.data.row_forms import convert_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import EncodeOptions, encode, windows
 from lorada.data.training_rows import training_rows

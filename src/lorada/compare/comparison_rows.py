@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lorada.compare.spec import Comparison
 from lorada.data.benchmark_rows import scored_rows
 from lorada.data.doubtful_rows import warn_of_doubtful
+from lorada.data.forms.row_values import GROUP
 from lorada.data.row_content import content_of
-from lorada.data.row_values import GROUP
 from lorada.data.rows import Rows, refuse_empty_prompts
 from lorada.data.task import Kind
 from lorada.data.training_rows import OwnClasses, training_rows

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from lorada.data.row_values import GROUP
+from lorada.data.forms.row_values import GROUP
 from lorada.data.tool_calls import calls_of
 from lorada.support.row_sources import Row
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.benchmark_rows import scored_rows
+from lorada.data.forms.row_matches import Columns
 from lorada.data.row_content import answer_of
-from lorada.data.row_matches import Columns
 from lorada.data.row_metrics import refuse_metric, refuse_unnamed
 from lorada.data.rows import Rows
 from lorada.data.score_answers import AnswerScores, are_own, metric_names_for, score_answers

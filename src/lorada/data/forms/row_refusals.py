@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lorada.data.row_readings import BY_CHANCE, KNOWN, Reading
-from lorada.data.row_values import GROUP, TURNS, as_binary, plain_name
+from lorada.data.forms.row_readings import BY_CHANCE, KNOWN, Reading
+from lorada.data.forms.row_values import GROUP, TURNS, as_binary, plain_name
 from lorada.support.error_messages import unknown_name
 from lorada.support.row_sources import HEADED, Row
 

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from lorada.data.benchmarks.published_prompts import clean_prompt
-from lorada.data.row_checks import SHAREGPT_ROLES
-from lorada.data.row_values import GROUP, TURNS, as_text, first_and_other_answers, label_names
+from lorada.data.forms.row_checks import SHAREGPT_ROLES
+from lorada.data.forms.row_values import GROUP, TURNS, as_text, first_and_other_answers, label_names
 from lorada.support.row_sources import Form, Row
 
 BY_CHANCE = 20  # letters of a context that may stand in a prompt by chance

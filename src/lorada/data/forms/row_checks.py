@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lorada.data.row_values import GROUP, are_turns, as_text, label_names
+from lorada.data.forms.row_values import GROUP, are_turns, as_text, label_names
 
 LARGEST_SCORE = 3.4e38  # what fp32 holds
 WEIGHTS = [None, 0, 1]  # of a turn; none is 1. A list, as a value may not be hashable

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lorada.data.row_readings import KNOWN, Reading
-from lorada.data.row_values import GROUP, TEXT_OR_TURNS, TURNS, are_turns, plain_name
+from lorada.data.forms.row_readings import KNOWN, Reading
+from lorada.data.forms.row_values import GROUP, TEXT_OR_TURNS, TURNS, are_turns, plain_name
 from lorada.support.row_sources import Row
 
 Columns = Mapping[str, str]  # a name of ours → the user's name for that field

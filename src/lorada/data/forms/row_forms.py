@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lorada.data.choice_answers import answers_as_indices
 from lorada.data.files.read_rows import place_of
-from lorada.data.row_checks import CHECKS, TEXT, TEXT_OR_JSON
-from lorada.data.row_matches import (
+from lorada.data.forms.choice_answers import answers_as_indices
+from lorada.data.forms.row_checks import CHECKS, TEXT, TEXT_OR_JSON
+from lorada.data.forms.row_matches import (
     Columns,
     Match,
     RowKind,
@@ -24,15 +24,15 @@ from lorada.data.row_matches import (
     names_of,
     row_keys,
 )
-from lorada.data.row_readings import KNOWN, READINGS, STAND_INS, Reading
-from lorada.data.row_refusals import (
+from lorada.data.forms.row_readings import KNOWN, READINGS, STAND_INS, Reading
+from lorada.data.forms.row_refusals import (
     Unread,
     columns_of_labels,
     refuse_columns,
     refuse_unread,
     unreadable_row,
 )
-from lorada.data.row_values import GROUP, as_binary, parse_lists
+from lorada.data.forms.row_values import GROUP, as_binary, parse_lists
 from lorada.support.row_sources import Form, Row
 
 logger = logging.getLogger(__name__)
