@@ -12,8 +12,8 @@ from lorada.compare.spec import saved_comparison
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs
 from lorada.data.files.read_rows import read_rows
-from lorada.data.held_out_share import draw_held_out
-from lorada.data.training_rows import training_rows
+from lorada.data.rows.held_out_share import draw_held_out
+from lorada.data.rows.training_rows import training_rows
 
 SETTINGS = ["max_steps=2", "max_length=16", "report_to=[]"]
 COLUMNS = "text=My review,label=Stars"

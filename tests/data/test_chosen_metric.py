@@ -16,10 +16,10 @@ from sample_rows import samples
 from lorada.data.answer_length import answer_limit
 from lorada.data.chosen_metric import metric_of
 from lorada.data.metrics import classes, label_sets, numbers
-from lorada.data.own_rows import load_rows
-from lorada.data.row_content import answer_of
 from lorada.data.row_metrics import refuse_metric, refuse_unnamed, row_metrics, row_value
-from lorada.data.rows import Rows
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
 from lorada.data.score_answers import score_answers
 from lorada.data.tasks import TASKS
 from lorada.data.text_metrics import bleu, normalised_romanian, rouge

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lorada.data.files.benchmark_files import DATA_VARIABLE, data_folder, read_source
 from lorada.data.files.read_rows import read_rows, refuse_missing
 from lorada.data.files.table_rows import table_rows
-from lorada.data.own_rows import load_rows
+from lorada.data.rows.own_rows import load_rows
 from lorada.data.tasks import TASKS
 from lorada.support.row_sources import hub_source
 

@@ -9,8 +9,8 @@ from paths import ROOT
 
 from lorada.data.forms.row_forms import convert_rows
 from lorada.data.forms.row_readings import READINGS
-from lorada.data.own_rows import load_rows, rows_to_answer
-from lorada.data.row_content import content_of
+from lorada.data.rows.own_rows import load_rows, rows_to_answer
+from lorada.data.rows.row_content import content_of
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 CHAT = [

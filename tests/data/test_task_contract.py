@@ -9,13 +9,13 @@ from reasoning import problem, question, recipe
 from sample_rows import FOLDER, samples
 
 from lorada.data.batches import IGNORED
-from lorada.data.benchmark_rows import scored_rows
 from lorada.data.files.benchmark_files import read_source
 from lorada.data.forms.row_forms import convert_rows
-from lorada.data.row_content import answer_of
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.training_rows import training_rows
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import EncodeOptions, encode, windows
-from lorada.data.training_rows import training_rows
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

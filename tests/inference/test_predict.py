@@ -14,7 +14,7 @@ import pytest
 from folders import ROWS, refused, rows_file
 
 from lorada.data.files.read_rows import read_rows
-from lorada.data.own_rows import rows_to_answer
+from lorada.data.rows.own_rows import rows_to_answer
 from lorada.inference import predict as module
 from lorada.inference.answer_rows import RowAnswer
 from lorada.inference.evaluate import evaluate

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.data.batches import IGNORED, collator
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.tasks import TASKS
 from lorada.methods.build import Plan
 from lorada.support.row_sources import HEADED

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from lorada.data.files.read_rows import read_rows
-from lorada.data.own_rows import load_rows
+from lorada.data.rows.own_rows import load_rows
 from lorada.data.tokenize import encode_rows
 from lorada.methods.build import build_method
 from lorada.methods.check_overrides import TRAINING, settings_of

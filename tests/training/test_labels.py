@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from lorada.data.files.read_rows import read_rows
 from lorada.data.forms.row_forms import convert_rows
-from lorada.data.own_rows import rows_to_answer
+from lorada.data.rows.own_rows import rows_to_answer
 from lorada.explore.page_data import compute_page_data, pair_sentences
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export

@@ -109,8 +109,8 @@ def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bo
     rows must be those of before.
     """
     from lorada.data.files.read_rows import DATA, refuse_missing
-    from lorada.data.held_out_share import share_of
-    from lorada.data.training_rows import refuse_absent
+    from lorada.data.rows.held_out_share import share_of
+    from lorada.data.rows.training_rows import refuse_absent
     from lorada.runs.folder import read_template
 
     check_name(recipe.model)

@@ -61,9 +61,9 @@ def scored_run(
     ``data`` are files of rows, None for those of the recipe; ``metrics`` are those asked for.
     """
     from lorada.data.files.read_rows import DATA, OF_RUN, SHARED
-    from lorada.data.held_out_share import share_of
     from lorada.data.row_metrics import refuse_unnamed
-    from lorada.data.training_rows import refuse_absent
+    from lorada.data.rows.held_out_share import share_of
+    from lorada.data.rows.training_rows import refuse_absent
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL
 
@@ -311,7 +311,7 @@ def predict(
     recipe = _checked(run, texts, data, output, overwrite=overwrite)
     loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.files.read_rows import read_rows
-    from lorada.data.own_rows import rows_to_answer
+    from lorada.data.rows.own_rows import rows_to_answer
     from lorada.inference.generate import say_cut, with_limit
     from lorada.inference.predict import beside, predict, predict_to
 

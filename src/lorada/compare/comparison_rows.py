@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorada.compare.spec import Comparison
-from lorada.data.benchmark_rows import scored_rows
-from lorada.data.doubtful_rows import warn_of_doubtful
 from lorada.data.forms.row_values import GROUP
-from lorada.data.row_content import content_of
-from lorada.data.rows import Rows, refuse_empty_prompts
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.doubtful_rows import warn_of_doubtful
+from lorada.data.rows.row_content import content_of
+from lorada.data.rows.rows import Rows, refuse_empty_prompts
+from lorada.data.rows.training_rows import OwnClasses, training_rows
 from lorada.data.task import Kind
-from lorada.data.training_rows import OwnClasses, training_rows
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
 # With fewer rows, the rate that looks best is more often another one (docs/compare.md).

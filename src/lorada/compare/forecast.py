@@ -22,7 +22,7 @@ from lorada.compare.spec import LEAST_RUNS, Comparison
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, mapping_in
 from lorada.compare.trainings import trials_of
 from lorada.data.row_lengths import EncodingLog
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import encode_each, encode_options, fit_context
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import peak_memory

@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from lorada.data.chats import ASSISTANT, LossOn, chat_tokens
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Kind, Protocol
 from lorada.data.tool_calls import CALLS
 from lorada.data.usual_responses import usual_longest

@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Any
 
 from lorada.data.chats import ASSISTANT
-from lorada.data.row_content import answer_of
-from lorada.data.rows import Rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
 from lorada.support.row_sources import Row
 
 

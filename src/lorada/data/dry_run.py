@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorada.data.batches import IGNORED
 from lorada.data.row_lengths import EncodingLog, RowLengths, lengths_of
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Kind
 from lorada.data.tokenize import encode_each, encode_options, refuse_lost
 from lorada.runs.recipe import Recipe

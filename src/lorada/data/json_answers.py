@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lorada.data.row_content import answer_of
+from lorada.data.rows.row_content import answer_of
 from lorada.support.row_sources import Row
 
 NOTHING = object()  # what a text holds that is no object or list of JSON

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lorada.data.row_content import answer_of
+from lorada.data.rows.row_content import answer_of
 from lorada.data.task import Metrics
 from lorada.data.tool_calls import calls_of, ends_in_calls, has_calls, same_calls
 from lorada.support.row_sources import Row

@@ -16,7 +16,7 @@ from lorada.data.metrics import (
     target_of,
     weighted_by_class,
 )
-from lorada.data.row_content import answer_of
+from lorada.data.rows.row_content import answer_of
 from lorada.data.task import Protocol
 from lorada.data.text_metrics import chrf, rouge_l
 from lorada.support.metric_names import FREE, NAMES, names_for

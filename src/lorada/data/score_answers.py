@@ -13,7 +13,7 @@ from lorada.data.metrics import (
     weighted_by_class,
 )
 from lorada.data.row_metrics import RowScores, fits, row_metrics, row_value
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Metrics
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL

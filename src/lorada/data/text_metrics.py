@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lorada.data.row_content import answer_of
+from lorada.data.rows.row_content import answer_of
 from lorada.data.task import Metrics
 from lorada.support.error_messages import needs_extra
 from lorada.support.row_sources import Row

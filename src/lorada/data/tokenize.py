@@ -16,7 +16,7 @@ from lorada.data.batches import IGNORED, ROWS_AT_ONCE, dataset_of
 from lorada.data.chat_template import TurnsRefused, for_template, rendered
 from lorada.data.chats import LossOn, chat_tokens, tokens_behind, turn_end, written_answer
 from lorada.data.row_lengths import Encoded, EncodingLog, RowLengths, lengths_of
-from lorada.data.rows import Rows, refuse_kind
+from lorada.data.rows.rows import Rows, refuse_kind
 from lorada.data.shorten import chat_within, prompt_beside, without_middle
 from lorada.data.task import Kind
 from lorada.data.tool_calls import ends_in_calls

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lorada.attention.call import CallShape
 from lorada.attention.with_parts import CHILD
-from lorada.data.benchmark_rows import scored_rows
-from lorada.data.rows import Rows
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import rows_to_score
 from lorada.data.tokenize import context_of, prompt_of, without_end
-from lorada.data.training_rows import rows_to_score
 from lorada.explore.explanation import Explanation, explain, page_entry
 from lorada.inference.generate import chat_prompt
 from lorada.inference.load import Run

@@ -15,7 +15,7 @@ from torch import Tensor
 from lorada.data.batches import IGNORED, collator, token_counts
 from lorada.data.metrics import THRESHOLD
 from lorada.data.row_lengths import EncodingLog
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import context_of, encode_each, encode_options, encode_rows, prompts_of
 from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
 from lorada.runs.result import Forgetting, keep_forgetting

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Metrics
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run

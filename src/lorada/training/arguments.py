@@ -19,8 +19,8 @@ from torch import nn
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lorada.data.row_content import answer_of
-from lorada.data.rows import Rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
 from lorada.support.processes import GPU_SHARE, is_main_process, only_cpu

@@ -15,11 +15,11 @@ from transformers import (
 
 from lorada.data.answer_length import answer_limit
 from lorada.data.chosen_metric import metric_of
-from lorada.data.doubtful_rows import warn_of_doubtful
-from lorada.data.rows import Rows
+from lorada.data.rows.doubtful_rows import warn_of_doubtful
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import training_rows
 from lorada.data.task import Kind
 from lorada.data.tokenize import context_of
-from lorada.data.training_rows import training_rows
 from lorada.methods.build import Plan, plan_method
 from lorada.methods.head_modules import HEADS, POOLER
 from lorada.methods.lookup import method_named

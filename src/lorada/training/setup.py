@@ -30,9 +30,9 @@ from transformers import (
 
 from lorada.data.answer_length import generation_of
 from lorada.data.batches import collator
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import head_of
 from lorada.data.tokenize import encode_rows, fit_context
-from lorada.data.training_rows import head_of
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import narrow_trained, widen_trained
 from lorada.methods.method import EVERYTHING

@@ -37,7 +37,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from lorada.data.batches import IGNORED, token_counts
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Kind, Metrics
 from lorada.support.error_messages import MEASURING, memory_remedy
 from lorada.support.processes import all_gather, is_main_process

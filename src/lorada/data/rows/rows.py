@@ -11,7 +11,7 @@ from functools import cached_property
 
 from lorada.data.chat_template import TurnsRefused
 from lorada.data.files.read_rows import place_of
-from lorada.data.row_content import class_names_of
+from lorada.data.rows.row_content import class_names_of
 from lorada.data.task import Kind, Protocol
 from lorada.support.row_sources import NAMED, Form, Row
 

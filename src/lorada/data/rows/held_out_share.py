@@ -4,7 +4,7 @@ import random
 import re
 from collections import Counter, defaultdict
 
-from lorada.data.row_content import content_of
+from lorada.data.rows.row_content import content_of
 from lorada.support.row_sources import Row
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")

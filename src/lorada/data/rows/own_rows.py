@@ -6,8 +6,8 @@ import re
 from lorada.data.files.read_rows import DATA, RowsSetting, read_files
 from lorada.data.forms.row_forms import convert_rows, convert_rows_to_answer
 from lorada.data.forms.row_matches import Columns
-from lorada.data.row_content import class_names_of
-from lorada.data.rows import Rows
+from lorada.data.rows.row_content import class_names_of
+from lorada.data.rows.rows import Rows
 from lorada.data.tasks import TASKS
 from lorada.data.tool_calls import CALLS
 from lorada.runs.recipe import JSONL

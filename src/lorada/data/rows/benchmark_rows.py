@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lorada.data.files.benchmark_files import data_folder, read_source
-from lorada.data.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Kind, Protocol, Source
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import Recipe

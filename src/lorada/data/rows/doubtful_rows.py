@@ -6,8 +6,8 @@ A classifier learns of two equal texts with two labels that each is as likely as
 import logging
 from collections import defaultdict
 
-from lorada.data.row_content import content_of
-from lorada.data.rows import Rows
+from lorada.data.rows.row_content import content_of
+from lorada.data.rows.rows import Rows
 from lorada.support.in_words import counted
 from lorada.support.row_sources import NAMED
 

@@ -5,13 +5,13 @@ import random
 from dataclasses import dataclass, replace
 from textwrap import shorten
 
-from lorada.data.benchmark_rows import benchmark_training_rows
 from lorada.data.files.benchmark_files import data_folder
 from lorada.data.files.read_rows import DATA, EVAL_DATA, OF_RUN, SHARED, RowsSetting, refuse_missing
 from lorada.data.forms.row_matches import Columns
-from lorada.data.held_out_share import draw_held_out, share_of
-from lorada.data.own_rows import load_rows, refuse_unanswered
-from lorada.data.rows import Rows, refuse_kind
+from lorada.data.rows.benchmark_rows import benchmark_training_rows
+from lorada.data.rows.held_out_share import draw_held_out, share_of
+from lorada.data.rows.own_rows import load_rows, refuse_unanswered
+from lorada.data.rows.rows import Rows, refuse_kind
 from lorada.data.task import Kind
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import RunResult
