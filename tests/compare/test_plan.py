@@ -22,7 +22,7 @@ from lorada.compare.spec import (
 )
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs, train_and_score, trials_of
-from lorada.data.commonest_answer import commonest_answer
+from lorada.data.scoring.commonest_answer import commonest_answer
 from lorada.methods.sizes_and_rates import RATES
 from lorada.runs.recipe import Recipe
 from lorada.training.inputs import prepare_training

@@ -14,16 +14,16 @@ from sacrebleu import sentence_chrf
 from sample_rows import samples
 
 from lorada.data.answer_length import answer_limit
-from lorada.data.chosen_metric import metric_of
-from lorada.data.metrics import classes, label_sets, numbers
-from lorada.data.row_metrics import refuse_metric, refuse_unnamed, row_metrics, row_value
 from lorada.data.rows.own_rows import load_rows
 from lorada.data.rows.row_content import answer_of
 from lorada.data.rows.rows import Rows
-from lorada.data.score_answers import score_answers
+from lorada.data.scoring.chosen_metric import metric_of
+from lorada.data.scoring.metrics import classes, label_sets, numbers
+from lorada.data.scoring.row_metrics import refuse_metric, refuse_unnamed, row_metrics, row_value
+from lorada.data.scoring.score_answers import score_answers
+from lorada.data.scoring.text_metrics import bleu, normalised_romanian, rouge
+from lorada.data.scoring.usual_responses import usual_longest
 from lorada.data.tasks import TASKS
-from lorada.data.text_metrics import bleu, normalised_romanian, rouge
-from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import Recipe
 from lorada.support.metric_names import NAMES, ROWS_CALLED, names_in_words
 from lorada.training.load_recipe import load_recipe

@@ -9,7 +9,7 @@ from conftest import SAME
 from folders import bert_folder, split_file
 from sample_rows import samples
 
-from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from lorada.data.scoring.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

@@ -2,11 +2,11 @@
 
 import pytest
 
-from lorada.data.chosen_metric import metric_of
-from lorada.data.json_answers import json_match, mostly_json
-from lorada.data.metrics import exact_match
-from lorada.data.row_metrics import fits, row_metrics, row_value
 from lorada.data.rows.rows import Rows
+from lorada.data.scoring.chosen_metric import metric_of
+from lorada.data.scoring.json_answers import json_match, mostly_json
+from lorada.data.scoring.metrics import exact_match
+from lorada.data.scoring.row_metrics import fits, row_metrics, row_value
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe
 

@@ -13,10 +13,10 @@ from trained_runs import run_recipe
 
 from lorada.data import batches, tokenize
 from lorada.data.batches import IGNORED
-from lorada.data.metrics import numbers
 from lorada.data.rows.held_out_share import draw_held_out, share_of
 from lorada.data.rows.own_rows import load_rows
 from lorada.data.rows.row_content import content_of
+from lorada.data.scoring.metrics import numbers
 from lorada.data.tokenize import EncodeOptions, encode, encode_rows, prompt_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run

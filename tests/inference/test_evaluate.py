@@ -65,8 +65,8 @@ def test_the_commonest_answer_of_the_training_rows_is_scored_on_the_evaluated_ro
 
 
 def test_where_all_answers_differ_none_is_called_common(tmp_path):
-    from lorada.data.commonest_answer import commonest_answer, repeated_answer
     from lorada.data.rows.own_rows import load_rows
+    from lorada.data.scoring.commonest_answer import commonest_answer, repeated_answer
 
     different = [{"prompt": "a", "response": str(n)} for n in range(3)]
     rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", different)))

@@ -270,7 +270,7 @@ def report(
 
 def _asks_answers(folder: Path, metric: str) -> bool:
     """Whether a metric has to be computed from the answers first; refuses one that does not fit."""
-    from lorada.data.row_metrics import LATER, refuse_metric
+    from lorada.data.scoring.row_metrics import LATER, refuse_metric
     from lorada.runs.recipe import JSONL
     from lorada.runs.result import read_result
     from lorada.support.metric_names import CLASS_METRICS, FREE, LOSS

@@ -84,7 +84,7 @@ def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, res
 
     A function of a file that only that recipe names is refused.
     """
-    from lorada.data.row_metrics import refuse_unnamed
+    from lorada.data.scoring.row_metrics import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
     from lorada.training.load_recipe import read_recipe
 

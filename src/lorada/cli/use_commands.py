@@ -61,9 +61,9 @@ def scored_run(
     ``data`` are files of rows, None for those of the recipe; ``metrics`` are those asked for.
     """
     from lorada.data.files.read_rows import DATA, OF_RUN, SHARED
-    from lorada.data.row_metrics import refuse_unnamed
     from lorada.data.rows.held_out_share import share_of
     from lorada.data.rows.training_rows import refuse_absent
+    from lorada.data.scoring.row_metrics import refuse_unnamed
     from lorada.runs.folder import finished_run
     from lorada.runs.recipe import JSONL
 

@@ -17,8 +17,8 @@ from lorada.compare.stored_plan import (
     PlannedMetric,
     TrainingRows,
 )
-from lorada.data.chosen_metric import metric_of
 from lorada.data.row_lengths import RowLengths
+from lorada.data.scoring.chosen_metric import metric_of
 from lorada.data.tokenize import context_of, encode_measured, fit_context
 from lorada.methods.build import Plan, plan_method
 from lorada.methods.sizes_and_rates import default_rate

@@ -31,9 +31,9 @@ from lorada.compare.stored_plan import (
 )
 from lorada.compare.trainings import answers_written, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
-from lorada.data.row_metrics import row_value
 from lorada.data.rows.rows import Rows
-from lorada.data.score_answers import score_answers
+from lorada.data.scoring.row_metrics import row_value
+from lorada.data.scoring.score_answers import score_answers
 from lorada.inference.evaluate import BASE
 from lorada.runs.folder import BASE_FILE, LOCK_FILE
 from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions

@@ -9,8 +9,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorada.compare.stored_plan import damaged
-from lorada.data.row_metrics import refuse_unnamed
 from lorada.data.rows.held_out_share import share_of
+from lorada.data.scoring.row_metrics import refuse_unnamed
 from lorada.methods.check_overrides import checked, owner_of
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings

@@ -16,10 +16,10 @@ from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, Untrained
-from lorada.data.commonest_answer import commonest_answer
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.rows.rows import Rows
-from lorada.data.score_answers import metric_names_for, score_answers
+from lorada.data.scoring.commonest_answer import commonest_answer
+from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.data.tokenize import written_calls
 from lorada.inference.evaluate import BASE, evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run

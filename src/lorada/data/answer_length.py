@@ -7,9 +7,9 @@ from typing import Any
 
 from lorada.data.chats import ASSISTANT, LossOn, chat_tokens
 from lorada.data.rows.rows import Rows
+from lorada.data.scoring.usual_responses import usual_longest
 from lorada.data.task import Kind, Protocol
 from lorada.data.tool_calls import CALLS
-from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.metric_names import FREE
 from lorada.support.row_sources import Row

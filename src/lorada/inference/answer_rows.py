@@ -13,9 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from lorada.data.batches import IGNORED, collator, token_counts
-from lorada.data.metrics import THRESHOLD
 from lorada.data.row_lengths import EncodingLog
 from lorada.data.rows.rows import Rows
+from lorada.data.scoring.metrics import THRESHOLD
 from lorada.data.tokenize import context_of, encode_each, encode_options, encode_rows, prompts_of
 from lorada.inference.generate import generate_parts, generation_settings
 from lorada.inference.load import Run

@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorada.data.metrics import THRESHOLD
+from lorada.data.scoring.metrics import THRESHOLD
 from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorada.data.commonest_answer import repeated_answer
 from lorada.data.rows.benchmark_rows import scored_rows
 from lorada.data.rows.rows import Rows
+from lorada.data.scoring.commonest_answer import repeated_answer
 from lorada.runs.recipe import Recipe
 from lorada.support.metric_names import main_metric
 from lorada.training.models.loading import kind_of, load_config

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer
 
-from lorada.data.commonest_answer import repeated_answer
+from lorada.data.scoring.commonest_answer import repeated_answer
 from lorada.runs.result import (
     LearnedRows,
     ParameterCounts,

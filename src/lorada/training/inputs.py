@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from lorada.data.answer_length import answer_limit
-from lorada.data.chosen_metric import metric_of
 from lorada.data.rows.doubtful_rows import warn_of_doubtful
 from lorada.data.rows.rows import Rows
 from lorada.data.rows.training_rows import training_rows
+from lorada.data.scoring.chosen_metric import metric_of
 from lorada.data.task import Kind
 from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, plan_method

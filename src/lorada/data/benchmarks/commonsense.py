@@ -9,7 +9,7 @@ import re
 from functools import partial
 
 from lorada.data.benchmarks.published_prompts import REPOSITORY, answered, choice, generating
-from lorada.data.metrics import accuracy
+from lorada.data.scoring.metrics import accuracy
 from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 

@@ -6,7 +6,7 @@ usual Matthews' and Pearson's correlations, so those come first here.
 
 from functools import partial
 
-from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from lorada.data.scoring.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from lorada.data.task import ANY_KIND, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 

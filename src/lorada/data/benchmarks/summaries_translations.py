@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from lorada.data.scoring.text_metrics import bleu, rouge
 from lorada.data.task import Metrics, Protocol, Score, Source, Task
-from lorada.data.text_metrics import bleu, rouge
 from lorada.support.row_sources import Row
 
 # The token that a decoder starts with does not count as new.

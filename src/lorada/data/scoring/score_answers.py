@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.data.metrics import (
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.metrics import (
     answer_classes,
     are_classes,
     class_scores,
     exact_match,
     weighted_by_class,
 )
-from lorada.data.row_metrics import RowScores, fits, row_metrics, row_value
-from lorada.data.rows.rows import Rows
+from lorada.data.scoring.row_metrics import RowScores, fits, row_metrics, row_value
 from lorada.data.task import Metrics
 from lorada.data.tasks import TASKS
 from lorada.runs.recipe import JSONL

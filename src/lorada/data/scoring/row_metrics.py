@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorada.data.json_answers import is_json, json_match
-from lorada.data.metrics import (
+from lorada.data.rows.row_content import answer_of
+from lorada.data.scoring.json_answers import is_json, json_match
+from lorada.data.scoring.metrics import (
     accuracy,
     contains,
     exact_match,
@@ -16,9 +17,8 @@ from lorada.data.metrics import (
     target_of,
     weighted_by_class,
 )
-from lorada.data.rows.row_content import answer_of
+from lorada.data.scoring.text_metrics import chrf, rouge_l
 from lorada.data.task import Protocol
-from lorada.data.text_metrics import chrf, rouge_l
 from lorada.support.metric_names import FREE, NAMES, names_for
 from lorada.support.row_sources import CODE, Form, Row
 

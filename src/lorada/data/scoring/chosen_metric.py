@@ -2,10 +2,10 @@
 
 import re
 
-from lorada.data.json_answers import mostly_json
-from lorada.data.row_metrics import refuse_metric
 from lorada.data.rows.rows import Rows
-from lorada.data.usual_responses import is_usual
+from lorada.data.scoring.json_answers import mostly_json
+from lorada.data.scoring.row_metrics import refuse_metric
+from lorada.data.scoring.usual_responses import is_usual
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.metric_names import FREE, NAMES
 
