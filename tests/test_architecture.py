@@ -93,6 +93,9 @@ def test_no_files_import_each_other_in_a_circle():
         ("tuners/base/*.py", r"lorada\.tuners(?!\.base)"),
         ("training/models/*.py", r"lorada\.training\.(train|trainer|setup|arguments|finish)"),
         ("compare/jobs/*.py", r"lorada\.(methods|compare(?!\.jobs))"),
+        ("data/files/*.py", r"lorada\.data\.(?!files|task$)"),
+        ("data/forms/*.py", r"lorada\.data\.(rows|scoring|tokenize|tasks$)"),
+        ("data/rows/*.py", r"lorada\.data\.(scoring|tokenize)"),
     ],
 )
 def test_imports_within_a_folder_follow_the_layout(files, refused):
