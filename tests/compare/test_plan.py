@@ -5,8 +5,6 @@ import pytest
 import torch
 from comparisons import comparison, model_and_rows
 from folders import refused, rows_file
-from lorada.data.rows.rows.own_rows import load_rows
-from lorada.data.rows.rows.training_rows import training_rows
 
 from lorada.compare.comparison_rows import read_data
 from lorada.compare.learning_rate import search_rate
@@ -22,6 +20,8 @@ from lorada.compare.spec import (
 )
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs, train_and_score, trials_of
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.rows.training_rows import training_rows
 from lorada.data.scoring.commonest_answer import commonest_answer
 from lorada.methods.sizes_and_rates import RATES
 from lorada.runs.recipe import Recipe

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lorada.data.forms.row_matches import Columns
-from lorada.data.rows.rows.benchmark_rows import scored_rows
-from lorada.data.rows.rows.row_content import answer_of
-from lorada.data.rows.rows.rows import Rows
-from lorada.data.rows.rows.training_rows import rows_to_score
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import rows_to_score
 from lorada.data.scoring.row_metrics import refuse_metric, refuse_unnamed
 from lorada.data.scoring.score_answers import AnswerScores, are_own, metric_names_for, score_answers
 from lorada.data.task import Metrics

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorada.data.rows.rows.rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.inference.answer_rows import RowAnswer, answer_rows
 from lorada.inference.generate import say_cut
 from lorada.inference.load import Run
