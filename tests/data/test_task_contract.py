@@ -216,7 +216,7 @@ def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, m
     settings = [f"protocol={protocol}", "max_steps=1"]
     train(recipe(tmp_path, tmp_path, *settings, task="gsm8k,mawps"), quiet=True)
     asked = []
-    for way in ("_padded", "_refilled"):
+    for way in ("_write_padded", "_write_refilled"):
         monkeypatch.setattr(generate, way, lambda *batch: asked.append(batch))
     refused(
         f"^{MATH}/mawps/test row 3: answer 'four' is not a number$",
