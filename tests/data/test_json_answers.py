@@ -48,8 +48,8 @@ def test_json_is_the_metric_of_rows_whose_responses_are_mostly_json():
     assert not mostly_json([RIGHT, "7"])
     rows = Rows([{"response": RIGHT}], "prompt", (), "rows", PROTOCOL)
     chosen = metric_of(rows, load_recipe(None, [], {"model": "-", "output": "-"}))
-    assert chosen["name"] == "json_match"
-    assert "are objects or lists of JSON" in chosen["reason"]
+    assert chosen.name == "json_match"
+    assert "are objects or lists of JSON" in chosen.reason
 
 
 def test_each_right_answer_of_squad_is_right():

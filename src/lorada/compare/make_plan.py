@@ -55,7 +55,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
         train=fingerprints.train,
         held_out=fingerprints.held_out,
         overlap=data.overlap,
-        metric=None if metric is None else PlannedMetric(**metric),
+        metric=None if metric is None else PlannedMetric(metric.name, metric.reason),
         train_lengths=train_lengths,
         held_out_lengths=held_out_lengths(comparison, base, data),
         versions=versions(),

@@ -41,7 +41,9 @@ def chat_tokens(
 def written_answer(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
     """What a model writes that gives the last turn of a chat, without special tokens."""
     # It is written whether or not it would be learned, so weights do not matter.
-    turns = [{key: turn[key] for key in turn if key != "weight"} for turn in row["messages"]]
+    turns = []
+    for turn in row["messages"]:
+        turns.append({key: value for key, value in turn.items() if key != "weight"})
     loss_on: LossOn = "response" if _marks_answers(row, tokenizer) else "last"
     ids, learned = chat_tokens({**row, "messages": turns}, tokenizer, loss_on=loss_on)
     # The last tokens that are learned one after another; behind them the template may go on.

@@ -76,7 +76,9 @@ def _classified_texts(
 ) -> Iterator[Encoded]:
     """One text or a pair of texts, with what the head learns of it."""
     names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
-    columns = [[row[name] for row in rows] for name in names]
+    columns = []
+    for name in names:
+        columns.append([row[name] for row in rows])
     batch = tokenizer(*columns)
     # Truncation leaves special tokens alone, so a length that has no room for more reads nothing.
     special = tokenizer.num_special_tokens_to_add(pair=len(names) > 1)
@@ -306,21 +308,21 @@ def windows(
     windows are asked for, it is left out, unless there is no other.
     """
     length = options.max_length
-    left: list[int] = []  # the tokens that are in no window yet
+    unused_ids: list[int] = []  # the tokens that are in no window yet
     has_full_window = False
     for row in rows:
-        left += document_ids(row, tokenizer)
+        unused_ids += document_ids(row, tokenizer)
         if length < 2:  # one token predicts nothing
             continue
-        full = len(left) - len(left) % length
+        full = len(unused_ids) - len(unused_ids) % length
         for start in range(0, full, length):
             has_full_window = True
-            yield _sequence(left[start : start + length], [True] * length, options, length)
-        del left[:full]
+            yield _sequence(unused_ids[start : start + length], [True] * length, options, length)
+        del unused_ids[:full]
     if options.full and has_full_window:
         return
-    if 1 < len(left) < length:
-        yield _sequence(left, [True] * len(left), options, len(left))
+    if 1 < len(unused_ids) < length:
+        yield _sequence(unused_ids, [True] * len(unused_ids), options, len(unused_ids))
 
 
 def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -99,7 +99,10 @@ def training_result(
     scale = setup.score_scale
     history = _history(setup)
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
-    metric = None if prepared.metric is None else ScoringMetric(**prepared.metric)
+    metric = prepared.metric
+    scoring_metric = None
+    if metric is not None:
+        scoring_metric = ScoringMetric(name=metric.name, reason=metric.reason)
     learned_scores = None if scale is None else {"mean": scale.mean, "sd": scale.sd}
     learned_rows = LearnedRows(
         file=file_names(rows.path), rows=len(rows.rows), sha256=rows.fingerprint
@@ -113,7 +116,7 @@ def training_result(
         task=recipe.task,
         form=rows.form,
         labels=list(rows.labels),
-        metric=metric,
+        metric=scoring_metric,
         max_new_tokens=recipe.max_new_tokens or prepared.max_answer_tokens,
         commonest_answer=repeated_answer(rows),
         learned_scores=learned_scores,

@@ -17,7 +17,7 @@ from lorada.data.answer_length import answer_limit
 from lorada.data.rows.doubtful_rows import warn_of_doubtful
 from lorada.data.rows.rows import Rows
 from lorada.data.rows.training_rows import training_rows
-from lorada.data.scoring.chosen_metric import metric_of
+from lorada.data.scoring.chosen_metric import ChosenMetric, metric_of
 from lorada.data.task import Kind
 from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, plan_method
@@ -59,7 +59,7 @@ class PreparedTraining(Prepared):
     plan: Plan
     rows: Rows
     held_out: Rows | None  # which are measured while training
-    metric: dict[str, str] | None  # None for a benchmark, which has its own
+    metric: ChosenMetric | None  # None for a benchmark, which has its own
 
     @cached_property
     def context(self) -> int | None:

@@ -38,15 +38,15 @@ def _from_hub(source: Source) -> list[Row]:
             f"{source.folder}/{source.split} is not on the hub: pass --data-dir DIR or set "
             f"{DATA_VARIABLE} to a folder that has it"
         )
-    what = f"cannot load {source.hub} from the hub"
+    problem = f"cannot load {source.hub} from the hub"
     remedy = (
         f"pass --data-dir DIR or set {DATA_VARIABLE} to a folder with {source.folder}/"
         f"{source.split}.jsonl.gz, or take your own rows with --data FILE"
     )
     if not source.hub.startswith("https://"):
-        return list(load_from_hub(what, remedy, source.hub, source.config, split=source.split))
+        return list(load_from_hub(problem, remedy, source.hub, source.config, split=source.split))
     # One file at a time, because the files have different fields besides the text.
     rows: list[Row] = []
     for address in source.hub.split():
-        rows += load_from_hub(what, remedy, "json", data_files=address, split="train")
+        rows += load_from_hub(problem, remedy, "json", data_files=address, split="train")
     return rows

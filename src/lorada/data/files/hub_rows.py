@@ -6,24 +6,24 @@ from typing import Any
 from lorada.support.row_sources import HUB, Row
 
 
-def load_from_hub(what: str, remedy: str, *names: str | None, **options: str | None) -> Any:
-    """What ``datasets.load_dataset`` returns; ``what`` and ``remedy`` are said if it fails."""
+def load_from_hub(problem: str, remedy: str, *names: str | None, **options: str | None) -> Any:
+    """What ``datasets.load_dataset`` returns; ``problem`` and ``remedy`` are said if it fails."""
     from datasets import load_dataset
 
     try:
         return load_dataset(*names, **options)
     except Exception as error:  # the hub's client raises many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{what} ({reason}): {remedy}") from error
+        raise ValueError(f"{problem} ({reason}): {remedy}") from error
 
 
 def hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
     """The rows of one split, with the names of classes in place of their numbers."""
     from datasets import ClassLabel, DatasetDict
 
-    what = f"there is no file {name}, and it cannot be loaded as a data set of the hub"
+    problem = f"there is no file {name}, and it cannot be loaded as a data set of the hub"
     remedy = f"pass a file that is there, or {HUB}"
-    dataset = load_from_hub(what, remedy, name, config, split=split)
+    dataset = load_from_hub(problem, remedy, name, config, split=split)
     if isinstance(dataset, DatasetDict):  # all splits, as none was named
         if len(dataset) > 1:
             source = f"{name}:{config}" if config else name

@@ -61,12 +61,12 @@ def refuse_missing(path: str | Path | None, setting: RowsSetting = DATA) -> str 
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     for name in files_of(path):
         if hub_source(name) is None and not resolve(name).is_file():
-            shown = resolve(name) if name.startswith(BUILTIN) else name
-            named = "" if setting.name == DATA.name else f", which is {setting.name}"
+            file = resolve(name) if name.startswith(BUILTIN) else name
+            owner = "" if setting.name == DATA.name else f", which is {setting.name}"
             if not setting.remedy.endswith("FILE"):
-                raise FileNotFoundError(f"no data file at {shown}{named}: {setting.remedy}")
+                raise FileNotFoundError(f"no data file at {file}{owner}: {setting.remedy}")
             raise FileNotFoundError(
-                f"no data file at {shown}{named}: {setting.remedy} ({', '.join(TEXTS)}, each also "
+                f"no data file at {file}{owner}: {setting.remedy} ({', '.join(TEXTS)}, each also "
                 f".gz, or {PARQUET}; commas between several) or a data set of the hub ({HUB})"
             )
     return path

@@ -78,8 +78,8 @@ def row_keys(kind: RowKind, columns: Columns, where: Callable[[], str]) -> dict[
         if name not in KNOWN or name in named_by_user:
             continue
         if name in keys:
-            both = " and ".join(sorted(map(repr, (key, keys[name]))))
-            raise ValueError(f"{where()} has both {both}: rename one, or leave it out")
+            two_keys = " and ".join(sorted(map(repr, (key, keys[name]))))
+            raise ValueError(f"{where()} has both {two_keys}: rename one, or leave it out")
         keys[name] = key
     marked = {}
     for name, key in keys.items():

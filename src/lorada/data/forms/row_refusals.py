@@ -72,13 +72,13 @@ def _keys_of(rows: list[Row]) -> list[str]:
 
 def columns_of_labels(columns: Mapping[str, str], rows: list[Row]) -> list[str]:
     """The columns that ``labels=toxic+rude`` names, as the rows have them; none for one field."""
-    named = columns.get("labels", "")
-    if "+" not in named:
+    label_columns = columns.get("labels", "")
+    if "+" not in label_columns:
         return []
     key_called = {plain_name(key): key for key in _keys_of(rows)}
-    if plain_name(named) in key_called:  # a field whose own name has a plus
+    if plain_name(label_columns) in key_called:  # a field whose own name has a plus
         return []
-    names = [name.strip() for name in named.split("+")]
+    names = [name.strip() for name in label_columns.split("+")]
     return [key_called.get(plain_name(name), name) for name in names]
 
 
@@ -137,11 +137,11 @@ def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -
     alone = f"--columns text={text} learns the texts alone"
     binary = [name for name in unread.names if unread.is_binary(name)]
     if len(binary) > 1:
-        shown = " and ".join(binary)
+        names = " and ".join(binary)
         if len(binary) > 2:
-            shown = f"{', '.join(binary[:3])} …"
+            names = f"{', '.join(binary[:3])} …"
         raise ValueError(
-            f"{where(0)}: beside {text}, {shown} look like labels: --columns "
+            f"{where(0)}: beside {text}, {names} look like labels: --columns "
             f"labels={'+'.join(binary)} reads them, and {alone}"
         )
     for name in unread.names:
@@ -173,10 +173,10 @@ def _refuse_unread_context(
         if index is None or not _is_read_before(name, unread.rows[index], names):
             continue
         columns = _columns_with(name, reading, fields, names)
-        both = f"--columns {columns} reads it too, and " if columns else ""
+        reads_both = f"--columns {columns} reads it too, and " if columns else ""
         raise ValueError(
             f"{where(index)} has {name!r} beside {'/'.join(names)}, which would not be read: "
-            f"{both}--columns {alone} leaves it out"
+            f"{reads_both}--columns {alone} leaves it out"
         )
 
 

@@ -30,11 +30,11 @@ def warn_of_doubtful(rows: Rows) -> None:
     contradictions = _contradictions(rows)
     if contradictions:
         first, second = contradictions[0]
-        one, other = (_right_answer(rows, index) for index in (first, second))
+        first_answer, second_answer = _right_answer(rows, first), _right_answer(rows, second)
         count = counted(len(contradictions), "text")
         logger.warning(
             "%s: %s with different labels in different rows, such as %s (%s) and %s (%s)",
-            rows.path, count, rows.place(first), one, rows.place(second), other,
+            rows.path, count, rows.place(first), first_answer, rows.place(second), second_answer,
         )  # fmt: skip
 
 
@@ -43,11 +43,11 @@ def _names_that_differ_in_case(classes: dict[str, int]) -> list[str]:
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         spellings[" ".join(name.casefold().split())].append(name)
-    shown = []
+    names_and_counts = []
     for names in spellings.values():
         if len(names) > 1:
-            shown += [f"{name} ({counted(classes[name], 'row')})" for name in names]
-    return shown
+            names_and_counts += [f"{name} ({counted(classes[name], 'row')})" for name in names]
+    return names_and_counts
 
 
 def _contradictions(rows: Rows) -> list[tuple[int, int]]:
