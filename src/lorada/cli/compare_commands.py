@@ -15,14 +15,14 @@ from lorada.cli.shared import (
     console,
     errors,
     importing,
-    next_is,
+    make_pool,
     note,
-    pool_of,
     print_json,
     prints_to_stderr,
     say,
+    split_overrides,
     suggest,
-    without_override,
+    suggest_line,
 )
 from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
@@ -104,7 +104,7 @@ def compare(
     as_json: opt.Json = False,
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
-    folder, pairs = without_override(folder, overrides)
+    folder, pairs = split_overrides(folder, overrides)
     if folder is not None and not resume:
         raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
     if folder is None and output is None:
@@ -126,7 +126,7 @@ def compare(
     there = (place / SPEC_FILE).is_file()
     begins = not resume or (folder is None and methods is not None and not there)
     chosen = _checked(place, pairs, options, asked, resume=not begins)
-    pool = partial(pool_of, workers, cluster, gpus_per_job)
+    pool = partial(make_pool, workers, cluster, gpus_per_job)
     if dry_run:
         # What a job takes is measured on this machine, which may be outside of the cluster.
         cards = gpus_per_job if cluster is None else min(1.0, gpus_per_job)
@@ -311,7 +311,7 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         console.print(f"• {sentence}")
     say(", ".join(map(str, reports)))
     see = as_typed("python", "-m", "webbrowser", reports[0])
-    next_is(next(iter(summary.commands.values()), see))
+    suggest_line(next(iter(summary.commands.values()), see))
 
 
 @app.command(rich_help_panel=opt.COMPARE)

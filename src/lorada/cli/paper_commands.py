@@ -13,14 +13,14 @@ from lorada.cli.shared import (
     app,
     console,
     importing,
-    loaded_run,
+    load_with_spinner,
+    make_pool,
     note,
-    pool_of,
     print_json,
     prints_to_stderr,
     say,
+    spinner,
     suggest,
-    waiting,
 )
 from lorada.cli.use_commands import scored_run
 from lorada.support.files import write_atomic
@@ -84,7 +84,7 @@ def table(
         if not as_json:
             suggest(*again, *(["--resume"] if begun else []))
         return
-    pool = pool_of(workers, cluster, gpus_per_job)
+    pool = make_pool(workers, cluster, gpus_per_job)
     with prints_to_stderr(as_json):
         complete, outcomes = run_all(found, say=note, resume=resume, overwrite=overwrite, pool=pool)
     if any(complete):
@@ -253,7 +253,7 @@ def _plot_maps(run: Path, text: str, text_pair: str | None, head: int | None, ou
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
-    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    loaded = load_with_spinner(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.page_data import pair_sentences, sentence_maps
 
     (sentence,) = pair_sentences([text], [text_pair] if text_pair else None)
@@ -275,7 +275,7 @@ def _plot_layers(
     from lorada.paper.figures import layers_figure
 
     recipe = scored_run(run, data, data_dir)
-    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    loaded = load_with_spinner(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.page_data import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir, whole=whole)
@@ -298,7 +298,7 @@ def _plot_sweep(
     folders = Folders(results, Path("runs"), data_dir)
     found = list_jobs(figure, at, seeds=seeds, folders=folders)
     complete, outcomes = run_all(
-        found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0)
+        found, say=note, resume=resume, overwrite=overwrite, pool=make_pool(None, None, 1.0)
     )
     scores: dict[tuple[int, int], list[float]] = {}  # by heads and rank, one for each seed
     for job, result in zip(found, complete, strict=True):
@@ -325,6 +325,6 @@ def _plot_sweep(
 def _draw(name: str, folder: Path, write: Any) -> None:
     """Draw a picture as PNG and SVG, and print the paths."""
     paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
-    with waiting("drawing"):
+    with spinner("drawing"):
         write(*paths)
     say(", ".join(map(str, paths)))

@@ -16,9 +16,9 @@ from lorada.cli.shared import (
     prints_to_stderr,
     say,
     say_why,
+    split_overrides,
     suggest,
     suggest_scoring,
-    without_override,
 )
 from lorada.support.in_words import counted
 from lorada.support.models import check_name
@@ -50,7 +50,7 @@ def train(
     as_json: opt.Json = False,
 ) -> None:
     """Train a method on a model and your rows."""
-    recipe, pairs = without_override(recipe, overrides)
+    recipe, pairs = split_overrides(recipe, overrides)
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
         "columns": columns, "output": output,

@@ -22,16 +22,16 @@ from lorada.cli.shared import (
     console,
     errors,
     importing,
-    loaded_run,
+    load_with_spinner,
     loading_model,
-    next_is,
     note,
     print_json,
     say,
     say_why,
+    spinner,
     suggest,
+    suggest_line,
     suggest_scoring,
-    waiting,
 )
 from lorada.support.error_messages import needs_extra, unknown_name
 from lorada.support.files import as_typed, refuse_there, write_atomic
@@ -102,7 +102,7 @@ def evaluate(
     metrics = opt.metrics_of(metric)
     recipe = scored_run(run, data, data_dir, metrics)
     opt.refuse_columns(columns, data)
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference import evaluate as scoring
     from lorada.inference.generate import with_limit
     from lorada.runs.result import read_result
@@ -193,7 +193,7 @@ def generate(
     from lorada.runs.folder import writer
 
     recipe = writer(run)
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.inference import generate as generation
 
     outputs = generation.generate(loaded, prompt, max_new_tokens)
@@ -308,7 +308,7 @@ def predict(
     opt.refuse_columns(columns, data)
     texts = text or []
     recipe = _checked(run, texts, data, output, overwrite=overwrite)
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=as_json)
+    loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.read_rows import read_rows
     from lorada.data.task_rows import rows_to_answer
     from lorada.inference.generate import say_cut, with_limit
@@ -410,12 +410,12 @@ def explore(
     refuse_there(output, overwrite=overwrite)
     with needs_extra("explore"):
         import jinja2  # noqa: F401
-    loaded = loaded_run(run, recipe.model, remote=remote, quiet=False)
+    loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=False)
     from lorada.explore.explorer_page import explorer_page
     from lorada.explore.page_data import compute_page_data, pair_sentences
 
     data = compute_page_data(loaded, pair_sentences(text, text_pair))
-    with waiting("writing the page"):
+    with spinner("writing the page"):
         page = explorer_page(data)
         write_atomic(output, page)
     say(f"{output} ({len(page) / 2**20:.1f} MB)")
@@ -452,7 +452,7 @@ def export(
 
     if form == "onnx":
         logging.disable_progress_bar()  # the spinner replaces it
-        with waiting("tracing the model and comparing the graph with torch", quiet=as_json):
+        with spinner("tracing the model and comparing the graph with torch", quiet=as_json):
             written = whole.export_onnx(run, target, trust_remote_code=remote)
     else:
         written = whole.export(run, target, trust_remote_code=remote)
@@ -472,7 +472,7 @@ def _tell(target: Path, written: dict[str, Any]) -> None:
     else:
         rest = f"adapter of {left}" if written["adapter"] else "no adapter is left"
         say(f"{target}: merged {merged}; {rest}")
-    next_is(as_typed("cat", target / "README.md"))
+    suggest_line(as_typed("cat", target / "README.md"))
 
 
 @app.command(rich_help_panel=opt.TRAIN, context_settings={"ignore_unknown_options": True})
