@@ -34,21 +34,14 @@ from lorada.support.tables import NOTHING
 NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 
 
-def _rates(text: str) -> list[float]:
-    try:
-        return [float(rate) for rate in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"{text} must be numbers, such as 1e-4,1e-3") from error
-
-
 Methods = Annotated[
-    Any, typer.Option(parser=opt.named, metavar="NAMES", help="such as lora,lora:r=1,ia3")
+    Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="such as lora,lora:r=1,ia3")
 ]
 Budgets = Annotated[
-    Any, typer.Option(parser=opt.budgets_of, metavar="SIZES", help="parameters: 0.2% or 100000")
+    Any, typer.Option(parser=opt.parse_budgets, metavar="SIZES", help="parameters: 0.2% or 100000")
 ]
 Rates = Annotated[
-    Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")
+    Any, typer.Option(parser=opt.parse_rates, metavar="RATES", help="learning rates to try for all")
 ]
 Trials = Annotated[
     int | None,

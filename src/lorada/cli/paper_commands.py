@@ -31,7 +31,7 @@ from lorada.support.progress import progress_bar
 # Options that are not repeated in the command that goes on with the same runs.
 ONCE = ("--dry-run", "--resume", "--overwrite")
 Names = Annotated[
-    Any, typer.Option(parser=opt.named, metavar="NAMES", help="with commas; else all")
+    Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="with commas; else all")
 ]
 # A folder of the user's own: a checkout has results of other machines in docs/results.
 OWN_RESULTS = Path("results")

@@ -99,7 +99,7 @@ def evaluate(
     as_json: opt.Json = False,
 ) -> None:
     """Score a finished run on held-out rows, or on the test rows of its tasks."""
-    metrics = opt.metrics_of(metric)
+    metrics = opt.parse_metrics(metric)
     recipe = scored_run(run, data, data_dir, metrics)
     opt.refuse_columns(columns, data)
     loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=as_json)
