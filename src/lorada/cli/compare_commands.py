@@ -98,12 +98,7 @@ def compare(
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     folder, pairs = split_overrides(folder, overrides)
-    # A new comparison is named by --output, one to go on with by the argument or by --output.
-    if folder is not None and not resume:
-        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
-    if folder is None and output is None:
-        raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
-    target = Path(str(folder or output))
+    target = _target_folder(folder, output, resume=resume)
     # Settings that all runs share, as in `lorada train`, then those of the comparison itself.
     recipe_options = {
         "model": model, "data": data, "columns": columns, "task": task,
@@ -119,10 +114,8 @@ def compare(
     refuse_taken_by_other(target, resume=resume, overwrite=overwrite)
     # A command that has all that it takes to begin may be given to each of several machines, with
     # --resume: the first one begins, and the others find its comparison in the folder.
-    has_begun = (target / SPEC_FILE).is_file()
-    can_begin = folder is None and methods is not None
-    continues = resume and (has_begun or not can_begin)
-    if continues:
+    can_begin = folder is None and methods is not None and not (target / SPEC_FILE).is_file()
+    if resume and not can_begin:
         comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
     else:
         comparison = _new_comparison(pairs, recipe_options, comparison_options)
@@ -134,6 +127,15 @@ def compare(
         _forecast(comparison, target, pool_factory, gpus_here, resume=resume, as_json=as_json)
         return None
     return _run(comparison, target, pool_factory, overwrite=overwrite, as_json=as_json)
+
+
+def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> Path:
+    """The folder of a comparison: a new one is named by --output, an old one by either word."""
+    if folder is not None and not resume:
+        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
+    if folder is None and output is None:
+        raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
+    return Path(str(folder or output))
 
 
 def _new_comparison(

@@ -22,7 +22,7 @@ from lorada.cli.shared import (
     spinner,
     suggest,
 )
-from lorada.cli.use_commands import scored_run
+from lorada.cli.use_commands import recipe_to_score
 from lorada.support.files import write_atomic
 from lorada.support.in_words import counted
 from lorada.support.metric_names import main_metric
@@ -274,7 +274,7 @@ def _plot_layers(
 ) -> None:
     from lorada.paper.figures import layers_figure
 
-    recipe = scored_run(run, data, data_dir)
+    recipe = recipe_to_score(run, data, data_dir)
     loaded = load_with_spinner(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.page_data import ratios_by_layer
 
