@@ -20,7 +20,7 @@ from lorada.runs.recipe import JSONL, Recipe, read_yaml, recipe_of, settings_in,
 from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import CODE, absolute_files
-from lorada.training.load_recipe import Asked, read_recipe
+from lorada.training.load_recipe import RecipeDraft, read_recipe
 
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
@@ -266,7 +266,7 @@ def saved_comparison(folder: Path) -> Comparison:
     return comparison
 
 
-def asked_again(saved: Comparison, pairs: list[str], options: dict[str, Any]) -> Asked:
+def asked_again(saved: Comparison, pairs: list[str], options: dict[str, Any]) -> RecipeDraft:
     """The shared settings of a comparison to go on with, as ``resumed_comparison`` takes them.
 
     ``pairs`` of ``key=value`` and ``options`` that are fields of a recipe, if given, replace the
