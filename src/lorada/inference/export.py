@@ -252,7 +252,7 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
             f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
         )
         notes = LABELS_NOTE if run.form == "labels" else ""
-        write_text(fresh, metadata, title=title, made=facts, code=CODE, notes=notes)
+        write_text(fresh, metadata, title=title, summary=facts, code=CODE, notes=notes)
     written = {"folder": str(target), "merged": merged, "adapter": left}
     return {**written, "opset": opset, "difference": difference}
 
