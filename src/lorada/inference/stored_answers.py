@@ -16,7 +16,8 @@ from lorada.data.task import Metrics
 from lorada.data.task_rows import Rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.result import Prediction, read_predictions, read_result, versions
+from lorada.runs.machine import versions
+from lorada.runs.result import Prediction, read_predictions, read_result
 from lorada.support.files import json_text
 from lorada.support.metric_names import LOSS
 from lorada.support.row_sources import HEADED

@@ -1,13 +1,8 @@
-"""Reads and writes ``result.json``: what a run was, what it ran on, and its scores."""
+"""Reads and writes what a run stores: ``result.json`` and ``predictions.jsonl``."""
 
 import json
 import logging
-import os
-import platform
-import resource
-import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +22,10 @@ from lorada.support.error_messages import first_problem
 from lorada.support.files import as_typed, json_lines, json_text, write_atomic
 from lorada.support.metric_names import LOSS
 from lorada.support.row_sources import HEADED, Form
-from lorada.support.version import __version__
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
 # What was measured of a training: no less than nothing.
@@ -189,49 +182,6 @@ class RunResult(StoredRecord):
     def metric_name(self) -> str | None:
         """The name of what its answers are scored by; None for a benchmark, which has its own."""
         return None if self.metric is None else self.metric.name
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {package: version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "lorada": __version__, **found}
-
-
-def hardware() -> dict[str, str | float | None]:
-    """The processor, cores, memory (GiB) and accelerator of this machine."""
-    import torch
-
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(pages / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def peak_memory() -> int:
-    """Peak memory of this process so far, in bytes; of the accelerator, if there is one."""
-    import torch
-
-    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
-        return int(peak)  # 0 of a training on the processor
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.is_file() else []:
-        # Under Linux, getrusage may give the peak of the process that started this one.
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def read_result(run: Path) -> RunResult:
