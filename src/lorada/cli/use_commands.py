@@ -457,22 +457,23 @@ def export(
     else:
         written = whole.export(run, target, trust_remote_code=remote)
     if as_json:
-        print_json(written)
+        print_json(written.plain())
     else:
-        _tell(target, written)
+        _tell(written)
 
 
-def _tell(target: Path, written: dict[str, Any]) -> None:
+def _tell(exported: Any) -> None:
     """Print what was written into a folder, how a graph compares with torch, and what is next."""
-    left, merged = (", ".join(written[key]) or "nothing" for key in ("adapter", "merged"))
-    if "opset" in written:
-        opset = f"ONNX opset {written['opset']}"
-        say(f"{target}: {opset}; merged {merged}; in the graph {left}")
-        say(f"logits differ from torch's by at most {written['difference']:.1e}")
+    merged = ", ".join(exported.merged) or "nothing"
+    left = ", ".join(exported.adapter) or "nothing"
+    if exported.opset is not None:
+        opset = f"ONNX opset {exported.opset}"
+        say(f"{exported.folder}: {opset}; merged {merged}; in the graph {left}")
+        say(f"logits differ from torch's by at most {exported.difference:.1e}")
     else:
-        rest = f"adapter of {left}" if written["adapter"] else "no adapter is left"
-        say(f"{target}: merged {merged}; {rest}")
-    next_is(as_typed("cat", target / "README.md"))
+        rest = f"adapter of {left}" if exported.adapter else "no adapter is left"
+        say(f"{exported.folder}: merged {merged}; {rest}")
+    next_is(as_typed("cat", exported.folder / "README.md"))
 
 
 @app.command(rich_help_panel=opt.TRAIN, context_settings={"ignore_unknown_options": True})
