@@ -26,6 +26,7 @@ from lorada.support.row_sources import HEADED, Form
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.jsonl"
 
 
 # What was measured of a training: no less than nothing.
@@ -46,7 +47,7 @@ class RowsMetrics(StoredRecord):
         answers_sha256: of the answers and of all that they depend on.
     """
 
-    # Metrics by name; a word is nothing of ours, and is kept.
+    # Metrics by name. A word is none of ours; somebody else's is kept.
     __pydantic_extra__: dict[str, float | int | str | None]
 
     n: int
@@ -116,7 +117,9 @@ class Forgetting(StoredRecord):
 class RunResult(StoredRecord):
     """What a run was, what it ran on, and its scores, as ``result.json`` has them.
 
-    Few fields must be there: those that every use of a run reads.
+    Few fields must be there: those that every use of a run reads. The file has its fields in the
+    order in which ``training.finish`` gives them; here come first those whose damage is named
+    first.
 
     Attributes:
         labels: the classes or labels that its head knows, by index; empty for a run without one.
@@ -135,7 +138,8 @@ class RunResult(StoredRecord):
         settings_from: where the method's settings are from, in words.
         started_from: the adapter that the training began with.
         adapter_parts: PEFT types of the adapter's parts.
-        relative_norm: of what the adapter adds to the attention, at the last log line.
+        relative_norm: of what the maps add, against the softmax alone, at the last log line; None
+            for a method without maps.
         guessing_loss: on the held-out rows, of one answer for all of them.
         wall_time_s: seconds of the training.
         resumed_from: the checkpoint that it went on from.
@@ -229,6 +233,7 @@ def keep_scores(
 
     ``unparsable`` is the percent of answers that name no option, by the same names.
     """
+    # The result is read again, since another command may have scored the run meanwhile.
     result = read_result(run)
     changes: dict[str, Any] = {"metrics": {**result.metrics, **metrics}}
     if unparsable:
@@ -243,14 +248,12 @@ def keep_forgetting(run: Path, forgetting: Forgetting) -> None:
 
 
 def _keep(path: Path, text: str, what: str) -> None:
+    """Write a file of a run; if it cannot be written, only warn, as ``what`` was printed too."""
     try:
         write_atomic(path, text)
     except OSError as error:
         reason = error.strerror or error
         logger.warning("%s could not be kept in %s: %s", what, path, reason)
-
-
-PREDICTIONS_FILE = "predictions.jsonl"
 
 
 class Prediction(BaseModel):
