@@ -6,7 +6,7 @@ import signal
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,9 @@ from lorada.cli.shared import (
 from lorada.support.error_messages import needs_extra
 from lorada.support.files import as_typed, refuse_there, write_atomic
 from lorada.support.row_sources import HEADED
+
+if TYPE_CHECKING:
+    from lorada.inference.export import Exported
 
 SITE = Path(__file__).parent / "site"  # its sitecustomize.py is imported when Python starts
 
@@ -94,28 +97,28 @@ def export(
     if format_name == "onnx":
         logging.disable_progress_bar()  # the spinner replaces it
         with spinner("tracing the model and comparing the graph with torch", quiet=as_json):
-            summary = exporting.export_onnx(run, target, trust_remote_code=remote)
+            exported = exporting.export_onnx(run, target, trust_remote_code=remote)
     else:
-        summary = exporting.export(run, target, trust_remote_code=remote)
+        exported = exporting.export(run, target, trust_remote_code=remote)
     if as_json:
-        print_json(summary)
+        print_json(exported.plain())
     else:
-        _print_export(target, summary)
+        _print_export(exported)
 
 
-def _print_export(target: Path, summary: dict[str, Any]) -> None:
+def _print_export(exported: "Exported") -> None:
     """Print what was written into a folder, how a graph compares with torch, and what is next."""
-    merged = ", ".join(summary["merged"]) or "nothing"
-    unmerged = ", ".join(summary["adapter"]) or "nothing"
-    if "opset" in summary:
-        opset = f"ONNX opset {summary['opset']}"
-        say(f"{target}: {opset}; merged {merged}; in the graph {unmerged}")
-        say(f"logits differ from torch's by at most {summary['difference']:.1e}")
-    elif summary["adapter"]:
-        say(f"{target}: merged {merged}; adapter of {unmerged}")
+    merged = ", ".join(exported.merged) or "nothing"
+    unmerged = ", ".join(exported.adapter) or "nothing"
+    if exported.opset is not None:
+        opset = f"ONNX opset {exported.opset}"
+        say(f"{exported.folder}: {opset}; merged {merged}; in the graph {unmerged}")
+        say(f"logits differ from torch's by at most {exported.difference:.1e}")
+    elif exported.adapter:
+        say(f"{exported.folder}: merged {merged}; adapter of {unmerged}")
     else:
-        say(f"{target}: merged {merged}; no adapter is left")
-    suggest_line(as_typed("cat", target / "README.md"))
+        say(f"{exported.folder}: merged {merged}; no adapter is left")
+    suggest_line(as_typed("cat", exported.folder / "README.md"))
 
 
 @app.command(rich_help_panel=opt.TRAIN, context_settings={"ignore_unknown_options": True})
