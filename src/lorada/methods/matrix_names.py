@@ -1,7 +1,8 @@
 """The names of a model's weight matrices by role, and the family of a model.
 
 The settings in METHODS use one model's names, such as LLaMA's ``q_proj``. Other models have other
-names for the same matrices, or one matrix in place of several; ``renamed`` translates.
+names for the same matrices, or one matrix in place of several; ``translate_names``
+translates.
 """
 
 import re
@@ -14,7 +15,6 @@ from lorada.methods.method import Family
 # other module of the model. Where query, key and value (or gate and up) are one matrix, it is
 # listed under each role. Some methods train embeddings and norms, which may be outside the layers.
 Scheme = Mapping[str, tuple[str, ...]]
-ATTENTION = ("query", "key", "value")
 # Settings that name modules: those that the part adapts, and those that train as a whole.
 NAMING = ("target_modules", "feedforward_modules", "modules_to_save")
 # Key of a method's settings → the model type whose names of matrices they use.
@@ -32,14 +32,27 @@ def _scheme(
     gate: str = "",
     whole: tuple[str, tuple[str, ...]] = ("", ()),
 ) -> Scheme:
-    def several(names: tuple[str, ...] | str) -> tuple[str, ...]:
-        return (names,) if isinstance(names, str) else names
+    """A scheme without the roles that the model lacks.
 
-    three = (attention,) * 3 if isinstance(attention, str) else attention
-    found = {role: several(name) for role, name in zip(ATTENTION, three, strict=True)}
-    found |= {"output": several(output), "gate": several(gate), "up": several(up)}
-    found |= {"down": several(down), "embeddings": several(whole[0]), "norms": whole[1]}
-    return {role: names for role, names in found.items() if names and names[0]}
+    Args:
+        attention: query, key and value, or the one matrix of all three.
+        output: the output projection of the attention, or several of its kind.
+        up: the first matrix of the FFN, or several.
+        down: its last matrix.
+        gate: the matrix of its gate, if it has one.
+        whole: what may be trained whole: the embeddings, and the names of all norms.
+    """
+    query, key, value = (attention,) * 3 if isinstance(attention, str) else attention
+    embeddings, norms = whole
+    roles: dict[str, tuple[str, ...] | str] = {
+        "query": query, "key": key, "value": value, "output": output, "gate": gate, "up": up,
+        "down": down, "embeddings": embeddings, "norms": norms,
+    }  # fmt: skip
+    return {
+        role: (names,) if isinstance(names, str) else names
+        for role, names in roles.items()
+        if names
+    }
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -126,7 +139,7 @@ def family_of(model_config: Any) -> Family:
 ANY_LAYER = r".*\.\d+"  # begins a regex of the matrices of all layers
 
 
-def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
+def translate_names(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
     """Translate names of matrices from the scheme ``home`` to the scheme ``here``.
 
     Roles that the model of ``here`` lacks are left out.
@@ -135,38 +148,57 @@ def renamed(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str
         A value for ``target_modules``: a list, or a regex where one name ends another. BERT's
         ``output.dense`` in a list would match ``attention.output.dense`` too.
     """
-    found: dict[str, None] = {}
+    translated: dict[str, None] = {}  # in order, each name once
     for name in names:
-        whole = [role for role, known in home.items() if name in known]
-        ending = [role for role, known in home.items() if any(_ends(full, name) for full in known)]
-        if not ending:
-            raise ValueError(f"{name} is no matrix that has a role: {', '.join(home)}")
-        found |= dict.fromkeys(full for role in whole or ending for full in here.get(role, ()))
+        for role in _roles_of(name, home):
+            translated |= dict.fromkeys(here.get(role, ()))
     # Names of this very model stay as written if each matches one matrix only.
-    written = list(names) if here is home else list(found)
-    if all(_clear(name, here) for name in written):
-        return written
-    if all(_clear(name, here) for name in found):
-        return list(found)
-    return rf"{ANY_LAYER}\.({'|'.join(re.escape(name) for name in found)})"
+    if here is home and all(_matches_one(name, here) for name in names):
+        return list(names)
+    if all(_matches_one(name, here) for name in translated):
+        return list(translated)
+    return rf"{ANY_LAYER}\.({'|'.join(re.escape(name) for name in translated)})"
 
 
-def _ends(full: str, name: str) -> bool:
-    return f".{full}".endswith(f".{name}")
+def _roles_of(name: str, scheme: Scheme) -> list[str]:
+    """The roles of the matrices with a name; if there are none, of those whose names end in it."""
+    roles = [role for role, known in scheme.items() if name in known]
+    if roles:
+        return roles
+    for role, known in scheme.items():
+        if any(_ends_in(full_name, name) for full_name in known):
+            roles.append(role)
+    if not roles:
+        raise ValueError(f"{name} is no matrix that has a role: {', '.join(scheme)}")
+    return roles
 
 
-def _clear(name: str, scheme: Scheme) -> bool:
+def _ends_in(full_name: str, name: str) -> bool:
+    """Whether a name is that of a module or the end of its path, as PEFT matches targets."""
+    return f".{full_name}".endswith(f".{name}")
+
+
+def _matches_one(name: str, scheme: Scheme) -> bool:
     """Whether a name matches no more than one of a model's matrices."""
-    found = {full for names in scheme.values() for full in names if _ends(full, name)}
-    return len(found) < 2
+    matches = set()
+    for full_names in scheme.values():
+        matches |= {full_name for full_name in full_names if _ends_in(full_name, name)}
+    return len(matches) < 2
 
 
-def fits(scheme: Scheme, linears: Iterable[str]) -> bool:
+def has_linears_of(scheme: Scheme, linear_names: Iterable[str]) -> bool:
     """Whether the linear layers within a model's layers are exactly those of a scheme."""
-    linears = list(linears)
-    roles = [role for role in scheme if role not in ("embeddings", "norms", "gate")]
-    names = {full for role in (*roles, "gate") for full in scheme.get(role, ())}
-    every = all(any(_ends(linear, name) for name in names) for linear in linears)
-    return every and all(
-        any(_ends(linear, name) for linear in linears for name in scheme[role]) for role in roles
-    )
+    linear_names = list(linear_names)
+    # A gate may be missing; embeddings and norms are no linear layers.
+    needed_roles = [role for role in scheme if role not in ("embeddings", "norms", "gate")]
+    for role in needed_roles:
+        if not any(_is_any_of(linear_name, scheme[role]) for linear_name in linear_names):
+            return False
+    known_names: list[str] = []
+    for role in (*needed_roles, "gate"):
+        known_names += scheme.get(role, ())
+    return all(_is_any_of(linear_name, known_names) for linear_name in linear_names)
+
+
+def _is_any_of(linear_name: str, names: Iterable[str]) -> bool:
+    return any(_ends_in(linear_name, name) for name in names)
