@@ -48,8 +48,10 @@ class DeltaLayer(LoradaTunerLayer):
             self.unmerge()
         output: Tensor = self.base_layer(x, *args, **kwargs)
         result = output
-        for name in [] if self.merged else self.active_here():
-            result = result + self.scaled(name, self.term(name, x, output))
+        if not self.merged:
+            for name in self.active_here():
+                # Each term reads x or W x, never another's sum, so their order does not matter.
+                result = result + self.scaled(name, self.term(name, x, output))
         return result.to(output.dtype)
 
 
@@ -67,14 +69,20 @@ class DeltaModel(LoradaTuner):
     ) -> LoradaPeftConfig:
         config: Any = peft_config
         if config.target_modules is None:
-            kind, known = model_config.get("model_type"), self.target_module_mapping
-            if known and kind not in known:
-                raise ValueError(
-                    f"{type(config).__name__} has no default target_modules for {kind} models: "
-                    f"choose some of {listed(self.candidates(config))}"
-                )
-            config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
+            config.target_modules = self._default_targets(config, model_config.get("model_type"))
         return peft_config
+
+    def _default_targets(self, config: Any, model_type: str | None) -> list[str]:
+        """The ``target_modules`` of a config that names none."""
+        defaults: Any = self.target_module_mapping
+        if not defaults:
+            return layer_linear_names(self.model)
+        if model_type not in defaults:
+            raise ValueError(
+                f"{type(config).__name__} has no default target_modules for {model_type} models: "
+                f"choose some of {listed(self.candidates(config))}"
+            )
+        return list(defaults[model_type])
 
     def _create_and_replace(
         self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str

@@ -58,8 +58,11 @@ class FrozenEntries(ByName, BufferDict):  # type: ignore[misc]
 def execution_device(module: nn.Module) -> torch.device | None:
     """The device to which accelerate brings a module's offloaded weights; None if not offloaded."""
     hook = getattr(module, "_hf_hook", None)
-    targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
-    return next((torch.device(target) for target in targets if target is not None), None)
+    for part in getattr(hook, "hooks", [hook]):  # several hooks are joined into one
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
 
 
 class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -123,10 +126,12 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""
-        dtypes = (parameter.dtype for parameter in self.get_base_layer().parameters())
-        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
-        for tensor in self.weights_of(adapter_name) if dtype is not None else ():
-            tensor.data = tensor.data.to(dtype)
+        dtypes = [parameter.dtype for parameter in self.get_base_layer().parameters()]
+        floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+        if not floating:
+            return
+        for tensor in self.weights_of(adapter_name):
+            tensor.data = tensor.data.to(floating[0])
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -191,28 +196,39 @@ HEADS_OF_PEFT = {
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
     """Restore a model if placing an adapter on it fails half-way."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    attributes = {module: dict(vars(module)) for module in model.modules()}
     # Children, hooks, names of adapters: restored in place, since a hook's handle knows its dict.
-    held = [value for _, attributes in before for value in attributes.values()
-            if isinstance(value, dict | list | set)]  # fmt: skip
-    contents = [value.copy() for value in held]
+    containers: list[dict[Any, Any] | list[Any] | set[Any]] = []
+    for attributes_of_module in attributes.values():
+        for value in attributes_of_module.values():
+            if isinstance(value, dict | list | set):
+                containers.append(value)
+    contents = [container.copy() for container in containers]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     except BaseException:
-        known = {id(module) for module, _ in before}
+        # Before its module is forgotten, a new part removes its hooks, wherever they are.
         for module in list(model.modules()):
-            if isinstance(module, AttachedLayer) and id(module) not in known:
+            if isinstance(module, AttachedLayer) and module not in attributes:
                 module.detach_from_host()
-        for module, attributes in before:
+        for module, attributes_of_module in attributes.items():
             vars(module).clear()
-            vars(module).update(attributes)
-        for value, content in zip(held, contents, strict=True):
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+            vars(module).update(attributes_of_module)
+        for container, content in zip(containers, contents, strict=True):
+            _refill(container, content)
         for parameter, requires_grad in trainable:
             parameter.requires_grad = requires_grad
         raise
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Put the content back into a dictionary, list or set, which stays the same object."""
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def refuse_unknown(tuner: BaseTuner, names: list[str]) -> None:
@@ -236,13 +252,13 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
     """Refuse a part in a module that the same adapter trains and saves as a whole copy."""
-    for name, whole in model.named_modules():
-        if not isinstance(whole, ModulesToSaveWrapper) or adapter_name not in whole.modules_to_save:
+    for place, wrapper, copies in heads_of(model, [adapter_name]):
+        if not copies:
             continue
-        for inner, layer in whole.modules_to_save[adapter_name].named_modules():
+        for name, layer in wrapper.modules_to_save[adapter_name].named_modules():
             if isinstance(layer, BaseTunerLayer):
                 raise ValueError(
-                    f"modules_to_save trains {name} whole, where a part of the stack has {inner}: "
+                    f"modules_to_save trains {place} whole, where a part of the stack has {name}: "
                     "leave the module out of one of them"
                 )
 
@@ -289,13 +305,23 @@ def refuse_absent(model: nn.Module, config: PeftConfig, task: Any) -> None:
 
     The heads of ``task``, PEFT's name of it, or of any task if it is None, are not refused.
     """
-    present = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    task = getattr(task, "value", task)
-    spared = {name for key, names in HEADS_OF_PEFT.items() if task in (None, key) for name in names}
+    named_modules = model.named_modules(remove_duplicate=False)
+    full_names = [name for name, _ in named_modules]
+    heads = _heads_of_task(getattr(task, "value", task))
     for name in getattr(config, "modules_to_save", None) or []:
-        if name not in spared and not any(full.endswith(name) for full in present):
-            own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
-            raise unknown_name("module in modules_to_save", str(name), own - {""})
+        # PEFT takes each module whose full name ends in it.
+        if name in heads or any(full_name.endswith(name) for full_name in full_names):
+            continue
+        last_names = {full_name.rpartition(".")[2] for full_name in full_names}
+        known = {last_name for last_name in last_names if last_name and not last_name.isdigit()}
+        raise unknown_name("module in modules_to_save", str(name), known)
+
+
+def _heads_of_task(task: str | None) -> set[str]:
+    """The heads that PEFT adds to ``modules_to_save`` for a task; for any task if it is None."""
+    if task is not None:
+        return set(HEADS_OF_PEFT.get(task, ()))
+    return set().union(*HEADS_OF_PEFT.values())
 
 
 def check_fits(
@@ -316,13 +342,12 @@ def check_fits(
 
 
 def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
+    """What the weights were saved for, and where that shows; None if they fit."""
     own = model.state_dict()
     # Where embeddings are in modules_to_save, PEFT saves them again by their names in the base.
-    again = tuple(
-        f"{name}." for name, one in model.named_modules() if isinstance(one, ModulesToSaveWrapper)
-    )
+    saved_twice = tuple(f"{place}." for place, _, _ in heads_of(model, []))
     for key, tensor in state_dict.items():
-        if key not in own and key.startswith(again):
+        if key not in own and key.startswith(saved_twice):
             continue
         if key not in own:
             return f"architecture: this model has no place for {key}"
@@ -359,8 +384,10 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             with all_or_nothing(model):
                 super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
-            has = listed(self.candidates(config))
-            raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
+            known = listed(self.candidates(config))
+            raise ValueError(
+                f"{choosing_settings(config)} matched no module; this model has {known}"
+            ) from error
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -482,20 +509,20 @@ class AttachedModel(LoradaTuner):
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         if not matched:  # which also says whether the module was excluded
             return matched
-        names, stacks = key.split("."), getattr(peft_config, "stacks", None)
-        if stacks and not any(stack in names for stack in stacks):
+        path, stacks = key.split("."), getattr(peft_config, "stacks", None)
+        if stacks and not any(stack in path for stack in stacks):
             return False
         if key in self.hosts:
             return True
-        found = self.candidates(peft_config)
+        candidates = self.candidates(peft_config)
         # A namesake is left out, unless the user names its layer: some models mix kinds of
         # attention, and a norm behind all layers may have the name of one in the layers.
-        namesake = any(f".{key}".endswith(f".{name}") for name in found)
+        namesake = any(f".{key}".endswith(f".{name}") for name in candidates)
         if namesake and getattr(peft_config, "layers_to_transform", None) is None:
             return False
         raise ValueError(
             f"target_modules matches {key}, which is not {self.host_kind}; "
-            f"this model has {listed(found)}"
+            f"this model has {listed(candidates)}"
         )
 
     def _create_and_replace(
@@ -514,17 +541,24 @@ class AttachedModel(LoradaTuner):
         layer.train(target.training)
 
 
-def chosen(config: Any) -> str:
+def choosing_settings(config: Any) -> str:
     """The settings of a config that choose modules, for an error: ``target_modules=['q_proj']``."""
-    values = {name: getattr(config, name, None) for name in CHOOSING}
-    shown = {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
-    said = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
-    name = shown.get("target_modules")
-    plain = isinstance(name, str) and name.isidentifier()
-    return said + f" (a text is a regex of the whole name: write [{name}])" * plain
+    sentences = []
+    for name in CHOOSING:
+        value = getattr(config, name, None)
+        if value is not None:
+            shown = sorted(value) if isinstance(value, set) else value  # the same on every run
+            sentences.append(f"{name}={shown!r}")
+    text = ", ".join(sentences)
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets.isidentifier():
+        text += f" (a text is a regex of the whole name: write [{targets}])"
+    return text
 
 
 def listed(names: list[str]) -> str:
     """Names for an error: the first of them, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else ""
-    return (", ".join(names[:MOST_NAMES]) or "none") + more
+    text = ", ".join(names[:MOST_NAMES]) or "none"
+    if len(names) > MOST_NAMES:
+        text += f" and {len(names) - MOST_NAMES} more"
+    return text
