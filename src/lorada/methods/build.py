@@ -117,14 +117,15 @@ def _adapter_config(
     method: Method, model_config: Any, stated: Mapping[str, Settings]
 ) -> tuple[LoradaConfig, str]:
     """The config of a method's adapter, and where its settings come from, in words."""
-    chosen = choose_settings(method, model_config)
-    settings = settings_for(chosen, stated, model_config)
+    method_settings = choose_settings(method, model_config)
+    settings = settings_for(method_settings, stated, model_config)
     fitted = fit_defaults(settings, stated, model_config)
     sentences = [str(replacement) for replacement in fitted.replaced]
     for sentence in sentences:
         logger.warning(sentence)
     # The differences are those of the settings that were meant; what did not fit follows them.
-    settings_from = "; ".join([_source_with_differences(chosen, settings, stated), *sentences])
+    source = _source_with_differences(method_settings, settings, stated)
+    settings_from = "; ".join([source, *sentences])
     parts = [part_class(part)(**values) for part, values in fitted.parts.items()]
     config = LoradaConfig(parts=parts)
     if model_config.model_type not in NO_TASK_TYPE:
@@ -158,10 +159,10 @@ def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     for key in families:
         if key in method.unpublished.parts:
             home = WRITTEN_FOR[method.unpublished.named_as or key]
-            return _chosen(method, key, method.unpublished.parts[key], home)
-    known = ", ".join(method.parts | method.unpublished.parts)
+            return _settings_under(method, key, method.unpublished.parts[key], home)
+    kinds = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
-        f"{method.name} has no settings for {model_type} models, only for {known}: "
+        f"{method.name} has no settings for {model_type} models, only for {kinds}: "
         "use another method"
     )
 
@@ -176,15 +177,17 @@ def _families(model_config: Any) -> tuple[Family, ...]:
 def _published_settings(method: Method, key: str, model_type: str) -> ChosenSettings:
     """The settings that a method's paper has under a key of ``Method.parts``."""
     home = WRITTEN_FOR.get(key, model_type)
-    chosen = _chosen(method, key, method.parts[key], home)
+    method_settings = _settings_under(method, key, method.parts[key], home)
     # Settings of ours were chosen for every model of a family, so no model lent them.
-    if home == model_type or chosen.source.startswith(NOT_FROM_THE_PAPER):
-        return chosen
-    borrowed = f"{chosen.source}; those of {home} models, taken to a {model_type} model"
-    return replace(chosen, source=borrowed)
+    if home == model_type or method_settings.source.startswith(NOT_FROM_THE_PAPER):
+        return method_settings
+    borrowed = f"{method_settings.source}; those of {home} models, taken to a {model_type} model"
+    return replace(method_settings, source=borrowed)
 
 
-def _chosen(method: Method, key: str, parts: Mapping[str, Settings], home: str) -> ChosenSettings:
+def _settings_under(
+    method: Method, key: str, parts: Mapping[str, Settings], home: str
+) -> ChosenSettings:
     """Settings that a method has under a key, with names of matrices as in ``home`` models."""
     printed = method.printed.get(key, {})
     return ChosenSettings(dict.fromkeys(parts, home), parts, method.source_of(key), printed)
@@ -197,33 +200,36 @@ def _settings_of_sum(method: Method, model_config: Any) -> ChosenSettings:
     printed: dict[str, Mapping[str, Any]] = {}
     sources: list[tuple[str, str]] = []
     for summand in method.summands:
-        chosen = choose_settings(summand, model_config)
-        homes |= chosen.homes
-        parts |= chosen.parts
-        printed |= chosen.printed
-        sources.append((summand.name, chosen.source))
+        method_settings = choose_settings(summand, model_config)
+        homes |= method_settings.homes
+        parts |= method_settings.parts
+        printed |= method_settings.printed
+        sources.append((summand.name, method_settings.source))
     return ChosenSettings(homes, parts, joined_sources(sources), printed)
 
 
 def _source_with_differences(
-    chosen: ChosenSettings, settings: Mapping[str, Settings], stated: Mapping[str, Settings]
+    method_settings: ChosenSettings,
+    settings: Mapping[str, Settings],
+    stated: Mapping[str, Settings],
 ) -> str:
     """The source of the settings, and which of them it does not have."""
     differences: list[str] = []
     for part, values in settings.items():
-        differences += _differences_of_part(part, chosen, values, stated.get(part, {}))
+        differences += _differences_of_part(part, method_settings, values, stated.get(part, {}))
     if not differences:
-        return chosen.source
-    return f"{chosen.source}; but for {', '.join(differences)}"
+        return method_settings.source
+    return f"{method_settings.source}; but for {', '.join(differences)}"
 
 
 def _differences_of_part(
-    part: str, chosen: ChosenSettings, settings: Settings, stated: Settings
+    part: str, method_settings: ChosenSettings, settings: Settings, stated: Settings
 ) -> list[str]:
     """What a part takes other than the source has, each as ``lora.r=8 (there 32)``."""
     defaults = part_class(part).__dataclass_fields__
     at_source = {}
-    for key, value in {**chosen.parts[part], **chosen.printed.get(part, {})}.items():
+    source_values = {**method_settings.parts[part], **method_settings.printed.get(part, {})}
+    for key, value in source_values.items():
         # Names of matrices are translated for each model, so only the user's are compared.
         if key not in NAMING or key in stated:
             at_source[key] = value
@@ -240,18 +246,18 @@ def _differences_of_part(
 
 
 def settings_for(
-    chosen: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
+    method_settings: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
     """Translate chosen settings for a model, and put the user's (``stated``) in their place."""
     parts: dict[str, Settings] = {}
     scheme: Scheme | None = None  # looked up only for a setting that names matrices
-    for part, values in chosen.parts.items():
+    for part, values in method_settings.parts.items():
         user_settings = stated.get(part, {})
         alpha = _alpha_for_rank(part, values, user_settings)
         settings = {**deepcopy(values), **alpha, **user_settings}
         # Setting that names matrices → the model type whose names it uses. The user's are as meant.
         own_naming = [key for key in NAMING if key in values and key not in user_settings]
-        homes = dict.fromkeys(own_naming, chosen.homes[part])
+        homes = dict.fromkeys(own_naming, method_settings.homes[part])
         placement = PLACEMENTS.get(settings.get("placement", ""))
         if placement is not None and placement.linears and "target_modules" not in settings:
             settings["target_modules"] = list(placement.linears)

@@ -252,7 +252,8 @@ def _nearest(value: int, values: Sequence[int], bound: Bound) -> int:
     Where all are above, it is the first of them.
     """
     if bound == "divides_heads" and isinstance(values, list):
-        return min(values, key=lambda divisor: (abs(divisor - value), -divisor))
+        divisors: list[int] = values
+        return min(divisors, key=lambda divisor: (abs(divisor - value), -divisor))
     return values[max(0, bisect(values, value) - 1)]
 
 

@@ -229,11 +229,11 @@ def _differences(
     differences: dict[str, dict[str, Any]] = {}
     for method in methods:
         for part, printed in method.printed.get(kind, {}).items():
-            here = {**MAP_DEFAULTS, **settings[part]}
+            values = {**MAP_DEFAULTS, **settings[part]}
             differences[part] = {
-                key: {"here": here[key], "paper": value}
+                key: {"here": values[key], "paper": value}
                 for key, value in printed.items()
-                if here[key] != value
+                if values[key] != value
             }
     return differences
 

@@ -30,7 +30,7 @@ def _scheme(
     down: str,
     *,
     gate: str = "",
-    whole: tuple[str, tuple[str, ...]] = ("", ()),
+    trained_whole: tuple[str, tuple[str, ...]] = ("", ()),
 ) -> Scheme:
     """A scheme without the roles that the model lacks.
 
@@ -40,10 +40,10 @@ def _scheme(
         up: the first matrix of the FFN, or several.
         down: its last matrix.
         gate: the matrix of its gate, if it has one.
-        whole: what may be trained whole: the embeddings, and the names of all norms.
+        trained_whole: what may be trained whole: the embeddings, and the names of all norms.
     """
     query, key, value = (attention,) * 3 if isinstance(attention, str) else attention
-    embeddings, norms = whole
+    embeddings, norms = trained_whole
     roles: dict[str, tuple[str, ...] | str] = {
         "query": query, "key": key, "value": value, "output": output, "gate": gate, "up": up,
         "down": down, "embeddings": embeddings, "norms": norms,
@@ -59,16 +59,18 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 _FAIRSEQ = ("self_attn.out_proj", "encoder_attn.out_proj")  # classifiers have an out_proj, too
 _EMBED = "embed_tokens"
 _LLAMA = _scheme(
-    _QKV, "o_proj", "up_proj", "down_proj", gate="gate_proj", whole=(_EMBED, ("norm",))
+    _QKV, "o_proj", "up_proj", "down_proj", gate="gate_proj", trained_whole=(_EMBED, ("norm",))
 )
 _BERT_HALVES = ("attention.output.dense", "intermediate.dense", "output.dense")
 _BERT = _scheme(
     ("attention.self.query", "attention.self.key", "attention.self.value"), *_BERT_HALVES,
-    whole=("word_embeddings", ("LayerNorm",)),
+    trained_whole=("word_embeddings", ("LayerNorm",)),
 )  # fmt: skip
-_BART = _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm", "layernorm_embedding")))
+_BART = _scheme(
+    _QKV, _FAIRSEQ, "fc1", "fc2", trained_whole=(_EMBED, ("layer_norm", "layernorm_embedding"))
+)
 _T5 = _scheme(
-    ("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0", whole=(_EMBED, ("layer_norm",))
+    ("q", "k", "v"), "o", ("wi", "wi_1"), "wo", gate="wi_0", trained_whole=(_EMBED, ("layer_norm",))
 )
 
 SCHEMES: dict[str, Scheme] = {
@@ -76,30 +78,34 @@ SCHEMES: dict[str, Scheme] = {
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA
     ),
     "phi": _scheme(
-        _QKV, "self_attn.dense", "fc1", "fc2", whole=(_EMBED, ("layernorm",))
+        _QKV, "self_attn.dense", "fc1", "fc2", trained_whole=(_EMBED, ("layernorm",))
     ),
     "phi3": _scheme(
         "qkv_proj", "o_proj", "gate_up_proj", "down_proj", gate="gate_up_proj",
-        whole=(_EMBED, ("norm",)),
+        trained_whole=(_EMBED, ("norm",)),
     ),
     "gpt2": _scheme(
         "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj",
-        whole=("wte", ("ln_1", "ln_2", "ln_f")),
+        trained_whole=("wte", ("ln_1", "ln_2", "ln_f")),
     ),
-    "gptj": _scheme(_QKV, "attn.out_proj", "fc_in", "fc_out", whole=("wte", ("ln_1", "ln_f"))),
+    "gptj": _scheme(
+        _QKV, "attn.out_proj", "fc_in", "fc_out", trained_whole=("wte", ("ln_1", "ln_f"))
+    ),
     "gpt_neox": _scheme(
         "query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
-        whole=("embed_in", ("layernorm", "layer_norm")),
+        trained_whole=("embed_in", ("layernorm", "layer_norm")),
     ),
-    "opt": _scheme(_QKV, "self_attn.out_proj", "fc1", "fc2", whole=(_EMBED, ("layer_norm",))),
+    "opt": _scheme(
+        _QKV, "self_attn.out_proj", "fc1", "fc2", trained_whole=(_EMBED, ("layer_norm",))
+    ),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
     "distilbert": _scheme(
         ("q_lin", "k_lin", "v_lin"), "out_lin", "ffn.lin1", "ffn.lin2",
-        whole=("word_embeddings", ("layer_norm", "LayerNorm")),
+        trained_whole=("word_embeddings", ("layer_norm", "LayerNorm")),
     ),
     "modernbert": _scheme(
         "attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo", gate="mlp.Wi",
-        whole=("tok_embeddings", ("norm",)),
+        trained_whole=("tok_embeddings", ("norm",)),
     ),
     "deberta": _scheme("attention.self.in_proj", *_BERT_HALVES),
     "deberta-v2": _scheme(
@@ -107,11 +113,11 @@ SCHEMES: dict[str, Scheme] = {
         *_BERT_HALVES,
     ),
     **dict.fromkeys(("bart", "mbart"), _BART),
-    "whisper": _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", whole=(_EMBED, ("layer_norm",))),
+    "whisper": _scheme(_QKV, _FAIRSEQ, "fc1", "fc2", trained_whole=(_EMBED, ("layer_norm",))),
     "t5": _T5,
     "vit": _scheme(
         _QKV, "o_proj", "fc1", "fc2",
-        whole=("patch_embeddings", ("layernorm_before", "layernorm_after", "layernorm")),
+        trained_whole=("patch_embeddings", ("layernorm_before", "layernorm_after", "layernorm")),
     ),
 }  # fmt: skip
 
@@ -139,10 +145,10 @@ def family_of(model_config: Any) -> Family:
 ANY_LAYER = r".*\.\d+"  # begins a regex of the matrices of all layers
 
 
-def translate_names(names: Sequence[str], home: Scheme, here: Scheme) -> list[str] | str:
-    """Translate names of matrices from the scheme ``home`` to the scheme ``here``.
+def translate_names(names: Sequence[str], source: Scheme, target: Scheme) -> list[str] | str:
+    """Translate names of matrices from the scheme ``source`` to the scheme ``target``.
 
-    Roles that the model of ``here`` lacks are left out.
+    Roles that the model of ``target`` lacks are left out.
 
     Returns:
         A value for ``target_modules``: a list, or a regex where one name ends another. BERT's
@@ -150,23 +156,23 @@ def translate_names(names: Sequence[str], home: Scheme, here: Scheme) -> list[st
     """
     translated: dict[str, None] = {}  # in order, each name once
     for name in names:
-        for role in _roles_of(name, home):
-            translated |= dict.fromkeys(here.get(role, ()))
+        for role in _roles_of(name, source):
+            translated |= dict.fromkeys(target.get(role, ()))
     # Names of this very model stay as written if each matches one matrix only.
-    if here is home and all(_matches_one(name, here) for name in names):
+    if target is source and all(_matches_one(name, target) for name in names):
         return list(names)
-    if all(_matches_one(name, here) for name in translated):
+    if all(_matches_one(name, target) for name in translated):
         return list(translated)
     return rf"{ANY_LAYER}\.({'|'.join(re.escape(name) for name in translated)})"
 
 
 def _roles_of(name: str, scheme: Scheme) -> list[str]:
     """The roles of the matrices with a name; if there are none, of those whose names end in it."""
-    roles = [role for role, known in scheme.items() if name in known]
+    roles = [role for role, full_names in scheme.items() if name in full_names]
     if roles:
         return roles
-    for role, known in scheme.items():
-        if any(_ends_in(full_name, name) for full_name in known):
+    for role, full_names in scheme.items():
+        if any(_ends_in(full_name, name) for full_name in full_names):
             roles.append(role)
     if not roles:
         raise ValueError(f"{name} is no matrix that has a role: {', '.join(scheme)}")

@@ -203,11 +203,17 @@ class PrefixModel(AttachedModel):
         return hosts
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         if not hasattr(target, self.child):
             target.add_module(self.child, PrefixLayer(target, parent))
-        super()._create_and_replace(config, name, target, own, parent, current_key)
+        super()._create_and_replace(config, name, target, target_name, parent, current_key)
         if config.projection is not None:
             layer = getattr(target, self.child)
             layer.network = (self._network_for(config, name, target, current_key),)
@@ -241,12 +247,14 @@ class PrefixModel(AttachedModel):
         """
         names = self.active_adapters if adapter_name is None else [adapter_name]
         modules = list(self.model.modules())
-        layers = [module for module in modules if isinstance(module, PrefixLayer)]
-        networks = [module for module in modules if isinstance(module, PrefixNetwork)]
         for name in names:
             # The layers first, since they compute their prefix from the networks.
-            for part in (*layers, *networks):
-                part.fold(name)
+            for module in modules:
+                if isinstance(module, PrefixLayer):
+                    module.fold(name)
+            for module in modules:
+                if isinstance(module, PrefixNetwork):
+                    module.fold(name)
         for child, module in list(self.model.named_children()):
             if isinstance(module, PrefixNetwork) and not module.lora_hidden:
                 delattr(self.model, child)

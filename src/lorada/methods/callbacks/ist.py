@@ -42,7 +42,7 @@ class ISTCallback(LayerCallback):
     Adapter weights outside the layers (a head, the network of a prefix) train at every step.
     """
 
-    kept: ClassVar[str] = "scores"
+    kept_attribute: ClassVar[str] = "scores"
     # Share of the layers that train in a step, n_u / L.
     update_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
     # Share of the layers that are scaled down in a set, n_v / L.

@@ -26,7 +26,8 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     Parameters outside the layers (embeddings, last norm, heads) are left alone.
     """
 
-    kept: ClassVar[str]  # the attribute whose value a run that is resumed takes from its checkpoint
+    # The attribute whose value a run that is resumed takes from its checkpoint.
+    kept_attribute: ClassVar[str]
     _parameters: Sequence[list[nn.Parameter]] = ()  # those that train, of each layer
 
     def trained_layers(self, model: nn.Module, args: TrainingArguments) -> dict[str, nn.Module]:
@@ -67,7 +68,7 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return None
-        return saved["attributes"][self.kept]
+        return saved["attributes"][self.kept_attribute]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make every layer trainable again."""

@@ -42,7 +42,7 @@ class OwLoreCallback(LayerCallback):
     ``Trainer(..., callbacks=[OwLoreCallback()])``.
     """
 
-    kept: ClassVar[str] = "weights"  # those of the model before training
+    kept_attribute: ClassVar[str] = "weights"  # those of the model before training
     layers: Count = 5  # γ, how many train at a time; all where there are fewer
     every: Count = 50  # K, steps from one draw to the next
     # Sampling weight of each layer; None for the outlier ratios of the model, measured on rows of

@@ -85,7 +85,13 @@ class DeltaModel(LoradaTuner):
         return list(defaults[model_type])
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
@@ -95,6 +101,6 @@ class DeltaModel(LoradaTuner):
                     f"not a linear layer; this model has {listed(self.candidates(config))}"
                 )
             layer = self.tuner_layer_cls(target)
-            self._replace_module(parent, own, layer, target)
+            self._replace_module(parent, target_name, layer, target)
         layer.update_layer(name, config, self.model, current_key)
         layer.train(target.training)

@@ -55,20 +55,23 @@ def refuse_nonlinear(model: nn.Module, names: list[str]) -> None:
     Each such layer is tried on random tokens, so this holds for any tuner. A quantised layer is
     not: one part alone is on it then, which its own tuner merges or not.
     """
-    for place, chain in wrappers(model).items():
-        own = layers_with(chain, names)
+    for module_name, chain in wrappers(model).items():
+        adapter_layers = layers_with(chain, names)
         linear: Any = linear_of(chain[0])
-        if not own or linear is None or not is_plain(linear):
+        if not adapter_layers or linear is None or not is_plain(linear):
             continue
         with onload_layer(chain[0]):
             if _is_linear(chain, linear, names):
                 continue
             # Which of the layers are to blame; if each alone is linear, all of them are together.
-            nonlinear = [layer for layer in own if not _is_linear(chain, linear, names, only=layer)]
-        kinds = sorted({layer_kind(layer).__name__ for layer in nonlinear or own})
+            nonlinear = []
+            for layer in adapter_layers:
+                if not _is_linear(chain, linear, names, only=layer):
+                    nonlinear.append(layer)
+        kinds = sorted({layer_kind(layer).__name__ for layer in nonlinear or adapter_layers})
         raise UnmergeableError(
-            f"{' and '.join(kinds)} on {place} is not linear in each token, so it cannot be merged "
-            "into the weights: keep it as an adapter"
+            f"{' and '.join(kinds)} on {module_name} is not linear in each token, so it cannot be "
+            "merged into the weights: keep it as an adapter"
         )
 
 
@@ -132,9 +135,9 @@ def merge_all(
 def _merge_one_by_one(chain: list[Any], names: list[str], *, safe_merge: bool) -> None:
     """Let each layer around a module merge its adapters itself, from the inside out."""
     for layer in reversed(chain):
-        here = [name for name in names if has_adapter(layer, name)]
-        if here:
-            layer.merge(safe_merge=safe_merge, adapter_names=here)
+        names_in_layer = [name for name in names if has_adapter(layer, name)]
+        if names_in_layer:
+            layer.merge(safe_merge=safe_merge, adapter_names=names_in_layer)
 
 
 def folded_layers(chain: list[Any], names: Iterable[str]) -> list[Any]:
@@ -142,13 +145,13 @@ def folded_layers(chain: list[Any], names: Iterable[str]) -> list[Any]:
 
     Empty if they merge themselves, as one layer of PEFT alone does.
     """
-    own = layers_with(chain, names)
+    adapter_layers = layers_with(chain, names)
     if linear_of(chain[0]) is None:
         return []
     class_names: set[str] = set()
-    for layer in own:
+    for layer in adapter_layers:
         class_names |= {cls.__name__ for cls in type(layer).__mro__}
-    return own if len(own) > 1 or FOLDED & class_names else []
+    return adapter_layers if len(adapter_layers) > 1 or FOLDED & class_names else []
 
 
 def unmerge_chain(chain: Any) -> None:
@@ -169,8 +172,10 @@ def _unfold(linear: nn.Module, layers: list[Any], before: dict[str, Tensor]) -> 
 
 
 @torch.no_grad()
-def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: bool) -> None:
-    """Put what a chain computes into its linear layer; ``own`` are the layers that are merged."""
+def _fold(
+    chain: Any, adapter_layers: list[Any], names: list[str], safe_merge: bool, undo: bool
+) -> None:
+    """Put what a chain computes into its linear layer; ``adapter_layers`` are then merged."""
     linear = chain[-1].get_base_layer()
     plain_matrix(linear, "merging")
     merged = _linear_map(chain, linear, names)
@@ -179,11 +184,11 @@ def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: 
         raise ValueError(f"NaNs detected in the merged weights. {reason}")
     before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
     # A partial function and not a closure: a copy of the model unmerges its own layers.
-    unfold = partial(_unfold, linear, own, before) if undo else None
+    unfold = partial(_unfold, linear, adapter_layers, before) if undo else None
     for key, tensor in merged.items():
         parameter = getattr(linear, key)
         parameter.data = tensor.to(parameter.dtype).contiguous()
-    for layer in own:
+    for layer in adapter_layers:
         layer.merged_adapters = [name for name in names if has_adapter(layer, name)]
         layer.unmerge = unfold
 
@@ -308,11 +313,11 @@ def _only_ties(model: PreTrainedModel) -> bool:
     A T5 also scales its outputs by it, so its config is not changed. transformers does not tie
     weights that differ in the file; it warns.
     """
-    own = model.config.to_dict()
-    if TIED not in own:
+    settings = model.config.to_dict()
+    if TIED not in settings:
         return False
     # A config may derive other settings from it when it is read.
-    read_as_tied = type(model.config).from_dict({**own, TIED: True}).to_dict()
-    read_as_untied = type(model.config).from_dict({**own, TIED: False}).to_dict()
-    changed = {key for key in own if read_as_tied.get(key) != read_as_untied.get(key)}
+    read_as_tied = type(model.config).from_dict({**settings, TIED: True}).to_dict()
+    read_as_untied = type(model.config).from_dict({**settings, TIED: False}).to_dict()
+    changed = {key for key in settings if read_as_tied.get(key) != read_as_untied.get(key)}
     return changed == {TIED} and f"config.{TIED}" not in inspect.getsource(type(model).forward)

@@ -252,22 +252,22 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
     """Refuse a part in a module that the same adapter trains and saves as a whole copy."""
-    for place, wrapper, copies in heads_of(model, [adapter_name]):
+    for module_name, wrapper, copies in heads_of(model, [adapter_name]):
         if not copies:
             continue
         for name, layer in wrapper.modules_to_save[adapter_name].named_modules():
             if isinstance(layer, BaseTunerLayer):
                 raise ValueError(
-                    f"modules_to_save trains {place} whole, where a part of the stack has {name}: "
-                    "leave the module out of one of them"
+                    f"modules_to_save trains {module_name} whole, where a part of the stack has "
+                    f"{name}: leave the module out of one of them"
                 )
 
 
 def heads_of(model: nn.Module, names: list[str]) -> Iterator[tuple[str, Any, list[str]]]:
     """The modules that are trained whole: name, wrapper, and which of some adapters have a copy."""
-    for place, module in model.named_modules():
+    for module_name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            yield place, module, [name for name in names if name in module.modules_to_save]
+            yield module_name, module, [name for name in names if name in module.modules_to_save]
 
 
 def activate_heads_of(model: nn.Module, names: list[str]) -> None:
@@ -279,23 +279,24 @@ def activate_heads_of(model: nn.Module, names: list[str]) -> None:
         ValueError: if several of the adapters have a copy of one module.
     """
     heads = list(heads_of(model, names))
-    for place, _, own in heads:
-        if len(own) > 1:
+    for module_name, _, names_with_copy in heads:
+        if len(names_with_copy) > 1:
             raise ValueError(
-                f"{' and '.join(own)} have each trained a copy of {place}, of which one can be "
-                "kept: merge one of these adapters"
+                f"{' and '.join(names_with_copy)} have each trained a copy of {module_name}, of "
+                "which one can be kept: merge one of these adapters"
             )
-    for _, module, own in heads:
-        if module.active_adapters != own:
-            module.set_adapter(own, inference_mode=True)
+    for _, module, names_with_copy in heads:
+        if module.active_adapters != names_with_copy:
+            module.set_adapter(names_with_copy, inference_mode=True)
 
 
 def refuse_other_heads(model: nn.Module, names: list[str]) -> None:
     """Refuse to merge adapters in place that have other heads than those that are active."""
-    for place, module, own in heads_of(model, names):
-        if module.active_adapters != own:
+    for module_name, module, names_with_copy in heads_of(model, names):
+        if module.active_adapters != names_with_copy:
+            active = " and ".join(module.active_adapters) or "the base"
             raise ValueError(
-                f"{place} is that of {' and '.join(module.active_adapters) or 'the base'}, and "
+                f"{module_name} is that of {active}, and "
                 f"{' and '.join(names)} is to be merged: call model.set_adapter({names[0]!r}) first"
             )
 
@@ -313,8 +314,9 @@ def refuse_absent(model: nn.Module, config: PeftConfig, task: Any) -> None:
         if name in heads or any(full_name.endswith(name) for full_name in full_names):
             continue
         last_names = {full_name.rpartition(".")[2] for full_name in full_names}
-        known = {last_name for last_name in last_names if last_name and not last_name.isdigit()}
-        raise unknown_name("module in modules_to_save", str(name), known)
+        # Neither the model itself, whose name is empty, nor the members of lists.
+        module_names = {name for name in last_names if name and not name.isdigit()}
+        raise unknown_name("module in modules_to_save", str(name), module_names)
 
 
 def _heads_of_task(task: str | None) -> set[str]:
@@ -343,18 +345,18 @@ def check_fits(
 
 def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
     """What the weights were saved for, and where that shows; None if they fit."""
-    own = model.state_dict()
+    model_state = model.state_dict()
     # Where embeddings are in modules_to_save, PEFT saves them again by their names in the base.
-    saved_twice = tuple(f"{place}." for place, _, _ in heads_of(model, []))
+    saved_twice = tuple(f"{module_name}." for module_name, _, _ in heads_of(model, []))
     for key, tensor in state_dict.items():
-        if key not in own and key.startswith(saved_twice):
+        if key not in model_state and key.startswith(saved_twice):
             continue
-        if key not in own:
+        if key not in model_state:
             return f"architecture: this model has no place for {key}"
-        if own[key].shape != tensor.shape and own[key].dtype.is_floating_point:
+        if model_state[key].shape != tensor.shape and model_state[key].dtype.is_floating_point:
             return (
                 f"model size or head count: {key} is {tuple(tensor.shape)}, "
-                f"this model needs {tuple(own[key].shape)}"
+                f"this model needs {tuple(model_state[key].shape)}"
             )
     return None
 
@@ -440,8 +442,8 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             if merge:
                 give_own_weights(self.model, names)
                 merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False), undo=False)
-                for place, chain in wrappers(self.model).items():
-                    parent, _, child = _get_submodules(self.model, place)
+                for module_name, chain in wrappers(self.model).items():
+                    parent, _, child = _get_submodules(self.model, module_name)
                     self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
@@ -526,7 +528,13 @@ class AttachedModel(LoradaTuner):
         )
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         layer = getattr(target, self.child, None)
         if layer is None:
@@ -547,8 +555,9 @@ def choosing_settings(config: Any) -> str:
     for name in CHOOSING:
         value = getattr(config, name, None)
         if value is not None:
-            shown = sorted(value) if isinstance(value, set) else value  # the same on every run
-            sentences.append(f"{name}={shown!r}")
+            if isinstance(value, set):
+                value = sorted(value)  # as a set has another order in each process
+            sentences.append(f"{name}={value!r}")
     text = ", ".join(sentences)
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str) and targets.isidentifier():

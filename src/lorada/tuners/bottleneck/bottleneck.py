@@ -379,7 +379,13 @@ class BottleneckModel(AttachedModel):
         )
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         insertion = self.insertions[current_key]
         holder = insertion.layer.get_submodule(insertion.holder)

@@ -138,10 +138,10 @@ class QuantaLayer(DeltaLayer):
         assert not isinstance(config.dims, str)
         product = math.prod(config.dims)
         if product not in sides:
-            shown = "-".join(str(factor) for factor in config.dims)
+            factors = "-".join(str(factor) for factor in config.dims)
             raise ValueError(
-                f"dims={shown} multiply to {product}, but {key} has {self.in_features} inputs and "
-                f"{self.out_features} outputs: choose factors of one of them, or leave dims out"
+                f"dims={factors} multiply to {product}, but {key} has {self.in_features} inputs "
+                f"and {self.out_features} outputs: choose factors of one of them, or leave dims out"
             )
         return config.dims
 

@@ -35,17 +35,17 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
         part: PeftConfig = tuner.peft_config[name]
         if wraps(part):
             _refuse_unmergeable_part(part, tuner)
-    for place, chain in wrappers(model).items():
+    for module_name, chain in wrappers(model).items():
         if folded_layers(chain, [name]):
             plain_matrix(chain[-1].get_base_layer(), "merging")  # before any weight is changed
         kinds = {layer_kind(layer).__name__ for layer in layers_with(chain, [name])}
         if len(kinds) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
-                f"{' and '.join(sorted(kinds))} on {place}, which is not linear, cannot be merged "
-                "together: keep it as an adapter"
+                f"{' and '.join(sorted(kinds))} on {module_name}, which is not linear, cannot be "
+                "merged together: keep it as an adapter"
             )
         if getattr(chain[-1].get_base_layer(), "bias", None) is None:
-            _refuse_bias(place, chain, name)
+            _refuse_bias(module_name, chain, name)
 
 
 def _refuse_unmergeable_part(part: PeftConfig, tuner: BaseTuner) -> None:
@@ -62,7 +62,7 @@ def _refuse_unmergeable_part(part: PeftConfig, tuner: BaseTuner) -> None:
         tuner._check_merge_allowed()
 
 
-def _refuse_bias(place: str, chain: list[Any], name: str) -> None:
+def _refuse_bias(module_name: str, chain: list[Any], name: str) -> None:
     """Refuse to merge a bias of an adapter into a module that has none."""
     for layer in chain:
         biases = {
@@ -72,7 +72,7 @@ def _refuse_bias(place: str, chain: list[Any], name: str) -> None:
         for bias, has_bias in biases.items():
             if has_bias:
                 raise UnmergeableError(
-                    f"{bias} cannot be merged into {place}, which has no bias: "
+                    f"{bias} cannot be merged into {module_name}, which has no bias: "
                     "keep it as an adapter"
                 )
 

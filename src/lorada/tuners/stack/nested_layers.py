@@ -45,7 +45,7 @@ def part_kind(tuner: BaseTuner, adapter_name: str) -> tuple[type, str | None]:
 
 @contextmanager
 def layers_shown(
-    model: nn.Module, own: type | None = None, *, innermost: bool = False
+    model: nn.Module, layer_cls: type | None = None, *, innermost: bool = False
 ) -> Iterator[None]:
     """Show a tuner its own layer in layers of others, so that it adds to it and does not wrap it.
 
@@ -54,21 +54,21 @@ def layers_shown(
     """
     hidden = []
     for name, chain in wrappers(model).items():
-        own_layers = [layer for layer in chain if layer_kind(layer) is own]
-        shown: Any = own_layers[0] if own_layers else None
-        if shown is None and innermost:
-            shown = chain[-1].base_layer
-        if shown is None or shown is chain[0]:
+        own_layers = [layer for layer in chain if layer_kind(layer) is layer_cls]
+        inner: Any = own_layers[0] if own_layers else None
+        if inner is None and innermost:
+            inner = chain[-1].base_layer
+        if inner is None or inner is chain[0]:
             continue
         parent, _, child = _get_submodules(model, name)
-        hidden.append((parent, child, chain[0], shown))
-        setattr(parent, child, shown)
+        hidden.append((parent, child, chain[0], inner))
+        setattr(parent, child, inner)
     try:
         yield
     finally:
-        for parent, child, outermost, shown in hidden:
+        for parent, child, outermost, inner in hidden:
             placed: Any = getattr(parent, child)
-            if placed is shown:
+            if placed is inner:
                 setattr(parent, child, outermost)
             else:  # the tuner has wrapped what it was shown
                 placed.base_layer = outermost

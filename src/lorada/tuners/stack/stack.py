@@ -208,17 +208,19 @@ class LoradaModel(LoradaTuner):
                 for module in container.modules():  # layers may refer to them too
                     module._parameters.clear()
                     module._buffers.clear()
-        left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
-        if not left:  # it was the only one
+        remaining = [name for name in active if name != adapter_name]
+        if not remaining:
+            remaining = sorted(self.peft_config)[:1]
+        if not remaining:  # it was the only one
             return
         # PEFT lets each layer choose among its own adapters, and heads follow one of the layers; in
         # stacks these differ.
-        frozen = all(self.peft_config[name].inference_mode for name in left)
+        frozen = all(self.peft_config[name].inference_mode for name in remaining)
         if adapter_name in active:
-            self.set_adapter(left, inference_mode=frozen)
+            self.set_adapter(remaining, inference_mode=frozen)
         else:  # layers have what they had, and may be merged
-            self.active_adapter = left
-            activate_heads(self.model, left, inference_mode=frozen)
+            self.active_adapter = remaining
+            activate_heads(self.model, remaining, inference_mode=frozen)
 
     # Running.
 
@@ -477,7 +479,7 @@ def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str
     """The keys of a saved adapter that belong to a tuner: of its layers, and of shared weights."""
     layer_of_key = layers_of(model, keys)
     containers = tuple(f"{TUNER}.{name}." for name in containers_of(tuner))
-    own = set()
+    keys_of_tuner = set()
     for key in keys:
         layer = layer_of_key.get(key)
         if layer is None:
@@ -485,8 +487,8 @@ def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str
         else:
             is_own = layer_kind(layer) is tuner.tuner_layer_cls
         if is_own:
-            own.add(key)
-    return own
+            keys_of_tuner.add(key)
+    return keys_of_tuner
 
 
 def _adapts_embedding(module: nn.Module) -> bool:
@@ -505,19 +507,19 @@ def _extend_peft_model() -> None:
     def add_adapter(
         model: PeftModel, adapter_name: str, peft_config: PeftConfig, *args: Any, **options: Any
     ) -> None:
-        here, new = model.peft_type, peft_config.peft_type
-        if here != new:
-            if here == STACK:
+        present_type, new_type = model.peft_type, peft_config.peft_type
+        if present_type != new_type:
+            if present_type == STACK:
                 peft_config = as_stack(peft_config)
-            elif isinstance(here, PeftTypeName) or isinstance(new, PeftTypeName):
+            elif isinstance(present_type, PeftTypeName) or isinstance(new_type, PeftTypeName):
                 raise ValueError(
-                    f"an adapter of type {new.value} cannot stand beside one of type {here.value}: "
-                    "load the first one as a stack, by "
+                    f"an adapter of type {new_type.value} cannot stand beside one of type "
+                    f"{present_type.value}: load the first one as a stack, by "
                     "PeftModel.from_pretrained(base, folder, config=lorada.as_stack(folder))"
                 )
         add_of_one_type(model, adapter_name, peft_config, *args, **options)
         has_config_of_default = peft_config is model.peft_config.get("default")
-        if here == STACK and adapter_name == REFERENCE and has_config_of_default:
+        if present_type == STACK and adapter_name == REFERENCE and has_config_of_default:
             weights = get_peft_model_state_dict(model, save_embedding_layers=False)
             set_peft_model_state_dict(model, weights, adapter_name)
 
