@@ -43,7 +43,7 @@ def refuse_undefined(method: Method, model_config: Any) -> None:
     if not (trains_some_parameters or shifts_attention):
         return
     model = meta_model(model_config)
-    if model is None:
+    if model is None:  # transformers has no class for it, so there is nothing to look at
         return
     kind = type(model).__name__
     if trains_some_parameters:
@@ -88,6 +88,7 @@ class ModelShape:
         config = part_class(part)(**settings)
         targets = {}
         for name, linear in linears(self.module).items():
+            # A config without targets is placed as its tuner chooses, always within the layers.
             if config.target_modules:
                 is_target = check_target_module_exists(config, name)
             else:
@@ -215,6 +216,7 @@ def fit_defaults(
     fitted: dict[str, Settings] = {}
     replaced: list[Replacement] = []
     for part, settings in parts.items():
+        # What PEFT fails on later is refused first, before numbers are fitted to the matrices.
         if part in _LINEAR_ONLY:
             _refuse_conv1d(part, settings, model)
         if part == "adalora":
@@ -259,6 +261,8 @@ def _nearest(value: int, values: Sequence[int], bound: Bound) -> int:
 
 def _unfused_targets(settings: Settings, model_type: str) -> list[Replacement]:
     """QuanTA's targets where the model has query, key and value in one matrix."""
+    # By default QuanTA adapts query and value. Its gates have the width of the hidden states, so
+    # they would change only the first outputs of a matrix with three times as many.
     scheme = SCHEMES.get(model_type)
     if scheme is None or scheme["query"] != scheme["value"]:
         return []

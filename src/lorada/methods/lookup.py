@@ -76,9 +76,9 @@ def peft_method(name: str) -> Method:
     config = peft_configs()[name]
     targets = _OTHER_TARGETS.get(name, QUERY_VALUE["llama"])
     settings: Settings = {"target_modules": targets}
-    if name == "ia3":
+    if name == "ia3":  # of its targets the last is in the FFN, where IA3 scales the input
         settings["feedforward_modules"] = targets[-1:]
-    if name == "frod":
+    if name == "frod":  # PEFT draws a bar of its own while it places the part
         settings["progressbar"] = False
     parts = {family: {name: settings} for family in EVERY_FAMILY}
     where = "the layers that PEFT chooses" if name in _OTHER_TARGETS else "query and value"
@@ -108,7 +108,7 @@ def method_named(name: str) -> Method:
         raise ValueError(f"method {name!r} has a {SUM} without a method beside it: leave it out")
     if len(names) == 1:
         return _single_method(name)
-    if names[-1] == "lmam":
+    if names[-1] == "lmam":  # as in the paper's stacks, whose first part is the map
         names = ["lmam", *names[:-1]]
     return _sum_of(name, [_single_method(summand) for summand in names])
 
@@ -240,6 +240,7 @@ def _differences(
 
 def _settings_of_all(methods: Sequence[Method]) -> PartsByModel:
     """Kind of model → part → settings of several methods, for the kinds that each of them has."""
+    # A sum can be trained only on kinds of model that all of its methods have settings for.
     by_method = [_settings_by_kind(method) for method in methods]
     joined: PartsByModel = {}
     for kind in by_method[0]:

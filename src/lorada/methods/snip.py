@@ -38,7 +38,7 @@ def snip(
     Returns:
         A copy of ``config`` with masks that fit only this model.
     """
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(config)  # the caller's may be trained on another model
     all_parts = config.parts if isinstance(config, LoradaConfig) else [config]
     parts = [part for part in all_parts if isinstance(part, ShiraConfig)]
     if not parts:
@@ -124,7 +124,7 @@ def _summed_gradients(
             loss = getattr(model(**inputs), "loss", None)
             if loss is None:
                 raise ValueError(f"SNIP: no loss for a batch of {', '.join(batch)}: add labels")
-            if not loss.requires_grad:
+            if not loss.requires_grad:  # none of the weights takes part in this batch
                 continue
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, gradients, strict=True):

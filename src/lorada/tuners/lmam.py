@@ -111,8 +111,8 @@ class LmamLayer(AttachedLayer):
     The sum Attn + M is computed where the host calls attention. transformers' attention functions
     are wrapped (``lorada.attention.interface.install``): the wrapper finds this child of the module
     that calls, and adds M V to what the kernel returns (``lorada.attention.with_parts`` and
-    ``map_term``). DeBERTa computes its attention itself, so hooks on its modules do the same
-    (``lorada.attention.hooks.DebertaHooks``).
+    ``map_term``); only the map of ¬N goes into the kernel's mask. DeBERTa computes its attention
+    itself, so hooks on its modules do the same (``lorada.attention.hooks.DebertaHooks``).
     """
 
     adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")

@@ -45,7 +45,7 @@ class DeltaLayer(LoradaTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the linear layer plus the term of each active adapter."""
         if self._disable_adapters and self.merged:
-            self.unmerge()
+            self.unmerge()  # as PEFT's layers do: a disabled adapter must not act from the weights
         output: Tensor = self.base_layer(x, *args, **kwargs)
         result = output
         if not self.merged:

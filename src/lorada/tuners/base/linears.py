@@ -31,6 +31,7 @@ def layer_kind(layer: nn.Module) -> type:
     """The class by which a tuner finds its layers; AdaLoRA's layers are also LoRA layers."""
     tuners = PEFT_TYPE_TO_TUNER_MAPPING.values()
     kinds = {tuner.tuner_layer_cls for tuner in tuners if hasattr(tuner, "tuner_layer_cls")}
+    # The nearest class that a tuner looks for: layers of PEFT are often subclasses of it.
     for cls in type(layer).__mro__:
         if cls in kinds:
             return cls
@@ -52,6 +53,7 @@ def matrix(linear: Any) -> Tensor:
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether the weight of a linear layer is a matrix of floating point numbers, not quantised."""
+    # bitsandbytes and others have subclasses of ``nn.Parameter``, or whole numbers.
     weight: Any = getattr(linear, "weight", None)
     return type(weight) is nn.Parameter and weight.dtype.is_floating_point
 

@@ -102,14 +102,22 @@ def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> b
         inputs = inputs.to(linear.weight)
         in_sequence = chain[0](inputs[None])[0].double()
         alone = chain[0](inputs[:, None])[:, 0].double()
+    if not _are_rounded_alike(in_sequence, alone, in_sequence.abs()):
+        return False
     of_tokens, of_mixtures = in_sequence.split((2, 3))
     weights = weights.to(of_tokens)
-    mixed_outputs = weights @ of_tokens
-    gaps = torch.cat((in_sequence - alone, of_mixtures - mixed_outputs)).abs().amax(1)
     # A mixture is as exact as the outputs that are added up to it.
-    sizes = torch.cat((in_sequence.abs(), weights.abs() @ of_tokens.abs())).amax(1)
-    # A weight that is not a number is no dependence: ``safe_merge`` finds it.
-    return not bool((gaps > ROUNDING * sizes).any())
+    sizes = weights.abs() @ of_tokens.abs()
+    return _are_rounded_alike(of_mixtures, weights @ of_tokens, sizes)
+
+
+def _are_rounded_alike(outputs: Tensor, others: Tensor, sizes: Tensor) -> bool:
+    """Whether no output (tokens, out) differs by more than rounding, given how large its terms are.
+
+    A weight that is not a number counts as no difference: ``safe_merge`` finds it.
+    """
+    gaps = (outputs - others).abs().amax(1)
+    return not bool((gaps > ROUNDING * sizes.amax(1)).any())
 
 
 def merge_all(

@@ -253,11 +253,9 @@ class BottleneckLayer(AttachedLayer):
         self._saved: dict[str, Tensor] = {}
         # Save y before other adapters add to it, also those that were placed before this one.
         first = insertion.input in ("y + x", "LN(y + x)")
-        self._handles = [
-            hook_at(layer, point, partial(self._save, name), first=first)
-            for name, points in insertion.saves.items()
-            for point in points
-        ]
+        for name, points in insertion.saves.items():
+            for point in points:
+                self._handles.append(hook_at(layer, point, partial(self._save, name), first=first))
         self._handles.append(hook_at(layer, insertion.add_at, self._add))
 
     @property

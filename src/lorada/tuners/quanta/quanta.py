@@ -130,6 +130,7 @@ class QuantaLayer(DeltaLayer):
         """The factors of D for the linear layer named ``key``."""
         sides = (self.in_features, self.out_features)
         if config.dims is None:
+            # The same width for all targets, where they have it, gives gates of one shape.
             width = hidden_size if hidden_size in sides else self.in_features
             try:
                 return list(default_dims(width))

@@ -96,9 +96,10 @@ def merge_and_keep_attached(stack: Any) -> nn.Module:
         weights = _attached_weights(stack, name)
         config.parts = [part for part in parts if wraps(part)]
         base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])
-    except Exception:
+    except Exception:  # the config names all parts again
         config.parts = parts
         raise
+    # From now on saving the adapter is refused: its file would not hold what is merged.
     stack.merged_bases = (config.base_model_name_or_path,)
     if not attached_parts:
         return base

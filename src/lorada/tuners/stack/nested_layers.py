@@ -172,6 +172,7 @@ def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[
 
 def owner_of(key: str, names: dict[str, Any]) -> str:
     """The longest of ``names`` that is a module above ``key``; empty if none is."""
+    # From the key upwards, so that the innermost module comes first.
     owner = key.rpartition(".")[0]
     while owner and owner not in names:
         owner = owner.rpartition(".")[0]

@@ -6,6 +6,7 @@ LoRaDA-LA is a list of three parts and not a class.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -96,7 +97,7 @@ class LoradaModel(LoradaTuner):
 
     def tuners(self) -> list[BaseTuner]:
         """The tuners of all parts of all adapters."""
-        return [tuner for tuners in self._tuners.values() for tuner in tuners]
+        return list(itertools.chain.from_iterable(self._tuners.values()))
 
     # Placing.
 
@@ -362,14 +363,15 @@ class LoradaModel(LoradaTuner):
     def refuse_merge(self, names: list[str]) -> None:
         """Refuse to merge adapters with a part that cannot be merged."""
         refuse_unknown(self, names)
-        parts = [part for name in names for part in self.peft_config[name].parts]
+        attached = set()
         for name in names:
             refuse_unmergeable(self.model, name, self.tuners_of(name))
+            parts = self.peft_config[name].parts
+            attached |= {type(part).__name__ for part in parts if not wraps(part)}
         refuse_nonlinear(self.model, names)
-        attached = sorted({type(part).__name__ for part in parts if not wraps(part)})
         if attached:
             raise ValueError(
-                f"parts of {', '.join(attached)} cannot be merged into the weights: "
+                f"parts of {', '.join(sorted(attached))} cannot be merged into the weights: "
                 "merge_weights() merges the parts that can be and returns the merged model with "
                 "the rest as an adapter"
             )
