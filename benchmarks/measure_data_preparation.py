@@ -21,7 +21,7 @@ from lorada.data.benchmarks.commonsense import MIX
 from lorada.data.files.benchmark_files import data_folder, read_source
 from lorada.data.rows.training_rows import training_rows
 from lorada.data.tokenize import encode_rows
-from lorada.runs.result import hardware
+from lorada.runs.machine import hardware
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models.loading import load_tokenizer
 

@@ -26,7 +26,7 @@ from library.training_runs import BOOLQ, SST2, write_first_rows
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lorada import METHODS
-from lorada.runs.result import hardware
+from lorada.runs.machine import hardware
 from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train

@@ -20,7 +20,8 @@ from library.training_runs import SST2, finished_run, write_first_rows
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.result import hardware, read_result
+from lorada.runs.machine import hardware
+from lorada.runs.result import read_result
 from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
 

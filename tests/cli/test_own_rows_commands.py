@@ -7,7 +7,7 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from programs import printed
 
-from lorada.cli.train_commands import _asked
+from lorada.cli.train_commands import _read_draft
 from lorada.compare.spec import saved_comparison
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs
@@ -148,4 +148,4 @@ def test_a_run_goes_on_from_inside_its_folder(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     monkeypatch.chdir(tmp_path)
     options = {"model": None, "output": None}
-    assert _asked(None, [], options, resume=True).recipe.output == "."
+    assert _read_draft(None, [], options, resume=True).recipe.output == "."

@@ -1,5 +1,7 @@
 """The plan of a comparison: methods with settings, sizes, steps, rows; the commonest answer."""
 
+import re
+
 import fake_devices
 import pytest
 import torch
@@ -212,6 +214,26 @@ def test_a_name_with_settings_is_read(text, method, parts):
 def test_a_wrong_setting_is_refused_with_its_text(text, error):
     with pytest.raises(ValueError, match=error.replace("[", r"\[")):
         parts_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "alternatives"),
+    [
+        ("lmam:init=zero_left|normal", "lmam:init=zero_left,lmam:init=normal"),
+        ("lmam:rank=1|2:init=zero|normal", "lmam:rank=1:init=zero,lmam:rank=1:init=normal"),
+        ("lmam:map_learning_rate=0.4x|1x", "lmam:map_learning_rate=0.4x,lmam:map_learning_rate=1x"),
+        ("quanta:dims=4-8|8-4", "quanta:dims=4-8,quanta:dims=8-4"),
+        ("lora:use_rslora=true|false", "lora:use_rslora=true,lora:use_rslora=false"),
+        ("lora:r=4|", "lora:r=4"),
+    ],
+)
+def test_a_choice_between_values_that_are_no_numbers_is_refused_with_what_to_write(
+    place, text, alternatives
+):
+    asked = comparison(place, methods=[text])
+    remedy = "| chooses between numbers only: write the method once for each value, as"
+    with pytest.raises(ValueError, match=re.escape(f": {remedy} {alternatives}") + "$"):
+        asked.check()
 
 
 def test_variants_of_one_method_are_candidates_of_their_own(place):

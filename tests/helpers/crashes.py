@@ -8,7 +8,8 @@ from pathlib import Path
 
 from folders import llama_folder, rows_file
 
-from lorada.runs.folder import LOCK_FILE, last_whole_checkpoint
+from lorada.runs.checkpoints import last_whole_checkpoint
+from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_result
 from lorada.support.files import SCRATCH
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada.cli.options import metrics_of
+from lorada.cli.options import parse_metrics
 from lorada.inference import evaluate as evaluation
 from lorada.runs.result import read_result
 
@@ -140,8 +140,8 @@ def test_a_function_may_come_first_and_its_file_may_have_a_comma(tmp_path, monke
     for name in ("a.py", "b,c.py"):
         (tmp_path / name).write_text(FUNCTION)
     typed = ["a.py:stars,loss", "b,c.py:stars", "chrf,a.py:stars"]
-    assert metrics_of(typed) == ["a.py:stars", "loss", "b,c.py:stars", "chrf"]
-    assert metrics_of(None) == []
+    assert parse_metrics(typed) == ["a.py:stars", "loss", "b,c.py:stars", "chrf"]
+    assert parse_metrics(None) == []
 
 
 def test_metrics_with_commas_and_repeated_are_one_list_and_each_has_to_fit(place, mistake, json_of):

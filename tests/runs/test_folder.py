@@ -14,14 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.folder import (
-    STATE_FILE,
-    Start,
-    begin,
-    check_folder,
-    last_whole_checkpoint,
-    refuse_target,
-)
+from lorada.runs.checkpoints import STATE_FILE, last_whole_checkpoint
+from lorada.runs.folder import Start, begin, check_folder, refuse_target
 from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train
 

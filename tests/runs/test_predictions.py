@@ -17,12 +17,12 @@ from trained_runs import QUICK, run_recipe
 from lorada.data.tokenize import document_ids
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
+from lorada.runs.machine import peak_memory
 from lorada.runs.result import (
     PREDICTIONS_FILE,
     Prediction,
     RowsMetrics,
     keep_scores,
-    peak_memory,
     read_predictions,
     read_result,
     write_predictions,
@@ -70,7 +70,7 @@ def finished(place):
 def test_the_peak_of_memory_is_in_bytes(tmp_path, monkeypatch):
     status = tmp_path / "status"
     status.write_text("VmPeak:\t  9000 kB\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")
-    monkeypatch.setattr("lorada.runs.result.Path", lambda name: status)
+    monkeypatch.setattr("lorada.runs.machine.Path", lambda name: status)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert peak_memory() == 2 * 2**20
 

@@ -89,8 +89,8 @@ def elsewhere(folder, place):
     for name in RUNS:
         run = folder(name)
         done = export(run, place / f"{name}-exported")
-        assert done["adapter"][-1] == "POOLING"
-        folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
+        assert done.adapter[-1] == "POOLING"
+        folders = [path for path in (place / done.folder, run / "model") if path.is_dir()]
         wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
     said = printed(sys.executable, "-c", ELSEWHERE, HELPERS, *wanted)
     return wanted, json.loads(said.splitlines()[-1])

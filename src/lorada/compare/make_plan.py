@@ -22,8 +22,8 @@ from lorada.data.scoring.chosen_metric import metric_of
 from lorada.data.tokenize import context_of, encode_measured, fit_context
 from lorada.methods.build import Plan, plan_method
 from lorada.methods.sizes_and_rates import default_rate
+from lorada.runs.machine import hardware, versions
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import hardware, versions
 from lorada.support.row_sources import HEADED, file_names
 from lorada.training.arguments import counting_arguments, default_learning_rate
 from lorada.training.inputs import Prepared, refuse_packing

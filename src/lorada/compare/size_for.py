@@ -273,7 +273,7 @@ def _growing_part(
     settings = {**defaults, **own_settings}
     if not settings[keys[0]]:
         return None
-    sizes, _ = model_shape.allowed(name, bound, settings)
+    sizes = model_shape.allowed(name, bound, settings).values
     if name in FEWER_WHEN_LARGER and isinstance(sizes, list):
         sizes = sizes[::-1]
     return GrowingPart(name, settings, keys, sizes)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lorada.compare.stored_plan import damaged
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.scoring.row_metrics import refuse_unnamed
-from lorada.methods.check_overrides import checked, owner_of
+from lorada.methods.check_overrides import checked, owner_of, refuse_unknown
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.sizes_and_rates import RATE_RANGE
@@ -20,7 +20,7 @@ from lorada.runs.recipe import JSONL, Recipe, read_yaml, recipe_of, settings_in,
 from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
 from lorada.support.row_sources import CODE, absolute_files
-from lorada.training.load_recipe import Asked, read_recipe
+from lorada.training.load_recipe import RecipeDraft, read_recipe
 
 SPEC_FILE = "comparison.yaml"
 # Settings that all runs share are read as a recipe of this method, because it has no parts.
@@ -51,7 +51,10 @@ LEAST_RUNS = 3  # of each method, before ``until`` chooses whose run is next
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
 NUMBER = r"[-+]?[\d.]+(e[-+]?\d+)?"
+BETWEEN = "|"  # stands between values to choose from
 SEVERAL_NUMBERS = re.compile(rf"{NUMBER}(\|{NUMBER})+")  # to choose from
+# Settings that may be a regex of names of modules, in which ``|`` has its usual meaning.
+REGEXES = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern")
 
 
 def choices_of(text: str) -> list[str]:
@@ -60,8 +63,8 @@ def choices_of(text: str) -> list[str]:
     alternatives: list[list[str]] = []  # of each setting
     for setting in settings:
         key, equals, value = setting.partition("=")
-        # A bar between other things may be part of one value, such as a regular expression.
-        values = value.split("|") if SEVERAL_NUMBERS.fullmatch(value) else [value]
+        # A bar between other things may be part of a regular expression; else it is refused later.
+        values = value.split(BETWEEN) if SEVERAL_NUMBERS.fullmatch(value) else [value]
         alternatives.append([f"{key}{equals}{value}" for value in values])
     choices = [BEFORE.join((name, *chosen)) for chosen in product(*alternatives)]
     return list(dict.fromkeys(choices))
@@ -98,10 +101,24 @@ def parts_of(text: str) -> MethodSettings:
             settings_of_part = parts.setdefault(part, {})
             if setting_name in settings_of_part:
                 raise ValueError(f"{part}.{setting_name} is given twice: leave one of them out")
+            refuse_unknown(part, setting_name)
+            if BETWEEN in value and setting_name not in REGEXES:
+                raise ValueError(_numbers_only(text, setting))
             settings_of_part[setting_name] = checked(part, setting_name, loaded)
         except ValueError as error:
             raise ValueError(f"{text}: {error}") from error
     return MethodSettings(name, parts)
+
+
+def _numbers_only(text: str, setting: str) -> str:
+    """What is said of a method with a setting to choose from that is not between numbers."""
+    key, _, value = setting.partition("=")
+    values = [choice for choice in value.split(BETWEEN) if choice]
+    alternatives = [text.replace(setting, f"{key}={choice}") for choice in values]
+    return (
+        f"{BETWEEN} chooses between numbers only: write the method once for each value, as "
+        f"{','.join(alternatives)}"
+    )
 
 
 class Comparison(BaseModel):
@@ -266,7 +283,7 @@ def saved_comparison(folder: Path) -> Comparison:
     return comparison
 
 
-def asked_again(saved: Comparison, pairs: list[str], options: dict[str, Any]) -> Asked:
+def asked_again(saved: Comparison, pairs: list[str], options: dict[str, Any]) -> RecipeDraft:
     """The shared settings of a comparison to go on with, as ``resumed_comparison`` takes them.
 
     ``pairs`` of ``key=value`` and ``options`` that are fields of a recipe, if given, replace the

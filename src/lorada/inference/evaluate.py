@@ -118,15 +118,18 @@ def _score_set(
     rows = written_calls(rows, run.tokenizer)
     # Plain text is scored by windows, which are no answers that could be stored and used again.
     has_answers = rows.form != "text"
-    conditions = conditions_of(run, rows, base=base) if has_answers else ""
+    conditions = ""
     answers = None
-    if metrics and has_answers:
+    if has_answers:
+        conditions = conditions_of(run, rows, base=base)
+    if has_answers and metrics:  # another metric of the same answers costs no new ones
         answers = stored_answers(run, rows, stored_name, conditions)
     with scoring(run, base=base):
         if answers is None:
             answers = answer_all(run, rows)
     found, predictions = score(run, rows, answers, stored_name, metrics, with_text=with_text)
 
+    # Windows of several lengths cover the same texts, so these are counted.
     count = len(rows.rows) if rows.protocol.lengths else len(predictions)
     scores: Metrics = {"n": count, **found, "sha256": rows.fingerprint}
     if has_answers:
@@ -188,6 +191,7 @@ def _with_losses(
     losses = [loss for loss in answers.losses if loss is not None]
     if LOSS in metric_names and LOSS not in metrics:  # of choices, only where it is asked for
         metrics[LOSS] = sum(losses) / len(losses)
+    # The first metric is the main one; a function of a file is called by its file's name.
     shown_names = [Path(metric).name for metric in metric_names]
     metrics = {**{name: metrics[name] for name in shown_names}, **metrics}
     if LOSS in metrics and rows.form != "text" and len(losses) < len(rows.rows):
@@ -238,21 +242,31 @@ def _predictions(
     predictions = []
     for index, loss in enumerate(answers.losses):
         row_metrics = scores.by_row[index]
-        # A row's own metrics have a loss only of windows.
-        value = row_metrics.get(LOSS, loss) if main_metric == LOSS else row_metrics[main_metric]
-        is_window = rows.form == "text"  # into which the texts are cut, so it is no row of the file
         prediction = Prediction(
             rows=name,
-            row=index + 1 if is_window else rows.number(index),
-            answer=None if is_window else answers.values[index],
-            score=None if value is None else as_score(value, main_metric),
+            row=index + 1,
+            answer=None,
+            score=_row_score(row_metrics, loss, main_metric),
             loss=loss,
             metrics={} if rows.protocol.lengths else _null_if_not_finite(row_metrics),
         )
-        if not is_window:
-            prediction = _with_further(prediction, run, rows, answers, index, with_text=with_text)
+        # Plain text is cut into windows, which are no rows of the file and have no answer.
+        if rows.form != "text":
+            prediction = _with_answer(prediction, run, rows, answers, index, with_text=with_text)
         predictions.append(prediction)
     return sorted(predictions, key=lambda prediction: prediction.row)
+
+
+def _row_score(row_metrics: dict[str, float], loss: float | None, main_metric: str) -> float | None:
+    """The main metric of a row, higher for the better one; None for a row without a loss."""
+    value: float | None
+    if main_metric != LOSS:
+        value = row_metrics[main_metric]
+    elif LOSS in row_metrics:
+        value = row_metrics[LOSS]  # a window's own, weighted by its length
+    else:
+        value = loss
+    return None if value is None else as_score(value, main_metric)
 
 
 def _null_if_not_finite(metrics: dict[str, float]) -> dict[str, float | None]:
@@ -260,20 +274,20 @@ def _null_if_not_finite(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _with_further(
+def _with_answer(
     prediction: Prediction, run: Run, rows: Rows, answers: Answers, index: int, *, with_text: bool
 ) -> Prediction:
-    """A prediction with the fields that only some rows have."""
+    """The prediction of a row with its number and answer, and the fields that only some have."""
     row = rows.rows[index]
-    further: dict[str, Any] = {}
+    fields: dict[str, Any] = {"row": rows.number(index), "answer": answers.values[index]}
     if "group" in row:
-        further["group"] = row["group"]
+        fields["group"] = row["group"]
     if answers.cut and answers.cut[index]:
-        further["cut"] = True
+        fields["cut"] = True
     if with_text:
-        further["text"] = _asked_text(row, rows, run)
-        further["right"] = _right_answer(row, rows)
-    return prediction.model_copy(update=further)
+        fields["text"] = _asked_text(row, rows, run)
+        fields["right"] = _right_answer(row, rows)
+    return prediction.model_copy(update=fields)
 
 
 def _asked_text(row: Row, rows: Rows, run: Run) -> str:

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,36 @@ Inputs = dict[str, Tensor]
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written.
+
+    Attributes:
+        folder: the folder of the model or the graph.
+        merged: kinds of the parts that are merged into the base's weights.
+        adapter: kinds of the other parts, in an adapter beside the base, or in the graph.
+        opset: of an ONNX graph.
+        difference: the largest difference of a graph's logit from torch's.
+    """
+
+    folder: Path
+    merged: list[str]
+    adapter: list[str]
+    opset: int | None = None
+    difference: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON has it; a model has no fields of a graph."""
+        fields = {"folder": str(self.folder), "merged": self.merged, "adapter": self.adapter}
+        if self.opset is None:
+            return fields
+        return {**fields, "opset": self.opset, "difference": self.difference}
+
+
+def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> Exported:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder; if an error ends the export, it is not there, or empty.
-    Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
     run = _load_to_export(folder, trust_remote_code)
     model, merged, left = merge(run)
@@ -67,7 +93,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         copy_licence(run.recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, run.recipe, merged, left, task)
-    return {"folder": str(target), "merged": merged, "adapter": left}
+    return Exported(target, merged, left)
 
 
 def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
@@ -216,11 +242,10 @@ place in `id2label` of `config.json`; a text has those of {THRESHOLD} or more.
 """
 
 
-def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> Exported:
     """Write the finished run in ``folder`` as an ONNX graph in fp32, as ``export`` writes a model.
 
-    Returns what ``export`` does, with the opset and the largest ``difference`` of a logit from
-    torch's; the graph is refused if that is large.
+    A graph whose logits differ much from torch's is refused.
     """
     run = _load_to_export(folder, trust_remote_code)
     recipe = run.recipe
@@ -252,9 +277,8 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
             f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
         )
         notes = LABELS_NOTE if run.form == "labels" else ""
-        write_text(fresh, metadata, title=title, made=facts, code=CODE, notes=notes)
-    written = {"folder": str(target), "merged": merged, "adapter": left}
-    return {**written, "opset": opset, "difference": difference}
+        write_text(fresh, metadata, title=title, summary=facts, code=CODE, notes=notes)
+    return Exported(target, merged, left, opset, difference)
 
 
 @contextmanager

@@ -91,6 +91,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     result = read_result(folder)
     if to_merge:
         recipe = _recipe_to_merge(recipe, folder)
+    # The run's own copy, since the user's file may be gone.
     template = folder / TEMPLATE_FILE
     if template.is_file():
         recipe = recipe.model_copy(update={"chat_template": str(template)})
@@ -128,6 +129,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
         pairs=result.pairs,
         commonest_answer=result.commonest_answer,
     )
+    # Last, as the languages are those of the protocol, which the run knows.
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
 
@@ -180,5 +182,6 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
             " so scores of the base would be random: leave out --base"
         )
     as_base = run.model.disable_adapter() if base else nullcontext()
+    # What runs out of memory here is helped by smaller batches.
     with as_base, torch.no_grad(), memory_remedy(SCORING):
         yield

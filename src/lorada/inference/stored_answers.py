@@ -16,7 +16,8 @@ from lorada.data.rows.rows import Rows
 from lorada.data.task import Metrics
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.result import Prediction, read_predictions, read_result, versions
+from lorada.runs.machine import versions
+from lorada.runs.result import Prediction, read_predictions, read_result
 from lorada.support.files import json_text
 from lorada.support.metric_names import LOSS
 from lorada.support.row_sources import HEADED
@@ -96,7 +97,9 @@ def _files_of(model: str, revision: str | None) -> Any:
 
 def hash_of(conditions: str, predictions: Iterable[Prediction]) -> str:
     """The hash of answers, as predictions have them, and of all that they depend on."""
-    answers = [[each.row, each.answer, each.loss, each.cut] for each in predictions]
+    answers = []
+    for prediction in predictions:
+        answers.append([prediction.row, prediction.answer, prediction.loss, prediction.cut])
     return hashlib.sha256((conditions + json_text(answers)).encode()).hexdigest()
 
 
@@ -108,7 +111,9 @@ def stored_answers(run: Run, rows: Rows, name: str, conditions: str) -> Answers 
     metrics = read_result(run.folder).metrics.get(name)
     if metrics is None or metrics.answers_sha256 is None:
         return None
-    predictions = [each for each in read_predictions(run.folder) if each.rows == name]
+    # The file has the predictions of all rows that the run was scored on.
+    all_predictions = read_predictions(run.folder)
+    predictions = [prediction for prediction in all_predictions if prediction.rows == name]
     if metrics.answers_sha256 != hash_of(conditions, predictions):
         return None
     by_number = {prediction.row: prediction for prediction in predictions}

@@ -75,7 +75,7 @@ def score_in(metrics: Mapping[str, float | None], metric: str | None) -> float |
     """A metric of a task, its main one for None; None where it is not there."""
     if not metrics:
         return None
-    value = metrics.get(metric or main_metric(dict(metrics)))
+    value = metrics.get(metric or main_metric(metrics))
     if value is None:
         return None
     return float(value)

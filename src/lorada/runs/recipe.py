@@ -38,15 +38,15 @@ class _Plain(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """A dictionary; every key must be a text and be given once."""
-        found: dict[Any, Any] = {}
+        mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise _refused(key_node, f"{key!r} is a key and no text: put it in quotes")
-            if key in found:
+            if key in mapping:
                 raise _refused(key_node, f"{key!r} is given twice: leave one out")
-            found[key] = self.construct_object(value_node, deep=deep)
-        return found
+            mapping[key] = self.construct_object(value_node, deep=deep)
+        return mapping
 
 
 _Plain.yaml_implicit_resolvers = {
@@ -238,31 +238,34 @@ class Recipe(BaseModel):
 
     def local_paths(self) -> list[tuple[str, Path]]:
         """The fields that name files and folders of this machine, and where these are."""
-        named = ((field, name) for field in PATHS for name in files_of(getattr(self, field) or ""))
-        return [
-            (field, Path(name).absolute())
-            for field, name in named
-            # A model may have the name of a file or folder that is not the model.
-            if (field != "model" or (name not in PACKAGED and Path(name).is_dir()))
-            and name and Path(name).exists() and not name.startswith(BUILTIN)
-        ]  # fmt: skip
+        paths = []
+        for field in PATHS:
+            for name in files_of(getattr(self, field) or ""):
+                if not name or name.startswith(BUILTIN) or not Path(name).exists():
+                    continue
+                # A model may have the name of a file or folder that is not the model.
+                if field == "model" and (name in PACKAGED or not Path(name).is_dir()):
+                    continue
+                paths.append((field, Path(name).absolute()))
+        return paths
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe, with the paths of existing files made absolute."""
         fields = {field for field, _ in self.local_paths()}
-        found = {field: absolute_files(getattr(self, field)) for field in fields}
+        absolute = {field: absolute_files(getattr(self, field)) for field in fields}
         if self.metric is not None and CODE in self.metric:
-            found["metric"] = os.path.abspath(self.metric)
-        return self.model_copy(update=found)
+            absolute["metric"] = os.path.abspath(self.metric)
+        return self.model_copy(update=absolute)
 
     @field_serializer("training")
     def _without_secrets(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings without tokens and passwords; a resumed run must be given them again."""
-        return {
-            name: self._without_secrets(value) if isinstance(value, dict) else value
-            for name, value in settings.items()
-            if not SECRET.search(name)
-        }
+        kept_settings = {}
+        for name, value in settings.items():
+            if not SECRET.search(name):
+                is_group = isinstance(value, dict)
+                kept_settings[name] = self._without_secrets(value) if is_group else value
+        return kept_settings
 
     def save(self, folder: Path) -> None:
         """Write the recipe into a run folder."""
@@ -277,8 +280,10 @@ def builtin_recipes() -> dict[str, Path]:
 
 def refuse_seed(name: str, seed: Any) -> None:
     """Refuse a seed that the libraries' random numbers cannot start from; None is not given."""
-    whole = isinstance(seed, int) and not isinstance(seed, bool)
-    if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
+    if seed is None:
+        return
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed <= MOST_SEED:
         raise ValueError(f"{name}{seed!r} must be a whole number from 0 to {MOST_SEED}")
 
 
@@ -287,13 +292,16 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
-        first, (name, wrong) = error.errors()[0], first_problem(error)
+        first = error.errors()[0]
+        name, wrong = first_problem(error)
         if first["type"] == "missing":
             raise ValueError(f"the recipe has no {name}: pass --{name} or {name}=…") from error
         raise ValueError(f"{name}={first['input']!r}: {wrong}") from error
     for name, value in recipe:
-        for key, inner in value.items() if isinstance(value, dict) else [(name, value)]:
-            refuse_unstorable(key, inner)
+        # A setting of TrainingArguments or of a part is called by its own name.
+        settings = value if isinstance(value, dict) else {name: value}
+        for key, setting in settings.items():
+            refuse_unstorable(key, setting)
     return recipe
 
 

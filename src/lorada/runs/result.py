@@ -1,13 +1,8 @@
-"""Reads and writes ``result.json``: what a run was, what it ran on, and its scores."""
+"""Reads and writes what a run stores: ``result.json`` and ``predictions.jsonl``."""
 
 import json
 import logging
-import os
-import platform
-import resource
-import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +22,11 @@ from lorada.support.error_messages import first_problem
 from lorada.support.files import as_typed, json_lines, json_text, write_atomic
 from lorada.support.metric_names import LOSS
 from lorada.support.row_sources import HEADED, Form
-from lorada.support.version import __version__
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+PREDICTIONS_FILE = "predictions.jsonl"
 
 
 # What was measured of a training: no less than nothing.
@@ -53,7 +47,7 @@ class RowsMetrics(StoredRecord):
         answers_sha256: of the answers and of all that they depend on.
     """
 
-    # Metrics by name; a word is nothing of ours, and is kept.
+    # Metrics by name. A word is none of ours; somebody else's is kept.
     __pydantic_extra__: dict[str, float | int | str | None]
 
     n: int
@@ -123,7 +117,9 @@ class Forgetting(StoredRecord):
 class RunResult(StoredRecord):
     """What a run was, what it ran on, and its scores, as ``result.json`` has them.
 
-    Few fields must be there: those that every use of a run reads.
+    Few fields must be there: those that every use of a run reads. The file has its fields in the
+    order in which ``training.finish`` gives them; here come first those whose damage is named
+    first.
 
     Attributes:
         labels: the classes or labels that its head knows, by index; empty for a run without one.
@@ -142,7 +138,8 @@ class RunResult(StoredRecord):
         settings_from: where the method's settings are from, in words.
         started_from: the adapter that the training began with.
         adapter_parts: PEFT types of the adapter's parts.
-        relative_norm: of what the adapter adds to the attention, at the last log line.
+        relative_norm: of what the maps add, against the softmax alone, at the last log line; None
+            for a method without maps.
         guessing_loss: on the held-out rows, of one answer for all of them.
         wall_time_s: seconds of the training.
         resumed_from: the checkpoint that it went on from.
@@ -191,49 +188,6 @@ class RunResult(StoredRecord):
         return None if self.metric is None else self.metric.name
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {package: version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "lorada": __version__, **found}
-
-
-def hardware() -> dict[str, str | float | None]:
-    """The processor, cores, memory (GiB) and accelerator of this machine."""
-    import torch
-
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(pages / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def peak_memory() -> int:
-    """Peak memory of this process so far, in bytes; of the accelerator, if there is one."""
-    import torch
-
-    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
-        return int(peak)  # 0 of a training on the processor
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.is_file() else []:
-        # Under Linux, getrusage may give the peak of the process that started this one.
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def read_result(run: Path) -> RunResult:
     """The result of a run."""
     path = run / RESULT_FILE
@@ -279,6 +233,7 @@ def keep_scores(
 
     ``unparsable`` is the percent of answers that name no option, by the same names.
     """
+    # The result is read again, since another command may have scored the run meanwhile.
     result = read_result(run)
     changes: dict[str, Any] = {"metrics": {**result.metrics, **metrics}}
     if unparsable:
@@ -293,14 +248,12 @@ def keep_forgetting(run: Path, forgetting: Forgetting) -> None:
 
 
 def _keep(path: Path, text: str, what: str) -> None:
+    """Write a file of a run; if it cannot be written, only warn, as ``what`` was printed too."""
     try:
         write_atomic(path, text)
     except OSError as error:
         reason = error.strerror or error
         logger.warning("%s could not be kept in %s: %s", what, path, reason)
-
-
-PREDICTIONS_FILE = "predictions.jsonl"
 
 
 class Prediction(BaseModel):

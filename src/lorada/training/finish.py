@@ -9,15 +9,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPO
 from transformers import Trainer
 
 from lorada.data.scoring.commonest_answer import repeated_answer
-from lorada.runs.result import (
-    LearnedRows,
-    ParameterCounts,
-    RunResult,
-    ScoringMetric,
-    StoredRecipe,
-    hardware,
-    versions,
-)
+from lorada.runs.machine import hardware, versions
+from lorada.runs.result import LearnedRows, ParameterCounts, RunResult, ScoringMetric, StoredRecipe
 from lorada.support.files import atomic_path
 from lorada.support.processes import process_count
 from lorada.support.row_sources import file_names

@@ -36,7 +36,7 @@ from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import narrow_trained, widen_trained
 from lorada.methods.method import EVERYTHING
-from lorada.runs.folder import STATE_FILE
+from lorada.runs.checkpoints import STATE_FILE
 from lorada.runs.recipe import Recipe
 from lorada.training.arguments import (
     argument_errors,

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from lorada.runs.folder import STATE_FILE, Start, begin, check_folder, locked
+from lorada.runs.checkpoints import STATE_FILE
+from lorada.runs.folder import Start, begin, check_folder, locked
+from lorada.runs.machine import peak_memory
 from lorada.runs.recipe import AUTO, Recipe
-from lorada.runs.result import RunResult, peak_memory, write_result
+from lorada.runs.result import RunResult, write_result
 from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.processes import all_gather, all_or_none, broadcast_from_main, join_processes
 from lorada.training.arguments import argument_errors

@@ -22,7 +22,7 @@ import ray
 from ray import exceptions
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
-from lorada.runs import result
+from lorada.runs import machine
 from lorada.support.processes import GPU_SHARE
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
@@ -231,7 +231,7 @@ def versions() -> dict[str, str]:
     Builds for different accelerators (``2.9.0+cpu``) count as one version.
     """
     package_versions = {
-        name: version.partition("+")[0] for name, version in result.versions().items()
+        name: version.partition("+")[0] for name, version in machine.versions().items()
     }
     # The version of lorada stays as it is while its source changes.
     digest = hashlib.sha256()

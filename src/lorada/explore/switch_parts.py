@@ -9,30 +9,31 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 # The package of a tuner layer → what its part is called; others go by the package's own name.
-CALLED = {"lmam": "map", "lora": "LoRA", "adalora": "AdaLoRA", "quanta": "QuanTA"}
+PART_NAMES = {"lmam": "map", "lora": "LoRA", "adalora": "AdaLoRA", "quanta": "QuanTA"}
 Parts = dict[str, list[BaseTunerLayer]]
 
 
 def active_parts(model: nn.Module) -> Parts:
     """The layers of each part of the active adapters, by the part's name, in order of the model."""
-    found: Parts = {}
+    parts: Parts = {}
     for module in model.modules():
         if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
             continue
         if set(module.active_adapters) & set(module._get_available_adapters()):
+            # The module of a layer is peft.tuners.lora.layer or lorada.tuners.lmam, for two.
             package = type(module).__module__.partition(".tuners.")[2].partition(".")[0]
-            found.setdefault(CALLED.get(package, package), []).append(module)
-    return found
+            parts.setdefault(PART_NAMES.get(package, package), []).append(module)
+    return parts
 
 
 def has_trained_copies(model: nn.Module) -> bool:
     """Whether the active adapters have trained copies of modules, such as a head."""
-    return any(
-        isinstance(module, ModulesToSaveWrapper)
-        and not module.disable_adapters
-        and set(module.active_adapters) & set(module.modules_to_save)
-        for module in model.modules()
-    )
+    for module in model.modules():
+        if not isinstance(module, ModulesToSaveWrapper) or module.disable_adapters:
+            continue
+        if set(module.active_adapters) & set(module.modules_to_save):
+            return True
+    return False
 
 
 @contextmanager
@@ -51,12 +52,15 @@ def switched_off(layers: Iterable[Any]) -> Iterator[None]:
 
 def without_parts(parts: Parts, names: Iterable[str]) -> AbstractContextManager[None]:
     """Switch some parts off in a ``with`` block; trained copies of modules, as a head, stay."""
-    return switched_off(layer for name in names for layer in parts[name])
+    layers: list[BaseTunerLayer] = []
+    for name in names:
+        layers += parts[name]
+    return switched_off(layers)
 
 
 def without_adapter(model: nn.Module) -> AbstractContextManager[None]:
     """Switch everything off in a ``with`` block that the active adapters change."""
     kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
-    return switched_off(
-        m for m in model.modules() if isinstance(m, kinds) and not m.disable_adapters
-    )
+    adapted = [module for module in model.modules() if isinstance(module, kinds)]
+    # One that is off already stays off behind the block.
+    return switched_off(module for module in adapted if not module.disable_adapters)
