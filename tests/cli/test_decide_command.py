@@ -31,11 +31,12 @@ def folder(tmp_path):
 
 @pytest.mark.more
 def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
+    from lorada.data.files.read_rows import read_rows
     from lorada.decision.read_scores import read_scores
 
     words = ("decide", "scores.csv", "--costs", "costs.yaml", "--baseline", "commonest")
     found = json.loads(printed(*LORADA, *words, "--json", folder=folder))
-    read = read_scores(folder / "scores.csv")
+    read = read_scores(read_rows(folder / "scores.csv"), "scores.csv")
     without = read.scores.pop("commonest").mean(axis=0)
     costs = {"lora": {"parameters": 90}, "ia3": {"parameters": 30}}
     expected = lorada.decide(

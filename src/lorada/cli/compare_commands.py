@@ -358,10 +358,11 @@ def decide(
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
+    from lorada.data.files.read_rows import read_rows
     from lorada.decision.decide import decide as decided
     from lorada.decision.read_scores import baseline_of, read_costs, read_scores
 
-    read = read_scores(scores)
+    read = read_scores(read_rows(scores), str(scores))
     without = {}
     for name in dict.fromkeys(baseline or []):
         if name not in read.scores:

@@ -16,9 +16,10 @@ from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings
 from lorada.methods.sizes_and_rates import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both, refuse_file
-from lorada.runs.recipe import JSONL, Recipe, read_yaml, recipe_of, settings_in, write_yaml
+from lorada.runs.recipe import JSONL, Recipe, recipe_of, settings_in
 from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
+from lorada.support.plain_yaml import read_yaml, write_yaml
 from lorada.support.row_sources import CODE, absolute_files
 from lorada.training.load_recipe import RecipeDraft, read_recipe
 

@@ -23,13 +23,13 @@ from lorada.runs.recipe import (
     SEEDS,
     Recipe,
     builtin_recipes,
-    read_yaml,
     recipe_of,
     refuse_seed,
     refuse_unstorable,
     settings_in,
 )
 from lorada.support.error_messages import unknown_name
+from lorada.support.plain_yaml import read_yaml
 
 # The fields of a recipe that are not themselves sections of settings.
 PLAIN_FIELDS = Recipe.model_fields.keys() - {"parts", TRAINING}
