@@ -22,7 +22,7 @@ from lorada.compare.report.verdict_and_limits import (
 )
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, Untrained
 from lorada.decision.decide import decide
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 from lorada.decision.run_variances import TINY, Scores
 from lorada.decision.statistics import by_group, has_no_spread, mean_score
 from lorada.runs.folder import trains_base

@@ -10,7 +10,7 @@ import numpy as np
 
 from lorada.compare.read_results import CandidateResult, Results
 from lorada.compare.stored_plan import Search
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 from lorada.decision.run_variances import TINY
 from lorada.decision.score_units import PERCENT as PERCENT_UNIT
 from lorada.decision.statistics import ALPHA, detectable, rows_needed
