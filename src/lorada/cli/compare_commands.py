@@ -316,19 +316,20 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         return
     console.print(summary.verdict)
     rows = [
-        (one.label, one.score, one.low, one.high, one.letter, one.expected_loss, one.trainable,
-         one.mark) for one in summary.scored
+        (line.label, line.score, line.decided.low, line.decided.high, line.decided.letter,
+         line.decided.expected_loss, line.result.trainable, line.decided.mark)
+        for line in summary.scored
     ]  # fmt: skip
     rows += [
         (one.name, one.score, one.low, one.high, "", None, None, "")
         for one in summary.baselines if one.score is not None
     ]  # fmt: skip
-    _show_scores(summary.scale.title, summary.scale.form, rows)
+    _show_scores(summary.scale.title, summary.score_format, rows)
     missing = [
-        f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
-        for one in summary.lines if one.score is None
+        f"{line.label}: {str(line.result.reason).removeprefix(f'{line.result.method} ')}"
+        for line in summary.lines if line.score is None
     ]  # fmt: skip
-    shared = [f"{SHARED}."] if any(one.letter for one in summary.scored) else []
+    shared = [f"{SHARED}."] if any(line.decided.letter for line in summary.scored) else []
     for sentence in (*missing, *shared, *summary.sentences):
         console.print(f"• {sentence}")
     say(", ".join(map(str, reports)))
@@ -378,7 +379,6 @@ def decide(
         print_json(asdict(found))
         return
     console.print(found.sentence)
-    form = ".1f" if found.unit == "%" else ".4g"
     best_first = sorted(found.scores, key=found.scores.__getitem__, reverse=not lower_is_better)
     rows: list[Scored] = [
         (name, found.scores[name], *found.intervals[name], found.letters.get(name, ""),
@@ -388,7 +388,7 @@ def decide(
     rows += [
         (name, score, None, None, "", None, None, "") for name, score in found.baselines.items()
     ]
-    _show_scores("score", form, rows)
+    _show_scores("score", found.score_format, rows)
     count = len(next(iter(read.scores.values()))[0])
     console.print(f"• {_tested(count, read.groups, found)}")
     typed = [word for name in baseline or [] for word in ("--baseline", name)]
@@ -410,15 +410,15 @@ def _tested(rows: int, groups: Sequence[str] | None, decision: Any) -> str:
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 
-def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
-    """Print the table: ``what`` heads the scores, ``form`` is the format of numbers."""
+def _show_scores(what: str, score_format: Any, rows: Sequence[Scored]) -> None:
+    """Print the table: ``what`` heads the scores, a ``ScoreFormat`` writes them."""
     heads = ["", f"{what} ± 95 %", "group", "expected loss", "parameters", ""]
     lines = []
     for name, score, low, high, letter, loss, parameters, mark in rows:
-        shown = NOTHING if score is None else format(score, form)
+        shown = NOTHING if score is None else score_format.number(score)
         if score is not None and low is not None and high is not None:
-            shown += f" ± {max(high - score, score - low):{form}}"
-        lost = NOTHING if loss is None else format(loss, form)
+            shown += f" ± {score_format.number(max(high - score, score - low))}"
+        lost = NOTHING if loss is None else score_format.short_loss(loss)
         trained = NOTHING if parameters is None else f"{parameters:,.0f}"
         lines.append([name, shown, letter or NOTHING, lost, trained, mark])
     wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
@@ -461,6 +461,6 @@ def quickstart(
     if summary is None or not summary.best:
         return
     best = next(line for line in summary.lines if line.label == summary.best)
-    run = output / best.first_run.folder
+    run = output / best.result.first_run.folder
     say("\n" + as_typed("lorada", "predict", run, "--text", SENTENCE))
     predict(run, text=[SENTENCE])

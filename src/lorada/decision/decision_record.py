@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from lorada.decision.costs import Costs
 from lorada.decision.score_format import ScoreFormat
-from lorada.decision.score_units import PERCENT
-
-LEAST_PERCENT = 0.1  # points, the smallest difference that is written as a number
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,10 @@ class Decision:
     @property
     def score_format(self) -> ScoreFormat:
         """How its scores are written; a tenth of the margin is the smallest difference shown."""
-        if self.unit == PERCENT:
-            return ScoreFormat(self.unit, LEAST_PERCENT)
-        margin = self.margin_to_give if self.margin is None else self.margin
-        return ScoreFormat(self.unit, float(f"{margin / 10:.0e}"))
+        margin = self.margin
+        if margin is None and self.scores:
+            margin = self.margin_to_give
+        return ScoreFormat.of(self.unit, margin)
 
     @property
     def margin_to_give(self) -> float:

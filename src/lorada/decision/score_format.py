@@ -1,61 +1,80 @@
 """How scores and differences of scores are written, alike in sentences, tables and terminals."""
 
+import math
 from dataclasses import dataclass
 
 from lorada.decision.score_units import PERCENT
 
+NATS = "nats"  # of losses
+PERCENT_DECIMALS = 1
+NATS_DECIMALS = 3  # at least; of small losses as many as their margin needs
+
 
 @dataclass(frozen=True)
 class ScoreFormat:
-    """How scores in one unit are written: percent to a tenth, others to four digits.
+    """How scores in one unit are written.
 
     Attributes:
         unit: of the scores, such as ``%``; empty if it is not known.
+        decimals: of scores and differences; None for four digits of a score, two of a difference.
         least_shown: the smallest difference that is written as a number: one that would be rounded
             below it is only said to be smaller.
     """
 
     unit: str
+    decimals: int | None = None
     least_shown: float = 0.0
+
+    @classmethod
+    def of(cls, unit: str, margin: float | None = None) -> "ScoreFormat":
+        """That of a unit; of scores whose margin is known, a tenth of it is still shown."""
+        if unit == PERCENT:
+            return cls(unit, PERCENT_DECIMALS, least_shown=0.1)
+        least_shown = 0.0 if margin is None else float(f"{margin / 10:.0e}")
+        if unit != NATS:
+            return cls(unit, None, least_shown)
+        decimals = NATS_DECIMALS
+        if margin:
+            place_of_first_digit = -math.floor(math.log10(margin))
+            decimals = max(decimals, place_of_first_digit)
+        return cls(unit, decimals, max(least_shown, 10.0**-decimals))
 
     def number(self, score: float) -> str:
         """A score without its unit."""
-        if self.unit == PERCENT:
-            return f"{score:.1f}"
-        return f"{score:.4g}"
+        if self.decimals is None:
+            return f"{score:.4g}"
+        return f"{score:.{self.decimals}f}"
 
     def score(self, score: float) -> str:
         """A score with its unit: ``71.2 %``."""
         return f"{self.number(score)} {self.unit}".strip()
 
-    def difference(self, difference: float) -> str:
-        """A difference of scores without its unit, to fewer digits than these."""
-        if self.unit == PERCENT:
-            return f"{difference:.1f}"
-        return f"{difference:.2g}"
-
-    def is_too_small(self, difference: float) -> bool:
-        """Whether a difference is only said to be smaller than the smallest that is shown."""
-        return difference < self.least_shown / 2
-
     def loss(self, loss: float) -> str:
         """An expected loss in a sentence, without its unit: ``0.3``, or ``less than 0.1``."""
-        if self.is_too_small(loss):
+        if self._is_too_small(loss):
             return f"less than {self.least_shown:g}"
-        return self.difference(loss)
+        return self._difference(loss)
 
     def short_loss(self, loss: float) -> str:
         """An expected loss in a table: ``0.3``, or ``< 0.1``."""
-        if self.is_too_small(loss):
+        if self._is_too_small(loss):
             return f"< {self.least_shown:g}"
-        return self.difference(loss)
+        return self._difference(loss)
+
+    def _is_too_small(self, difference: float) -> bool:
+        return difference < self.least_shown / 2
+
+    def _difference(self, difference: float) -> str:
+        if self.decimals is None:
+            return f"{difference:.2g}"
+        return f"{difference:.{self.decimals}f}"
 
     def margin(self, margin: float) -> str:
         """A margin with its unit, with the digits that its user gave."""
         return self.with_unit(f"{margin:.3g}")
 
     def with_unit(self, difference: str) -> str:
-        """A difference that is written already with its unit: ``0.2 points``."""
+        """A difference that is written already, with its unit: ``0.2 points``."""
         unit = self.unit
         if self.unit == PERCENT:
             unit = "point" if difference == "1" else "points"
