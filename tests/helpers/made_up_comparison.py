@@ -59,7 +59,8 @@ METHODS = {
 
 def renamed(line, name: str, **plan):
     """A candidate of a summary by another name, and with these fields of its plan."""
-    return replace(line, label=name, candidate=replace(line.candidate, method=name, **plan))
+    candidate = replace(line.result.candidate, method=name, **plan)
+    return replace(line, result=replace(line.result, label=name, candidate=candidate))
 
 
 def candidates() -> list[dict]:

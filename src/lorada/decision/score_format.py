@@ -7,6 +7,7 @@ from lorada.decision.score_units import PERCENT
 
 NATS = "nats"  # of losses
 PERCENT_DECIMALS = 1
+LARGE = 1e6  # from here on differences are written with an exponent
 NATS_DECIMALS = 3  # at least; of small losses as many as their margin needs
 
 
@@ -65,9 +66,11 @@ class ScoreFormat:
         return difference < self.least_shown / 2
 
     def _difference(self, difference: float) -> str:
-        if self.decimals is None:
-            return f"{difference:.2g}"
-        return f"{difference:.{self.decimals}f}"
+        if self.decimals is not None:
+            return f"{difference:.{self.decimals}f}"
+        if 10 <= difference < LARGE:  # two digits would be written as 1.2e+02
+            return f"{difference:.0f}"
+        return f"{difference:.2g}"
 
     def margin(self, margin: float) -> str:
         """A margin with its unit, with the digits that its user gave."""
