@@ -604,22 +604,23 @@ def test_what_cannot_be_compared_is_refused_in_words(given, said):
 
 
 @pytest.mark.parametrize(
-    ("unit", "margin", "score", "loss", "small"),
+    ("unit", "margin", "smallest", "score", "loss", "small"),
     [
-        ("%", None, "71.2", "0.3", "0.1"),
-        ("%", 1.0, "71.2", "0.3", "0.1"),
-        ("nats", 0.24, "71.234", "0.321", "0.02"),
-        ("nats", 0.01, "71.234", "0.321", "0.001"),
-        ("nats", 0.0004, "71.2341", "0.3211", "0.0001"),
-        ("nats", 0.0, "71.234", "0.321", "0.001"),
-        ("stars", 0.2, "71.23", "0.32", "0.02"),
-        ("", None, "71.23", "0.32", None),
+        ("%", None, 1e-3, "71.2", "0.3", "0.1"),
+        ("%", 1.0, None, "71.2", "0.3", "0.1"),
+        ("nats", 0.24, 12.3, "71.234", "0.321", "0.02"),
+        ("nats", 0.01, 0.51, "71.234", "0.321", "0.001"),
+        ("nats", 0.0004, 0.021, "71.2341", "0.3211", "0.0001"),
+        ("nats", 0.0, None, "71.234", "0.321", "0.001"),
+        ("nats", 2e-8, 1e-6, "71.23", "0.32", "2e-09"),
+        ("stars", 0.2, 0.01, "71.23", "0.32", "0.02"),
+        ("", None, None, "71.23", "0.32", None),
     ],
 )
 def test_a_score_and_an_expected_loss_are_written_alike_wherever_they_are_shown(
-    unit, margin, score, loss, small
+    unit, margin, smallest, score, loss, small
 ):
-    score_format = ScoreFormat.of(unit, margin)
+    score_format = ScoreFormat.of(unit, margin, smallest)
     assert score_format.number(71.2341) == score
     assert score_format.loss(0.3211) == score_format.short_loss(0.3211) == loss
     assert score_format.short_loss(123.4).split(".")[0] == "123"

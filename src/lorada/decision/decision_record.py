@@ -107,7 +107,8 @@ class Decision:
         margin = self.margin
         if margin is None and self.scores:
             margin = self.margin_to_give
-        return ScoreFormat.of(self.unit, margin)
+        sizes = [abs(score) for score in self.scores.values() if score]
+        return ScoreFormat.of(self.unit, margin, smallest=min(sizes, default=None))
 
     @property
     def margin_to_give(self) -> float:

@@ -8,7 +8,8 @@ from lorada.decision.score_units import PERCENT
 NATS = "nats"  # of losses
 PERCENT_DECIMALS = 1
 LARGE = 1e6  # from here on differences are written with an exponent
-NATS_DECIMALS = 3  # at least; of small losses as many as their margin needs
+NATS_DECIMALS = 3  # at least; of small losses as many as three digits need
+MOST_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,27 @@ class ScoreFormat:
     least_shown: float = 0.0
 
     @classmethod
-    def of(cls, unit: str, margin: float | None = None) -> "ScoreFormat":
-        """That of a unit; of scores whose margin is known, a tenth of it is still shown."""
+    def of(
+        cls, unit: str, margin: float | None = None, smallest: float | None = None
+    ) -> "ScoreFormat":
+        """That of scores in a unit.
+
+        Args:
+            unit: of the scores.
+            margin: that a cheaper method may cost, of which a tenth is still shown.
+            smallest: the score that is nearest to zero, of which three digits are shown.
+        """
         if unit == PERCENT:
             return cls(unit, PERCENT_DECIMALS, least_shown=0.1)
         least_shown = 0.0 if margin is None else float(f"{margin / 10:.0e}")
         if unit != NATS:
             return cls(unit, None, least_shown)
         decimals = NATS_DECIMALS
-        if margin:
-            place_of_first_digit = -math.floor(math.log10(margin))
-            decimals = max(decimals, place_of_first_digit)
+        if smallest:
+            place_of_first_digit = -math.floor(math.log10(abs(smallest)))
+            decimals = max(decimals, place_of_first_digit + 2)
+        if decimals > MOST_DECIMALS:  # losses of 1e-7 are easier to read with an exponent
+            return cls(unit, None, least_shown)
         return cls(unit, decimals, max(least_shown, 10.0**-decimals))
 
     def number(self, score: float) -> str:
