@@ -340,9 +340,17 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
 @app.command(rich_help_panel=opt.COMPARE)
 def decide(
     scores: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="method, seed, row, score; group")
+        Path,
+        typer.Argument(
+            exists=True,
+            help="table of method, seed, row, score (and group), or logs of lm-eval, Inspect or "
+            "promptfoo: a file, or a folder with METHOD-SEED for each run",
+        ),
     ],
     margin: Margin = None,
+    metric: Annotated[
+        str | None, typer.Option(help="of the logs, where they have several, such as acc_norm")
+    ] = None,
     unit: Annotated[
         str | None, typer.Option(help="of the scores: %, or any; 0/1 and 0/100 need none")
     ] = None,
@@ -359,11 +367,17 @@ def decide(
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
-    from lorada.data.files.read_rows import read_rows
     from lorada.decision.decide import decide as decided
-    from lorada.decision.read_scores import baseline_of, read_costs, read_scores
+    from lorada.decision.read_scores import baseline_of, read_costs
 
-    read = read_scores(read_rows(scores), str(scores))
+    scores_read = _read_scores(scores, metric)
+    lower_by_logs = scores_read.lower_is_better
+    if lower_is_better and lower_by_logs is False:
+        raise ValueError(
+            f"--lower-is-better, but {scores} says that a higher {scores_read.metric} is better"
+        )
+    lower_is_better = lower_is_better or bool(lower_by_logs)
+    read = scores_read.table
     without = {}
     for name in dict.fromkeys(baseline or []):
         if name not in read.scores:
@@ -377,9 +391,43 @@ def decide(
     )  # fmt: skip
     if as_json:
         print_json(asdict(found))
+        for sentence in scores_read.notes:
+            note(f"• {sentence}.")
         return
     console.print(found.sentence)
-    best_first = sorted(found.scores, key=found.scores.__getitem__, reverse=not lower_is_better)
+    _show_decision(found)
+    count = len(next(iter(read.scores.values()))[0])
+    for sentence in scores_read.notes:
+        console.print(f"• {sentence}.")
+    console.print(f"• {_tested(count, read.groups, found)}")
+    typed = [] if metric is None else ["--metric", metric]
+    typed += [word for name in baseline or [] for word in ("--baseline", name)]
+    typed += [] if margin is None else ["--margin", f"{margin:g}"]
+    typed += [] if unit is None else ["--unit", unit]
+    # What logs say of themselves need not be said again.
+    typed += ["--lower-is-better"] if lower_is_better and not lower_by_logs else []
+    suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
+
+
+def _read_scores(path: Path, metric: str | None) -> Any:
+    """The scores in a table or in logs of other tools, as ``LogScores``."""
+    from lorada.data.files.read_rows import read_rows
+    from lorada.decision.read_logs import LogScores, holds_logs, read_logs
+    from lorada.decision.read_scores import read_scores
+
+    if holds_logs(path):
+        return read_logs(path, metric)
+    if metric is not None:
+        raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
+    table = read_scores(read_rows(path), str(path))
+    return LogScores(table, "score", lower_is_better=None, notes=())
+
+
+def _show_decision(found: Any) -> None:
+    """Print the table of a ``Decision``, the best method first, then scores without training."""
+    best_first = sorted(
+        found.scores, key=found.scores.__getitem__, reverse=not found.lower_is_better
+    )
     rows: list[Scored] = [
         (name, found.scores[name], *found.intervals[name], found.letters.get(name, ""),
          found.expected_loss.get(name), found.costs.get(name, {}).get("parameters"),
@@ -389,21 +437,15 @@ def decide(
         (name, score, None, None, "", None, None, "") for name, score in found.baselines.items()
     ]
     _show_scores("score", found.score_format, rows)
-    count = len(next(iter(read.scores.values()))[0])
-    console.print(f"• {_tested(count, read.groups, found)}")
-    typed = [word for name in baseline or [] for word in ("--baseline", name)]
-    typed += [] if margin is None else ["--margin", f"{margin:g}"]
-    typed += [] if unit is None else ["--unit", unit]
-    typed += ["--lower-is-better"] if lower_is_better else []
-    suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
 
 
 def _tested(rows: int, groups: Sequence[str] | None, decision: Any) -> str:
     """What was tested, and how to read the letters; ``decision`` is a ``Decision``."""
     in_groups = f" in {len(set(groups))} groups" if groups is not None else ""
     runs = decision.runs.values()
-    each = dict.fromkeys((min(runs), max(runs)))
-    of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
+    fewest, most = min(runs), max(runs)
+    number_of_runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
+    of = f"{counted(rows, 'row')}{in_groups}, {number_of_runs} of each method"
     if not any(decision.letters.values()):
         reason = "" if decision.no_letters in decision.sentence else f" {decision.no_letters}"
         return f"{of}.{reason}"

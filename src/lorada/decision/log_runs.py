@@ -1,0 +1,98 @@
+"""Which method and which seed the logs of other tools are of."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorada.decision.log_records import Log
+
+ONLY_SEED = re.compile(r"(?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)
+METHOD_AND_SEED = re.compile(r"(.+?)[-_](?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)
+# A model may have a number of its own: gpt-4 is no run of gpt with seed 4.
+MODEL_AND_SEED = re.compile(r"(.+?)[-_]?seed[-_=]?(\d+)", re.IGNORECASE)
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+FIRST_SEED = "1"
+
+
+@dataclass(frozen=True)
+class RunName:
+    """A run of a method; parts that a log does not tell are empty."""
+
+    method: str
+    seed: str
+
+
+def name_runs(logs: Sequence[Log]) -> list[RunName]:
+    """The run that each log is of.
+
+    A run is named by its folders below the one that is read, ``METHOD-SEED``, ``METHOD/SEED`` or
+    ``SEED/METHOD``. Where folders tell no methods apart the method is the name of the model.
+    """
+    by_folder = _names_in([log.folders for log in logs], METHOD_AND_SEED)
+    by_model = _names_in([log.model for log in logs], METHOD_AND_SEED)
+    if not _have_same_seeds(by_model):
+        by_model = _names_in([log.model for log in logs], MODEL_AND_SEED)
+    one_model = len({name.method for name in by_model}) == 1
+    folders_tell = len({name.method for name in by_folder}) > 1 or one_model
+    runs = []
+    for folder, model in zip(by_folder, by_model, strict=True):
+        method = (folders_tell and folder.method) or model.method or folder.method
+        runs.append(RunName(method or "model", folder.seed or model.seed or FIRST_SEED))
+    if not _mixes_models(logs, runs):
+        return runs
+    # Several models in each folder, as of two prompts with two models.
+    return [
+        RunName(" ".join(filter(None, (folder.method, model.method))), run.seed)
+        for folder, model, run in zip(by_folder, by_model, runs, strict=True)
+    ]
+
+
+def _have_same_seeds(names: Sequence[RunName]) -> bool:
+    """Whether several methods have the same seeds, two or more."""
+    seeds: dict[str, set[str]] = {}
+    for name in names:
+        if name.seed:
+            seeds.setdefault(name.method, set()).add(name.seed)
+    different = {frozenset(of_method) for of_method in seeds.values()}
+    return len(seeds) > 1 and len(different) == 1 and len(different.pop()) > 1
+
+
+def _mixes_models(logs: Sequence[Log], runs: Sequence[RunName]) -> bool:
+    """Whether a run has answers of two models to one task."""
+    models: dict[tuple[RunName, str], tuple[str, ...]] = {}
+    return any(
+        models.setdefault((run, log.task), log.model) != log.model
+        for run, log in zip(runs, logs, strict=True)
+    )
+
+
+def _names_in(names: Sequence[tuple[str, ...]], method_and_seed: re.Pattern[str]) -> list[RunName]:
+    """Of each name in parts the method and the seed, without parts that all names share."""
+    names = [tuple(part for part in name if not CHECKPOINT.fullmatch(part)) for name in names]
+    if len(set(names)) == 1:  # all parts are shared
+        return [_name_in(name[-1:], method_and_seed) for name in names]
+    backwards = _without_shared_start([name[::-1] for name in names])
+    names = _without_shared_start([name[::-1] for name in backwards])
+    return [_name_in(parts, method_and_seed) for parts in names]
+
+
+def _without_shared_start(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Names without the parts that all begin with, as long as each still names a method."""
+    while len({name[:1] for name in names}) == 1:
+        shorter = [name[1:] for name in names]
+        if not all(any(not ONLY_SEED.fullmatch(part) for part in name) for name in shorter):
+            break
+        names = shorter
+    return names
+
+
+def _name_in(parts: tuple[str, ...], method_and_seed: re.Pattern[str]) -> RunName:
+    """The method and the seed in the parts of a name."""
+    seeds = [match[1] for match in map(ONLY_SEED.fullmatch, parts) if match]
+    if len(seeds) == 1:
+        method = "/".join(part for part in parts if not ONLY_SEED.fullmatch(part))
+        return RunName(method, seeds[0])
+    match = method_and_seed.fullmatch(parts[-1]) if parts else None
+    if match is None:
+        return RunName("/".join(parts), "")
+    return RunName("/".join([*parts[:-1], match[1]]), match[2])
