@@ -32,13 +32,14 @@ def name_runs(logs: Sequence[Log]) -> list[RunName]:
     by_model = _names_in([log.model for log in logs], METHOD_AND_SEED)
     if not _have_same_seeds(by_model):
         by_model = _names_in([log.model for log in logs], MODEL_AND_SEED)
-    one_model = len({name.method for name in by_model}) == 1
-    folders_tell = len({name.method for name in by_folder}) > 1 or one_model
+    by_folder_alone = [RunName(name.method, name.seed or FIRST_SEED) for name in by_folder]
+    if all(name.method for name in by_folder) and not _mix_models(logs, by_folder_alone):
+        return by_folder_alone
     runs = []
     for folder, model in zip(by_folder, by_model, strict=True):
-        method = (folders_tell and folder.method) or model.method or folder.method
-        runs.append(RunName(method or "model", folder.seed or model.seed or FIRST_SEED))
-    if not _mixes_models(logs, runs):
+        method = model.method or folder.method or "model"
+        runs.append(RunName(method, folder.seed or model.seed or FIRST_SEED))
+    if not _mix_models(logs, runs) and not _mix_folders(logs, runs):
         return runs
     # Several models in each folder, as of two prompts with two models.
     return [
@@ -57,11 +58,20 @@ def _have_same_seeds(names: Sequence[RunName]) -> bool:
     return len(seeds) > 1 and len(different) == 1 and len(different.pop()) > 1
 
 
-def _mixes_models(logs: Sequence[Log], runs: Sequence[RunName]) -> bool:
+def _mix_models(logs: Sequence[Log], runs: Sequence[RunName]) -> bool:
     """Whether a run has answers of two models to one task."""
     models: dict[tuple[RunName, str], tuple[str, ...]] = {}
     return any(
         models.setdefault((run, log.task), log.model) != log.model
+        for run, log in zip(runs, logs, strict=True)
+    )
+
+
+def _mix_folders(logs: Sequence[Log], runs: Sequence[RunName]) -> bool:
+    """Whether a run has answers to one task from two folders."""
+    folders: dict[tuple[RunName, str], tuple[str, ...]] = {}
+    return any(
+        folders.setdefault((run, log.task), log.folders) != log.folders
         for run, log in zip(runs, logs, strict=True)
     )
 

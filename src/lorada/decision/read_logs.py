@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lorada.decision.log_records import PROMPTFOO, Log, LogRow, read_json
+from lorada.decision.log_records import INSPECT, LM_EVAL, PROMPTFOO, Log, LogRow, read_json
 from lorada.decision.log_runs import RunName, name_runs
 from lorada.decision.read_inspect import is_inspect, read_inspect, read_inspect_zip
 from lorada.decision.read_lm_eval import SAMPLES, is_sample, read_lm_eval
@@ -24,6 +24,11 @@ TOTALS = (  # keys of files of a whole run: lm-eval's without samples, PEFT's me
     {"results", "configs"},
     {"run_info", "train_info"},
 )
+RUNS_COME_FROM = {
+    LM_EVAL: "Runs of one method with several seeds are read from folders METHOD-SEED",
+    INSPECT: "Runs of one method are read from folders METHOD-SEED, or come from --epochs",
+    PROMPTFOO: "Runs of one method are read from files METHOD-SEED.json, or come from --repeat",
+}
 SHOWN = 3  # names of rows or tasks in a line
 
 
@@ -110,7 +115,7 @@ def _logs_in(path: Path) -> list[Log]:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     logs: list[Log] = []
     totals = []
-    for file in files:
+    for file in filter(Path.is_file, files):
         folders = file.relative_to(root).parts[:-1]
         if file.suffix == ".eval":
             logs.append(read_inspect_zip(file, folders))
@@ -325,7 +330,7 @@ def _on_repeats(runs: Sequence[_Run], *, repeats_are_runs: bool) -> list[str]:
         return ["Runs are answers drawn again from one model, and say nothing of another training"]
     if any(row.repeat for run in runs for row in run.rows):
         return ["Of several answers of a model to a row the mean is taken"]
-    names = {run.name for run in runs}
-    if len(names) == len({name.method for name in names}) and runs[0].log.tool != PROMPTFOO:
-        return ["Runs of one method with several seeds are in folders METHOD-SEED"]
+    methods = {run.name.method for run in runs}
+    if len({run.name for run in runs}) == len(methods) > 1:
+        return [RUNS_COME_FROM[runs[0].log.tool]]
     return []

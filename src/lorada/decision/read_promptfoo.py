@@ -37,7 +37,7 @@ def read_promptfoo(content: dict[str, Any], path: Path, folders: tuple[str, ...]
     try:
         results = content["results"]["results"]
         by_source = defaultdict(list)
-        for result in sorted(results, key=lambda result: result.get("testIdx", 0)):
+        for result in sorted(results, key=_place):
             by_source[_provider(result), result["prompt"]["label"]].append(result)
         for (provider, _), of_source in by_source.items():
             if len({result.get("promptIdx") for result in of_source}) > 1:
@@ -59,6 +59,11 @@ def read_promptfoo(content: dict[str, Any], path: Path, folders: tuple[str, ...]
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise broken(path, f"a result has no {error}") from error
+
+
+def _place(result: dict[str, Any]) -> tuple[int, int]:
+    """Where a result stands in the table of tests and prompts; answers come in any order."""
+    return result.get("testIdx", 0), result.get("promptIdx", 0)
 
 
 def _provider(result: dict[str, Any]) -> str:
