@@ -1,7 +1,7 @@
 """The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -370,13 +370,7 @@ def decide(
     from lorada.decision.decide import decide as decided
     from lorada.decision.read_scores import baseline_of, read_costs
 
-    scores_read = _read_scores(scores, metric)
-    lower_by_logs = scores_read.lower_is_better
-    if lower_is_better and lower_by_logs is False:
-        raise ValueError(
-            f"--lower-is-better, but {scores} says that a higher {scores_read.metric} is better"
-        )
-    lower_is_better = lower_is_better or bool(lower_by_logs)
+    scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
     read = scores_read.table
     without = {}
     for name in dict.fromkeys(baseline or []):
@@ -386,45 +380,55 @@ def decide(
     seeds = {name: one for name, one in read.seeds.items() if name in read.scores}
     given = read_costs(costs) if costs else {}
     found = decided(
-        read.scores, given, margin, lower_is_better=lower_is_better, groups=read.groups,
-        baselines=without, seeds=seeds, unit=unit,
+        read.scores, given, margin, lower_is_better=bool(scores_read.lower_is_better),
+        groups=read.groups, baselines=without, seeds=seeds, unit=unit,
     )  # fmt: skip
     if as_json:
         print_json(asdict(found))
         for sentence in scores_read.notes:
             note(f"• {sentence}.")
         return
-    console.print(found.sentence)
     _show_decision(found)
     count = len(next(iter(read.scores.values()))[0])
     for sentence in scores_read.notes:
         console.print(f"• {sentence}.")
     console.print(f"• {_tested(count, read.groups, found)}")
-    typed = [] if metric is None else ["--metric", metric]
-    typed += [word for name in baseline or [] for word in ("--baseline", name)]
+    typed = [word for name in baseline or [] for word in ("--baseline", name)]
+    typed += [] if metric is None else ["--metric", metric]
     typed += [] if margin is None else ["--margin", f"{margin:g}"]
     typed += [] if unit is None else ["--unit", unit]
-    # What logs say of themselves need not be said again.
-    typed += ["--lower-is-better"] if lower_is_better and not lower_by_logs else []
+    typed += ["--lower-is-better"] if lower_is_better else []
     suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
 
 
-def _read_scores(path: Path, metric: str | None) -> Any:
-    """The scores in a table or in logs of other tools, as ``LogScores``."""
+def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> Any:
+    """The scores in a table or in logs of other tools, as ``LogScores``.
+
+    Logs may say themselves whether lower scores are better; ``lower_is_better`` is what the user
+    says.
+    """
     from lorada.data.files.read_rows import read_rows
     from lorada.decision.read_logs import LogScores, holds_logs, read_logs
     from lorada.decision.read_scores import read_scores
 
-    if holds_logs(path):
-        return read_logs(path, metric)
-    if metric is not None:
-        raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
-    table = read_scores(read_rows(path), str(path))
-    return LogScores(table, "score", lower_is_better=None, notes=())
+    if not holds_logs(path):
+        if metric is not None:
+            raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
+        table = read_scores(read_rows(path), str(path))
+        return LogScores(table, "score", lower_is_better=lower_is_better, notes=())
+    read = read_logs(path, metric)
+    if read.lower_is_better is None:
+        return replace(read, lower_is_better=lower_is_better)
+    if lower_is_better and not read.lower_is_better:
+        raise ValueError(
+            f"--lower-is-better, but {path} says that a higher {read.metric} is better"
+        )
+    return read
 
 
 def _show_decision(found: Any) -> None:
-    """Print the table of a ``Decision``, the best method first, then scores without training."""
+    """Print the sentence and the table of a ``Decision``, then scores without training."""
+    console.print(found.sentence)
     best_first = sorted(
         found.scores, key=found.scores.__getitem__, reverse=not found.lower_is_better
     )
