@@ -185,6 +185,13 @@ def test_a_failed_log_is_left_out_beside_the_one_of_its_next_attempt(copied):
         read_logs(folder)
 
 
+def test_an_evaluation_that_still_goes_on_is_not_read(tmp_path):
+    start = {"_journal/start.json": {"version": 2, "eval": HEADER["eval"]}}
+    path = packed(tmp_path / "a.eval", start)
+    with pytest.raises(ValueError, match=r"a.eval is not finished \(started\): go on with inspect"):
+        read_logs(path)
+
+
 def test_a_path_in_a_zip_leads_nowhere(tmp_path):
     members = {"header.json": HEADER, "summaries.json": [SAMPLE], "../../evil.json": [1]}
     packed(tmp_path / "logs.eval", members)
@@ -238,6 +245,14 @@ def test_files_of_promptfoo_are_seeds_and_their_tests_match_in_any_order(tmp_pat
     read = read_logs(tmp_path)
     assert set(read.table.seeds.values()) == {("1", "2")}
     assert all(np.array_equal(*runs) for runs in read.table.scores.values())
+
+
+def test_rows_that_no_run_gets_right_are_named(copied):
+    folder = copied("lm_eval")
+    for path in folder.rglob("samples_picks_*"):
+        changed(path, lambda sample: sample.update(acc=float(sample["doc_id"] == 1)))
+    notes = read_logs(folder, "acc").notes
+    assert "2 of 3 rows are wrong in every run: 0, 2" in notes
 
 
 # What is read as what

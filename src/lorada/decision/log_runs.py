@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorada.decision.log_records import Log
+from lorada.decision.log_records import Log, LogRow
 
 ONLY_SEED = re.compile(r"(?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)
 METHOD_AND_SEED = re.compile(r"(.+?)[-_](?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)
@@ -20,6 +20,20 @@ class RunName:
 
     method: str
     seed: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A log, the run that it is of, and its rows that have the metric."""
+
+    name: RunName
+    log: Log
+    rows: tuple[LogRow, ...]
+
+    @property
+    def shown(self) -> str:
+        """The run in an error."""
+        return f"{self.name.method}, seed {self.name.seed}"
 
 
 def name_runs(logs: Sequence[Log]) -> list[RunName]:
