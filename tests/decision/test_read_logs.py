@@ -93,6 +93,11 @@ def test_lower_is_better_where_the_totals_say_so(copied):
         changed(path, lambda results: results["higher_is_better"]["picks"].update(acc=False))
     assert read_logs(folder, "acc").lower_is_better is True
     assert read_logs(folder, "acc_norm").lower_is_better is False
+    with pytest.raises(
+        ValueError, match=r"--lower-is-better, but .* says that a higher acc_norm is"
+    ):
+        read_logs(folder, "acc_norm", lower_is_better=True)
+    assert read_logs(LOGS / "inspect/seeds", lower_is_better=True).lower_is_better is True
 
 
 def test_the_log_likelihood_behind_a_perplexity_is_better_the_higher():
@@ -107,7 +112,7 @@ def test_samples_without_totals_are_named_by_their_folders(copied):
         path.unlink()
     read = read_logs(folder, "acc")
     assert read.table.seeds == {"ia3": ("1", "2"), "lora": ("1", "2")}
-    assert read.lower_is_better is None
+    assert read.lower_is_better is False
 
 
 def test_models_beside_each_other_are_methods_and_seeds_by_their_names(copied, tmp_path):
@@ -138,7 +143,7 @@ def test_a_folder_of_inspect_is_methods_seeds_and_rows():
         "ia3": [1 / 3, 1 / 3], "lora": [1.0, 1 / 3],
     }  # fmt: skip
     assert read.metric == "exact"
-    assert read.lower_is_better is None
+    assert read.lower_is_better is False
 
 
 def test_a_zip_of_inspect_and_its_json_are_read_alike():

@@ -1,7 +1,7 @@
 """The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -380,7 +380,7 @@ def decide(
     seeds = {name: one for name, one in read.seeds.items() if name in read.scores}
     given = read_costs(costs) if costs else {}
     found = decided(
-        read.scores, given, margin, lower_is_better=bool(scores_read.lower_is_better),
+        read.scores, given, margin, lower_is_better=scores_read.lower_is_better,
         groups=read.groups, baselines=without, seeds=seeds, unit=unit,
     )  # fmt: skip
     if as_json:
@@ -402,28 +402,17 @@ def decide(
 
 
 def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> Any:
-    """The scores in a table or in logs of other tools, as ``LogScores``.
-
-    Logs may say themselves whether lower scores are better; ``lower_is_better`` is what the user
-    says.
-    """
+    """The scores in a table or in logs of other tools, as ``LogScores``."""
     from lorada.data.files.read_rows import read_rows
     from lorada.decision.read_logs import LogScores, holds_logs, read_logs
     from lorada.decision.read_scores import read_scores
 
-    if not holds_logs(path):
-        if metric is not None:
-            raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
-        table = read_scores(read_rows(path), str(path))
-        return LogScores(table, "score", lower_is_better=lower_is_better, notes=())
-    read = read_logs(path, metric)
-    if read.lower_is_better is None:
-        return replace(read, lower_is_better=lower_is_better)
-    if lower_is_better and not read.lower_is_better:
-        raise ValueError(
-            f"--lower-is-better, but {path} says that a higher {read.metric} is better"
-        )
-    return read
+    if holds_logs(path):
+        return read_logs(path, metric, lower_is_better=lower_is_better)
+    if metric is not None:
+        raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
+    table = read_scores(read_rows(path), str(path))
+    return LogScores(table, "score", lower_is_better=lower_is_better, notes=())
 
 
 def _show_decision(found: Any) -> None:

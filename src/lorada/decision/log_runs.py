@@ -12,6 +12,7 @@ METHOD_AND_SEED = re.compile(r"(.+?)[-_](?:seed|run)?[-_=]?(\d+)", re.IGNORECASE
 MODEL_AND_SEED = re.compile(r"(.+?)[-_]?seed[-_=]?(\d+)", re.IGNORECASE)
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 FIRST_SEED = "1"
+NAMELESS = "model"
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,32 @@ def name_runs(logs: Sequence[Log]) -> list[RunName]:
     """The run that each log is of.
 
     A run is named by its folders below the one that is read, ``METHOD-SEED``, ``METHOD/SEED`` or
-    ``SEED/METHOD``. Where folders tell no methods apart the method is the name of the model.
+    ``SEED/METHOD``. Where a folder has several models the method is the name of the model. A number
+    at its end is a seed if it is called so, or if several methods have the same numbers.
     """
-    by_folder = _names_in([log.folders for log in logs], METHOD_AND_SEED)
-    by_model = _names_in([log.model for log in logs], METHOD_AND_SEED)
+    folders, models = [log.folders for log in logs], [log.model for log in logs]
+    by_folder = _names_in(folders, METHOD_AND_SEED)
+    by_model = _names_in(models, METHOD_AND_SEED)
     if not _have_same_seeds(by_model):
-        by_model = _names_in([log.model for log in logs], MODEL_AND_SEED)
-    by_folder_alone = [RunName(name.method, name.seed or FIRST_SEED) for name in by_folder]
-    if all(name.method for name in by_folder) and not _mix_models(logs, by_folder_alone):
-        return by_folder_alone
+        by_model = _names_in(models, MODEL_AND_SEED)
+
+    runs = [RunName(name.method, name.seed or FIRST_SEED) for name in by_folder]
+    if all(run.method for run in runs) and not _mix(runs, logs, models):
+        return runs
+
     runs = []
     for folder, model in zip(by_folder, by_model, strict=True):
-        method = model.method or folder.method or "model"
+        method = model.method or folder.method or NAMELESS
         runs.append(RunName(method, folder.seed or model.seed or FIRST_SEED))
-    if not _mix_models(logs, runs) and not _mix_folders(logs, runs):
+    if not _mix(runs, logs, models) and not _mix(runs, logs, folders):
         return runs
+
     # Several models in each folder, as of two prompts with two models.
-    return [
-        RunName(" ".join(filter(None, (folder.method, model.method))), run.seed)
-        for folder, model, run in zip(by_folder, by_model, runs, strict=True)
-    ]
+    both_names = []
+    for folder, model, run in zip(by_folder, by_model, runs, strict=True):
+        method = f"{folder.method} {model.method}".strip()
+        both_names.append(RunName(method or NAMELESS, run.seed))
+    return both_names
 
 
 def _have_same_seeds(names: Sequence[RunName]) -> bool:
@@ -72,22 +79,13 @@ def _have_same_seeds(names: Sequence[RunName]) -> bool:
     return len(seeds) > 1 and len(different) == 1 and len(different.pop()) > 1
 
 
-def _mix_models(logs: Sequence[Log], runs: Sequence[RunName]) -> bool:
-    """Whether a run has answers of two models to one task."""
-    models: dict[tuple[RunName, str], tuple[str, ...]] = {}
-    return any(
-        models.setdefault((run, log.task), log.model) != log.model
-        for run, log in zip(runs, logs, strict=True)
-    )
-
-
-def _mix_folders(logs: Sequence[Log], runs: Sequence[RunName]) -> bool:
-    """Whether a run has answers to one task from two folders."""
-    folders: dict[tuple[RunName, str], tuple[str, ...]] = {}
-    return any(
-        folders.setdefault((run, log.task), log.folders) != log.folders
-        for run, log in zip(runs, logs, strict=True)
-    )
+def _mix(runs: Sequence[RunName], logs: Sequence[Log], sources: Sequence[tuple[str, ...]]) -> bool:
+    """Whether a run would have answers to one task from two sources, such as two models."""
+    source_of_task: dict[tuple[RunName, str], tuple[str, ...]] = {}
+    for run, log, source in zip(runs, logs, sources, strict=True):
+        if source_of_task.setdefault((run, log.task), source) != source:
+            return True
+    return False
 
 
 def _names_in(names: Sequence[tuple[str, ...]], method_and_seed: re.Pattern[str]) -> list[RunName]:

@@ -13,7 +13,7 @@ from lorada.decision.log_records import LM_EVAL, Log, LogRow, as_number, broken,
 
 SAMPLES = "samples_"
 NO_FILTER = "none"
-# What a line has beside scores; versions before 0.4.5 do not list their metrics.
+# What a line has beside scores: old versions do not list the metrics.
 FIELDS = {
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
     "doc_hash", "prompt_hash", "target_hash",
@@ -38,11 +38,18 @@ class _Totals:
 
 def is_sample(line: str) -> bool:
     """Whether a line of JSON is one that lm-eval writes."""
+    return _sample(line) is not None
+
+
+def _sample(line: str) -> dict[str, Any] | None:
+    """A line of a file of samples; None for another line."""
     try:
         sample = json.loads(line)
     except ValueError:
-        return False
-    return isinstance(sample, dict) and {"doc_id", "resps"} <= sample.keys()
+        return None
+    if not isinstance(sample, dict) or not {"doc_id", "resps"} <= sample.keys():
+        return None
+    return sample
 
 
 def read_lm_eval(path: Path, folders: tuple[str, ...]) -> Log:
@@ -92,9 +99,10 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        if not is_sample(line):
+        sample = _sample(line)
+        if sample is None:
             raise broken(path, f"line {number} is no sample of lm-eval")
-        samples.append(json.loads(line))
+        samples.append(sample)
     return samples
 
 

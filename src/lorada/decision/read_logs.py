@@ -40,7 +40,7 @@ class LogScores:
 
     table: ScoreTable
     metric: str
-    lower_is_better: bool | None  # None where the logs do not say
+    lower_is_better: bool
     notes: tuple[str, ...]  # sentences on what was read
 
 
@@ -57,7 +57,7 @@ def holds_logs(path: Path) -> bool:
     return False
 
 
-def read_logs(path: Path, metric: str | None = None) -> LogScores:
+def read_logs(path: Path, metric: str | None = None, *, lower_is_better: bool = False) -> LogScores:
     """Read the scores of all logs in a folder, or in a file.
 
     Rows are matched by their task and their id.
@@ -65,11 +65,13 @@ def read_logs(path: Path, metric: str | None = None) -> LogScores:
     Args:
         path: of a folder, in which logs may lie at any depth, or of one log.
         metric: whose scores are read; None where there is only one.
+        lower_is_better: whether scores are losses or errors, where the logs do not say so.
 
     Raises:
         ValueError: for a path without logs, logs of two tools, several metrics if none is given, a
-            metric that no log has, two answers to a row, rows that differ between runs, and a log
-            that is broken or not finished.
+            metric that no log has, one that is better the higher although ``lower_is_better``, two
+            answers to a row, rows that differ between runs, and a log that is broken or not
+            finished.
     """
     logs = _logs_in(path)
     metric = _chosen_metric(path, logs, metric)
@@ -86,6 +88,10 @@ def read_logs(path: Path, metric: str | None = None) -> LogScores:
     refuse_other_contents(runs)
     refuse_missing_rows(runs)
 
+    by_logs = _direction(runs, metric)
+    if lower_is_better and by_logs is False:
+        raise ValueError(f"--lower-is-better, but {path} says that a higher {metric} is better")
+    lower_is_better = lower_is_better or bool(by_logs)
     repeats_are_runs = _repeats_are_runs(runs)
     table = read_scores(_table_rows(runs, metric, by_repeat=repeats_are_runs), str(path))
     notes = [
@@ -93,10 +99,10 @@ def read_logs(path: Path, metric: str | None = None) -> LogScores:
         *dict.fromkeys(run.log.remarks[metric] for run in runs if metric in run.log.remarks),
         *left_out(logs, metric),
         *unfinished,
-        *rows_wrong_in_all(runs, metric),
+        *([] if lower_is_better else rows_wrong_in_all(runs, metric)),
         *on_repeats(runs, repeats_are_runs=repeats_are_runs),
     ]
-    return LogScores(table, metric, _direction(runs, metric), tuple(notes))
+    return LogScores(table, metric, lower_is_better, tuple(notes))
 
 
 def _logs_in(path: Path) -> list[Log]:
@@ -208,7 +214,7 @@ def _table_rows(runs: Sequence[Run], metric: str, *, by_repeat: bool) -> list[Ma
 
 
 def _direction(runs: Sequence[Run], metric: str) -> bool | None:
-    """Whether lower scores are better, as the logs say."""
+    """Whether lower scores are better, as the logs say; None where they do not."""
     directions = {run.log.lower_is_better.get(metric) for run in runs} - {None}
     if len(directions) > 1:
         raise ValueError(
