@@ -154,13 +154,13 @@ def _totals_beside(path: Path, task: str, date: str) -> _Totals:
         # In the folder's name, two underscores stand for a slash.
         return _Totals(folder.replace("__", "/"), folder if "__" in folder else "", {}, {})
     config = results.get("configs", {}).get(task, {})
+    aggregations = {}
+    for metric in config.get("metric_list") or []:  # a task in Python has none
+        if isinstance(metric, dict) and "aggregation" in metric:
+            aggregations[str(metric.get("metric"))] = str(metric["aggregation"])
     return _Totals(
         model=str(results.get("model_name", folder)),
         folder=str(results.get("model_name_sanitized", "")),
         higher_is_better=results.get("higher_is_better", {}).get(task, {}),
-        aggregations={
-            metric["metric"]: str(metric["aggregation"])
-            for metric in config.get("metric_list", [])
-            if "metric" in metric and "aggregation" in metric
-        },
+        aggregations=aggregations,
     )
