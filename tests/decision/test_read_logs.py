@@ -257,7 +257,7 @@ def test_rows_that_no_run_gets_right_are_named(copied):
     for path in folder.rglob("samples_picks_*"):
         changed(path, lambda sample: sample.update(acc=float(sample["doc_id"] == 1)))
     notes = read_logs(folder, "acc").notes
-    assert "2 of 3 rows are wrong in every run: 0, 2" in notes
+    assert "2 of 3 rows are wrong in all 4 runs: 0, 2" in notes
 
 
 # What is read as what

@@ -61,6 +61,9 @@ def rows_wrong_in_all(runs: Sequence[Run], metric: str) -> list[str]:
     for run in runs:
         for row in run.rows:
             scores_of_rows[run.log.task, row.row].append(row.scores[metric])
+    number_of_runs = max(map(len, scores_of_rows.values()))
+    if number_of_runs == 1:  # says no more than its score
+        return []
     if not all(set(scores) <= {0.0, 1.0} for scores in scores_of_rows.values()):
         return []
     wrong = [place for place, scores in scores_of_rows.items() if not any(scores)]
@@ -69,7 +72,8 @@ def rows_wrong_in_all(runs: Sequence[Run], metric: str) -> list[str]:
     several_tasks = len({task for task, _ in scores_of_rows}) > 1
     names = [" ".join(place) if several_tasks else place[1] for place in wrong[:ROWS_SHOWN]]
     more = f" and {len(wrong) - ROWS_SHOWN:,} more" if len(wrong) > ROWS_SHOWN else ""
+    are = "is" if len(wrong) == 1 else "are"
     return [
-        f"{len(wrong):,} of {counted(len(scores_of_rows), 'row')} are wrong in every run: "
-        f"{', '.join(names)}{more}"
+        f"{len(wrong):,} of {counted(len(scores_of_rows), 'row')} {are} wrong in all "
+        f"{number_of_runs} runs: {', '.join(names)}{more}"
     ]
