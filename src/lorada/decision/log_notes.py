@@ -12,8 +12,8 @@ RUNS_COME_FROM = {
     INSPECT: "Runs of one method are read from folders METHOD-SEED, or come from --epochs",
     PROMPTFOO: "Runs of one method are read from files METHOD-SEED.json, or come from --repeat",
 }
-SHOWN = 3  # tasks in a line
-ROWS_SHOWN = 5
+MOST_TASKS = 3  # in a line
+MOST_ROWS = 5
 
 
 def what_is_read(runs: Sequence[Run], metric: str) -> str:
@@ -24,13 +24,17 @@ def what_is_read(runs: Sequence[Run], metric: str) -> str:
     has_seeds = any(len(of_method) > 1 for of_method in seeds.values())
     methods = []
     for method, of_method in seeds.items():
-        word = "seed" if len(of_method) == 1 else "seeds"
-        methods.append(f"{method} ({word} {', '.join(of_method)})" if has_seeds else method)
+        if not has_seeds:  # one run each, whose number says nothing
+            methods.append(method)
+        elif len(of_method) == 1:
+            methods.append(f"{method} (seed {next(iter(of_method))})")
+        else:
+            methods.append(f"{method} (seeds {', '.join(of_method)})")
+    scored = metric
     tasks = list(dict.fromkeys(run.log.task for run in runs if run.log.task))
-    of_tasks = f" of {', '.join(tasks[:SHOWN])}" if tasks else ""
-    if len(tasks) > SHOWN:
-        of_tasks += f" and {counted(len(tasks) - SHOWN, 'task')} more"
-    return f"{metric}{of_tasks}, from logs of {runs[0].log.tool}: {', '.join(methods)}"
+    if tasks:  # promptfoo has none
+        scored += f" of {_listed(tasks, MOST_TASKS)}"
+    return f"{scored}, from logs of {runs[0].log.tool}: {', '.join(methods)}"
 
 
 def left_out(logs: Sequence[Log], metric: str) -> list[str]:
@@ -39,8 +43,7 @@ def left_out(logs: Sequence[Log], metric: str) -> list[str]:
     tasks = list(dict.fromkeys(log.task for log in logs if log.task not in with_metric))
     if not tasks:
         return []
-    more = f" and {len(tasks) - SHOWN} more" if len(tasks) > SHOWN else ""
-    return [f"Tasks without {metric} are left out: {', '.join(tasks[:SHOWN])}{more}"]
+    return [f"Tasks without {metric} are left out: {_listed(tasks, MOST_TASKS)}"]
 
 
 def on_repeats(runs: Sequence[Run], *, repeats_are_runs: bool) -> list[str]:
@@ -69,11 +72,19 @@ def rows_wrong_in_all(runs: Sequence[Run], metric: str) -> list[str]:
     wrong = [place for place, scores in scores_of_rows.items() if not any(scores)]
     if not wrong:
         return []
-    several_tasks = len({task for task, _ in scores_of_rows}) > 1
-    names = [" ".join(place) if several_tasks else place[1] for place in wrong[:ROWS_SHOWN]]
-    more = f" and {len(wrong) - ROWS_SHOWN:,} more" if len(wrong) > ROWS_SHOWN else ""
+    names = [row for _, row in wrong]
+    if len({task for task, _ in scores_of_rows}) > 1:
+        names = [f"{task} {row}" for task, row in wrong]
     are = "is" if len(wrong) == 1 else "are"
     return [
         f"{len(wrong):,} of {counted(len(scores_of_rows), 'row')} {are} wrong in all "
-        f"{number_of_runs} runs: {', '.join(names)}{more}"
+        f"{number_of_runs} runs: {_listed(names, MOST_ROWS)}"
     ]
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    first = ", ".join(names[:most])
+    if len(names) <= most:
+        return first
+    return f"{first} and {len(names) - most:,} more"
