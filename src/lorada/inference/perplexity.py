@@ -122,11 +122,11 @@ def text_loss(model: Any, ids: list[int]) -> float:
     """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)
     text = torch.tensor([ids], device=model.device)
-    total, predicted = 0.0, 0
+    total, predicted_tokens = 0.0, 0
     # A last token alone would predict nothing, so no piece begins with it.
     for start in range(0, len(ids) - 1, length):
         piece = text[:, start : start + length]
         logits = model(input_ids=piece, use_cache=False).logits
         total += float(window_losses(logits, piece)) * (piece.shape[1] - 1)
-        predicted += piece.shape[1] - 1
-    return total / predicted
+        predicted_tokens += piece.shape[1] - 1
+    return total / predicted_tokens
