@@ -1,0 +1,182 @@
+"""The held-out rows of a comparison with their texts, right answers and fields, read once more.
+
+A comparison keeps answers by the number of a row, and texts only where it was asked to. The files
+are read again here, and a fingerprint says whether they are as they were: a label that was changed
+since would be judged by answers to another one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorada.compare.read_results import CandidateResult, Results, RowKey
+from lorada.data.read_rows import answer_of, read_rows
+from lorada.data.task import ANY_KIND
+from lorada.data.task_rows import Rows, rows_to_score, scored_rows
+from lorada.runs.recipe import JSONL, Recipe
+from lorada.support.in_words import answer_in_words
+from lorada.support.row_sources import HEADED, Form, Row
+
+
+@dataclass(frozen=True)
+class HeldOutRow:
+    """A row that methods were scored on.
+
+    Attributes:
+        text: what was asked, as one text; candidates stand below, each with its number from 0.
+        right: the right answer: a class, labels, a number, the number of a candidate or a text.
+        fields: all columns of the row, as its file has them; empty where only text and right
+            answer are stored.
+    """
+
+    text: str
+    right: str | int | float | list[str]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def right_in_words(self) -> str:
+        """The right answer as a report shows it."""
+        return answer_in_words(self.right)
+
+
+def form_of(results: Results) -> Form:
+    """The form of the rows that a comparison was scored on.
+
+    Raises:
+        ValueError: if no run is finished.
+    """
+    form: Form = _finished(results).first_run.result["form"]
+    return form
+
+
+def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey, HeldOutRow]:
+    """The held-out rows of a comparison, by their names and numbers.
+
+    Texts that were stored with the answers are taken as they are; the files are read where there
+    are none, or ``with_fields``, as only they have all columns.
+
+    Raises:
+        ValueError: if no run is finished, if rows are plain text, which has no right answer, or if
+            the files are gone or have other rows than at the comparison.
+    """
+    form = form_of(results)
+    if form == "text":
+        raise ValueError(
+            f"{results.folder} compares losses on plain text, which has no right answer: no row of "
+            "it can be wrong"
+        )
+    stored = _stored_texts(results)
+    if stored and not with_fields:
+        return stored
+    return _from_files(results)
+
+
+def _finished(results: Results) -> CandidateResult:
+    """The first candidate that has a finished run."""
+    for candidate in results.candidates:
+        if candidate.runs:
+            return candidate
+    raise ValueError(
+        f"{results.folder} has no finished run yet: go on with lorada compare {results.folder} "
+        "--resume"
+    )
+
+
+def _stored_texts(results: Results) -> dict[RowKey, HeldOutRow]:
+    """The rows as the runs have stored them; empty if one of them has no text."""
+    texts: dict[RowKey, HeldOutRow] = {}
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            for row in results.rows:
+                line = run.lines[row]
+                if "text" in line and "right" in line:
+                    texts[row] = HeldOutRow(line["text"], line["right"])
+    return texts if len(texts) == len(results.rows) else {}
+
+
+def _from_files(results: Results) -> dict[RowKey, HeldOutRow]:
+    candidate = _finished(results)
+    recipe = results.asked.run_recipe(candidate.method, "-")
+    result = candidate.first_run.result
+    try:
+        sets = _sets_of_rows(results, recipe, result)
+    except (ValueError, OSError) as error:
+        raise _changed(results, str(error)) from error
+    known: dict[RowKey, HeldOutRow] = {}
+    for name, rows in sets.items():
+        if name not in results.plan.held_out:
+            continue
+        if rows.fingerprint != results.plan.held_out[name]["sha256"]:
+            raise _changed(results, f"{rows.path} has other rows now")
+        columns = _columns(rows, recipe)
+        for index, row in enumerate(rows.rows):
+            fields = columns[index] if columns else row
+            key = (name, rows.number(index))
+            known[key] = HeldOutRow(text_of(row, rows.form), right_answer(row, rows.form), fields)
+    if missing := [row for row in results.rows if row not in known]:
+        name, number = missing[0]
+        raise _changed(results, f"row {number} of {name} is not there")
+    return known
+
+
+def _sets_of_rows(results: Results, recipe: Recipe, result: Mapping[str, Any]) -> dict[str, Rows]:
+    """The rows to score, by the names that scores have."""
+    if recipe.task == JSONL:
+        return {str(results.asked.held_out): rows_to_score(recipe, dict(result), None)}
+    # How a benchmark is asked depends on the kind of the model, which no result names; the
+    # fingerprints say which of them it was.
+    error: ValueError | None = None
+    for kind in ANY_KIND:
+        try:
+            sets = scored_rows(recipe, result["form"], tuple(result["labels"]), kind)
+        except ValueError as refusal:
+            error = refusal
+            continue
+        planned = results.plan.held_out
+        if all(sets[name].fingerprint == planned[name]["sha256"] for name in planned):
+            return sets
+    raise error or ValueError("its rows are others now")
+
+
+def _columns(rows: Rows, recipe: Recipe) -> list[Row]:
+    """All columns of the rows; empty for a benchmark, whose rows have those of its protocol."""
+    if rows.read is not None:
+        return rows.read
+    if recipe.task != JSONL:
+        return []
+    in_files = read_rows(rows.path)
+    return [in_files[rows.number(index) - 1] for index in range(len(rows.rows))]
+
+
+def _changed(results: Results, why: str) -> ValueError:
+    return ValueError(
+        f"the held-out rows of {results.folder} are not as they were ({why}): put the files back, "
+        "or compare again with --with-text, which keeps them"
+    )
+
+
+def text_of(row: Row, form: Form) -> str:
+    """What a row asks, as one text; of a chat all turns but the last, which is the answer."""
+    if form in HEADED:
+        return "\n".join(filter(None, (row["text"], row.get("text_pair"))))
+    if form == "messages":
+        turns = [turn for turn in row["messages"][:-1] if turn.get("content")]
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    prompt = str(row.get("eval_prompt", row["prompt"]))
+    if form == "choice":
+        options = [f"{index}: {option}" for index, option in enumerate(row["candidates"])]
+        return "\n".join([prompt, *options])
+    return prompt
+
+
+def right_answer(row: Row, form: Form) -> Any:
+    """The right answer to a row, as it is stored beside a text."""
+    if form == "label":
+        return str(row["label"])
+    if form == "labels":
+        return list(row["labels"])
+    if form == "score":
+        return float(row["score"])
+    if form == "choice":
+        return int(row["answer"])
+    return answer_of(row)
