@@ -3,13 +3,13 @@ r"""Scores of parts of the held-out rows: of a class, of short and long rows, by
 A slice is compared with all other rows of the same runs. Its difference could be due to chance in
 two ways, and it is significant only if neither explains it:
 
-- other runs: a run may by luck lean towards one class. The t-test has the variance of rows and that
-  between runs in it, as ``decision.statistics`` does for two methods. With :math:`w = 1/n` inside of
-  the slice and :math:`-1/m` outside, the difference is the mean over rows of
-  :math:`(n+m)\,w\,(y - \bar y)`, so that it is tested like any mean, and groups of rows count as one.
-  The variance is that of a world without slices at least, as eight right rows have none;
-- other rows: in a small slice of rows that are right or wrong no t-distribution holds. So as many
-  rows are drawn at random again and again, and the difference of the slice is placed among theirs.
+- Other runs: a run may by luck lean towards one class. The t-test has the variance of rows and that
+  between runs in it, as ``decision.statistics`` does for two methods. With weights :math:`w = 1/n`
+  in the slice and :math:`-1/m` outside, the difference is the mean over rows of
+  :math:`(n+m) w (y - \bar y)`, so it is tested like any mean, and groups of rows count as one. The
+  variance is at least that of a world without slices, as eight rows that are all right have none.
+- Other rows: in a small slice of rows that are right or wrong no t-distribution holds. So as many
+  rows are drawn at random again and again, and the slice's difference is placed among theirs.
 
 The larger p-value of both counts, corrected for the number of slices and methods (Holm).
 """
@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorada.compare.held_out_rows import HeldOutRow
-from lorada.compare.read_results import RowKey
 from lorada.data.metrics import are_classes
 from lorada.data.task_rows import WORD
 from lorada.decision.run_variances import TINY, Scores
 from lorada.decision.statistics import ALPHA, by_group, holm, mean_score
 from lorada.support.error_messages import needs_extra
-from lorada.support.in_words import answer_in_words, counted
+from lorada.support.in_words import answer_in_words
 from lorada.support.row_sources import Form
 
 Inside = NDArray[np.bool_]  # of each row, whether it is in a slice
@@ -40,7 +39,8 @@ NUMBERS = 10  # different numbers of a field from which it is cut into quarters
 CLASS, LENGTH, ANSWER_LENGTH = "class", "length", "length of the answer"
 OTHERS, NONE = "others", "none"
 DRAWS = 4000  # of as many rows as a slice has
-BLOCK = 4_000_000  # numbers that are drawn at once
+BLOCK = 200  # of these at once
+ENOUGH = 40  # draws that differ as much as the slice
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class Slice:
     def rows(self) -> int:
         """How many rows it has."""
         return int(self.inside.sum())
-
-    @property
-    def name(self) -> str:
-        """Such as ``class valid``; lengths name themselves."""
-        return self.value if self.by in (LENGTH, ANSWER_LENGTH) else f"{self.by} {self.value}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,7 @@ class SliceScore:
         high: its upper end.
         rest: the mean over all other rows.
         p: that of the difference, corrected for the number of slices and methods (Holm).
+        is_worse: whether the slice is significantly worse than the rest.
     """
 
     method: str
@@ -86,12 +82,17 @@ class SliceScore:
     low: float
     high: float
     rest: float
-    p: float
+    p: float = 1.0
+    is_worse: bool = False
 
     @property
-    def is_worse(self) -> bool:
-        """Whether the slice is significantly worse than the rest."""
-        return self.p < ALPHA and self.score < self.rest
+    def name(self) -> str:
+        """What it is called, such as ``class valid``; lengths name themselves."""
+        return self.value if self.by in (LENGTH, ANSWER_LENGTH) else f"{self.by} {self.value}"
+
+    def with_p(self, p: float) -> "SliceScore":
+        """The same with its corrected p-value, which decides whether it is worse."""
+        return replace(self, p=p, is_worse=p < ALPHA and self.score < self.rest)
 
 
 def slices_of(rows: Sequence[HeldOutRow], form: Form, fields: Sequence[str] = ()) -> list[Slice]:
@@ -239,7 +240,7 @@ def score_slices(
             test_of.append(tests[key])
             found.append(_score_of(part, method, table, groups, share=share))
     corrected = holm(ps)
-    return [replace(one, p=corrected[place]) for one, place in zip(found, test_of, strict=True)]
+    return [one.with_p(corrected[place]) for one, place in zip(found, test_of, strict=True)]
 
 
 def _split_key(inside: Inside) -> bytes:
@@ -263,7 +264,7 @@ def _score_of(
         low, high = max(low, 0.0), min(high, 100.0)
     rest = float(table[:, ~part.inside].mean())
     score = float(inside.mean())
-    return SliceScore(method, part.by, part.value, part.rows, score, low, high, rest, p=1.0)
+    return SliceScore(method, part.by, part.value, part.rows, score, low, high, rest)
 
 
 def slice_p(scores: Scores, inside: Inside, groups: Sequence[object] | None = None) -> float:
@@ -299,35 +300,21 @@ def _p_with_runs(scores: Scores, inside: Inside, groups: Sequence[object] | None
 
 
 def _p_of_drawn_rows(by_row: Scores, inside: Inside) -> float:
-    """How often as many rows drawn at random differ as much from the rest."""
+    """How often as many rows drawn at random differ as much from the rest.
+
+    Drawing ends when ``ENOUGH`` of them do: then it is clear enough how often that is (Besag and
+    Clifford, 1991, "Sequential Monte Carlo p-values").
+    """
     rows, within = len(by_row), int(inside.sum())
     fewer = min(within, rows - within)  # the smaller side says all
     chosen = inside if within == fewer else ~inside
     mean = float(by_row.mean())
     gap = abs(float(by_row[chosen].mean()) - mean)
     random = np.random.default_rng(rows)
-    as_large, left = 0, DRAWS
-    while left:
-        count = min(left, max(1, BLOCK // rows))
-        drawn = random.permuted(np.broadcast_to(by_row, (count, rows)), axis=1)[:, :fewer]
-        as_large += int((np.abs(drawn.mean(axis=1) - mean) >= gap - TINY).sum())
-        left -= count
-    return (1 + as_large) / (1 + DRAWS)
-
-
-def worse_slices(found: Sequence[SliceScore], form: str, behind: str) -> list[str]:
-    """A sentence for each slice that is significantly worse than the rest.
-
-    ``form`` is the format of a score, and ``behind`` its unit, as a ``Scale`` has them.
-    """
-    sentences = []
-    for one in found:
-        if not one.is_worse:
-            continue
-        what = one.value if one.by in (LENGTH, ANSWER_LENGTH) else f"{one.by} {one.value}"
-        p = "p < 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
-        sentences.append(
-            f"{what}: {one.score:{form}}{behind} against {one.rest:{form}}{behind} for the other "
-            f"rows ({one.method}, {counted(one.rows, 'row')}, {p})"
-        )
-    return sentences
+    as_large = drawn = 0
+    while drawn < DRAWS and as_large < ENOUGH:
+        shuffled = random.permuted(np.broadcast_to(by_row, (BLOCK, rows)), axis=1)
+        gaps = np.abs(shuffled[:, :fewer].mean(axis=1) - mean)
+        as_large += int((gaps >= gap - TINY).sum())
+        drawn += BLOCK
+    return (1 + as_large) / (1 + drawn)

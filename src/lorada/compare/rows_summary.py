@@ -1,0 +1,166 @@
+"""What ``lorada rows`` shows of a comparison: rows to look at, slices, votes, and their sentences.
+
+Here, at the end, a loss or an error is turned into what users know it as: the lower one is better.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lorada.compare.held_out_rows import form_of, read_held_out
+from lorada.compare.read_results import CandidateResult, Results
+from lorada.compare.report.summarize_comparison import Summary, source, summarize
+from lorada.compare.report.verdict_and_limits import PERCENT, Scale
+from lorada.compare.row_findings import RowFinding, RowFindings, find_rows
+from lorada.compare.slices import SliceScore, score_slices, slices_of
+from lorada.compare.vote import Vote, votes
+from lorada.support.in_words import counted
+from lorada.support.metric_names import lower_is_better
+from lorada.support.spreadsheet import spreadsheet_csv
+
+SHOWN_METHODS = 2  # of slices: the pick and the next best
+COLUMNS = (
+    "row", "text", "right_answer", "commonest_wrong_answer", "share_of_runs", "wrong_runs", "runs",
+    "mean_loss", "method_disagreement", "file",
+)  # fmt: skip
+HELD_OUT_ONLY = (
+    "Only held-out rows are in this list, as runs know the answers of those that they learned from."
+)
+
+
+@dataclass(frozen=True)
+class RowsSummary:
+    """What single rows and parts of the rows show of a comparison.
+
+    Attributes:
+        metric: what methods are compared by.
+        sentences: what stands out.
+        findings: the rows that runs get wrong; None where answers are neither right nor wrong.
+        slices: scores of slices, for the pick and the next best.
+        votes: what the seeds of each method score together.
+    """
+
+    metric: str
+    sentences: tuple[str, ...]
+    findings: RowFindings | None
+    slices: tuple[SliceScore, ...]
+    votes: tuple[Vote, ...]
+
+
+def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
+    """Find the rows, slices and votes of a comparison.
+
+    Args:
+        results: the comparison, finished or not.
+        fields: of the rows, by which they are sliced too.
+
+    Raises:
+        ValueError: for a comparison without a finished run, for plain text, for rows that are not
+            as they were, and for a field that no row has.
+    """
+    rows = read_held_out(results, with_fields=bool(fields))
+    summary = summarize(results)
+    in_order = [rows[key] for key in results.rows]
+    is_share = summary.scale is PERCENT
+    findings = find_rows(results, rows)
+    if findings is not None:
+        named = [replace(one, rows=source(results, one.rows)) for one in findings.rows]
+        findings = replace(findings, rows=tuple(named))
+    slices: list[SliceScore] = []
+    if len(in_order) > 1:
+        slices = score_slices(
+            slices_of(in_order, form_of(results), fields),
+            {one.label: one.scores for one in pick_and_next(summary)},
+            results.groups,
+            share=is_share,
+        )
+    voted = votes(
+        summary.scored, results.rows, in_order, summary.metric, results.groups, share=is_share
+    )
+    sentences = [*_of_findings(findings, summary.metric), *_of_slices(slices, summary.scale)]
+    return RowsSummary(
+        summary.metric,
+        tuple(sentences),
+        findings,
+        tuple(_slice_as_shown(one, summary.metric) for one in slices),
+        tuple(_vote_as_shown(one, summary.metric) for one in voted),
+    )
+
+
+def pick_and_next(summary: Summary) -> list[CandidateResult]:
+    """The candidate to take and the best of the others; the two best if none is to be taken."""
+    scored = summary.scored
+    pick = [one for one in scored if one.label == summary.best]
+    others = [one for one in scored if one.label != summary.best]
+    return [*pick, *others][:SHOWN_METHODS]
+
+
+def _of_findings(findings: RowFindings | None, metric: str) -> list[str]:
+    """What single rows show, in sentences."""
+    if findings is None:
+        name = metric.replace("_", " ")
+        return [f"By {name} no answer is right or wrong, so no rows are listed."]
+    everywhere = findings.of("wrong everywhere")
+    alike = [row for row in everywhere if row.same_wrong == 1]
+    runs = f"{counted(findings.runs, 'run')} of {counted(findings.methods, 'method')}"
+    sentences = [
+        f"Of {counted(findings.scored, 'held-out row')}, {len(everywhere)} are wrong in all {runs}"
+    ]
+    if alike:
+        sentences[0] += f", {len(alike)} of them with the same answer: look at these labels first"
+    sentences[0] += "."
+    sentences.append(
+        f"Most runs give the same wrong answer to {counted(_count(findings, 'same'), 'row')}; "
+        f"methods differ on {_count(findings, 'differ')}; {_count(findings, 'unstable')} are right "
+        "with some seeds and wrong with others, for most methods."
+    )
+    if findings.rows:
+        sentences.append(HELD_OUT_ONLY)
+    return sentences
+
+
+def _count(findings: RowFindings, what: str) -> int:
+    names = {"same": "same wrong answer", "differ": "methods differ", "unstable": "unstable"}
+    return sum(names[what] in row.findings for row in findings.rows)
+
+
+def _of_slices(slices: Sequence[SliceScore], scale: Scale) -> list[str]:
+    """A sentence for each slice that is significantly worse than the rest."""
+    sentences = []
+    for one in slices:
+        if not one.is_worse:
+            continue
+        score, rest = (
+            f"{abs(value):{scale.form}}{scale.behind}" for value in (one.score, one.rest)
+        )
+        p = "p < 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
+        rows = counted(one.rows, "row")
+        sentences.append(
+            f"{one.name}: {score} against {rest} for the other rows ({one.method}, {rows}, {p})."
+        )
+    return sentences
+
+
+def _slice_as_shown(one: SliceScore, metric: str) -> SliceScore:
+    if not lower_is_better(metric):
+        return one
+    return replace(one, score=-one.score, low=-one.high, high=-one.low, rest=-one.rest)
+
+
+def _vote_as_shown(one: Vote, metric: str) -> Vote:
+    """A vote in the unit of the metric; what it gains stays a gain."""
+    if not lower_is_better(metric):
+        return one
+    return replace(one, score=-one.score, low=-one.high, high=-one.low, alone=-one.alone)
+
+
+def rows_csv(findings: RowFindings) -> str:
+    """The rows that runs get wrong as a table, to relabel from the top."""
+    return spreadsheet_csv(COLUMNS, [_cells(row) for row in findings.rows])
+
+
+def _cells(row: RowFinding) -> list[str | int | float]:
+    loss = "" if row.mean_loss is None else round(row.mean_loss, 4)
+    return [
+        row.row, row.text, row.right, row.wrong_answer, round(row.same_wrong, 4), row.wrong_runs,
+        row.runs, loss, round(row.disagreement, 4), row.rows,
+    ]  # fmt: skip
