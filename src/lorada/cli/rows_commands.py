@@ -1,5 +1,6 @@
 """The command ``rows``: what no method gets right, which parts of the rows are hard, the vote."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +40,8 @@ def rows(
     from lorada.compare.read_results import read_comparison
     from lorada.compare.rows_summary import rows_csv, summarize_rows
 
+    # Fields that no training reads are what parts of the rows are looked for by.
+    logging.getLogger("lorada.data").setLevel(logging.WARNING)
     summary = summarize_rows(read_comparison(folder), by or [])
     findings = summary.findings
     if output is not None:

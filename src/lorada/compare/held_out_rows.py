@@ -14,6 +14,7 @@ from lorada.data.read_rows import answer_of, read_rows
 from lorada.data.task import ANY_KIND
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.runs.recipe import JSONL, Recipe
+from lorada.support.files import as_typed
 from lorada.support.in_words import answer_in_words
 from lorada.support.row_sources import HEADED, Form, Row
 
@@ -76,10 +77,10 @@ def _finished(results: Results) -> CandidateResult:
     for candidate in results.candidates:
         if candidate.runs:
             return candidate
-    raise ValueError(
-        f"{results.folder} has no finished run yet: go on with lorada compare {results.folder} "
-        "--resume"
-    )
+    reasons = [candidate.reason for candidate in results.candidates if candidate.reason]
+    why = f" ({reasons[0]})" if reasons else ""
+    resume = as_typed("lorada", "compare", results.folder, "--resume")
+    raise ValueError(f"{results.folder} has no finished run{why}: go on with {resume}")
 
 
 def _stored_texts(results: Results) -> dict[RowKey, HeldOutRow]:

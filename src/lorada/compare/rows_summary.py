@@ -106,7 +106,8 @@ def _of_findings(findings: RowFindings | None, metric: str) -> list[str]:
         f"Of {counted(findings.scored, 'held-out row')}, {len(everywhere)} are wrong in all {runs}"
     ]
     if alike:
-        sentences[0] += f", {len(alike)} of them with the same answer: look at these labels first"
+        how_many = "all" if len(alike) == len(everywhere) else str(len(alike))
+        sentences[0] += f", {how_many} of them with the same answer: look at these labels first"
     sentences[0] += "."
     sentences.append(
         f"Most runs give the same wrong answer to {counted(_count(findings, 'same'), 'row')}; "
