@@ -40,6 +40,7 @@ CLASS, LENGTH, ANSWER_LENGTH = "class", "length", "length of the answer"
 OTHERS, NONE = "others", "none"
 DRAWS = 4000  # of as many rows as a slice has
 BLOCK = 200  # of these at once
+FEW_VALUES = 50  # different scores of rows
 ENOUGH = 40  # draws that differ as much as the slice
 
 
@@ -313,8 +314,20 @@ def _p_of_drawn_rows(by_row: Scores, inside: Inside) -> float:
     random = np.random.default_rng(rows)
     as_large = drawn = 0
     while drawn < DRAWS and as_large < ENOUGH:
-        shuffled = random.permuted(np.broadcast_to(by_row, (BLOCK, rows)), axis=1)
-        gaps = np.abs(shuffled[:, :fewer].mean(axis=1) - mean)
+        gaps = np.abs(_drawn_means(by_row, fewer, random) - mean)
         as_large += int((gaps >= gap - TINY).sum())
         drawn += BLOCK
     return (1 + as_large) / (1 + drawn)
+
+
+def _drawn_means(by_row: Scores, count: int, random: np.random.Generator) -> Scores:
+    """The means of ``BLOCK`` draws of so many rows."""
+    values, rows_of_value = np.unique(by_row, return_counts=True)
+    if len(values) <= FEW_VALUES:
+        # Rows that are right or wrong have few values: how many of each are drawn says all.
+        drawn = random.multivariate_hypergeometric(rows_of_value, count, size=BLOCK)
+        means: Scores = drawn @ values / count
+        return means
+    shuffled = random.permuted(np.broadcast_to(by_row, (BLOCK, len(by_row))), axis=1)
+    means = shuffled[:, :count].mean(axis=1)
+    return means
