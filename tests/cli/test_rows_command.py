@@ -47,7 +47,9 @@ def test_json_has_all_of_it(call, comparison):
 def test_a_mistake_is_one_line(mistake, comparison, tmp_path):
     _, folder = comparison
     said = mistake("rows", folder, "--by", "sauce")
-    assert "no held-out row has a field 'sauce': their fields are label, source, text, words" in said
+    assert (
+        "no held-out row has a field 'sauce': their fields are label, source, text, words" in said
+    )
     assert "rows.txt is no .csv file" in mistake("rows", folder, "--output", tmp_path / "rows.txt")
     (tmp_path / "rows.csv").touch()
     assert "is there already" in mistake("rows", folder, "--output", tmp_path / "rows.csv")

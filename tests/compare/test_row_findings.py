@@ -9,13 +9,14 @@ from confident_learning import confident_order, precision_at
 from made_up_comparison import write_made_up
 from made_up_rows import LABELS, made_up_answers, write_classifiers
 
-from lorada.compare.held_out_rows import HeldOutRow, read_held_out
+from lorada.compare.held_out_rows import AskedRow, read_held_out
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.row_findings import find_rows
 from lorada.compare.rows_summary import rows_csv, summarize_rows
 from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import Candidate, ComparisonPlan
+from lorada.compare.stored_plan import Candidate, ComparisonPlan, TrainingRows
 from lorada.decision.run_variances import TINY
+from lorada.runs.result import Prediction, RunResult
 
 NAME = "test.jsonl"
 
@@ -29,28 +30,35 @@ def results_of(answers: dict[str, list[list]], right: list, losses=None) -> Resu
         for seed, of_run in enumerate(of_runs, 1):
             table = [100.0 * (answer == one) for answer, one in zip(of_run, right, strict=True)]
             lines = {
-                key: {"answer": answer, "loss": None, "metrics": {"exact_match": score}}
+                key: Prediction(
+                    rows=NAME,
+                    row=key[1],
+                    answer=answer,
+                    score=score,
+                    loss=None,
+                    metrics={"exact_match": score},
+                )
                 for key, answer, score in zip(keys, of_run, table, strict=True)
             }
-            result = {"form": "prompt", "labels": [], "metrics": {NAME: {"exact_match": 0.0}}}
+            result = RunResult(labels=[], form="prompt", history=[], metrics={})
             scores = dict(zip(keys, table, strict=True))
             runs.append(ScoredRun(f"runs/{name}/{seed}", seed, result, lines, scores))
             tables.append(table)
         scores = np.array(tables)
         stored = scores * np.nan if losses is None else np.array(losses[name])
         candidate = Candidate(name, {}, trainable=9 - index)
-        candidates.append(
-            CandidateResult(name, candidate, runs=runs, scores=scores, losses=stored)
-        )
-    plan = ComparisonPlan([one.candidate for one in candidates], 9, 8, 0, {}, {NAME: {}}, 0, None,
-                          versions={}, hardware={})  # fmt: skip
+        candidates.append(CandidateResult(name, candidate, runs=runs, scores=scores, losses=stored))
+    plan = ComparisonPlan(
+        [one.candidate for one in candidates], 9, 8, 0, TrainingRows("", 0, ""), {}, 0, None,
+        versions={}, hardware={},
+    )  # fmt: skip
     asked = Comparison(recipe={}, methods=list(answers), seeds=[1, 2])
     return Results(None, asked, plan, candidates, keys)
 
 
 def asked_rows(right: list) -> dict:
     return {
-        (NAME, number): HeldOutRow(f"question {number}", one) for number, one in enumerate(right, 1)
+        (NAME, number): AskedRow(f"question {number}", one) for number, one in enumerate(right, 1)
     }
 
 
@@ -88,8 +96,8 @@ def test_answers_that_are_neither_right_nor_wrong_give_no_list():
         results.candidates[0], scores=np.array([[31.0, 55.5], [30.0, 56.0]])
     )
     for run in summaries.runs:
-        for line in run.lines.values():
-            line["metrics"] = {"rougeL": 40.0}
+        for key, line in run.predictions.items():
+            run.predictions[key] = line.model_copy(update={"metrics": {"rougeL": 40.0}})
     results = dataclasses.replace(results, candidates=[summaries])
     assert find_rows(results, asked_rows(["a", "b"])) is None
 

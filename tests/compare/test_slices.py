@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from rows_worlds import BASE, alarms
 
-from lorada.compare.held_out_rows import HeldOutRow
+from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.slices import LEAST_ROWS, Slice, score_slices, slice_p, slices_of
 
 
-def labelled(count: int, **fields) -> list[HeldOutRow]:
+def labelled(count: int, **fields) -> list[AskedRow]:
     """Rows of two classes and of one to ``count`` words; ``fields`` are lists of values."""
     rows = []
     for place in range(count):
         columns = {name: values[place] for name, values in fields.items()}
-        rows.append(HeldOutRow("word " * (place + 1), "ab"[place % 2], columns))
+        rows.append(AskedRow("word " * (place + 1), "ab"[place % 2], columns))
     return rows
 
 
@@ -40,8 +40,7 @@ def test_rows_are_parted_by_class_by_length_and_by_fields():
 def test_rare_values_of_a_field_are_put_together_and_answers_have_a_length():
     source = ["web"] * 20 + [f"site {place}" for place in range(20)]
     rows = [
-        HeldOutRow("one two", "word " * (place + 1), {"source": source[place]})
-        for place in range(40)
+        AskedRow("one two", "word " * (place + 1), {"source": source[place]}) for place in range(40)
     ]
     found = names(slices_of(rows, "prompt", ["source"]))
     assert ("source", "others", 20) in found

@@ -5,12 +5,13 @@ import pytest
 from made_up_rows import made_up_answers, write_classifiers
 from rows_worlds import BASE, vote_draw
 
-from lorada.compare.held_out_rows import HeldOutRow
+from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, ScoredRun, read_comparison
 from lorada.compare.rows_summary import summarize_rows
 from lorada.compare.stored_plan import Candidate
 from lorada.compare.vote import VoteScores, majority, vote_of, vote_scores
 from lorada.decision.run_variances import TINY
+from lorada.runs.result import Prediction, RunResult
 
 NAME = "test.jsonl"
 
@@ -21,10 +22,17 @@ def candidate_of(form: str, answers: list[list], scores: list[list[float]]) -> C
     runs = []
     for seed, (of_run, of_scores) in enumerate(zip(answers, scores, strict=True), 1):
         lines = {
-            key: {"answer": answer, "metrics": {"exact_match": score}}
+            key: Prediction(
+                rows=NAME,
+                row=key[1],
+                answer=answer,
+                score=score,
+                loss=None,
+                metrics={"exact_match": score},
+            )
             for key, answer, score in zip(keys, of_run, of_scores, strict=True)
         }
-        result = {"form": form, "labels": ["a", "b", "c"]}
+        result = RunResult(labels=["a", "b", "c"], form=form, history=[], metrics={})
         scored = dict(zip(keys, of_scores, strict=True))
         runs.append(ScoredRun(f"seed{seed}", seed, result, lines, scored))
     table = np.array(scores)
@@ -40,30 +48,31 @@ def test_the_majority_decides_and_an_open_vote_is_that_of_the_first_run():
 def test_short_answers_are_voted_on_and_have_the_score_of_the_answer():
     answers = [["7", "8", "1"], ["7 ", "9", "2"], ["6", "9", "2"]]
     candidate = candidate_of("prompt", answers, [[100, 0, 0], [100, 100, 100], [0, 100, 100]])
-    rows = [HeldOutRow("?", one) for one in ("7", "9", "2")]
-    voted = vote_scores(candidate, list(candidate.runs[0].lines), rows, "exact_match")
+    rows = [AskedRow("?", one) for one in ("7", "9", "2")]
+    voted = vote_scores(candidate, list(candidate.runs[0].predictions), rows, "exact_match")
     assert (voted.by, voted.rows.tolist()) == ("majority", [100, 100, 100])
 
 
 def test_numbers_are_averaged_and_labels_are_each_decided_by_the_majority():
     numbers = candidate_of("score", [[1.0, 4.0], [3.0, 4.0]], [[-1, 0], [-1, 0]])
-    rows = [HeldOutRow("?", 2.0), HeldOutRow("?", 5.0)]
-    voted = vote_scores(numbers, list(numbers.runs[0].lines), rows, "mae")
+    rows = [AskedRow("?", 2.0), AskedRow("?", 5.0)]
+    voted = vote_scores(numbers, list(numbers.runs[0].predictions), rows, "mae")
     assert (voted.by, voted.rows.tolist()) == ("mean", [0, -1])
     sets = candidate_of("labels", [[["a", "b"]], [["b", "c"]], [["b", "a"]]], [[0], [0], [0]])
-    keys = list(sets.runs[0].lines)
-    voted = vote_scores(sets, keys, [HeldOutRow("?", ["a", "b"])], "exact_match")
+    keys = list(sets.runs[0].predictions)
+    voted = vote_scores(sets, keys, [AskedRow("?", ["a", "b"])], "exact_match")
     assert voted.rows.tolist() == [100]
-    assert vote_scores(sets, keys, [HeldOutRow("?", ["a"])], "f1").rows[0] == pytest.approx(
+    assert vote_scores(sets, keys, [AskedRow("?", ["a"])], "f1").rows[0] == pytest.approx(
         200 / 3, abs=TINY
     )
 
 
 def test_nothing_is_voted_on_by_the_loss_or_where_answers_are_long_texts():
     candidate = candidate_of("prompt", [["a"], ["b"]], [[31.5], [40.0]])
-    for line in [line for run in candidate.runs for line in run.lines.values()]:
-        line["metrics"] = {"rougeL": 31.5}
-    keys, rows = list(candidate.runs[0].lines), [HeldOutRow("?", "a")]
+    for run in candidate.runs:
+        for key, line in run.predictions.items():
+            run.predictions[key] = line.model_copy(update={"metrics": {"rougeL": 31.5}})
+    keys, rows = list(candidate.runs[0].predictions), [AskedRow("?", "a")]
     assert vote_scores(candidate, keys, rows, "loss") is None
     assert vote_scores(candidate, keys, rows, "rougeL") is None
 

@@ -72,7 +72,7 @@ def write_classifiers(
     ]
     plan = {
         "candidates": candidates, "versions": VERSIONS, "hardware": MACHINE, "steps": 9, "batch": 8,
-        "held_out": {name: {"rows": count, "sha256": rows.fingerprint}}, "dev_rows": 0, "train": {},
+        "held_out": {name: {"rows": count, "sha256": rows.fingerprint}}, "dev_rows": 0, "train": {"file": "", "rows": 0, "sha256": ""},
         "overlap": 0, "metric": {"name": "accuracy", "reason": ""},
     }  # fmt: skip
     place.mkdir()

@@ -14,13 +14,14 @@ from lorada.data.read_rows import answer_of, read_rows
 from lorada.data.task import ANY_KIND
 from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.runs.recipe import JSONL, Recipe
+from lorada.runs.result import RunResult
 from lorada.support.files import as_typed
 from lorada.support.in_words import answer_in_words
 from lorada.support.row_sources import HEADED, Form, Row
 
 
 @dataclass(frozen=True)
-class HeldOutRow:
+class AskedRow:
     """A row that methods were scored on.
 
     Attributes:
@@ -31,7 +32,7 @@ class HeldOutRow:
     """
 
     text: str
-    right: str | int | float | list[str]
+    right: Any
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -46,11 +47,11 @@ def form_of(results: Results) -> Form:
     Raises:
         ValueError: if no run is finished.
     """
-    form: Form = _finished(results).first_run.result["form"]
+    form: Form = _finished(results).first_run.result.form
     return form
 
 
-def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey, HeldOutRow]:
+def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey, AskedRow]:
     """The held-out rows of a comparison, by their names and numbers.
 
     Texts that were stored with the answers are taken as they are; the files are read where there
@@ -83,19 +84,19 @@ def _finished(results: Results) -> CandidateResult:
     raise ValueError(f"{results.folder} has no finished run{why}: go on with {resume}")
 
 
-def _stored_texts(results: Results) -> dict[RowKey, HeldOutRow]:
+def _stored_texts(results: Results) -> dict[RowKey, AskedRow]:
     """The rows as the runs have stored them; empty if one of them has no text."""
-    texts: dict[RowKey, HeldOutRow] = {}
+    texts: dict[RowKey, AskedRow] = {}
     for candidate in results.candidates:
         for run in candidate.runs:
             for row in results.rows:
-                line = run.lines[row]
-                if "text" in line and "right" in line:
-                    texts[row] = HeldOutRow(line["text"], line["right"])
+                stored = run.predictions[row]
+                if stored.text is not None and stored.right is not None:
+                    texts[row] = AskedRow(str(stored.text), stored.right)
     return texts if len(texts) == len(results.rows) else {}
 
 
-def _from_files(results: Results) -> dict[RowKey, HeldOutRow]:
+def _from_files(results: Results) -> dict[RowKey, AskedRow]:
     candidate = _finished(results)
     recipe = results.asked.run_recipe(candidate.method, "-")
     result = candidate.first_run.result
@@ -103,38 +104,38 @@ def _from_files(results: Results) -> dict[RowKey, HeldOutRow]:
         sets = _sets_of_rows(results, recipe, result)
     except (ValueError, OSError) as error:
         raise _changed(results, str(error)) from error
-    known: dict[RowKey, HeldOutRow] = {}
+    known: dict[RowKey, AskedRow] = {}
     for name, rows in sets.items():
         if name not in results.plan.held_out:
             continue
-        if rows.fingerprint != results.plan.held_out[name]["sha256"]:
+        if rows.fingerprint != results.plan.held_out[name].sha256:
             raise _changed(results, f"{rows.path} has other rows now")
         columns = _columns(rows, recipe)
         for index, row in enumerate(rows.rows):
             fields = columns[index] if columns else row
             key = (name, rows.number(index))
-            known[key] = HeldOutRow(text_of(row, rows.form), right_answer(row, rows.form), fields)
+            known[key] = AskedRow(text_of(row, rows.form), right_answer(row, rows.form), fields)
     if missing := [row for row in results.rows if row not in known]:
         name, number = missing[0]
         raise _changed(results, f"row {number} of {name} is not there")
     return known
 
 
-def _sets_of_rows(results: Results, recipe: Recipe, result: Mapping[str, Any]) -> dict[str, Rows]:
+def _sets_of_rows(results: Results, recipe: Recipe, result: RunResult) -> dict[str, Rows]:
     """The rows to score, by the names that scores have."""
     if recipe.task == JSONL:
-        return {str(results.asked.held_out): rows_to_score(recipe, dict(result), None)}
+        return {str(results.asked.held_out): rows_to_score(recipe, result, None)}
     # How a benchmark is asked depends on the kind of the model, which no result names; the
     # fingerprints say which of them it was.
     error: ValueError | None = None
     for kind in ANY_KIND:
         try:
-            sets = scored_rows(recipe, result["form"], tuple(result["labels"]), kind)
+            sets = scored_rows(recipe, result.form, tuple(result.labels), kind)
         except ValueError as refusal:
             error = refusal
             continue
         planned = results.plan.held_out
-        if all(sets[name].fingerprint == planned[name]["sha256"] for name in planned):
+        if all(sets[name].fingerprint == planned[name].sha256 for name in planned):
             return sets
     raise error or ValueError("its rows are others now")
 

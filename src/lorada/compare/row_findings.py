@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.compare.held_out_rows import HeldOutRow
+from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, Results, RowKey
 from lorada.decision.run_variances import Scores
 from lorada.support.in_words import answer_in_words
@@ -95,7 +95,7 @@ class _Answers:
 
 
 def find_rows(
-    results: Results, rows: Mapping[RowKey, HeldOutRow], most: int | None = None
+    results: Results, rows: Mapping[RowKey, AskedRow], most: int | None = None
 ) -> RowFindings | None:
     """The rows that runs get wrong, those first whose label is most surely wrong.
 
@@ -150,7 +150,7 @@ def _stored_metric(candidate: CandidateResult, rows: Sequence[RowKey], metric: s
     values = np.full((len(candidate.runs), len(rows)), np.nan)
     for run_place, run in enumerate(candidate.runs):
         for place, row in enumerate(rows):
-            value = (run.lines[row].get("metrics") or {}).get(metric)
+            value = run.predictions[row].metrics.get(metric)
             if value is not None:
                 values[run_place, place] = value
     return values
@@ -158,7 +158,7 @@ def _stored_metric(candidate: CandidateResult, rows: Sequence[RowKey], metric: s
 
 def answer_texts(candidate: CandidateResult, rows: Sequence[RowKey]) -> list[list[str]]:
     """The answers of a candidate's runs as texts, alike where they mean the same; runs × rows."""
-    return [[answer_text(run.lines[row]["answer"]) for row in rows] for run in candidate.runs]
+    return [[answer_text(run.predictions[row].answer) for row in rows] for run in candidate.runs]
 
 
 def answer_text(answer: Any) -> str:
@@ -169,7 +169,7 @@ def answer_text(answer: Any) -> str:
 
 
 def _finding(
-    row: RowKey, place: int, asked: HeldOutRow, methods: Sequence[_Answers]
+    row: RowKey, place: int, asked: AskedRow, methods: Sequence[_Answers]
 ) -> RowFinding | None:
     """What the runs of all methods make of one row; None if all are right."""
     wrong_answers: Counter[str] = Counter()

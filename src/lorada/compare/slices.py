@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.compare.held_out_rows import HeldOutRow
+from lorada.compare.held_out_rows import AskedRow
 from lorada.data.metrics import are_classes
 from lorada.data.task_rows import WORD
 from lorada.decision.run_variances import TINY, Scores
@@ -96,7 +96,7 @@ class SliceScore:
         return replace(self, p=p, is_worse=p < ALPHA and self.score < self.rest)
 
 
-def slices_of(rows: Sequence[HeldOutRow], form: Form, fields: Sequence[str] = ()) -> list[Slice]:
+def slices_of(rows: Sequence[AskedRow], form: Form, fields: Sequence[str] = ()) -> list[Slice]:
     """The slices of rows by class, by length, and by fields of theirs.
 
     Raises:
@@ -113,11 +113,11 @@ def slices_of(rows: Sequence[HeldOutRow], form: Form, fields: Sequence[str] = ()
     return found
 
 
-def _are_classes(rows: Sequence[HeldOutRow]) -> bool:
+def _are_classes(rows: Sequence[AskedRow]) -> bool:
     return are_classes([str(row.right).strip() for row in rows])
 
 
-def _by_class(rows: Sequence[HeldOutRow], form: Form) -> list[Slice]:
+def _by_class(rows: Sequence[AskedRow], form: Form) -> list[Slice]:
     """A slice for each right answer, if these are classes; of several labels one for each."""
     if form == "labels":
         labels = sorted({label for row in rows for label in _labels(row)})
@@ -131,11 +131,11 @@ def _by_class(rows: Sequence[HeldOutRow], form: Form) -> list[Slice]:
     return []
 
 
-def _labels(row: HeldOutRow) -> list[str]:
+def _labels(row: AskedRow) -> list[str]:
     return row.right if isinstance(row.right, list) else []
 
 
-def _by_field(rows: Sequence[HeldOutRow], name: str) -> list[Slice]:
+def _by_field(rows: Sequence[AskedRow], name: str) -> list[Slice]:
     values = [row.fields.get(name) for row in rows]
     if all(value is None for value in values):
         known = sorted({field for row in rows for field in row.fields})

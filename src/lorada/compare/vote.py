@@ -8,11 +8,12 @@ what is stored, the mean probability decides; numbers are averaged.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorada.compare.held_out_rows import HeldOutRow
+from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, RowKey
 from lorada.compare.row_findings import answer_texts, right_or_wrong
 from lorada.data.metrics import set_f1
@@ -64,7 +65,7 @@ class VoteScores:
 def votes(
     candidates: Sequence[CandidateResult],
     keys: Sequence[RowKey],
-    rows: Sequence[HeldOutRow],
+    rows: Sequence[AskedRow],
     metric: str,
     groups: Sequence[str] | None = None,
     *,
@@ -91,14 +92,14 @@ def votes(
 
 
 def vote_scores(
-    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[HeldOutRow], by: str
+    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], by: str
 ) -> VoteScores | None:
     """The score of each row by the vote of a candidate's runs, in the metric ``by`` of rows.
 
     None where there is nothing to vote on: a loss is of no answer, and long texts are all unlike.
     """
     result = candidate.first_run.result
-    form: Form = result["form"]
+    form: Form = result.form
     if by == LOSS:
         return None
     if form == "score":
@@ -108,7 +109,7 @@ def vote_scores(
     # A summary is written otherwise by each run; what is right or wrong is short enough to agree.
     if form in FREE and right_or_wrong([candidate], keys) is None:
         return None
-    two_classes = form == "label" and len(result["labels"]) == 2
+    two_classes = form == "label" and len(result.labels) == 2
     if two_classes and np.isfinite(candidate.losses).all():
         chosen = _by_probability(candidate, keys)
         by_vote = PROBABILITY
@@ -143,9 +144,9 @@ def _by_probability(candidate: CandidateResult, keys: Sequence[RowKey]) -> NDArr
 
 
 def _of_numbers(
-    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[HeldOutRow], by: str
+    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], by: str
 ) -> Scores:
-    answers = [[float(run.lines[key]["answer"]) for key in keys] for run in candidate.runs]
+    answers = [[float(str(run.predictions[key].answer)) for key in keys] for run in candidate.runs]
     right = np.array([float(str(row.right)) for row in rows])
     errors = np.abs(np.mean(answers, axis=0) - right)
     scores: Scores = np.array([as_score(float(error), by) for error in errors])
@@ -153,17 +154,23 @@ def _of_numbers(
 
 
 def _of_label_sets(
-    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[HeldOutRow], by: str
+    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], by: str
 ) -> Scores:
     """Each label that more than half of the runs give, scored as one answer would be."""
     scores = []
     for key, row in zip(keys, rows, strict=True):
-        counts = Counter(label for run in candidate.runs for label in set(run.lines[key]["answer"]))
+        counts: Counter[str] = Counter()
+        for run in candidate.runs:
+            counts.update(_labels_of(run.predictions[key].answer))
         labels = [label for label, count in counts.items() if 2 * count > len(candidate.runs)]
         right = row.right if isinstance(row.right, list) else []
         exact = 100.0 * (set(labels) == set(right))
         scores.append(set_f1(labels, right) if by == "f1" else exact)
     return np.array(scores)
+
+
+def _labels_of(answer: Any) -> set[str]:
+    return set(answer) if isinstance(answer, list) else set()
 
 
 def vote_of(
