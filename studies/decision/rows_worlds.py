@@ -12,7 +12,7 @@ methods are shown, as `lorada rows` shows the pick and the next best. In percent
 - false alarm: how often any slice is called different, where none differs; at most 5 is right;
 - found: how often a quarter of the rows that is truly 20 points lower is called worse.
 
-Of the vote, where `truth` is its expected score on other rows and by other runs:
+Of the vote, whose true score is what the same runs score on many other rows:
 
 - one run, vote: the true mean score of a single run, and of the vote;
 - vote in interval: how often the true score of the vote is in its 95 % interval; 95 is right;
@@ -29,7 +29,9 @@ from lorada.compare.vote import PROBABILITY, VoteScores, majority, vote_of
 
 EASE = (0.9, 1.2)  # mean and standard deviation of rows' ease, in log-odds
 LOWER = 20.0  # points, of the slice that is to be found
-WORLDS, DRAWS = 200, 1000
+WORLDS = 200
+LUCKS, DRAWS = 100, 10  # sets of runs, and draws of rows for each
+MANY = 30_000  # rows, on which a score is the true one
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,17 @@ def eases(world: RowWorld, random: np.random.Generator) -> np.ndarray:
     return world.ease + np.sqrt(0.8) * of_group + np.sqrt(0.2) * own
 
 
+def luck_of(world: RowWorld, random: np.random.Generator) -> np.ndarray:
+    """The luck of each run of a method: seeds × 1."""
+    return random.normal(0, world.run, (world.seeds, 1))
+
+
 def log_odds(
-    world: RowWorld, ease: np.ndarray, is_first: np.ndarray, random: np.random.Generator
+    world: RowWorld, ease: np.ndarray, luck: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
     """Of a right answer of one method: seeds × rows."""
-    luck = random.normal(0, world.run, (world.seeds, 1))
-    lean = random.normal(0, world.lean, (world.seeds, 1)) * np.where(is_first, 1, -1)
     own = random.normal(0, world.own, (world.seeds, world.rows))
-    return ease + random.normal(0, world.taste, world.rows) + luck + lean + own
+    return ease + random.normal(0, world.taste, world.rows) + luck + own
 
 
 def slices_in(world: RowWorld, random: np.random.Generator) -> list[Slice]:
@@ -126,10 +131,12 @@ def alarms(world: RowWorld, random: np.random.Generator, lower: float = 0.0) -> 
     """
     slices = slices_in(world, random)
     ease = eases(world, random) - lower * slices[4].inside
-    is_first = slices[0].inside
+    first_class = np.where(slices[0].inside, 1, -1)
     methods = {}
     for name in ("lora", "dora"):
-        methods[name] = 100.0 * (log_odds(world, ease, is_first, random) > 0)
+        lean = random.normal(0, world.lean, (world.seeds, 1)) * first_class
+        odds = log_odds(world, ease, luck_of(world, random) + lean, random)
+        methods[name] = 100.0 * (odds > 0)
     found = score_slices(slices, methods, groups_of(world), share=True)
     quarter = [one for one in found if (one.by, one.value) == ("length", "2")]
     return any(one.p < 0.05 for one in found), any(one.is_worse for one in quarter)
@@ -137,37 +144,49 @@ def alarms(world: RowWorld, random: np.random.Generator, lower: float = 0.0) -> 
 
 def lower_by(world: RowWorld, random: np.random.Generator) -> float:
     """By how many log-odds rows are harder that score ``LOWER`` points less."""
-    many = replace(world, rows=20_000, group=1, seeds=1)
-    odds = log_odds(many, eases(many, random), np.ones(many.rows, bool), random)
+    many = replace(world, rows=MANY, group=1, seeds=1)
+    odds = log_odds(many, eases(many, random), luck_of(many, random), random)
     level = 100 * (odds > 0).mean()
     steps = np.linspace(0, 8, 400)
     losses = np.array([level - 100 * (odds > step).mean() for step in steps])
     return float(steps[np.searchsorted(losses, LOWER)])
 
 
-def vote_draw(world: RowWorld, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of runs, seeds × rows, and of their vote by row."""
-    odds = log_odds(world, eases(world, random), np.ones(world.rows, bool), random)
+def vote_draw(
+    world: RowWorld, luck: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of runs with this luck, seeds × rows, and of their vote by row."""
+    odds = log_odds(world, eases(world, random), luck, random)
     right = odds > 0
     scores = 100.0 * right
     if world.classes == 2:
         return scores, 100.0 * ((1 / (1 + np.exp(-odds))).mean(axis=0) > 0.5)
-    other = random.integers(1, world.classes, right.shape)
-    answers = np.where(right, 0, other).astype(str)
+    # Which of the wrong classes a run gives is partly the row's, so that wrong runs may agree.
+    of_row = random.integers(1, world.classes, world.rows)
+    own = random.integers(1, world.classes, right.shape)
+    wrong = np.where(random.random(right.shape) < 0.5, of_row, own)
+    answers = np.where(right, 0, wrong).astype(str)
     return scores, scores[majority(answers.tolist()), np.arange(world.rows)]
 
 
 def measure_vote(world: RowWorld, random: np.random.Generator) -> tuple[float, ...]:
     """The true scores of one run and of the vote, and how often both intervals hold the truth."""
-    draws = [vote_draw(world, random) for _ in range(2 * DRAWS)]
-    alone = float(np.mean([scores.mean() for scores, _ in draws]))
-    together = float(np.mean([voted.mean() for _, voted in draws]))
-    held, gained = [], []
-    for scores, voted in draws[:DRAWS]:
-        vote = vote_of("lora", VoteScores(PROBABILITY, voted), scores, groups_of(world), share=True)
-        held.append(vote.low <= together <= vote.high)
-        gained.append(vote.gain_low <= together - alone <= vote.gain_high)
-    return alone, together, 100 * float(np.mean(held)), 100 * float(np.mean(gained))
+    alone, together, held, gained = [], [], [], []
+    for _ in range(LUCKS):
+        luck = luck_of(world, random)
+        scores, voted = vote_draw(replace(world, rows=MANY, group=1), luck, random)
+        true, true_gain = voted.mean(), (voted - scores.mean(axis=0)).mean()
+        alone.append(scores.mean())
+        together.append(true)
+        for _ in range(DRAWS):
+            scores, voted = vote_draw(world, luck, random)
+            vote = vote_of(
+                "lora", VoteScores(PROBABILITY, voted), scores, groups_of(world), share=True
+            )
+            held.append(vote.low <= true <= vote.high)
+            gained.append(vote.gain_low <= true_gain <= vote.gain_high)
+    means = [float(np.mean(each)) for each in (alone, together, held, gained)]
+    return means[0], means[1], 100 * means[2], 100 * means[3]
 
 
 def lines() -> Iterator[str]:

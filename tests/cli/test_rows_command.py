@@ -23,7 +23,8 @@ def test_the_command_lists_rows_parts_and_votes_and_writes_a_table(call, compari
     assert "Of 300 held-out rows," in plain
     assert "look at these labels first" in plain
     assert "Only held-out rows are in this list" in plain
-    assert "source book" in plain and "class valid" in plain
+    assert "source book" in plain
+    assert "class valid" in plain
     assert "What the seeds of a method answer together" in plain
     assert f"next: lorada report {folder}" in shown
     with table.open(encoding="utf-8-sig", newline="") as file:

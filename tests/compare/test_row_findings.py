@@ -65,7 +65,8 @@ def asked_rows(right: list) -> dict:
 def test_rows_are_found_by_what_runs_of_all_methods_make_of_them():
     right = ["yes"] * 6
     results = results_of({
-        "lora": [["no ", "no", "maybe", "yes", "no", "yes"], ["no", "so", "yes", "yes", "no", "yes"]],
+        "lora": [["no ", "no", "maybe", "yes", "no", "yes"],
+                 ["no", "so", "yes", "yes", "no", "yes"]],
         "ia3": [["no", "no", "yes", "no", "yes", "yes"], [" no", "no", "no", "no", "yes", "yes"]],
     }, right)  # fmt: skip
     found = find_rows(results, asked_rows(right))
@@ -131,7 +132,7 @@ def test_texts_and_right_answers_are_read_again_from_files_that_are_as_they_were
     lines = (tmp_path / "test.jsonl").read_text().splitlines()
     changed = json.loads(lines[3]) | {"text": "another"}
     (tmp_path / "test.jsonl").write_text("\n".join([*lines[:3], json.dumps(changed), *lines[4:]]))
-    with pytest.raises(ValueError, match="are not as they were .*put the files back"):
+    with pytest.raises(ValueError, match=r"are not as they were .*put the files back"):
         read_held_out(read_comparison(folder))
 
 
@@ -152,7 +153,7 @@ def test_plain_text_and_comparisons_without_runs_are_refused_in_words(tmp_path):
     folder = write_classifiers(tmp_path, made_up_answers(np.random.default_rng(1), rows=60))
     for path in folder.glob("runs/*/*/*/predictions.jsonl"):
         path.unlink()
-    with pytest.raises(ValueError, match="no finished run .*--resume"):
+    with pytest.raises(ValueError, match=r"no finished run .*--resume"):
         summarize_rows(read_comparison(folder))
 
 

@@ -68,7 +68,8 @@ def test_a_slice_that_is_worse_is_found_and_two_halves_are_one_test():
     scores = {"lora": 100.0 * (random.random((3, 300)) < right)}
     halves = [Slice("class", "a", inside), Slice("class", "b", ~inside)]
     worse, better = score_slices(halves, scores, share=True)
-    assert worse.is_worse and not better.is_worse
+    assert worse.is_worse
+    assert not better.is_worse
     assert worse.p == better.p < 0.01
     assert worse.low < 55 < worse.high
     assert worse.rest == better.score

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from made_up_rows import made_up_answers, write_classifiers
-from rows_worlds import BASE, vote_draw
+from rows_worlds import BASE, luck_of, vote_draw
 
 from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, ScoredRun, read_comparison
@@ -89,9 +89,10 @@ def test_of_two_classes_the_mean_probability_decides(tmp_path):
         assert votes[name].gain == pytest.approx(votes[name].score - votes[name].alone, abs=TINY)
 
 
-def test_the_interval_of_a_vote_holds_what_it_scores_on_other_rows_and_by_other_runs():
+def test_the_interval_of_a_vote_holds_what_the_same_runs_score_on_other_rows():
     random = np.random.default_rng(2)
-    draws = [vote_draw(BASE, random) for _ in range(400)]
+    luck = luck_of(BASE, random)
+    draws = [vote_draw(BASE, luck, random) for _ in range(400)]
     truth = np.mean([voted.mean() for _, voted in draws])
     held = []
     for scores, voted in draws:

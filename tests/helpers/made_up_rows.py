@@ -72,7 +72,8 @@ def write_classifiers(
     ]
     plan = {
         "candidates": candidates, "versions": VERSIONS, "hardware": MACHINE, "steps": 9, "batch": 8,
-        "held_out": {name: {"rows": count, "sha256": rows.fingerprint}}, "dev_rows": 0, "train": {"file": "", "rows": 0, "sha256": ""},
+        "held_out": {name: {"rows": count, "sha256": rows.fingerprint}}, "dev_rows": 0,
+        "train": {"file": "", "rows": 0, "sha256": ""},
         "overlap": 0, "metric": {"name": "accuracy", "reason": ""},
     }  # fmt: skip
     place.mkdir()
@@ -108,7 +109,8 @@ def write_classifier(
         "labels": list(LABELS), "seed": seed, "versions": VERSIONS, "hardware": MACHINE,
         "steps": 9, "parameters": {"trainable": candidate["trainable"], "total": 10**6,
                                    "percent": 0.9},
-        "metrics": {name: {"n": len(lines), "accuracy": score}}, "recipe": {"training": {}}, "history": [],
+        "metrics": {name: {"n": len(lines), "accuracy": score}}, "recipe": {"training": {}},
+        "history": [],
     }  # fmt: skip
     write(run / "result.json", result)
     (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lorada.compare.held_out_rows import AskedRow
 from lorada.data.metrics import are_classes
 from lorada.data.task_rows import WORD
-from lorada.decision.run_variances import TINY, Scores
+from lorada.decision.run_variances import TINY, Common, Scores
 from lorada.decision.statistics import ALPHA, by_group, holm, mean_score
 from lorada.support.error_messages import needs_extra
 from lorada.support.in_words import answer_in_words
@@ -229,6 +229,7 @@ def score_slices(
         A score for each slice and method, the methods of a slice after each other.
     """
     slices = [part for part in slices if _is_large(part)]
+    tables = list(scores.values())
     found, ps, tests = [], list[float](), dict[tuple[str, bytes], int]()
     test_of = []
     for part in slices:
@@ -237,7 +238,7 @@ def score_slices(
             if key not in tests:
                 # Of two slices that are all rows together there is one difference, and one test.
                 tests[key] = len(ps)
-                ps.append(slice_p(table, part.inside, groups))
+                ps.append(slice_p(table, part.inside, groups, tables))
             test_of.append(tests[key])
             found.append(_score_of(part, method, table, groups, share=share))
     corrected = holm(ps)
@@ -268,36 +269,49 @@ def _score_of(
     return SliceScore(method, part.by, part.value, part.rows, score, low, high, rest)
 
 
-def slice_p(scores: Scores, inside: Inside, groups: Sequence[object] | None = None) -> float:
+def slice_p(
+    scores: Scores,
+    inside: Inside,
+    groups: Sequence[object] | None = None,
+    methods: Sequence[Scores] = (),
+) -> float:
     """The p-value of the difference between a slice and all other rows, two-sided.
 
     Args:
         scores: seeds × rows.
         inside: of each row, whether it is in the slice; two rows or more on either side.
         groups: of each row, if they have any.
+        methods: the scores of all methods, from which few runs borrow how much runs vary.
     """
-    p_of_runs = _p_with_runs(scores, inside, groups)
+    p_of_runs = _p_with_runs(scores, inside, groups, methods)
     if p_of_runs >= ALPHA or groups is not None:  # rows of a group cannot be drawn one by one
         return p_of_runs
     return max(p_of_runs, _p_of_drawn_rows(scores.mean(axis=0), inside))
 
 
-def _p_with_runs(scores: Scores, inside: Inside, groups: Sequence[object] | None) -> float:
+def _p_with_runs(
+    scores: Scores, inside: Inside, groups: Sequence[object] | None, methods: Sequence[Scores]
+) -> float:
     """That of the t-test, with rows and runs in its error."""
     with needs_extra("compare"):
         from scipy.stats import t
 
+    common = Common.of([_differences(table, inside, groups) for table in methods])
+    estimate = mean_score(_differences(scores, inside, groups), common)
     rows, within = len(inside), int(inside.sum())
-    weights = np.where(inside, 1 / within, -1 / (rows - within))
-    # The mean over rows is the difference, of each run.
-    parts = rows * weights * (scores - scores.mean(axis=1, keepdims=True))
-    estimate = mean_score(parts if groups is None else by_group(parts, groups))
-    by_row = scores.mean(axis=0)
-    of_rows = np.sqrt(by_row.var(ddof=1) * (1 / within + 1 / (rows - within)))
-    error = max(estimate.error, float(of_rows))
+    of_rows = scores.mean(axis=0).var(ddof=1) * (1 / within + 1 / (rows - within))
+    error = max(estimate.error, float(np.sqrt(of_rows)))
     if error < TINY:
         return 1.0
     return float(2 * t.sf(abs(estimate.value) / error, max(estimate.freedom, 1.0)))
+
+
+def _differences(scores: Scores, inside: Inside, groups: Sequence[object] | None) -> Scores:
+    """Seeds × rows, or groups, whose mean is the difference between a slice and the rest."""
+    rows, within = len(inside), int(inside.sum())
+    weights = np.where(inside, 1 / within, -1 / (rows - within))
+    parts: Scores = rows * weights * (scores - scores.mean(axis=1, keepdims=True))
+    return parts if groups is None else by_group(parts, groups)
 
 
 def _p_of_drawn_rows(by_row: Scores, inside: Inside) -> float:

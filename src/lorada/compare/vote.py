@@ -35,10 +35,10 @@ class Vote:
         runs: how many vote. An answer takes so many times as long.
         alone: the mean score of a single run.
         score: that of the vote.
-        low: lower end of the 95 % interval of that.
+        low: lower end of the 95 % interval of what these runs score together on other rows.
         high: its upper end.
-        gain: of the vote over a single run.
-        gain_low: lower end of the 95 % interval of that.
+        gain: of the vote over a single run, on average.
+        gain_low: lower end of the 95 % interval of what these runs gain on other rows.
         gain_high: its upper end.
     """
 
@@ -181,17 +181,16 @@ def vote_of(
     *,
     share: bool = False,
 ) -> Vote:
-    """A vote with its interval, from the score of each row and those of single runs.
+    """A vote with its intervals, from the score of each row and those of single runs.
 
-    Other runs would vote otherwise. By how much is not seen from one vote, but a vote is moved by
-    the luck of its runs as their mean is, so it has the variance between runs of that.
+    The intervals are of what these very runs score on other rows, as these are what will vote. What
+    other runs of the method would do together cannot be seen from one vote.
     """
     by_row = scores.mean(axis=0)
-    around_the_vote = scores - by_row + voted.rows
-    gains = (voted.rows - by_row)[None]
+    together, gains = voted.rows[None], (voted.rows - by_row)[None]
     if groups is not None:
-        around_the_vote, gains = by_group(around_the_vote, groups), by_group(gains, groups)
-    low, high = mean_score(around_the_vote, share=share).interval()
+        together, gains = by_group(together, groups), by_group(gains, groups)
+    low, high = mean_score(together, share=share).interval()
     if share:
         low, high = max(low, 0.0), min(high, 100.0)
     gain = mean_score(gains)
