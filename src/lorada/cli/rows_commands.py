@@ -89,21 +89,21 @@ def _show_rows(findings: Sequence[Any]) -> None:
 
 def _show_slices(slices: Sequence[Any], form: str) -> None:
     """Print what methods score on parts of the rows."""
-    methods = list(dict.fromkeys(one.method for one in slices))
+    methods = list(dict.fromkeys(part.method for part in slices))
     table = Table(
         "rows", Column("number", justify="right"),
         *(Column(f"{name} ± 95 %", justify="right", overflow="fold") for name in methods),
         title="Parts of the rows (*: significantly worse than the rest)",
     )  # fmt: skip
     by_slice: dict[tuple[str, str], list[Any]] = {}
-    for one in slices:
-        by_slice.setdefault((one.by, one.value), []).append(one)
+    for part in slices:
+        by_slice.setdefault((part.by, part.value), []).append(part)
     for scores in by_slice.values():
         cells = []
-        for one in scores:
-            mark = " *" if one.is_worse else ""
-            reach = max(one.high - one.score, one.score - one.low)
-            cells.append(f"{one.score:{form}} ± {reach:{form}}{mark}")
+        for part in scores:
+            mark = " *" if part.is_worse else ""
+            reach = max(part.high - part.score, part.score - part.low)
+            cells.append(f"{part.score:{form}} ± {reach:{form}}{mark}")
         table.add_row(scores[0].name, f"{scores[0].rows:,}", *cells)
     console.print(table)
 
@@ -115,11 +115,10 @@ def _show_votes(votes: Sequence[Any], form: str) -> None:
         Column("gain (95 % interval)", justify="right"), "decided by", "an answer takes",
         title="What the seeds of a method answer together",
     )  # fmt: skip
-    for one in votes:
-        reach = max(one.high - one.score, one.score - one.low)
-        gain = f"{one.gain:+{form}} ({one.gain_low:{form}} to {one.gain_high:{form}})"
-        table.add_row(
-            one.method, f"{one.alone:{form}}", f"{one.score:{form}} ± {reach:{form}}", gain, one.by,
-            f"{one.runs} times as long",
-        )  # fmt: skip
+    for vote in votes:
+        reach = max(vote.high - vote.score, vote.score - vote.low)
+        gain = f"{vote.gain:+{form}} ({vote.gain_low:{form}} to {vote.gain_high:{form}})"
+        together = f"{vote.score:{form}} ± {reach:{form}}"
+        price = f"{vote.runs} times as long"
+        table.add_row(vote.method, f"{vote.alone:{form}}", together, gain, vote.by, price)
     console.print(table)

@@ -115,7 +115,8 @@ def _from_files(results: Results) -> dict[RowKey, AskedRow]:
             fields = columns[index] if columns else row
             key = (name, rows.number(index))
             known[key] = AskedRow(text_of(row, rows.form), right_answer(row, rows.form), fields)
-    if missing := [row for row in results.rows if row not in known]:
+    missing = [row for row in results.rows if row not in known]
+    if missing:
         name, number = missing[0]
         raise _changed(results, f"row {number} of {name} is not there")
     return known

@@ -121,7 +121,7 @@ def find_rows(
         if finding is not None:
             findings.append(finding)
     findings.sort(key=_how_sure)
-    runs = sum(len(each.right) for each in answers)
+    runs = sum(len(method.right) for method in answers)
     return RowFindings(tuple(findings[:most]), len(results.rows), runs, len(scored))
 
 
@@ -133,8 +133,9 @@ def right_or_wrong(
     What methods are compared by decides if it is 0 or 100 in every row, else the accuracy or the
     exact match that is stored beside it.
     """
-    if candidates and all(np.isin(one.scores, (RIGHT, WRONG)).all() for one in candidates):
-        return [one.scores == RIGHT for one in candidates]
+    scores = [candidate.scores for candidate in candidates]
+    if scores and np.isin(np.concatenate(scores), (RIGHT, WRONG)).all():
+        return [table == RIGHT for table in scores]
     for metric in EXACT:
         tables = [_stored_metric(candidate, rows, metric) for candidate in candidates]
         values = np.concatenate(tables) if tables else np.empty((0, 0))

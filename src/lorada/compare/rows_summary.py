@@ -63,13 +63,13 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
     is_share = summary.scale is PERCENT
     findings = find_rows(results, rows)
     if findings is not None:
-        named = [replace(one, rows=source(results, one.rows)) for one in findings.rows]
+        named = [replace(row, rows=source(results, row.rows)) for row in findings.rows]
         findings = replace(findings, rows=tuple(named))
     slices: list[SliceScore] = []
     if len(in_order) > 1:
         slices = score_slices(
             slices_of(in_order, form_of(results), fields),
-            {one.label: one.scores for one in pick_and_next(summary)},
+            {shown.label: shown.scores for shown in pick_and_next(summary)},
             results.groups,
             share=is_share,
         )
@@ -81,16 +81,16 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
         summary.metric,
         tuple(sentences),
         findings,
-        tuple(_slice_as_shown(one, summary.metric) for one in slices),
-        tuple(_vote_as_shown(one, summary.metric) for one in voted),
+        tuple(_slice_as_shown(part, summary.metric) for part in slices),
+        tuple(_vote_as_shown(vote, summary.metric) for vote in voted),
     )
 
 
 def pick_and_next(summary: Summary) -> list[CandidateResult]:
     """The candidate to take and the best of the others; the two best if none is to be taken."""
     scored = summary.scored
-    pick = [one for one in scored if one.label == summary.best]
-    others = [one for one in scored if one.label != summary.best]
+    pick = [candidate for candidate in scored if candidate.label == summary.best]
+    others = [candidate for candidate in scored if candidate.label != summary.best]
     return [*pick, *others][:SHOWN_METHODS]
 
 
@@ -127,31 +127,31 @@ def _count(findings: RowFindings, what: str) -> int:
 def _of_slices(slices: Sequence[SliceScore], scale: Scale) -> list[str]:
     """A sentence for each slice that is significantly worse than the rest."""
     sentences = []
-    for one in slices:
-        if not one.is_worse:
+    for part in slices:
+        if not part.is_worse:
             continue
         score, rest = (
-            f"{abs(value):{scale.form}}{scale.behind}" for value in (one.score, one.rest)
+            f"{abs(value):{scale.form}}{scale.behind}" for value in (part.score, part.rest)
         )
-        p = "p < 0.001" if one.p < 0.001 else f"p = {one.p:.3f}"
-        rows = counted(one.rows, "row")
+        p = "p < 0.001" if part.p < 0.001 else f"p = {part.p:.3f}"
+        rows = counted(part.rows, "row")
         sentences.append(
-            f"{one.name}: {score} against {rest} for the other rows ({one.method}, {rows}, {p})."
+            f"{part.name}: {score} against {rest} for the other rows ({part.method}, {rows}, {p})."
         )
     return sentences
 
 
-def _slice_as_shown(one: SliceScore, metric: str) -> SliceScore:
+def _slice_as_shown(part: SliceScore, metric: str) -> SliceScore:
     if not lower_is_better(metric):
-        return one
-    return replace(one, score=-one.score, low=-one.high, high=-one.low, rest=-one.rest)
+        return part
+    return replace(part, score=-part.score, low=-part.high, high=-part.low, rest=-part.rest)
 
 
-def _vote_as_shown(one: Vote, metric: str) -> Vote:
+def _vote_as_shown(vote: Vote, metric: str) -> Vote:
     """A vote in the unit of the metric; what it gains stays a gain."""
     if not lower_is_better(metric):
-        return one
-    return replace(one, score=-one.score, low=-one.high, high=-one.low, alone=-one.alone)
+        return vote
+    return replace(vote, score=-vote.score, low=-vote.high, high=-vote.low, alone=-vote.alone)
 
 
 def rows_csv(findings: RowFindings) -> str:

@@ -102,15 +102,15 @@ def slices_of(rows: Sequence[AskedRow], form: Form, fields: Sequence[str] = ()) 
     Raises:
         ValueError: for a field that no row has, or that has one value in all of them.
     """
-    found = _by_class(rows, form)
+    slices = _by_class(rows, form)
     words = [len(WORD.findall(row.text)) for row in rows]
-    found += _quarters(LENGTH, words, "word", "")
+    slices += _quarters(LENGTH, words, "word", "")
     if form in ("prompt", "messages") and not _are_classes(rows):
         answer_words = [len(WORD.findall(str(row.right))) for row in rows]
-        found += _quarters(ANSWER_LENGTH, answer_words, "word", "answers of ")
+        slices += _quarters(ANSWER_LENGTH, answer_words, "word", "answers of ")
     for name in dict.fromkeys(fields):
-        found += _by_field(rows, name)
-    return found
+        slices += _by_field(rows, name)
+    return slices
 
 
 def _are_classes(rows: Sequence[AskedRow]) -> bool:
@@ -125,7 +125,7 @@ def _by_class(rows: Sequence[AskedRow], form: Form) -> list[Slice]:
         for label in labels:
             inside = np.array([label in _labels(row) for row in rows])
             slices.append(Slice(CLASS, label, inside))
-        return [each for each in slices if _is_large(each)]
+        return [part for part in slices if _is_large(part)]
     if form == "label" or (form in ("prompt", "messages") and _are_classes(rows)):
         return _by_value(CLASS, [str(row.right).strip() for row in rows])
     return []
@@ -181,11 +181,13 @@ def _by_value(by: str, values: Sequence[str]) -> list[Slice]:
         for value, count in Counter(values).most_common(MOST_SLICES - 1)
         if count >= LEAST_ROWS
     ]
-    slices = [Slice(by, value, np.array([each == value for each in values])) for value in common]
+    slices = []
+    for value in common:
+        slices.append(Slice(by, value, np.array([other == value for other in values])))
     rare = np.array([value not in common for value in values])
     if rare.sum() >= LEAST_ROWS:
         slices.append(Slice(by, OTHERS, rare))
-    return slices if any(_is_large(each) for each in slices) else []
+    return slices if any(_is_large(part) for part in slices) else []
 
 
 def _is_large(part: Slice) -> bool:
@@ -206,7 +208,7 @@ def _quarters(by: str, numbers: Sequence[float], unit: str, before: str) -> list
         low, high = values[inside].min(), values[inside].max()
         ends = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         slices.append(Slice(by, f"{before}{ends}{behind}", inside))
-    slices = [each for each in slices if _is_large(each)]
+    slices = [part for part in slices if _is_large(part)]
     return slices if len(slices) > 1 else []
 
 
@@ -230,19 +232,24 @@ def score_slices(
     """
     slices = [part for part in slices if _is_large(part)]
     tables = list(scores.values())
-    found, ps, tests = [], list[float](), dict[tuple[str, bytes], int]()
-    test_of = []
+    slice_scores: list[SliceScore] = []
+    ps: list[float] = []
+    place_of_test: dict[tuple[str, bytes], int] = {}
+    test_of_score: list[int] = []
     for part in slices:
         for method, table in scores.items():
             key = (method, _split_key(part.inside))
-            if key not in tests:
+            if key not in place_of_test:
                 # Of two slices that are all rows together there is one difference, and one test.
-                tests[key] = len(ps)
+                place_of_test[key] = len(ps)
                 ps.append(slice_p(table, part.inside, groups, tables))
-            test_of.append(tests[key])
-            found.append(_score_of(part, method, table, groups, share=share))
+            test_of_score.append(place_of_test[key])
+            slice_scores.append(_score_of(part, method, table, groups, share=share))
     corrected = holm(ps)
-    return [one.with_p(corrected[place]) for one, place in zip(found, test_of, strict=True)]
+    return [
+        score.with_p(corrected[test])
+        for score, test in zip(slice_scores, test_of_score, strict=True)
+    ]
 
 
 def _split_key(inside: Inside) -> bytes:

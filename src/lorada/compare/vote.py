@@ -81,14 +81,14 @@ def votes(
         groups: of each row; None if rows have none.
         share: whether scores lie between 0 and 100.
     """
-    found = []
+    all_votes = []
     for candidate in candidates:
         if len(candidate.runs) < 2 or len(keys) < 2:
             continue
         voted = vote_scores(candidate, keys, rows, rows_metric(metric))
         if voted is not None:
-            found.append(vote_of(candidate.label, voted, candidate.scores, groups, share=share))
-    return found
+            all_votes.append(vote_of(candidate.label, voted, candidate.scores, groups, share=share))
+    return all_votes
 
 
 def vote_scores(
