@@ -25,13 +25,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorada.compare.slices import Slice, score_slices
-from lorada.compare.vote import PROBABILITY, VoteScores, majority, vote_of
+from lorada.compare.vote import PROBABILITY, VoteScores, vote_of
+from lorada.support.majority import majority
 
 EASE = (0.9, 1.2)  # mean and standard deviation of rows' ease, in log-odds
 LOWER = 20.0  # points, of the slice that is to be found
 WORLDS = 200
 LUCKS, DRAWS = 100, 10  # sets of runs, and draws of rows for each
-MANY = 30_000  # rows, on which a score is the true one
+MANY = 20_000  # rows, on which a score is the true one
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, ScoredRun, read_comparison
 from lorada.compare.rows_summary import summarize_rows
 from lorada.compare.stored_plan import Candidate
-from lorada.compare.vote import VoteScores, majority, vote_of, vote_scores
+from lorada.compare.vote import VoteScores, vote_of, vote_scores
 from lorada.decision.run_variances import TINY
 from lorada.runs.result import Prediction, RunResult
 
@@ -38,11 +38,6 @@ def candidate_of(form: str, answers: list[list], scores: list[list[float]]) -> C
     table = np.array(scores)
     return CandidateResult("lora", Candidate("lora", {}), runs=runs, scores=table,
                            losses=table * np.nan)  # fmt: skip
-
-
-def test_the_majority_decides_and_an_open_vote_is_that_of_the_first_run():
-    answers = [["a", "b", "a", "a"], ["b", "b", "b", "b"], ["b", "a", "c", "a"]]
-    assert majority(answers).tolist() == [1, 0, 0, 0]
 
 
 def test_short_answers_are_voted_on_and_have_the_score_of_the_answer():

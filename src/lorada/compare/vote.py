@@ -19,6 +19,7 @@ from lorada.compare.row_findings import answer_texts, right_or_wrong
 from lorada.data.metrics import set_f1
 from lorada.decision.run_variances import Scores
 from lorada.decision.statistics import by_group, mean_score
+from lorada.support.majority import majority
 from lorada.support.metric_names import ERROR, FREE, LOSS, as_score, rows_metric
 from lorada.support.row_sources import Form
 
@@ -114,20 +115,10 @@ def vote_scores(
         chosen = _by_probability(candidate, keys)
         by_vote = PROBABILITY
     else:
-        chosen = majority(answer_texts(candidate, keys))
+        chosen = np.array(majority(answer_texts(candidate, keys)), dtype=np.int64)
         by_vote = MAJORITY
     # The vote's answer is that of one of the runs, whose score it has.
     return VoteScores(by_vote, candidate.scores[chosen, np.arange(len(keys))])
-
-
-def majority(answers: Sequence[Sequence[str]]) -> NDArray[np.int64]:
-    """Of each row the first run that gave the commonest answer; ``answers`` are runs × rows."""
-    chosen = []
-    for of_row in zip(*answers, strict=True):
-        counts = Counter(of_row)
-        most = max(counts.values())
-        chosen.append(next(run for run, text in enumerate(of_row) if counts[text] == most))
-    return np.array(chosen, dtype=np.int64)
 
 
 def _by_probability(candidate: CandidateResult, keys: Sequence[RowKey]) -> NDArray[np.int64]:
