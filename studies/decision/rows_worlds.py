@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lorada.compare.seed_votes import PROBABILITY, VoteScores, vote_of
 from lorada.compare.slices import Slice, score_slices
-from lorada.compare.vote import PROBABILITY, VoteScores, vote_of
 from lorada.support.majority import majority
 
 EASE = (0.9, 1.2)  # mean and standard deviation of rows' ease, in log-odds

@@ -11,8 +11,8 @@ from lorada.compare.read_results import CandidateResult, Results
 from lorada.compare.report.summarize_comparison import Summary, source, summarize
 from lorada.compare.report.verdict_and_limits import PERCENT, Scale
 from lorada.compare.row_findings import RowFinding, RowFindings, find_rows
+from lorada.compare.seed_votes import Vote, votes
 from lorada.compare.slices import SliceScore, score_slices, slices_of
-from lorada.compare.vote import Vote, votes
 from lorada.support.in_words import counted
 from lorada.support.metric_names import lower_is_better
 from lorada.support.spreadsheet import spreadsheet_csv

@@ -244,7 +244,7 @@ def score_slices(
                 place_of_test[key] = len(ps)
                 ps.append(slice_p(table, part.inside, groups, tables))
             test_of_score.append(place_of_test[key])
-            slice_scores.append(_score_of(part, method, table, groups, share=share))
+            slice_scores.append(_score_of(part, method, scores, groups, share=share))
     corrected = holm(ps)
     return [
         score.with_p(corrected[test])
@@ -258,22 +258,36 @@ def _split_key(inside: Inside) -> bytes:
 
 
 def _score_of(
-    part: Slice, method: str, table: Scores, groups: Sequence[object] | None, *, share: bool
+    part: Slice,
+    method: str,
+    scores: Mapping[str, Scores],
+    groups: Sequence[object] | None,
+    *,
+    share: bool,
 ) -> SliceScore:
     """The score of a slice with its interval, before its test."""
-    inside = table[:, part.inside]
-    independent = inside
-    if groups is not None:
-        own_groups = [group for group, is_in in zip(groups, part.inside, strict=True) if is_in]
-        independent = by_group(inside, own_groups)
-    low = high = float(inside.mean())
-    if independent.shape[1] > 1:
-        low, high = mean_score(independent, share=share).interval()
+    tables = {}
+    for name, table in scores.items():
+        tables[name] = _independent(table[:, part.inside], part.inside, groups)
+    table = scores[method]
+    score = float(table[:, part.inside].mean())
+    low = high = score
+    if tables[method].shape[1] > 1:
+        # A few runs may be alike by luck, so they borrow how much runs vary from other methods.
+        common = Common.of(list(tables.values()))
+        low, high = mean_score(tables[method], common, share=share).interval()
     if share:
         low, high = max(low, 0.0), min(high, 100.0)
     rest = float(table[:, ~part.inside].mean())
-    score = float(inside.mean())
     return SliceScore(method, part.by, part.value, part.rows, score, low, high, rest)
+
+
+def _independent(scores: Scores, inside: Inside, groups: Sequence[object] | None) -> Scores:
+    """The scores of a slice's rows, or of the groups that these come in."""
+    if groups is None:
+        return scores
+    own_groups = [group for group, is_in in zip(groups, inside, strict=True) if is_in]
+    return by_group(scores, own_groups)
 
 
 def slice_p(

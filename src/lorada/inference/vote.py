@@ -18,21 +18,6 @@ from lorada.support.in_words import answer_in_words
 from lorada.support.majority import majority
 
 
-def folders_of(runs: Path) -> list[Path]:
-    """The folders in ``RUN,RUN,RUN``; a folder may have a comma in its own name.
-
-    Raises:
-        ValueError: for a folder that is named twice, as its vote would count twice.
-    """
-    if runs.exists():
-        return [runs]
-    folders = [Path(name) for name in str(runs).split(",") if name]
-    for place, folder in enumerate(folders):
-        if folder in folders[:place]:
-            raise ValueError(f"{folder} is named twice: a vote takes each run once")
-    return folders or [runs]
-
-
 def predict_together(
     folders: Sequence[Path], load: Callable[[Path], Run], rows_for: Callable[[Run], Rows]
 ) -> tuple[Rows, list[AnswerLine]]:

@@ -8,8 +8,8 @@ from rows_worlds import BASE, luck_of, vote_draw
 from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, ScoredRun, read_comparison
 from lorada.compare.rows_summary import summarize_rows
+from lorada.compare.seed_votes import VoteScores, vote_of, vote_scores
 from lorada.compare.stored_plan import Candidate
-from lorada.compare.vote import VoteScores, vote_of, vote_scores
 from lorada.decision.run_variances import TINY
 from lorada.runs.result import Prediction, RunResult
 
