@@ -109,7 +109,7 @@ def test_several_runs_vote_and_those_that_learned_something_else_are_refused(
     words = ("predict", f"{run},{copy}", "--data", place / "labels.jsonl", "--output", output)
     out, _ = works(*words)
     assert f"{output}: " in out.replace("\n", "")
-    assert output.read_text().splitlines()[0].endswith("prob_n,prob_y,votes")
+    assert output.read_text().splitlines()[0].endswith("votes,prob_n,prob_y")
     assert "is there already" in mistake(*words)
     said = mistake("predict", f"{run},{folder('score')}", *texts)
     assert "a vote is of runs that learned the same" in said
