@@ -131,7 +131,8 @@ def _by_probability(candidate: CandidateResult, keys: Sequence[RowKey]) -> NDArr
     votes_right = likely.mean(axis=0) > 0.5
     # The run that is surest of the right class has it if the mean has it; the other way round too.
     surest, least_sure = likely.argmax(axis=0), likely.argmin(axis=0)
-    return np.where(votes_right, surest, least_sure).astype(np.int64)
+    chosen: NDArray[np.int64] = np.where(votes_right, surest, least_sure).astype(np.int64)
+    return chosen
 
 
 def _of_numbers(

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 BYTE_ORDER_MARK = "\ufeff"  # by which spreadsheets know that a file is UTF-8
 # What a cell of a formula begins with; some programs skip a tab or the end of a line before it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)*(?:[eE][+-]?\d+)?")
 
 
 def spreadsheet_csv(header: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> str:
@@ -26,14 +29,6 @@ def spreadsheet_csv(header: Sequence[str], rows: Iterable[Sequence[str | int | f
 
 
 def _cell(value: str | int | float) -> str | int | float:
-    if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value):
+    if isinstance(value, str) and value.startswith(FORMULA) and not NUMBER.fullmatch(value):
         return f"'{value}"
     return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text == text.strip()
