@@ -21,7 +21,7 @@ from lorada.runs.result import Prediction, RunResult
 NAME = "test.jsonl"
 
 
-def results_of(answers: dict[str, list[list]], right: list, losses=None) -> Results:
+def results_of(answers: dict[str, list[list]], right: list, losses=None, form="prompt") -> Results:
     """A comparison of methods with these answers (seeds × rows) to rows with these right ones."""
     keys = [(NAME, number) for number in range(1, len(right) + 1)]
     candidates = []
@@ -40,7 +40,7 @@ def results_of(answers: dict[str, list[list]], right: list, losses=None) -> Resu
                 )
                 for key, answer, score in zip(keys, of_run, table, strict=True)
             }
-            result = RunResult(labels=[], form="prompt", history=[], metrics={})
+            result = RunResult(labels=[], form=form, history=[], metrics={})
             scores = dict(zip(keys, table, strict=True))
             runs.append(ScoredRun(f"runs/{name}/{seed}", seed, result, lines, scores))
             tables.append(table)
@@ -81,14 +81,26 @@ def test_rows_are_found_by_what_runs_of_all_methods_make_of_them():
     assert (found.scored, found.runs, found.methods) == (6, 4, 2)
 
 
-def test_within_rows_that_all_runs_answer_alike_the_loss_of_the_right_answer_decides():
+def test_within_rows_that_all_runs_answer_alike_the_probability_of_the_right_answer_decides():
     right = ["yes"] * 3
     answers = {"lora": [["no"] * 3] * 2}
     results = results_of(answers, right, {"lora": [[1.0, 3.0, 2.0], [1.0, 3.0, 2.5]]})
     found = find_rows(results, asked_rows(right))
     assert [row.row for row in found.rows] == [2, 3, 1]
-    assert found.rows[0].mean_loss == pytest.approx(3.0, abs=TINY)
+    assert found.rows[0].probability == pytest.approx(np.exp(-3.0), abs=TINY)
     assert len(find_rows(results, asked_rows(right), most=2).rows) == 2
+
+
+def test_where_classes_have_a_probability_one_poor_run_does_not_decide_the_order():
+    right = ["yes"] * 3
+    answers = {"lora": [["no", "no", "yes"]] * 3, "ia3": [["no", "yes", "no"]]}
+    sure, unsure = [0.8, 5.0, 0.1], [0.8, 0.6, 0.8]
+    losses = {"lora": [sure] * 3, "ia3": [unsure]}
+    results = results_of(answers, right, losses, form="label")
+    found = find_rows(results, asked_rows(right))
+    assert [row.row for row in found.rows] == [2, 1, 3]
+    as_texts = results_of(answers, right, losses)
+    assert [row.row for row in find_rows(as_texts, asked_rows(right)).rows] == [1, 2, 3]
 
 
 def test_answers_that_are_neither_right_nor_wrong_give_no_list():

@@ -25,8 +25,8 @@ def test_a_text_that_would_be_a_formula_is_marked_as_a_text_and_a_number_stays_o
     assert table.startswith("\ufeff")
     _, row = csv.reader(io.StringIO(table, newline=""))
     assert row == [
-        "'=1+1", "'+cmd", "'-x", "'@SUM(A1)", "'\t=1", "'\n=1", "-5", "+3.5", "'-inf", "plain", "-2",
-        'ä,"b"',
+        "'=1+1", "'+cmd", "'-x", "'@SUM(A1)", "'\t=1", "'\n=1", "-5", "+3.5", "'-inf", "plain",
+        "-2", 'ä,"b"',
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from lorada.cli import options as opt
 from lorada.cli.shared import app, console, print_json, say, suggest
 from lorada.support.files import refuse_there, write_atomic
 from lorada.support.in_words import counted
+from lorada.support.tables import NOTHING
 
 MOST_SHOWN = 10  # rows
 LETTERS = 60  # of a text in the table
@@ -74,7 +75,7 @@ def _show_rows(findings: Sequence[Any]) -> None:
     shown = findings[:MOST_SHOWN]
     table = Table(
         Column("row", justify="right"), "text", "right answer", "commonest wrong answer",
-        Column("of runs", justify="right"), Column("loss", justify="right"),
+        Column("of runs", justify="right"), Column("p (right)", justify="right"),
         title=f"Wrong labels are likeliest at the top ({len(shown)} of {len(findings)} rows)",
     )  # fmt: skip
     for row in shown:
@@ -82,8 +83,8 @@ def _show_rows(findings: Sequence[Any]) -> None:
             shorten(text, LETTERS, placeholder=" …")
             for text in (row.text, row.right, row.wrong_answer)
         ]
-        loss = "–" if row.mean_loss is None else f"{row.mean_loss:.2f}"
-        table.add_row(str(row.row), *texts, f"{100 * row.same_wrong:.0f} %", loss)
+        probability = NOTHING if row.probability is None else f"{row.probability:.2f}"
+        table.add_row(str(row.row), *texts, f"{100 * row.same_wrong:.0f} %", probability)
     console.print(table)
 
 

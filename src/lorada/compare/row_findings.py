@@ -1,17 +1,20 @@
 """What is wrong with single held-out rows: with every method, in most runs, or only in some.
 
-A row that every run answers wrongly, and in the same way, is more often a wrong label than a hard
-question. So rows are ordered by how sure it is that the label is wrong: first those to which all
-runs give the same wrong answer, then by the share of runs that do, and within by the mean loss of
-the right answer, which says how certain the models were of another one. This is the order by
-self-confidence of confident learning (Northcutt et al., 2021, "Confident learning: estimating
-uncertainty in dataset labels"), within what all runs agree on.
+A row to which most runs give the same wrong answer has more often a wrong label than a hard
+question. So these rows come first. Within them, where models say how probable an answer is, the
+rows come in the order of the mean probability of their right answer, the least first, as confident
+learning orders them by self-confidence (Northcutt et al., 2021, "Confident learning: estimating
+uncertainty in dataset labels"). To sort by the share of runs first is worse there: of ten methods
+one learns little, and what it guesses decides which rows all runs agree on
+(studies/rows/flipped_atlas.py). Of answers that are written, two seldom agree by chance, so the
+share of runs that give the same wrong one comes first, and then the probability.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import exp, isfinite
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +24,7 @@ from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, Results, RowKey
 from lorada.decision.run_variances import Scores
 from lorada.support.in_words import answer_in_words
+from lorada.support.metric_names import FREE
 
 Right = NDArray[np.bool_]  # runs × rows: whether an answer is right
 Finding = Literal["wrong everywhere", "same wrong answer", "unstable", "methods differ"]
@@ -45,7 +49,8 @@ class RowFinding:
         same_wrong: the share of runs that gave it, from 0 to 1.
         wrong_runs: how many runs were wrong.
         runs: how many runs there are, of all methods.
-        mean_loss: of the right answer, over runs, in nats; None if there is none.
+        probability: of the right answer, the mean over runs, from 0 to 1; of a written one that of
+            a token, of several labels of one of them. None if there is no loss.
         disagreement: the share of methods in the smaller camp, right or wrong in most of their
             seeds: 0 if methods agree, at most 0.5.
         findings: what it is an example of.
@@ -59,7 +64,7 @@ class RowFinding:
     same_wrong: float
     wrong_runs: int
     runs: int
-    mean_loss: float | None
+    probability: float | None
     disagreement: float
     findings: tuple[Finding, ...]
 
@@ -120,7 +125,8 @@ def find_rows(
         finding = _finding(row, place, rows[row], answers)
         if finding is not None:
             findings.append(finding)
-    findings.sort(key=_how_sure)
+    written = scored[0].first_run.result.form in FREE
+    findings.sort(key=_how_sure_of_texts if written else _how_sure)
     runs = sum(len(method.right) for method in answers)
     return RowFindings(tuple(findings[:most]), len(results.rows), runs, len(scored))
 
@@ -174,7 +180,7 @@ def _finding(
 ) -> RowFinding | None:
     """What the runs of all methods make of one row; None if all are right."""
     wrong_answers: Counter[str] = Counter()
-    losses: list[float] = []
+    probabilities: list[float] = []
     for method in methods:
         for right, texts, loss in zip(
             method.right[:, place], method.texts, method.losses[:, place], strict=True
@@ -182,7 +188,7 @@ def _finding(
             if not right:
                 wrong_answers[texts[place]] += 1
             if isfinite(loss):
-                losses.append(float(loss))
+                probabilities.append(exp(-loss))
     wrong_runs = wrong_answers.total()
     if not wrong_runs:
         return None
@@ -210,7 +216,7 @@ def _finding(
         wrong_runs=wrong_runs,
         runs=runs,
         # A row without a loss in some runs would be compared by others than its neighbours.
-        mean_loss=float(np.mean(losses)) if len(losses) == runs else None,
+        probability=fmean(probabilities) if len(probabilities) == runs else None,
         disagreement=smaller_camp / len(methods),
         findings=tuple(findings),
     )
@@ -223,7 +229,17 @@ def _is_unstable(place: int, methods: Sequence[_Answers]) -> bool:
     return bool(several) and len(changing) / len(several) > MOST_RUNS
 
 
-def _how_sure(finding: RowFinding) -> tuple[float, float, int]:
-    """By what rows are sorted: how sure it is that the label is wrong, the surest first."""
-    loss = 0.0 if finding.mean_loss is None else finding.mean_loss
-    return -finding.same_wrong, -loss, -finding.wrong_runs
+def _how_sure(finding: RowFinding) -> tuple[bool, float, float]:
+    """By what rows are sorted whose answers have a probability, the surest first."""
+    agree = finding.same_wrong > MOST_RUNS
+    return not agree, _known(finding.probability), -finding.same_wrong
+
+
+def _how_sure_of_texts(finding: RowFinding) -> tuple[float, float]:
+    """By what rows with written answers are sorted, the surest first."""
+    return -finding.same_wrong, _known(finding.probability)
+
+
+def _known(probability: float | None) -> float:
+    """A probability; where there is none, it puts no row before others."""
+    return 1.0 if probability is None else probability

@@ -20,7 +20,7 @@ from lorada.support.spreadsheet import spreadsheet_csv
 SHOWN_METHODS = 2  # of slices: the pick and the next best
 COLUMNS = (
     "row", "text", "right_answer", "commonest_wrong_answer", "share_of_runs", "wrong_runs", "runs",
-    "mean_loss", "method_disagreement", "file",
+    "probability", "method_disagreement", "file",
 )  # fmt: skip
 HELD_OUT_ONLY = (
     "Only held-out rows are in this list, as runs know the answers of those that they learned from."
@@ -160,8 +160,8 @@ def rows_csv(findings: RowFindings) -> str:
 
 
 def _cells(row: RowFinding) -> list[str | int | float]:
-    loss = "" if row.mean_loss is None else round(row.mean_loss, 4)
+    probability = "" if row.probability is None else round(row.probability, 4)
     return [
         row.row, row.text, row.right, row.wrong_answer, round(row.same_wrong, 4), row.wrong_runs,
-        row.runs, loss, round(row.disagreement, 4), row.rows,
+        row.runs, probability, round(row.disagreement, 4), row.rows,
     ]  # fmt: skip
