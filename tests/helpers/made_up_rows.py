@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from made_up_comparison import MACHINE, MODEL, VERSIONS, write
 
-from lorada.data.task_rows import load_rows
+from lorada.data.rows.own_rows import load_rows
 
 LABELS = ("invalid", "valid")
 SOURCES = ("book", "web", "forum")

@@ -357,7 +357,7 @@ def predict(
     from lorada.data.files.read_rows import read_rows
     from lorada.data.rows.own_rows import rows_to_answer
     from lorada.inference.generate import say_cut, with_limit
-    from lorada.inference.predict import beside, predict, predict_to
+    from lorada.inference.predict import beside, predict
 
     loaded = with_limit(loaded, max_new_tokens)
     if data is None:
@@ -379,6 +379,22 @@ def predict(
         _show_answers(answers, texts)
         suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
         return
+    _predict_to_file(run, loaded, rows, input_rows, output, overwrite=overwrite, as_json=as_json)
+
+
+def _predict_to_file(
+    run: Path,
+    loaded: Any,
+    rows: Any,
+    input_rows: list[Any],
+    output: Path,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the answers of a run, and say how many there are and what is next."""
+    from lorada.inference.predict import predict_to
+
     try:
         answered_before = predict_to(loaded, rows, input_rows, output, overwrite=overwrite)
     except KeyboardInterrupt:

@@ -38,8 +38,8 @@ def voted_answers(
     They are written only where there is an ``output``, at the end: a vote that was stopped begins
     again.
     """
-    from lorada.data.read_rows import read_rows
-    from lorada.data.task_rows import rows_to_answer
+    from lorada.data.files.read_rows import read_rows
+    from lorada.data.rows.own_rows import rows_to_answer
     from lorada.inference.generate import with_limit
     from lorada.inference.predict import checked_output, write_answers
     from lorada.inference.vote import predict_together

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorada.compare.read_results import CandidateResult, Results, RowKey
-from lorada.data.read_rows import answer_of, read_rows
+from lorada.data.files.read_rows import read_rows
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import rows_to_score
 from lorada.data.task import ANY_KIND
-from lorada.data.task_rows import Rows, rows_to_score, scored_rows
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import RunResult
 from lorada.support.files import as_typed

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, RowKey
 from lorada.compare.row_findings import answer_texts, right_or_wrong
-from lorada.data.metrics import set_f1
+from lorada.data.scoring.metrics import set_f1
 from lorada.decision.run_variances import Scores
 from lorada.decision.statistics import by_group, mean_score
 from lorada.support.majority import majority

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorada.compare.held_out_rows import AskedRow
-from lorada.data.metrics import are_classes
-from lorada.data.task_rows import WORD
+from lorada.data.scoring.chosen_metric import WORD
+from lorada.data.scoring.metrics import are_classes
 from lorada.decision.run_variances import TINY, Common, Scores
 from lorada.decision.statistics import ALPHA, by_group, holm, mean_score
 from lorada.support.error_messages import needs_extra

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
-from lorada.data.metrics import THRESHOLD
-from lorada.data.task_rows import Rows
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.metrics import THRESHOLD
 from lorada.inference.load import Run
 from lorada.inference.predict import AnswerLine, predict
 from lorada.support.in_words import answer_in_words
