@@ -9,7 +9,7 @@ from confident_learning import confident_order, precision_at
 from made_up_comparison import write_made_up
 from made_up_rows import LABELS, made_up_answers, write_classifiers
 
-from lorada.compare.held_out_rows import AskedRow, read_held_out
+from lorada.compare.held_out_rows import AskedRow, read_held_out, right_answer, text_of
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.row_findings import find_rows
 from lorada.compare.rows_summary import rows_csv, summarize_rows
@@ -177,3 +177,23 @@ def test_the_table_to_relabel_from_opens_in_a_spreadsheet_without_running_anythi
     assert table.startswith("\ufeffrow,text,right_answer,commonest_wrong_answer,share_of_runs")
     assert "1,question 1,'=1+1,no,1.0,2,2,,0.0,test.jsonl" in table
     assert "'=HYPERLINK(1)" in table
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "text", "right"),
+    [
+        ("label", {"text": "a", "text_pair": "b", "label": 1}, "a\nb", "1"),
+        ("labels", {"text": "a", "labels": ["x"]}, "a", ["x"]),
+        ("score", {"text": "a", "score": "2"}, "a", 2.0),
+        ("prompt", {"prompt": "p", "response": "r"}, "p", "r"),
+        ("choice", {"prompt": "p", "candidates": ["x", "y"], "answer": 1}, "p\n0: x\n1: y", 1),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]},
+            "user: q",
+            "r",
+        ),
+    ],
+)
+def test_the_text_and_the_right_answer_of_a_row_of_each_form(form, row, text, right):
+    assert (text_of(row, form), right_answer(row, form)) == (text, right)
