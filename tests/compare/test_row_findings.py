@@ -197,3 +197,10 @@ def test_the_table_to_relabel_from_opens_in_a_spreadsheet_without_running_anythi
 )
 def test_the_text_and_the_right_answer_of_a_row_of_each_form(form, row, text, right):
     assert (text_of(row, form), right_answer(row, form)) == (text, right)
+
+
+def test_where_nearly_all_rows_are_wrong_no_label_is_called_doubtful(tmp_path):
+    answers = made_up_answers(np.random.default_rng(1), rows=60, flipped=0.9, clear=4.0)
+    summary = summarize_rows(read_comparison(write_classifiers(tmp_path, answers)))
+    assert "what learned so little says little of labels" in summary.sentences[0]
+    assert "look at these labels" not in summary.sentences[0]

@@ -74,8 +74,8 @@ def _show_rows(findings: Sequence[Any]) -> None:
     """Print the rows whose labels are most surely wrong."""
     shown = findings[:MOST_SHOWN]
     table = Table(
-        Column("row", justify="right"), "text", "right answer", "commonest wrong answer",
-        Column("of runs", justify="right"), Column("p (right)", justify="right"),
+        Column("row", justify="right"), "text", "right", "answered",
+        Column("by runs", justify="right"), Column("p (right)", justify="right"),
         title=f"Wrong labels are likeliest at the top ({len(shown)} of {len(findings)} rows)",
     )  # fmt: skip
     for row in shown:

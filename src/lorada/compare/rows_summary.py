@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from lorada.compare.held_out_rows import form_of, read_held_out
 from lorada.compare.read_results import CandidateResult, Results
 from lorada.compare.report.summarize_comparison import Summary, source, summarize
-from lorada.compare.report.verdict_and_limits import PERCENT, Scale
+from lorada.compare.report.verdict_and_limits import PERCENT
 from lorada.compare.row_findings import RowFinding, RowFindings, find_rows
 from lorada.compare.seed_votes import Vote, votes
 from lorada.compare.slices import SliceScore, score_slices, slices_of
 from lorada.support.in_words import counted
-from lorada.support.metric_names import lower_is_better
+from lorada.support.metric_names import as_score, lower_is_better
 from lorada.support.spreadsheet import spreadsheet_csv
 
+MOST_ROWS = 0.5  # the share of rows; where more are wrong everywhere, nothing was learned
 SHOWN_METHODS = 2  # of slices: the pick and the next best
 COLUMNS = (
     "row", "text", "right_answer", "commonest_wrong_answer", "share_of_runs", "wrong_runs", "runs",
@@ -76,7 +77,7 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
     voted = votes(
         summary.scored, results.rows, in_order, summary.metric, results.groups, share=is_share
     )
-    sentences = [*_of_findings(findings, summary.metric), *_of_slices(slices, summary.scale)]
+    sentences = [*_of_findings(findings, summary.metric), *_of_slices(slices, summary)]
     return RowsSummary(
         summary.metric,
         tuple(sentences),
@@ -101,17 +102,21 @@ def _of_findings(findings: RowFindings | None, metric: str) -> list[str]:
         return [f"By {name} no answer is right or wrong, so no rows are listed."]
     everywhere = findings.of("wrong everywhere")
     alike = [row for row in everywhere if row.same_wrong == 1]
-    runs = f"{counted(findings.runs, 'run')} of {counted(findings.methods, 'method')}"
-    sentences = [
-        f"Of {counted(findings.scored, 'held-out row')}, {len(everywhere)} are wrong in all {runs}"
-    ]
-    if alike:
+    runs = f"all {findings.runs} runs of {counted(findings.methods, 'method')}"
+    if findings.runs == 1:
+        runs = "the only run"
+    rows = counted(findings.scored, "held-out row")
+    first = f"Of {rows}, {len(everywhere)} {_be(len(everywhere))} wrong in {runs}"
+    if len(everywhere) > MOST_ROWS * findings.scored:
+        first += ": what learned so little says little of labels"
+    elif alike:
         how_many = "all" if len(alike) == len(everywhere) else str(len(alike))
-        sentences[0] += f", {how_many} of them with the same answer: look at these labels first"
-    sentences[0] += "."
+        first += f", {how_many} of them with the same answer: look at these labels first"
+    sentences = [f"{first}."]
+    unstable = _count(findings, "unstable")
     sentences.append(
         f"Most runs give the same wrong answer to {counted(_count(findings, 'same'), 'row')}; "
-        f"methods differ on {_count(findings, 'differ')}; {_count(findings, 'unstable')} are right "
+        f"methods differ on {_count(findings, 'differ')}; {unstable} {_be(unstable)} right "
         "with some seeds and wrong with others, for most methods."
     )
     if findings.rows:
@@ -119,26 +124,34 @@ def _of_findings(findings: RowFindings | None, metric: str) -> list[str]:
     return sentences
 
 
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def _count(findings: RowFindings, what: str) -> int:
     names = {"same": "same wrong answer", "differ": "methods differ", "unstable": "unstable"}
     return sum(names[what] in row.findings for row in findings.rows)
 
 
-def _of_slices(slices: Sequence[SliceScore], scale: Scale) -> list[str]:
+def _of_slices(slices: Sequence[SliceScore], summary: Summary) -> list[str]:
     """A sentence for each slice that is significantly worse than the rest."""
     sentences = []
     for part in slices:
         if not part.is_worse:
             continue
-        score, rest = (
-            f"{abs(value):{scale.form}}{scale.behind}" for value in (part.score, part.rest)
-        )
+        score = _score_in_words(part.score, summary)
+        rest = _score_in_words(part.rest, summary)
         p = "p < 0.001" if part.p < 0.001 else f"p = {part.p:.3f}"
         rows = counted(part.rows, "row")
         sentences.append(
             f"{part.name}: {score} against {rest} for the other rows ({part.method}, {rows}, {p})."
         )
     return sentences
+
+
+def _score_in_words(score: float, summary: Summary) -> str:
+    scale = summary.scale
+    return f"{as_score(score, summary.metric):{scale.form}}{scale.behind}"
 
 
 def _slice_as_shown(part: SliceScore, metric: str) -> SliceScore:
