@@ -56,9 +56,10 @@ def rows(
         console.print(f"• {sentence}")
     if findings is not None and findings.rows:
         _show_rows(findings.rows)
-    from lorada.compare.report.verdict_and_limits import scale_of
+    from lorada.compare.report.score_scale import scale_of
 
-    form = scale_of(summary.metric, "").form
+    decimals = scale_of(summary.metric, "").score_format.decimals
+    form = ".4g" if decimals is None else f".{decimals}f"
     if summary.slices:
         _show_slices(summary.slices, form)
     if summary.votes:

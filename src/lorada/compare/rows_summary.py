@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from lorada.compare.held_out_rows import form_of, read_held_out
 from lorada.compare.read_results import CandidateResult, Results
-from lorada.compare.report.summarize_comparison import Summary, source, summarize
-from lorada.compare.report.verdict_and_limits import PERCENT
+from lorada.compare.report.row_disagreements import source
+from lorada.compare.report.score_scale import PERCENT
+from lorada.compare.report.summarize_comparison import Summary, summarize
 from lorada.compare.row_findings import RowFinding, RowFindings, find_rows
 from lorada.compare.seed_votes import Vote, votes
 from lorada.compare.slices import SliceScore, score_slices, slices_of
@@ -74,9 +75,8 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
             results.groups,
             share=is_share,
         )
-    voted = votes(
-        summary.scored, results.rows, in_order, summary.metric, results.groups, share=is_share
-    )
+    scored = [line.result for line in summary.scored]
+    voted = votes(scored, results.rows, in_order, summary.metric, results.groups, share=is_share)
     sentences = [*_of_findings(findings, summary.metric), *_of_slices(slices, summary)]
     return RowsSummary(
         summary.metric,
@@ -89,7 +89,7 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
 
 def pick_and_next(summary: Summary) -> list[CandidateResult]:
     """The candidate to take and the best of the others; the two best if none is to be taken."""
-    scored = summary.scored
+    scored = [line.result for line in summary.scored]
     pick = [candidate for candidate in scored if candidate.label == summary.best]
     others = [candidate for candidate in scored if candidate.label != summary.best]
     return [*pick, *others][:SHOWN_METHODS]
@@ -150,8 +150,7 @@ def _of_slices(slices: Sequence[SliceScore], summary: Summary) -> list[str]:
 
 
 def _score_in_words(score: float, summary: Summary) -> str:
-    scale = summary.scale
-    return f"{as_score(score, summary.metric):{scale.form}}{scale.behind}"
+    return summary.scale.score(as_score(score, summary.metric))
 
 
 def _slice_as_shown(part: SliceScore, metric: str) -> SliceScore:
