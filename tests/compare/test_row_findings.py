@@ -11,6 +11,7 @@ from made_up_rows import LABELS, made_up_answers, write_classifiers
 
 from lorada.compare.held_out_rows import AskedRow, read_held_out, right_answer, text_of
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
+from lorada.compare.report.write_report import write_report
 from lorada.compare.row_findings import find_rows
 from lorada.compare.rows_summary import rows_csv, summarize_rows
 from lorada.compare.spec import Comparison
@@ -204,3 +205,16 @@ def test_where_nearly_all_rows_are_wrong_no_label_is_called_doubtful(tmp_path):
     summary = summarize_rows(read_comparison(write_classifiers(tmp_path, answers)))
     assert "what learned so little says little of labels" in summary.sentences[0]
     assert "look at these labels" not in summary.sentences[0]
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_the_report_begins_its_rows_with_those_that_no_method_gets_right(tmp_path, with_text):
+    answers = made_up_answers(np.random.default_rng(3), clear=3.0)
+    folder = write_classifiers(tmp_path, answers, with_text=with_text)
+    summary, (path, _) = write_report(folder)
+    assert len(summary.wrong_rows) == 10
+    assert all(answers.flipped[row.row - 1] for row in summary.wrong_rows)
+    html = path.read_text()
+    assert html.index("What no method gets right") < html.index("Where candidates disagree")
+    text = f"Sentence {summary.wrong_rows[0].row - 1} says this"
+    assert (text in html) == with_text

@@ -70,8 +70,8 @@ def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey
             f"{results.folder} compares losses on plain text, which has no right answer: no row of "
             "it can be wrong"
         )
-    stored = _stored_texts(results)
-    if stored and not with_fields:
+    stored = stored_texts(results)
+    if len(stored) == len(results.rows) and not with_fields:
         return stored
     return _from_files(results)
 
@@ -87,8 +87,8 @@ def _finished(results: Results) -> CandidateResult:
     raise ValueError(f"{results.folder} has no finished run{why}: go on with {resume}")
 
 
-def _stored_texts(results: Results) -> dict[RowKey, AskedRow]:
-    """The rows as the runs have stored them; empty if one of them has no text."""
+def stored_texts(results: Results) -> dict[RowKey, AskedRow]:
+    """The rows whose text the runs have stored beside their answers; no file is read."""
     texts: dict[RowKey, AskedRow] = {}
     for candidate in results.candidates:
         for run in candidate.runs:
@@ -96,7 +96,7 @@ def _stored_texts(results: Results) -> dict[RowKey, AskedRow]:
                 stored = run.predictions[row]
                 if stored.text is not None and stored.right is not None:
                     texts[row] = AskedRow(str(stored.text), stored.right)
-    return texts if len(texts) == len(results.rows) else {}
+    return texts
 
 
 def _from_files(results: Results) -> dict[RowKey, AskedRow]:

@@ -43,7 +43,7 @@ class RowFinding:
     Attributes:
         rows: the name of the rows, as the comparison has it.
         row: its number in its file, from 1.
-        text: what was asked.
+        text: what was asked; empty if it is not known, as the right answer then is.
         right: the right answer, as its file has it.
         wrong_answer: the commonest wrong answer.
         same_wrong: the share of runs that gave it, from 0 to 1.
@@ -106,7 +106,7 @@ def find_rows(
 
     Args:
         results: the comparison.
-        rows: its held-out rows.
+        rows: its held-out rows; of those that are not there text and right answer stay empty.
         most: how many rows to give; None for all that a run gets wrong.
 
     Returns:
@@ -122,7 +122,7 @@ def find_rows(
     ]
     findings = []
     for place, row in enumerate(results.rows):
-        finding = _finding(row, place, rows[row], answers)
+        finding = _finding(row, place, rows.get(row), answers)
         if finding is not None:
             findings.append(finding)
     written = scored[0].first_run.result.form in FREE
@@ -176,7 +176,7 @@ def answer_text(answer: Any) -> str:
 
 
 def _finding(
-    row: RowKey, place: int, asked: AskedRow, methods: Sequence[_Answers]
+    row: RowKey, place: int, asked: AskedRow | None, methods: Sequence[_Answers]
 ) -> RowFinding | None:
     """What the runs of all methods make of one row; None if all are right."""
     wrong_answers: Counter[str] = Counter()
@@ -209,8 +209,8 @@ def _finding(
     return RowFinding(
         rows=name,
         row=number,
-        text=asked.text,
-        right=asked.right_in_words,
+        text="" if asked is None else asked.text,
+        right="" if asked is None else asked.right_in_words,
         wrong_answer=wrong_answer,
         same_wrong=gave_it / runs,
         wrong_runs=wrong_runs,
