@@ -75,6 +75,7 @@ def page(summary: Summary) -> str:
         scored=summary.scored,
         picture=cost_picture(summary),
         texts=any(row.text for row in summary.disagreements),
+        wrong_texts=any(row.text for row in summary.wrong_rows),
         trials=trials_by_label,
     )
 
