@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lorada.compare.forecast import CandidateForecast, Forecast
     from lorada.compare.report.summarize_comparison import Summary
     from lorada.decision.decision_record import Decision
+    from lorada.decision.read_scores import ScoreTable
     from lorada.decision.score_format import ScoreFormat
 
 NAME = 12  # letters of a name that stand in a line, however narrow the terminal
@@ -406,16 +407,11 @@ def decide(
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
     from lorada.decision.decide import decide as decide_method
-    from lorada.decision.read_scores import baseline_of, read_costs
+    from lorada.decision.read_scores import read_costs
 
     scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
     table = scores_read.table
-    baselines = {}
-    for name in dict.fromkeys(baseline or []):
-        if name not in table.scores:
-            raise unknown_name("--baseline", name, table.scores)
-        # A baseline is no method to choose.
-        baselines[name] = baseline_of(name, table.scores.pop(name))
+    baselines = _take_baselines(table, baseline or [])
     decision = decide_method(
         table.scores,
         read_costs(costs) if costs else {},
@@ -426,19 +422,32 @@ def decide(
         seeds={name: seeds for name, seeds in table.seeds.items() if name in table.scores},
         unit=unit,
     )
+    notes = [f"• {sentence}." for sentence in scores_read.notes]
     if as_json:
         print_json(asdict(decision))
-        for sentence in scores_read.notes:
-            note(f"• {sentence}.")
+        for line in notes:
+            note(line)
         return
     _show_decision(decision)
     row_count = len(next(iter(table.scores.values()))[0])
-    for sentence in scores_read.notes:
-        console.print(f"• {sentence}.")
+    for line in notes:
+        console.print(line)
     console.print(f"• {_tested(row_count, table.groups, decision)}")
     options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
     words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
     suggest("decide", scores, *words, "--json")
+
+
+def _take_baselines(table: "ScoreTable", names: Sequence[str]) -> dict[str, Any]:
+    """The scores of each row of what needs no training, which is no method to choose."""
+    from lorada.decision.read_scores import baseline_of
+
+    baselines = {}
+    for name in dict.fromkeys(names):
+        if name not in table.scores:
+            raise unknown_name("--baseline", name, table.scores)
+        baselines[name] = baseline_of(name, table.scores.pop(name))
+    return baselines
 
 
 def _as_words(

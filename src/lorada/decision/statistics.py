@@ -201,6 +201,7 @@ def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
     with needs_extra("compare"):
         from scipy.stats import t
 
+    # Where no run differs from another in any row, there is no error to measure differences by.
     if all(max(of_method.between, of_method.noise) < TINY for of_method in runs):
         return _sign_p(differences)
     error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
@@ -213,15 +214,15 @@ def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
 
 
 def _sign_p(differences: Scores) -> float:
-    """The exact sign test: how often coins would put as many rows on the side of the mean."""
+    """The exact sign test, two-sided: how often coins put as many rows or more on the mean's side."""
     with needs_extra("compare"):
         from scipy.stats import binomtest
 
-    towards_mean = np.sign(differences.mean()) * differences
-    rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
-    if not rows_that_differ:
+    mean = differences.mean()
+    if abs(mean) < TINY:  # a mean of 0 is on no side, also where rounding has given it a sign
         return 1.0
-    on_side = np.count_nonzero(towards_mean > TINY)
+    rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
+    on_side = np.count_nonzero(np.sign(mean) * differences > TINY)
     # One-sided and doubled: where the mean and most rows have different sides, this is 1.
     one_sided = binomtest(on_side, rows_that_differ, alternative="greater")
     return min(1.0, 2 * float(one_sided.pvalue))
