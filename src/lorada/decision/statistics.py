@@ -214,7 +214,7 @@ def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
 
 
 def _sign_p(differences: Scores) -> float:
-    """The exact sign test, two-sided: how often coins put as many rows or more on the mean's side."""
+    """The exact sign test, two-sided: how often coins put that many rows on the mean's side."""
     with needs_extra("compare"):
         from scipy.stats import binomtest
 
