@@ -273,7 +273,7 @@ class BottleneckLayer(AttachedLayer):
         saved, self._saved = self._saved, {}
         result = here
         for name in self.active_here():
-            term = self.scaled(name, self.adapt(name, self._input(name, saved, here)))
+            term = self.ist_scaled(name, self.adapt(name, self._input(name, saved, here)))
             # OPT's FFN has the tokens of all samples in one axis.
             result = result + term.view_as(here).to(here.dtype)
         return result
