@@ -130,16 +130,28 @@ def _attend(
 def add_maps(
     call: AttentionCall, maps: Sequence[LearnedMap], output: Tensor, *, in_place: bool = False
 ) -> Tensor:
-    """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
+    """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13).
+
+    A map of the ablation ¬N is none of these: it goes into the kernel, by ``mask_with_map``.
+
+    Args:
+        call: the call of the attention function that made ``output``.
+        maps: those that are added.
+        output: what the kernel has made.
+        in_place: whether the terms may be written into ``output``; never with observers, which keep
+            it.
+    """
     result = output
-    for own in maps:
-        covered = covered_tokens(call, own)
-        term = None if covered is None else Term(own, covered, call.shape)
+    for learned_map in maps:
+        covered = covered_tokens(call, learned_map)
+        # No query of the call lies under the map where nothing is covered: there is no term.
+        term = None if covered is None else Term(learned_map, covered, call.shape)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
-                alone = torch.zeros_like(output, dtype=wide_dtype(output))
-                alone = alone if term is None else add_term(alone, term, call.value)
-            observation.report(Observation(call, own, output.detach(), alone))
+                term_alone = torch.zeros_like(output, dtype=wide_dtype(output))
+                if term is not None:
+                    term_alone = add_term(term_alone, term, call.value)
+            observation.report(Observation(call, learned_map, output.detach(), term_alone))
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
     return result
