@@ -147,8 +147,9 @@ def _estimate(row_means: Scores, runs: Sequence[Runs]) -> Estimate:
 def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
     """Scores of groups of rows that are not independent of each other: seeds × groups.
 
-    The mean over groups is the mean over rows, whatever their sizes, and the variance over groups
-    is that of a mean over rows which come in groups (a ratio, linearised).
+    They are not the means of the groups, unless these are of equal size. The mean over groups is
+    the mean over rows, whatever their sizes, and the variance over groups is that of a mean over
+    rows which come in groups (a ratio, linearised).
 
     Args:
         scores: seeds × rows.
@@ -158,7 +159,8 @@ def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
     names, place_of_row = np.unique(group_names, return_inverse=True)
     means = scores.mean(axis=1, keepdims=True)
     sums = np.zeros((len(scores), len(names)))
-    # Unlike ``sums[:, place] += …``, this adds up what several rows put in one place.
+    # Unlike ``sums[:, place] += …``, this adds up what several rows put in one place. It adds along
+    # the first axis, so both are transposed; ``sums.T`` is a view, through which ``sums`` changes.
     np.add.at(sums.T, place_of_row, (scores - means).T)
     group_scores: Scores = means + sums * (len(names) / scores.shape[1])
     return group_scores
@@ -197,7 +199,12 @@ def _runs(scores: Scores, common: Common | None) -> Runs:
 
 
 def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
-    """The two-sided p-value of the mean of differences by row, averaged over runs."""
+    """The two-sided p-value of the mean of differences.
+
+    Args:
+        differences: of each row, averaged over runs.
+        runs: those of both methods, or those of the pairs of runs with one seed.
+    """
     with needs_extra("compare"):
         from scipy.stats import t
 
