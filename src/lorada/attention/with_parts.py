@@ -132,25 +132,16 @@ def add_maps(
 ) -> Tensor:
     """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13).
 
-    A map of the ablation ¬N is none of these: it goes into the kernel, by ``mask_with_map``.
-
-    Args:
-        call: the call of the attention function that made ``output``.
-        maps: those that are added.
-        output: what the kernel has made.
-        in_place: whether the terms may be written into ``output``; never with observers, which keep
-            it.
+    ``in_place`` may write into ``output``; never with observers. ¬N maps go by ``mask_with_map``.
     """
     result = output
     for learned_map in maps:
-        covered = covered_tokens(call, learned_map)
-        # No query of the call lies under the map where nothing is covered: there is no term.
+        covered = covered_tokens(call, learned_map)  # None if no query lies under the map
         term = None if covered is None else Term(learned_map, covered, call.shape)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
-                term_alone = torch.zeros_like(output, dtype=wide_dtype(output))
-                if term is not None:
-                    term_alone = add_term(term_alone, term, call.value)
+                zeros = torch.zeros_like(output, dtype=wide_dtype(output))
+                term_alone = zeros if term is None else add_term(zeros, term, call.value)
             observation.report(Observation(call, learned_map, output.detach(), term_alone))
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
@@ -158,10 +149,7 @@ def add_maps(
 
 
 def mask_with_map(mask: Tensor | None, learned_map: LearnedMap, call: AttentionCall) -> Tensor:
-    """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
-
-    ``mask`` is the mask without this map; it may hold another map.
-    """
+    """``mask``, which may hold another map, with this one added (¬N): additive, (B, H, T, K)."""
     if call.kernel in ("flash", "flex"):
         raise ValueError(NEEDS_MASK)
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.
