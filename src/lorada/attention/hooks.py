@@ -81,8 +81,8 @@ class DebertaHooks:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         if mask.dtype != torch.bool:  # the model reads ones and zeros, of any dtype
-            # ``forward_inputs`` keeps results of a forward of the whole model: so all layers get one
-            # tensor, by which they share what is computed from it.
+            # ``forward_inputs`` keeps results for a whole forward: all layers get one tensor, by
+            # which they share what is computed from it.
             mask = self._map_source.forward_inputs.once(mask.bool, [mask], "booleans")
         self._mask = mask
 
