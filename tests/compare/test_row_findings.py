@@ -9,13 +9,14 @@ from confident_learning import confident_order, precision_at
 from made_up_comparison import write_made_up
 from made_up_rows import LABELS, made_up_answers, write_classifiers
 
-from lorada.compare.held_out_rows import AskedRow, read_held_out, right_answer, text_of
+from lorada.compare.held_out_rows import AskedRow, read_held_out, text_of
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.report.write_report import write_report
 from lorada.compare.row_findings import find_rows
 from lorada.compare.rows_summary import rows_csv, summarize_rows
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, TrainingRows
+from lorada.data.rows.row_content import right_answer
 from lorada.decision.run_variances import TINY
 from lorada.runs.result import Prediction, RunResult
 

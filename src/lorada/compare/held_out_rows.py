@@ -12,7 +12,7 @@ from typing import Any
 from lorada.compare.read_results import CandidateResult, Results, RowKey
 from lorada.data.files.read_rows import read_rows
 from lorada.data.rows.benchmark_rows import scored_rows
-from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.row_content import right_answer
 from lorada.data.rows.rows import Rows
 from lorada.data.rows.training_rows import rows_to_score
 from lorada.data.task import ANY_KIND
@@ -173,16 +173,3 @@ def text_of(row: Row, form: Form) -> str:
         options = [f"{index}: {option}" for index, option in enumerate(row["candidates"])]
         return "\n".join([prompt, *options])
     return prompt
-
-
-def right_answer(row: Row, form: Form) -> Any:
-    """The right answer to a row, as it is stored beside a text."""
-    if form == "label":
-        return str(row["label"])
-    if form == "labels":
-        return list(row["labels"])
-    if form == "score":
-        return float(row["score"])
-    if form == "choice":
-        return int(row["answer"])
-    return answer_of(row)
