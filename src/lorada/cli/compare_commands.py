@@ -128,9 +128,9 @@ def compare(
         "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    from lorada.compare.spec import SPEC_FILE, refuse_taken_by_other
+    from lorada.compare.spec import SPEC_FILE, refuse_taken
 
-    refuse_taken_by_other(target, resume=resume, overwrite=overwrite)
+    refuse_taken(target, resume=resume, overwrite=overwrite)
     # A command that has all that it takes to begin may be given to each of several machines, with
     # --resume: the first one begins, and the others find its comparison in the folder.
     can_begin = folder is None and methods is not None and not (target / SPEC_FILE).is_file()
