@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from lorada.compare.held_out_rows import form_of, read_held_out
 from lorada.compare.read_results import CandidateResult, Results
-from lorada.compare.report.row_disagreements import source
+from lorada.compare.report.row_disagreements import shown_name
 from lorada.compare.report.score_scale import PERCENT
 from lorada.compare.report.summarize_comparison import Summary, summarize
 from lorada.compare.row_findings import RowFinding, RowFindings, find_rows
@@ -65,7 +65,7 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
     is_share = summary.scale is PERCENT
     findings = find_rows(results, rows)
     if findings is not None:
-        named = [replace(row, rows=source(results, row.rows)) for row in findings.rows]
+        named = [replace(row, rows=shown_name(results, row.rows)) for row in findings.rows]
         findings = replace(findings, rows=tuple(named))
     slices: list[SliceScore] = []
     if len(in_order) > 1:

@@ -11,7 +11,7 @@ from lorada.compare.read_results import CandidateResult, Results, ScoredRun
 from lorada.compare.report.baseline_scores import Baseline, ScoredBaseline, scored_baselines
 from lorada.compare.report.candidate_lines import GIB, CandidateLine, decided_of, measure
 from lorada.compare.report.next_commands import by_loss_command, commands_of, resume_command
-from lorada.compare.report.row_disagreements import Disagreement, disagreements, source
+from lorada.compare.report.row_disagreements import Disagreement, disagreements, shown_name
 from lorada.compare.report.score_scale import Scale, scale_of, windows_overlap
 from lorada.compare.report.verdict_and_limits import beside_the_loss, limits, verdict
 from lorada.compare.row_findings import RowFinding, find_rows
@@ -83,7 +83,10 @@ class Summary:
         return self.decision.margin if self.decision else None
 
     def plain(self) -> dict[str, Any]:
-        """All of it, for ``report.json``; of the decision what is no candidate's own."""
+        """What ``report.json`` holds.
+
+        Of the decision it has what concerns all candidates; the rest is in their lines.
+        """
         decision = self.decision
         return {
             "verdict": self.verdict,
@@ -134,7 +137,7 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         verdict=_verdict(results, scored, decision, best),
         sentences=tuple(limits(results, scored, decision, tested)),
         model=str(results.asked.recipe.get("model", "")),
-        task=", ".join(source(results, name) for name in results.plan.held_out),
+        task=", ".join(shown_name(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
         seeds=_seeds(results),
         metric=metric,
@@ -160,7 +163,7 @@ def _wrong_rows(results: Results) -> tuple[RowFinding, ...]:
     rows = []
     for row in findings.rows:
         if "wrong everywhere" in row.findings or "same wrong answer" in row.findings:
-            rows.append(replace(row, rows=source(results, row.rows)))
+            rows.append(replace(row, rows=shown_name(results, row.rows)))
     return tuple(rows[:MOST_WRONG_ROWS])
 
 
