@@ -17,7 +17,11 @@ class Saving:
 
 
 def saving(costs: Costs, method: str, other: str) -> Saving | None:
-    """What a method saves: in the first cost in which the two differ; None if the other does."""
+    """What a method has less of than another; None if it is not the cheaper one of the two.
+
+    The first kind of cost in which the two differ by a fifth decides. Kinds that are not known of
+    both are passed over.
+    """
     for kind in COSTS:
         cost = costs.get(method, {}).get(kind)
         cost_of_other = costs.get(other, {}).get(kind)
@@ -25,22 +29,27 @@ def saving(costs: Costs, method: str, other: str) -> Saving | None:
             continue
         if cost < CHEAPER * cost_of_other:
             return Saving(kind, cost / cost_of_other)
+        # The other is cheaper in what counts more, so that later kinds are not asked.
         if cost_of_other < CHEAPER * cost:
             return None
     return None
 
 
 def cheapest(costs: Costs, scores: Mapping[str, float], methods: Sequence[str]) -> str:
-    """The cheapest method; of those that are as cheap, the one with the highest score."""
-    left = list(methods)
+    """The cheapest method; of those that are as cheap, the one with the highest score.
+
+    One kind of cost after the other leaves only the methods that are about as cheap as the
+    cheapest. What none of them tells apart is decided by the score.
+    """
+    candidates = list(methods)
     for kind in COSTS:
-        known = {}
-        for method in left:
+        amounts = {}
+        for method in candidates:
             cost = costs.get(method, {}).get(kind)
             if cost is not None:
-                known[method] = cost
-        if len(known) < len(left):  # a cost that some lack does not tell them apart
+                amounts[method] = cost
+        if len(amounts) < len(candidates):  # a cost that some lack does not tell them apart
             continue
-        least = min(known.values())
-        left = [method for method in left if CHEAPER * known[method] <= least]
-    return max(left, key=scores.__getitem__)
+        least = min(amounts.values())
+        candidates = [method for method in candidates if CHEAPER * amounts[method] <= least]
+    return max(candidates, key=scores.__getitem__)
