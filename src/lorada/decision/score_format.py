@@ -31,7 +31,7 @@ class ScoreFormat:
     def of(
         cls, unit: str, margin: float | None = None, smallest: float | None = None
     ) -> "ScoreFormat":
-        """That of scores in a unit.
+        """Choose decimals and the smallest difference shown, by unit, margin and size of scores.
 
         Args:
             unit: of the scores.
@@ -40,11 +40,14 @@ class ScoreFormat:
         """
         if unit == PERCENT:
             return cls(unit, PERCENT_DECIMALS, least_shown=0.1)
-        least_shown = 0.0 if margin is None else float(f"{margin / 10:.0e}")
+        least_shown = 0.0
+        if margin is not None:
+            least_shown = float(f"{margin / 10:.0e}")  # rounded to one digit
         if unit != NATS:
             return cls(unit, None, least_shown)
         decimals = NATS_DECIMALS
         if smallest:
+            # 0.0042 has its first digit in the third decimal, and three digits with two more.
             place_of_first_digit = -math.floor(math.log10(abs(smallest)))
             decimals = max(decimals, place_of_first_digit + 2)
         if decimals > MOST_DECIMALS:  # losses of 1e-7 are easier to read with an exponent
@@ -74,9 +77,11 @@ class ScoreFormat:
         return self._difference(loss)
 
     def _is_too_small(self, difference: float) -> bool:
+        """Whether a difference would be rounded to less than the smallest that is shown."""
         return difference < self.least_shown / 2
 
     def _difference(self, difference: float) -> str:
+        """A difference as a number, without its unit: with two digits where decimals are free."""
         if self.decimals is not None:
             return f"{difference:.{self.decimals}f}"
         if 10 <= difference < LARGE:  # two digits would be written as 1.2e+02
@@ -90,6 +95,6 @@ class ScoreFormat:
     def with_unit(self, difference: str) -> str:
         """A difference that is written already, with its unit: ``0.2 points``."""
         unit = self.unit
-        if self.unit == PERCENT:
+        if self.unit == PERCENT:  # what two scores in percent differ by are points
             unit = "point" if difference == "1" else "points"
         return f"{difference} {unit}".strip()
