@@ -33,13 +33,19 @@ UNKNOWN = ScoreUnit("")
 
 
 def named_unit(unit: str) -> ScoreUnit:
-    """The unit that a user names; scores are left as they are."""
+    """The unit that a user names, with the factor 1, as scores are then in it; ``percent`` is %."""
     name = unit.strip()
-    return ScoreUnit(PERCENT if name in PERCENT_NAMES else name)
+    if name in PERCENT_NAMES:
+        return ScoreUnit(PERCENT)
+    return ScoreUnit(name)
 
 
 def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> ScoreUnit:
-    """The unit of scores of which the user says nothing; a higher score is better."""
+    """Recognise the unit of scores, of which the higher is better: percent, or not known.
+
+    Scores that are all between 0 and 1 are shares, and become percent by the factor 100. Scores of
+    0 and 100 alone are right and wrong in percent. All others may be of any unit.
+    """
     if all(_are_shares(table) for table in (*methods, *baselines)):
         return ScoreUnit(PERCENT, 100.0)
     # Baselines may be means over seeds, so those need not be right or wrong.
@@ -50,7 +56,7 @@ def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> Score
 
 
 def zoom_of(tables: Collection[Scores]) -> float:
-    """A power of two by which small scores become as large as others; 1 of all others.
+    """A power of two that brings the largest of small scores to between 1 and 2; 1 for others.
 
     Differences below a billionth count as rounding errors, which those of a loss of 1e-8 are not.
     """
@@ -71,9 +77,13 @@ def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_bet
     Scores of 0 and 1 beside 0 and 100 are refused in any unit; others only where it is not said,
     and not of losses, where a small one beside a large one is nothing rare.
     """
-    exact_alone = unit is not None or lower_is_better
-    shares = _first_run(tables, _is_0_or_1 if exact_alone else _is_share)
-    percent = _first_run(tables, _is_0_or_100 if exact_alone else _is_percent)
+    only_right_or_wrong = unit is not None or lower_is_better
+    if only_right_or_wrong:
+        shares = _first_run(tables, _is_0_or_1)
+        percent = _first_run(tables, _is_0_or_100)
+    else:
+        shares = _first_run(tables, _is_share)
+        percent = _first_run(tables, _is_percent)
     if shares and percent:
         remedy = "give all in one unit"
         if unit is None:
@@ -90,7 +100,10 @@ def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_bet
 
 
 def default_margin(tables: Collection[Scores], unit: str, *, lower_is_better: bool) -> float | None:
-    """What a cheaper method may cost where the user does not say it; None where nothing is known.
+    """What a cheaper method may cost where the user does not say it; None if there is no default.
+
+    Of losses it is a share of the lowest. Of percent it is a point, or a share of the best method's
+    errors if that is less. Scores in another unit have no default.
 
     Args:
         tables: of each method, in their unit.
@@ -102,8 +115,10 @@ def default_margin(tables: Collection[Scores], unit: str, *, lower_is_better: bo
         return None
     means = [float(table.mean()) for table in tables]
     if lower_is_better:
-        is_negative = min(float(table.min()) for table in tables) < 0
-        return None if is_negative else LOSS_MARGIN * min(means)
+        lowest = min(float(table.min()) for table in tables)
+        if lowest < 0:
+            return None
+        return LOSS_MARGIN * min(means)
     if unit != PERCENT:
         return None
     errors = 100.0 - max(means)
@@ -112,12 +127,15 @@ def default_margin(tables: Collection[Scores], unit: str, *, lower_is_better: bo
     return min(MARGIN, ERRORS_MARGIN * errors)
 
 
-def _first_run(tables: Mapping[str, Scores], is_so: Callable[[Scores], bool]) -> str:
-    """The first run of which something is true, as an error names it; empty if there is none."""
+def _first_run(tables: Mapping[str, Scores], fits: Callable[[Scores], bool]) -> str:
+    """The first run whose scores fit, as an error names it; empty if there is none."""
     for name, table in tables.items():
         for number, run in enumerate(table, 1):
-            if is_so(run):
-                return f"{name}, run {number}" if len(table) > 1 else name
+            if not fits(run):
+                continue
+            if len(table) == 1:  # the method's name is enough
+                return name
+            return f"{name}, run {number}"
     return ""
 
 
