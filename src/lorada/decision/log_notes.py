@@ -17,29 +17,32 @@ MOST_ROWS = 5
 
 
 def summary_of_logs(runs: Sequence[Run], metric: str) -> str:
-    """The metric, the tasks and the runs, so that a user sees how folders were understood."""
+    """One line: the metric, the tasks, the tool, and each method with its seeds.
+
+    It shows a user how the names of folders were understood.
+    """
     # An ordered set of each method: a seed has a run for each task, and is to be named once.
-    seeds: dict[str, dict[str, None]] = defaultdict(dict)
+    seeds_of_methods: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
-        seeds[run.name.method][run.name.seed] = None
-    has_seeds = any(len(seeds_of_method) > 1 for seeds_of_method in seeds.values())
+        seeds_of_methods[run.name.method][run.name.seed] = None
+    has_seeds = any(len(seeds) > 1 for seeds in seeds_of_methods.values())
     methods = []
-    for method, seeds_of_method in seeds.items():
+    for method, seeds in seeds_of_methods.items():
         if not has_seeds:  # one run each, whose number says nothing
             methods.append(method)
-        elif len(seeds_of_method) == 1:
-            methods.append(f"{method} (seed {next(iter(seeds_of_method))})")
+        elif len(seeds) == 1:
+            methods.append(f"{method} (seed {''.join(seeds)})")
         else:
-            methods.append(f"{method} (seeds {', '.join(seeds_of_method)})")
-    scored = metric
+            methods.append(f"{method} (seeds {', '.join(seeds)})")
+    metric_and_tasks = metric
     tasks = list(dict.fromkeys(run.log.task for run in runs if run.log.task))
     if tasks:  # promptfoo has none
-        scored += f" of {_listed(tasks, MOST_TASKS)}"
-    return f"{scored}, from logs of {runs[0].log.tool}: {', '.join(methods)}"
+        metric_and_tasks += f" of {_listed(tasks, MOST_TASKS)}"
+    return f"{metric_and_tasks}, from logs of {runs[0].log.tool}: {', '.join(methods)}"
 
 
 def left_out(logs: Sequence[Log], metric: str) -> list[str]:
-    """A sentence on the tasks that do not have the metric."""
+    """A sentence on the tasks without the metric, whose logs are not read; empty if all have it."""
     with_metric = {log.task for log in logs if metric in log.metrics}
     tasks = list(dict.fromkeys(log.task for log in logs if log.task not in with_metric))
     if not tasks:
@@ -48,19 +51,28 @@ def left_out(logs: Sequence[Log], metric: str) -> list[str]:
 
 
 def on_repeats(runs: Sequence[Run], *, repeats_are_runs: bool) -> list[str]:
-    """A sentence on several answers of a model to a row, or on runs where there are none."""
+    """A sentence on what stands for runs: answers of one model, or none and how to give some.
+
+    Empty where methods have several runs, and a single answer of each to a row.
+    """
     if repeats_are_runs:
         return ["Runs are answers drawn again from one model, and say nothing of another training"]
     if any(row.repeat for run in runs for row in run.rows):
         return ["Of several answers of a model to a row the mean is taken"]
     methods = {run.name.method for run in runs}
-    if len({run.name for run in runs}) == len(methods) > 1:
+    run_names = {run.name for run in runs}
+    each_has_one_run = len(run_names) == len(methods)
+    if each_has_one_run and len(methods) > 1:
         return [RUNS_COME_FROM[runs[0].log.tool]]
     return []
 
 
 def rows_wrong_in_all(runs: Sequence[Run], metric: str) -> list[str]:
-    """A sentence on the rows that no run gets right, where scores are right or wrong."""
+    """A sentence on the rows that no run gets right, which may be the rows' own mistakes.
+
+    Empty where scores are not right or wrong, where there is one run, and where each row is right
+    in some run.
+    """
     scores_of_rows: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
         for row in run.rows:
@@ -68,14 +80,17 @@ def rows_wrong_in_all(runs: Sequence[Run], metric: str) -> list[str]:
     number_of_runs = max(map(len, scores_of_rows.values()))
     if number_of_runs == 1:  # says no more than its score
         return []
-    if not all(set(scores) <= {0.0, 1.0} for scores in scores_of_rows.values()):
-        return []
-    wrong = [place for place, scores in scores_of_rows.items() if not any(scores)]
+    for scores in scores_of_rows.values():
+        if not set(scores) <= {0.0, 1.0}:
+            return []
+    wrong = [task_and_row for task_and_row, scores in scores_of_rows.items() if not any(scores)]
     if not wrong:
         return []
-    names = [row for _, row in wrong]
-    if len({task for task, _ in scores_of_rows}) > 1:
+    tasks = {task for task, _ in scores_of_rows}
+    if len(tasks) > 1:  # two tasks may have rows of one name
         names = [f"{task} {row}" for task, row in wrong]
+    else:
+        names = [row for _, row in wrong]
     are = "is" if len(wrong) == 1 else "are"
     return [
         f"{len(wrong):,} of {counted(len(scores_of_rows), 'row')} {are} wrong in all "
@@ -84,8 +99,8 @@ def rows_wrong_in_all(runs: Sequence[Run], metric: str) -> list[str]:
 
 
 def _listed(names: Sequence[str], most: int) -> str:
-    """The first names, and how many more there are."""
-    first = ", ".join(names[:most])
+    """The first names, at most so many, and how many more there are."""
+    first_names = ", ".join(names[:most])
     if len(names) <= most:
-        return first
-    return f"{first} and {len(names) - most:,} more"
+        return first_names
+    return f"{first_names} and {len(names) - most:,} more"
