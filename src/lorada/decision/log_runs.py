@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from lorada.decision.log_records import Log, LogRow
 
-ONLY_SEED = re.compile(r"(?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)
-METHOD_AND_SEED = re.compile(r"(.+?)[-_](?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)
+ONLY_SEED = re.compile(r"(?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)  # 3, seed3, run-3
+METHOD_AND_SEED = re.compile(r"(.+?)[-_](?:seed|run)?[-_=]?(\d+)", re.IGNORECASE)  # lora-3
 # A model may have a number of its own: gpt-4 is no run of gpt with seed 4.
 MODEL_AND_SEED = re.compile(r"(.+?)[-_]?seed[-_=]?(\d+)", re.IGNORECASE)
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -38,30 +38,32 @@ class Run:
 
 
 def name_runs(logs: Sequence[Log]) -> list[RunName]:
-    """The run that each log is of.
+    """The method and the seed that each log is of: by its folders, its model, or by both.
 
     A run is named by its folders below the one that is read, ``METHOD-SEED``, ``METHOD/SEED`` or
     ``SEED/METHOD``. Where a folder has several models the method is the name of the model. A number
     at its end is a seed if it is called so, or if several methods have the same numbers.
     """
     folders, models = [log.folders for log in logs], [log.model for log in logs]
-    by_folder = _names_in(folders, METHOD_AND_SEED)
-    by_model = _names_in(models, METHOD_AND_SEED)
+    by_folder = _split_names(folders, METHOD_AND_SEED)
+    by_model = _split_names(models, METHOD_AND_SEED)
     if not _have_same_seeds(by_model):
-        by_model = _names_in(models, MODEL_AND_SEED)
+        by_model = _split_names(models, MODEL_AND_SEED)
 
+    # By the folders alone, if these name a method and keep different models apart.
     runs = [RunName(name.method, name.seed or FIRST_SEED) for name in by_folder]
-    if all(run.method for run in runs) and not _mix(runs, logs, models):
+    if all(run.method for run in runs) and not _merge_sources(runs, logs, models):
         return runs
 
+    # By the model, if no two folders have the same one.
     runs = []
     for folder, model in zip(by_folder, by_model, strict=True):
         method = model.method or folder.method or NAMELESS
         runs.append(RunName(method, folder.seed or model.seed or FIRST_SEED))
-    if not _mix(runs, logs, models) and not _mix(runs, logs, folders):
+    if not _merge_sources(runs, logs, models) and not _merge_sources(runs, logs, folders):
         return runs
 
-    # Several models in each folder, as of two prompts with two models.
+    # By both: several models in each folder, as of two prompts with two models.
     both_names = []
     for folder, model, run in zip(by_folder, by_model, runs, strict=True):
         method = f"{folder.method} {model.method}".strip()
@@ -70,17 +72,27 @@ def name_runs(logs: Sequence[Log]) -> list[RunName]:
 
 
 def _have_same_seeds(names: Sequence[RunName]) -> bool:
-    """Whether several methods have the same seeds, two or more."""
-    seeds: dict[str, set[str]] = {}
+    """Whether there are several methods, and all have the same two seeds or more."""
+    seeds_of_methods: dict[str, set[str]] = {}
     for name in names:
         if name.seed:
-            seeds.setdefault(name.method, set()).add(name.seed)
-    different = {frozenset(of_method) for of_method in seeds.values()}
-    return len(seeds) > 1 and len(different) == 1 and len(different.pop()) > 1
+            seeds_of_methods.setdefault(name.method, set()).add(name.seed)
+    if len(seeds_of_methods) < 2:
+        return False
+    first_seeds, *other_seeds = seeds_of_methods.values()
+    return len(first_seeds) > 1 and all(seeds == first_seeds for seeds in other_seeds)
 
 
-def _mix(runs: Sequence[RunName], logs: Sequence[Log], sources: Sequence[tuple[str, ...]]) -> bool:
-    """Whether a run would have answers to one task from two sources, such as two models."""
+def _merge_sources(
+    runs: Sequence[RunName], logs: Sequence[Log], sources: Sequence[tuple[str, ...]]
+) -> bool:
+    """Whether these names give one run the answers to a task of two sources, as of two models.
+
+    Args:
+        runs: the name of each log's run.
+        logs: all of them.
+        sources: of each log, what one run has only one of for a task: its model, or its folders.
+    """
     source_of_task: dict[tuple[RunName, str], tuple[str, ...]] = {}
     for run, log, source in zip(runs, logs, sources, strict=True):
         if source_of_task.setdefault((run, log.task), source) != source:
@@ -88,32 +100,56 @@ def _mix(runs: Sequence[RunName], logs: Sequence[Log], sources: Sequence[tuple[s
     return False
 
 
-def _names_in(names: Sequence[tuple[str, ...]], method_and_seed: re.Pattern[str]) -> list[RunName]:
-    """Of each name in parts the method and the seed, without parts that all names share."""
-    names = [tuple(part for part in name if not CHECKPOINT.fullmatch(part)) for name in names]
-    if len(set(names)) == 1:  # all parts are shared
-        return [_name_in(name[-1:], method_and_seed) for name in names]
+def _split_names(
+    names: Sequence[tuple[str, ...]], method_and_seed: re.Pattern[str]
+) -> list[RunName]:
+    """Split each name into method and seed, after dropping the parts that all names share.
+
+    Args:
+        names: in parts, each of a folder or of a model's path.
+        method_and_seed: what a part with both of them looks like.
+    """
+    names = [_without_checkpoint(name) for name in names]
+    if len(set(names)) == 1:  # all parts are shared, and the last one tells most
+        return [_split_name(name[-1:], method_and_seed) for name in names]
     backwards = _without_shared_start([name[::-1] for name in names])
     names = _without_shared_start([name[::-1] for name in backwards])
-    return [_name_in(parts, method_and_seed) for parts in names]
+    return [_split_name(parts, method_and_seed) for parts in names]
+
+
+def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """A name without ``checkpoint-500``, whose number is one of steps and no seed."""
+    return tuple(part for part in parts if not CHECKPOINT.fullmatch(part))
 
 
 def _without_shared_start(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Names without the parts that all begin with, as long as each still names a method."""
     while len({name[:1] for name in names}) == 1:
         shorter = [name[1:] for name in names]
-        if not all(any(not ONLY_SEED.fullmatch(part) for part in name) for name in shorter):
+        if not all(_names_a_method(name) for name in shorter):
             break
         names = shorter
     return names
 
 
-def _name_in(parts: tuple[str, ...], method_and_seed: re.Pattern[str]) -> RunName:
-    """The method and the seed in the parts of a name."""
-    seeds = [match[1] for match in map(ONLY_SEED.fullmatch, parts) if match]
-    if len(seeds) == 1:
-        method = "/".join(part for part in parts if not ONLY_SEED.fullmatch(part))
-        return RunName(method, seeds[0])
+def _names_a_method(parts: tuple[str, ...]) -> bool:
+    """Whether any part of a name is more than a seed."""
+    return any(not ONLY_SEED.fullmatch(part) for part in parts)
+
+
+def _split_name(parts: tuple[str, ...], method_and_seed: re.Pattern[str]) -> RunName:
+    """Split a name into method and seed; without a seed, that is an empty text."""
+    seeds, parts_of_method = [], []
+    for part in parts:
+        match = ONLY_SEED.fullmatch(part)
+        if match:
+            seeds.append(match[1])
+        else:
+            parts_of_method.append(part)
+    if len(seeds) == 1:  # a part of its own: lora/3 or 3/lora
+        return RunName("/".join(parts_of_method), seeds[0])
+
+    # Two such parts leave open which is the seed, so that only the last part may have it: lora-3.
     match = method_and_seed.fullmatch(parts[-1]) if parts else None
     if match is None:
         return RunName("/".join(parts), "")
