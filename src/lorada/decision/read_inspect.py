@@ -37,23 +37,12 @@ def is_inspect(log: Any) -> bool:
 
 
 def read_inspect_zip(path: Path, folders: tuple[str, ...]) -> Log:
-    """Read a ``.eval`` file; see ``read_inspect``."""
+    """Read a ``.eval`` file, also of an evaluation that is still going on; see ``read_inspect``."""
     # Files in the zip are read by their names and never unpacked, so a path in it leads nowhere.
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if HEADER in names:
-                header = json.loads(_member(archive, path, HEADER))
-            else:
-                header = {"status": "started", **json.loads(_member(archive, path, START))}
-            if SUMMARIES in names:
-                samples = json.loads(_member(archive, path, SUMMARIES))
-            else:
-                samples = [
-                    json.loads(_member(archive, path, name))
-                    for name in names
-                    if name.startswith(SAMPLES) and name.endswith(".json")
-                ]
+            header = _header_in(archive, path)
+            samples = _samples_in(archive, path)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError,
             KeyError, ValueError) as error:  # fmt: skip
         raise broken(path, error) from error
@@ -62,8 +51,28 @@ def read_inspect_zip(path: Path, folders: tuple[str, ...]) -> Log:
     return read_inspect({**header, "samples": samples}, path, folders)
 
 
+def _header_in(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    """What a zip says of the whole evaluation; of one that goes on with the status ``started``."""
+    if HEADER in archive.namelist():
+        header: dict[str, Any] = json.loads(_read_member(archive, path, HEADER))
+        return header
+    return {"status": "started", **json.loads(_read_member(archive, path, START))}
+
+
+def _samples_in(archive: zipfile.ZipFile, path: Path) -> Any:
+    """The summaries of all samples in a zip, or, if there are none yet, the samples themselves."""
+    names = archive.namelist()
+    if SUMMARIES in names:
+        return json.loads(_read_member(archive, path, SUMMARIES))
+    samples = []
+    for name in names:
+        if name.startswith(SAMPLES) and name.endswith(".json"):
+            samples.append(json.loads(_read_member(archive, path, name)))
+    return samples
+
+
 def read_inspect(log: dict[str, Any], path: Path, folders: tuple[str, ...]) -> Log:
-    """Read the samples of a log.
+    """Turn the content of a log into rows with scores, and say if the evaluation did not end.
 
     Args:
         log: the content of its JSON file.
@@ -82,6 +91,9 @@ def read_inspect(log: dict[str, Any], path: Path, folders: tuple[str, ...]) -> L
         rows = tuple(_row(sample) for sample in log.get("samples") or [])
     except (KeyError, TypeError, AttributeError) as problem:
         raise broken(path, f"a sample has no {problem}") from problem
+    unfinished = ""
+    if log["status"] != FINISHED:
+        unfinished = f"{log['status']} {error}".strip()
     return Log(
         tool=INSPECT,
         path=path,
@@ -89,29 +101,32 @@ def read_inspect(log: dict[str, Any], path: Path, folders: tuple[str, ...]) -> L
         model=parts_of(str(local or model)),
         task=str(evaluation.get("task", "")),
         rows=rows,
-        unfinished="" if log["status"] == FINISHED else f"{log['status']} {error}".strip(),
+        unfinished=unfinished,
     )
 
 
 def _row(sample: dict[str, Any]) -> LogRow:
-    """A sample, or its summary, as a row."""
-    scores: dict[str, float] = {}
+    """A sample, or its summary, as a row with all scores that are numbers."""
+    values: dict[str, Any] = {}
     for scorer, score in (sample.get("scores") or {}).items():
         value = score["value"]
         if isinstance(value, dict):  # a scorer of several scores
-            named = {f"{scorer}/{name}": part for name, part in value.items()}
+            for name, part in value.items():
+                values[f"{scorer}/{name}"] = part
         else:
-            named = {scorer: value}
-        for name, part in named.items():
-            number = _as_score(part)
-            if number is not None:
-                scores[name] = number
+            values[scorer] = value
+    scores = {}
+    for name, value in values.items():
+        number = _as_score(value)
+        if number is not None:
+            scores[name] = number
+    # A sample has the error with its traceback, a summary its message alone.
     error = sample.get("error") or ""
     message = error.get("message", "") if isinstance(error, dict) else str(error)
     return LogRow(
         row=str(sample["id"]),
         scores=scores,
-        repeat=int(sample.get("epoch", 1)) - 1,
+        repeat=int(sample.get("epoch", 1)) - 1,  # Inspect counts from 1
         # The prompt may be what is compared, the target is the row's own.
         content=json.dumps(sample.get("target", "")),
         error=message,
@@ -119,7 +134,7 @@ def _row(sample: dict[str, Any]) -> LogRow:
 
 
 def _as_score(value: Any) -> float | None:
-    """A score as a number, as Inspect's accuracy takes it; None for another word."""
+    """A score as a number: a number, a text of one, or a word as Inspect takes it; else None."""
     if not isinstance(value, str):
         return as_number(value)
     if value in SPELLED_SCORES:
@@ -132,30 +147,41 @@ def _as_score(value: Any) -> float | None:
         return None
 
 
-def _member(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
-    """The unpacked content of a file in a zip."""
+def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+    """Read a file in a zip, also one packed with Zstandard; refuse one that unpacks to too much.
+
+    Args:
+        archive: the zip.
+        path: of the zip, which is opened again for what zipfile cannot unpack.
+        name: of the file in it.
+    """
     info = archive.getinfo(name)
     if info.file_size > MOST_BYTES:
         raise ValueError(f"{name} has {info.file_size:,} bytes unpacked, more than {MOST_BYTES:,}")
     try:
         with archive.open(info) as member:
             return member.read()  # no more than the size that the zip states
-    except NotImplementedError:
-        return _unpacked_zstandard(path, info)
+    except NotImplementedError:  # how it is packed is not known to zipfile
+        return _unpack_zstandard(path, info)
 
 
-def _unpacked_zstandard(path: Path, info: zipfile.ZipInfo) -> bytes:
-    """A file in a zip as Inspect packs it; zipfile unpacks it from Python 3.14 on."""
+def _unpack_zstandard(path: Path, info: zipfile.ZipInfo) -> bytes:
+    """Unpack a file in a zip as Inspect packs it, and check its size and checksum.
+
+    Python's zipfile does so itself from 3.14 on.
+    """
     import pyarrow
 
     with path.open("rb") as file:
+        # The packed bytes stand behind a header of their own, whose last two numbers say how long
+        # the file's name and the extra field behind it are. The zip's index may have others.
         file.seek(info.header_offset)
         header = file.read(LOCAL_HEADER)
         name_length, extra_length = struct.unpack("<HH", header[-4:])
         file.seek(name_length + extra_length, 1)
         packed = file.read(info.compress_size)
     stream = pyarrow.input_stream(pyarrow.BufferReader(packed), compression="zstd")
-    content: bytes = stream.read(info.file_size + 1)
+    content: bytes = stream.read(info.file_size + 1)  # a byte more would show that it is longer
     if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
         raise ValueError(f"{info.filename} has another content than the zip states")
     return content
