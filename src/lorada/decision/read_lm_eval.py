@@ -53,7 +53,7 @@ def _sample(line: str) -> dict[str, Any] | None:
 
 
 def read_lm_eval(path: Path, folders: tuple[str, ...]) -> Log:
-    """Read the rows of one task.
+    """Read the rows of one task, and from the totals beside it the model and what is better.
 
     Args:
         path: of the samples.
@@ -62,15 +62,24 @@ def read_lm_eval(path: Path, folders: tuple[str, ...]) -> Log:
     Raises:
         ValueError: for a line that is no sample, and for two answers to one row.
     """
+    # The name is ``samples_TASK_DATE``, and a task may have underscores of its own.
     task, _, date = path.stem.removeprefix(SAMPLES).rpartition("_")
     totals = _totals_beside(path, task, date)
-    if folders and folders[-1] == totals.folder:
+    if folders and folders[-1] == totals.folder:  # lm-eval named it, not the user
         folders = folders[:-1]
-    samples = _samples(path)
+    samples = _read_samples(path)
     metrics = {}  # as lm-eval prints them → without the filter
     for sample in samples:
         for metric in _metrics_of(sample):
-            metrics[_metric_name(metric, sample)] = metric
+            metrics[_printed_name(metric, sample)] = metric
+    lower_is_better, remarks = {}, {}
+    for name, metric in metrics.items():
+        # A perplexity is better the lower, and the log-likelihoods in its rows the higher.
+        is_perplexity = totals.is_perplexity(metric)
+        if is_perplexity:
+            remarks[name] = OF_PERPLEXITY
+        if metric in totals.higher_is_better:
+            lower_is_better[name] = not totals.higher_is_better[metric] and not is_perplexity
     return Log(
         tool=LM_EVAL,
         path=path,
@@ -78,21 +87,16 @@ def read_lm_eval(path: Path, folders: tuple[str, ...]) -> Log:
         model=parts_of(totals.model),
         task=task or path.stem,
         rows=_rows(path, samples),
-        lower_is_better={
-            name: not totals.higher_is_better[metric] and not totals.is_perplexity(metric)
-            for name, metric in metrics.items()
-            if metric in totals.higher_is_better
-        },
-        remarks={
-            name: OF_PERPLEXITY for name, metric in metrics.items() if totals.is_perplexity(metric)
-        },
+        lower_is_better=lower_is_better,
+        remarks=remarks,
     )
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file."""
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file; refuse one of which any line is not lm-eval's."""
     samples = []
     try:
+        # ``splitlines`` would also break at characters that JSON leaves in its texts.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise broken(path, error) from error
@@ -107,49 +111,62 @@ def _samples(path: Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path, samples: list[dict[str, Any]]) -> tuple[LogRow, ...]:
-    """A row for each document, with the scores of all filters."""
+    """A row for each document, with the scores of all filters; refuse two lines of one filter.
+
+    A document has a line for each filter, such as one that takes the last number of an answer.
+    """
     scores_of_rows: dict[str, dict[str, float]] = {}
     contents: dict[str, str] = {}
-    filters_of_rows = set()
+    rows_and_filters = set()
     for sample in samples:
         row, filter_name = str(sample["doc_id"]), sample.get("filter", NO_FILTER)
-        if (row, filter_name) in filters_of_rows:
+        if (row, filter_name) in rows_and_filters:
             raise ValueError(f"{path} has two answers for row {row}: leave one out")
-        filters_of_rows.add((row, filter_name))
+        rows_and_filters.add((row, filter_name))
         contents[row] = str(sample.get("doc_hash", ""))
         scores = scores_of_rows.setdefault(row, {})
         for metric in _metrics_of(sample):
             score = as_number(sample.get(metric))
             if score is not None:
-                scores[_metric_name(metric, sample)] = score
+                scores[_printed_name(metric, sample)] = score
     return tuple(
         LogRow(row, scores, content=contents[row]) for row, scores in scores_of_rows.items()
     )
 
 
 def _metrics_of(sample: dict[str, Any]) -> list[str]:
-    """The metrics of a line."""
+    """The metrics that a line lists; of old versions, which list none, all other numbers in it."""
     listed = sample.get("metrics")
     if isinstance(listed, list):
         return [str(metric) for metric in listed]
-    return [
-        name
-        for name, value in sample.items()
-        if name not in FIELDS and as_number(value) is not None
-    ]
+    metrics = []
+    for name, value in sample.items():
+        if name not in FIELDS and as_number(value) is not None:
+            metrics.append(name)
+    return metrics
 
 
-def _metric_name(metric: str, sample: dict[str, Any]) -> str:
+def _printed_name(metric: str, sample: dict[str, Any]) -> str:
     """A metric as lm-eval prints it: ``exact_match,strict-match`` where answers are filtered."""
     filter_name = sample.get("filter", NO_FILTER)
-    return metric if filter_name == NO_FILTER else f"{metric},{filter_name}"
+    if filter_name == NO_FILTER:
+        return metric
+    return f"{metric},{filter_name}"
 
 
 def _totals_beside(path: Path, task: str, date: str) -> _Totals:
-    """The totals of the same evaluation; without them only the model's name is known."""
+    """Read the totals of the same evaluation, which end in the same date.
+
+    Without them only the model's name is known, from the folder that lm-eval named by it.
+    """
     folder = path.parent.name
-    beside = [file for file in sorted(path.parent.glob("*.json")) if file.stem.endswith(f"_{date}")]
-    results = read_json(beside[0]) if date and beside else {}
+    results = {}
+    if date:
+        same_date = [
+            file for file in sorted(path.parent.glob("*.json")) if file.stem.endswith(f"_{date}")
+        ]
+        if same_date:
+            results = read_json(same_date[0])
     if not isinstance(results, dict) or not results:
         # In the folder's name, two underscores stand for a slash.
         return _Totals(folder.replace("__", "/"), folder if "__" in folder else "", {}, {})
