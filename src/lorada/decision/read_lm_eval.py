@@ -169,7 +169,8 @@ def _totals_beside(path: Path, task: str, date: str) -> _Totals:
             results = read_json(same_date[0])
     if not isinstance(results, dict) or not results:
         # In the folder's name, two underscores stand for a slash.
-        return _Totals(folder.replace("__", "/"), folder if "__" in folder else "", {}, {})
+        named_by_lm_eval = folder if "__" in folder else ""
+        return _Totals(folder.replace("__", "/"), named_by_lm_eval, {}, {})
     config = results.get("configs", {}).get(task, {})
     aggregations = {}
     for metric in config.get("metric_list") or []:  # a task in Python has none

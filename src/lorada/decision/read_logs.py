@@ -45,7 +45,11 @@ class LogScores:
 
 
 def holds_logs(path: Path) -> bool:
-    """Whether a path is a folder, or a file that another tool has logged and that is no table."""
+    """Whether a path is to be read as logs: a folder, or a file that another tool wrote.
+
+    Files of totals count too, so that they are refused as such and not as tables. What a table of
+    scores may be in, JSON and JSON Lines, is opened to tell.
+    """
     if path.is_dir() or path.suffix == ".eval":
         return True
     if path.suffix == ".json":
@@ -58,9 +62,10 @@ def holds_logs(path: Path) -> bool:
 
 
 def read_logs(path: Path, metric: str | None = None, *, lower_is_better: bool = False) -> LogScores:
-    """Read the scores of all logs in a folder, or in a file.
+    """Read the scores of one metric from all logs in a folder, or in a file.
 
-    Rows are matched by their task and their id.
+    Each log is of a run of a method, by the names of folders and models. Rows are matched by their
+    task and their id, and refused if runs differ in them.
 
     Args:
         path: of a folder, in which logs may lie at any depth, or of one log.
@@ -73,40 +78,32 @@ def read_logs(path: Path, metric: str | None = None, *, lower_is_better: bool = 
             answers to a row, rows that differ between runs, and a log that is broken or not
             finished.
     """
-    logs = _logs_in(path)
-    metric = _chosen_metric(path, logs, metric)
-    # A log whose answers all failed has no metric, and is not to be passed over.
-    tasks = {log.task for log in logs if metric in log.metrics}
-    with_metric = [log for log in logs if log.task in tasks]
-    runs = [
-        Run(name, log, tuple(row for row in log.rows if metric in row.scores or row.error))
-        for name, log in zip(name_runs(with_metric), with_metric, strict=True)
-    ]
-    runs, unfinished = finished_runs(runs)
+    logs = _read_all_logs(path)
+    metric = _metric_to_read(path, logs, metric)
+    runs, unfinished = finished_runs(_runs_with_metric(logs, metric))
+    # A second log, or a failed row, would be said to be a missing or another row, so that these
+    # are looked for first.
     refuse_second_answers(runs)
     refuse_failed_rows(runs, metric)
     refuse_other_contents(runs)
     refuse_missing_rows(runs)
 
-    by_logs = _direction(runs, metric)
-    if lower_is_better and by_logs is False:
+    direction = _direction(runs, metric)
+    if lower_is_better and direction is False:
         raise ValueError(f"--lower-is-better, but {path} says that a higher {metric} is better")
-    lower_is_better = lower_is_better or bool(by_logs)
+    lower_is_better = lower_is_better or bool(direction)
     repeats_are_runs = _repeats_are_runs(runs)
     table = read_scores(_table_rows(runs, metric, by_repeat=repeats_are_runs), str(path))
-    notes = [
-        summary_of_logs(runs, metric),
-        *dict.fromkeys(run.log.remarks[metric] for run in runs if metric in run.log.remarks),
-        *left_out(logs, metric),
-        *unfinished,
-        *([] if lower_is_better else rows_wrong_in_all(runs, metric)),
-        *on_repeats(runs, repeats_are_runs=repeats_are_runs),
-    ]
+    remarks = dict.fromkeys(run.log.remarks[metric] for run in runs if metric in run.log.remarks)
+    notes = [summary_of_logs(runs, metric), *remarks, *left_out(logs, metric), *unfinished]
+    if not lower_is_better:  # a loss of 0 is no wrong answer
+        notes += rows_wrong_in_all(runs, metric)
+    notes += on_repeats(runs, repeats_are_runs=repeats_are_runs)
     return LogScores(table, metric, lower_is_better, tuple(notes))
 
 
-def _logs_in(path: Path) -> list[Log]:
-    """All logs in a folder, or in a file."""
+def _read_all_logs(path: Path) -> list[Log]:
+    """Read all logs in a folder at any depth, or in a file; refuse none, and those of two tools."""
     root = path if path.is_dir() else path.parent
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     logs: list[Log] = []
@@ -120,17 +117,26 @@ def _logs_in(path: Path) -> list[Log]:
             logs.append(read_lm_eval(file, folders))
         elif file.suffix == ".json":
             content = read_json(file)
+            # The name of a file in a folder may be the method's; the one file there is has no say.
             own_name = (file.stem,) if path.is_dir() else ()
-            logs.extend(_logs_of_json(content, file, folders, own_name))
-            totals += [file] if _is_total(content) else []
+            logs.extend(_read_json_logs(content, file, folders, own_name))
+            if _is_total(content):
+                totals.append(file)
     _refuse_none_or_mixed(path, logs, totals)
     return logs
 
 
-def _logs_of_json(
+def _read_json_logs(
     content: Any, file: Path, folders: tuple[str, ...], own_name: tuple[str, ...]
 ) -> list[Log]:
-    """The logs in a JSON file; none where another program wrote it."""
+    """The logs in a JSON file, of Inspect or promptfoo; none where another program wrote it.
+
+    Args:
+        content: of the file.
+        file: its path.
+        folders: in which it lies, below the folder that the user named.
+        own_name: the file's name where that may be a method's; empty otherwise.
+    """
     if is_inspect(content):
         return [read_inspect(content, file, folders)]
     if is_promptfoo(content):
@@ -160,8 +166,11 @@ def _is_total(content: Any) -> bool:
     return isinstance(content, dict) and any(keys <= content.keys() for keys in TOTALS)
 
 
-def _chosen_metric(path: Path, logs: Sequence[Log], metric: str | None) -> str:
-    """The metric to read."""
+def _metric_to_read(path: Path, logs: Sequence[Log], metric: str | None) -> str:
+    """The metric that the user names, or the only one, or of promptfoo whether answers passed.
+
+    Refuses logs without scores, a name that no log has, and several metrics if none is named.
+    """
     metrics = sorted({name for log in logs for name in log.metrics})
     if not metrics:
         unfinished = [log for log in logs if log.unfinished]
@@ -180,6 +189,21 @@ def _chosen_metric(path: Path, logs: Sequence[Log], metric: str | None) -> str:
     raise ValueError(f"{path} has {len(metrics)} metrics: pass --metric {' or '.join(metrics)}")
 
 
+def _runs_with_metric(logs: Sequence[Log], metric: str) -> list[Run]:
+    """The runs of the tasks that have a metric, each with its rows that have a score or an error.
+
+    A log whose answers all failed has no metric, and is not to be passed over, so that tasks are
+    chosen and not logs.
+    """
+    tasks = {log.task for log in logs if metric in log.metrics}
+    with_metric = [log for log in logs if log.task in tasks]
+    runs = []
+    for name, log in zip(name_runs(with_metric), with_metric, strict=True):
+        rows = tuple(row for row in log.rows if metric in row.scores or row.error)
+        runs.append(Run(name, log, rows))
+    return runs
+
+
 def _repeats_are_runs(runs: Sequence[Run]) -> bool:
     """Whether several answers of a model to each row stand for several runs of a method.
 
@@ -187,25 +211,32 @@ def _repeats_are_runs(runs: Sequence[Run]) -> bool:
     a method was trained with several seeds, they say nothing of how trainings differ, so that
     taking them for runs would make too much of these.
     """
-    seeds: dict[str, set[str]] = defaultdict(set)
-    repeats: dict[tuple[str, str, str], int] = defaultdict(int)
+    seeds_of_methods: dict[str, set[str]] = defaultdict(set)
+    answers: dict[tuple[str, str, str], int] = defaultdict(int)  # method, task, row → how many
     for run in runs:
-        seeds[run.name.method].add(run.name.seed)
+        seeds_of_methods[run.name.method].add(run.name.seed)
         for row in run.rows:
-            repeats[run.name.method, run.log.task, row.row] += 1
-    each_is_one_model = all(len(of_method) == 1 for of_method in seeds.values())
-    fewest, most = min(repeats.values()), max(repeats.values())
+            answers[run.name.method, run.log.task, row.row] += 1
+    each_is_one_model = all(len(seeds) == 1 for seeds in seeds_of_methods.values())
+    fewest, most = min(answers.values()), max(answers.values())
     return each_is_one_model and fewest == most > 1
 
 
 def _table_rows(runs: Sequence[Run], metric: str, *, by_repeat: bool) -> list[Mapping[str, object]]:
-    """The scores as rows of a table: one for each run and row."""
+    """The scores as rows of a table, one for each method, seed and row, for ``read_scores``.
+
+    With ``by_repeat`` the several answers of a run to a row become runs with the seeds 1, 2, ….
+    Otherwise the row's score is their mean.
+    """
     several_tasks = len({run.log.task for run in runs}) > 1
     table: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for run in runs:
         for row in run.rows:
-            seed = str(row.repeat + 1) if by_repeat else run.name.seed
-            name = f"{run.log.task} {row.row}" if several_tasks else row.row
+            seed, name = run.name.seed, row.row
+            if by_repeat:
+                seed = str(row.repeat + 1)
+            if several_tasks:  # two tasks may have rows of one name
+                name = f"{run.log.task} {name}"
             table[run.name.method, seed, name].append(row.scores[metric])
     return [
         {"method": method, "seed": seed, "row": row, "score": fmean(scores)}
@@ -214,7 +245,10 @@ def _table_rows(runs: Sequence[Run], metric: str, *, by_repeat: bool) -> list[Ma
 
 
 def _direction(runs: Sequence[Run], metric: str) -> bool | None:
-    """Whether lower scores are better, as the logs say; None where they do not."""
+    """Whether lower scores are better, as the logs say; None where they do not.
+
+    Refuses logs of which some say so and others the opposite.
+    """
     directions = {run.log.lower_is_better.get(metric) for run in runs} - {None}
     if len(directions) > 1:
         raise ValueError(
