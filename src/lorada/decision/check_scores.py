@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from numbers import Real
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lorada.decision.costs import COSTS, Costs
 from lorada.decision.run_variances import Scores
@@ -39,7 +40,7 @@ class ScoreTables:
 def check_score_tables(
     scores: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike]
 ) -> ScoreTables:
-    """Methods and baselines as arrays of runs × rows.
+    """Turn methods and baselines into arrays of runs × rows, and refuse what is none.
 
     Raises:
         ValueError: without scores, for a name that is no text, and what is no table of numbers,
@@ -59,6 +60,7 @@ def check_score_tables(
         if table.ndim != 2:
             raise ValueError(f"{name}: a baseline has one score of each row, not {table.shape[1:]}")
     first = next(iter(methods))
+    # In this order: a table of another form has no rows to be compared.
     for name, table in [*methods.items(), *without_training.items()]:
         _refuse_other_shape(name, table)
         _refuse_other_rows(name, table, first, methods[first])
@@ -80,6 +82,7 @@ def _refuse_name(name: object) -> None:
 
 
 def _as_numbers(name: str, scores: ArrayLike) -> Scores:
+    """Scores as an array of floats, with NaN where one is missing; refuses what is no number."""
     try:
         if isinstance(scores, np.ma.MaskedArray):
             # What is masked is not there, whatever number stands under the mask.
@@ -92,11 +95,13 @@ def _as_numbers(name: str, scores: ArrayLike) -> Scores:
 
 
 def _refuse_other_shape(name: str, table: Scores) -> None:
+    """Refuse an array that is not runs × rows, or empty."""
     if table.ndim != 2 or not table.size:
         raise ValueError(f"{name}: scores have the shape {table.shape}, not seeds × rows")
 
 
 def _refuse_other_rows(name: str, table: Scores, first: str, first_table: Scores) -> None:
+    """Refuse a table with another number of rows than that of the first method."""
     rows, rows_of_first = table.shape[1], first_table.shape[1]
     if rows != rows_of_first:
         raise ValueError(
@@ -106,6 +111,7 @@ def _refuse_other_rows(name: str, table: Scores, first: str, first_table: Scores
 
 
 def _refuse_too_large(name: str, table: Scores) -> None:
+    """Refuse scores whose variances could not be computed."""
     finite = table[np.isfinite(table)]
     if np.abs(finite).max(initial=0.0) > LARGEST:
         raise ValueError(
@@ -126,7 +132,10 @@ def _refuse_missing_scores(name: str, table: Scores, *, may_diverge: bool) -> No
 
 
 def refuse_transposed(tables: Mapping[str, Scores], seeds: Mapping[str, Sequence[object]]) -> None:
-    """Refuse rows × seeds, which looks like many runs of a few rows."""
+    """Refuse rows × seeds, which looks like many runs of a few rows, and seeds in no mapping.
+
+    A method whose seeds are given may have as many runs as it likes.
+    """
     _refuse_no_mapping("seeds", seeds, "method → the seed of each run")
     for name, table in tables.items():
         runs, rows = table.shape
@@ -137,30 +146,35 @@ def refuse_transposed(tables: Mapping[str, Scores], seeds: Mapping[str, Sequence
             )
 
 
-def group_places(groups: Sequence[object], rows: int) -> list[int]:
-    """The group of each row as a number."""
+def group_numbers(groups: Sequence[object], rows: int) -> list[int]:
+    """The group of each row as a number, counted from 0 as groups are met first.
+
+    Raises:
+        ValueError: for groups of more or fewer rows, a row without a group, what is no name, and
+            names that differ but look alike, such as 1 and "1".
+    """
     groups = list(groups)
     if len(groups) != rows:
         raise ValueError(f"{len(groups)} groups for {rows} rows: give the group of each row")
-    place_of_group: dict[object, int] = {}
+    number_of_group: dict[object, int] = {}
     group_of_text: dict[str, object] = {}
-    places = []
+    numbers = []
     for row, group in enumerate(groups, 1):
         try:
-            place = place_of_group.setdefault(group, len(place_of_group))
+            number = number_of_group.setdefault(group, len(number_of_group))
             is_missing = group is None or bool(group != group)  # NaN
         except TypeError as error:  # a list, or pandas' NA
             raise ValueError(f"the group of row {row} is {group!r}: give a name") from error
         if is_missing:
             raise ValueError(f"row {row} has no group ({group}): give the group of each row")
-        other = group_of_text.setdefault(str(group), group)
-        if other != group:
+        same_text = group_of_text.setdefault(str(group), group)
+        if same_text != group:
             raise ValueError(
-                f"the groups {other!r} and {group!r} look alike and differ: give all as texts, or "
-                "all as numbers"
+                f"the groups {same_text!r} and {group!r} look alike and differ: give all as texts, "
+                "or all as numbers"
             )
-        places.append(place)
-    return places
+        numbers.append(number)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -172,13 +186,18 @@ class SeedOrder:
 
 
 def seed_orders(
-    seeds: Mapping[str, Sequence[object]], has_finished: Mapping[str, Scores]
+    seeds: Mapping[str, Sequence[object]], has_finished: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, SeedOrder]:
-    """The seeds of the runs that did not diverge; their places where none are given.
+    """Put the runs of each method that did not diverge in an order of seeds that all share.
+
+    Where no seeds are given, the number of a run is its seed.
 
     Args:
-        seeds: method → the seed of each run.
+        seeds: method → the seed of each run; of some methods, or of none.
         has_finished: method → of each run, whether it did not diverge.
+
+    Raises:
+        ValueError: for seeds of an unknown method, and seeds that are not one for each run.
     """
     for name in seeds:
         if name not in has_finished:
@@ -186,19 +205,20 @@ def seed_orders(
     # Seeds may be of any kind, so they are ordered by where each is met first.
     rank_of_seed: dict[object, int] = {}
     orders = {}
-    for name, finished in has_finished.items():
-        seeds_of_runs = _checked_seeds(name, seeds.get(name, range(len(finished))), len(finished))
-        left = [seed for seed, is_left in zip(seeds_of_runs, finished, strict=True) if is_left]
-        for seed in left:
+    for name, is_finished in has_finished.items():
+        runs = len(is_finished)
+        seeds_of_runs = _check_seeds(name, seeds.get(name, range(runs)), runs)
+        finished_seeds = list(compress(seeds_of_runs, is_finished))
+        for seed in finished_seeds:
             rank_of_seed.setdefault(seed, len(rank_of_seed))
-        ranks = [rank_of_seed[seed] for seed in left]
-        places = sorted(range(len(left)), key=ranks.__getitem__)
-        orders[name] = SeedOrder(tuple(left[place] for place in places), places)
+        ranks = [rank_of_seed[seed] for seed in finished_seeds]
+        places = sorted(range(len(ranks)), key=ranks.__getitem__)
+        orders[name] = SeedOrder(tuple(finished_seeds[place] for place in places), places)
     return orders
 
 
-def _checked_seeds(name: str, seeds: Sequence[object], runs: int) -> tuple[object, ...]:
-    """The seeds of a method's runs, all different."""
+def _check_seeds(name: str, seeds: Sequence[object], runs: int) -> tuple[object, ...]:
+    """The seeds of a method's runs; refuses more or fewer than runs, and two that are equal."""
     seeds = tuple(seeds)
     try:
         different = len(set(seeds))
@@ -227,7 +247,7 @@ def check_costs(costs: Costs, methods: Mapping[str, Scores]) -> None:
 
 
 def checked_number(value: object, error: str) -> float:
-    """A number of at least 0; ``error`` is said of another value."""
+    """A finite number of at least 0 as a float; of another value ``error`` is raised."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(error)
     try:
@@ -240,7 +260,7 @@ def checked_number(value: object, error: str) -> float:
 
 
 def one_row_error(rows: int) -> str:
-    """Why one row, or one group of rows, is not enough."""
+    """Why one independent row is not enough: of several rows in one group, or of one row."""
     if rows > 1:
         return "1 independent row of scores, as all rows are in one group: a test needs two or more"
     return (

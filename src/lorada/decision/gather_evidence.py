@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lorada.decision.check_scores import (
     ScoreTables,
     check_costs,
     check_score_tables,
     checked_number,
-    group_places,
+    group_numbers,
     one_row_error,
     refuse_transposed,
     seed_orders,
@@ -41,10 +41,19 @@ def gather_evidence(
     seeds: Mapping[str, Sequence[object]],
     unit: str | None,
 ) -> Evidence:
-    """What is given, checked and in one form; see ``decide``."""
+    """Check what ``decide`` is given, and bring it into one form, unit, direction and order.
+
+    Scores change in four steps: runs that diverged are left out, a factor makes them percent if
+    they are shares, a power of two makes very small ones larger (``zoom_of``), and the sign of
+    losses and errors is turned. Groups of rows become their means last. See ``decide`` for the
+    arguments.
+
+    Raises:
+        ValueError: for what ``decide`` refuses.
+    """
     if unit is not None and not isinstance(unit, str):
         raise ValueError(f"unit={unit!r}: give a text, such as %")
-    named = None if unit is None else named_unit(unit)
+    unit_of_user = None if unit is None else named_unit(unit)
     tables = check_score_tables(scores, baselines)
     rows = next(iter(tables.methods.values())).shape[1]
     refuse_transposed(tables.methods, seeds)
@@ -53,18 +62,12 @@ def gather_evidence(
     # A run that diverged has no score at all, so the first row tells.
     has_finished = {name: np.isfinite(table[:, 0]) for name, table in tables.methods.items()}
     finished = _without_diverged(tables, has_finished)
-    score_unit = _score_unit(finished, named, lower_is_better=lower_is_better)
+    score_unit = _unit_of_scores(finished, unit_of_user, lower_is_better=lower_is_better)
     in_unit = finished.changed(lambda table: score_unit.factor * table)
     zoom = 1.0 if score_unit.name == PERCENT else zoom_of(in_unit.every)
     zoomed = in_unit.changed(lambda table: zoom * table)
     # A margin and right and wrong are those of the scores as users know them: not yet turned.
-    if margin is None:
-        zoomed_margin = default_margin(
-            zoomed.methods.values(), score_unit.name, lower_is_better=lower_is_better
-        )
-    else:
-        error = f"margin={margin} is no number of points: give 0 or more"
-        zoomed_margin = zoom * checked_number(margin, error)
+    zoomed_margin = _zoomed_margin(margin, zoomed, zoom, score_unit, lower_is_better)
     all_right_or_wrong = all(right_or_wrong(table) for table in zoomed.methods.values())
 
     # From here on higher scores are better, until they are shown.
@@ -72,11 +75,13 @@ def gather_evidence(
     turned = zoomed.changed(lambda table: scale.sign * table)
     independent_rows = rows
     if groups is not None:
-        places = group_places(groups, rows)
-        turned = turned.changed(lambda table: by_group(table, places))
-        independent_rows = len(set(places))
+        # Rows of one group are not independent, so a group counts as one row.
+        group_of_row = group_numbers(groups, rows)
+        turned = turned.changed(lambda table: by_group(table, group_of_row))
+        independent_rows = len(set(group_of_row))
     if independent_rows < 2:
         raise ValueError(one_row_error(rows))
+    # Runs stand in one order of seeds, so that run i of two methods may be a pair.
     orders = seed_orders(seeds, has_finished)
     return Evidence(
         scores={name: table[orders[name].places] for name, table in turned.methods.items()},
@@ -94,7 +99,7 @@ def gather_evidence(
 
 
 def _without_diverged(
-    tables: ScoreTables, has_finished: Mapping[str, np.typing.NDArray[np.bool_]]
+    tables: ScoreTables, has_finished: Mapping[str, NDArray[np.bool_]]
 ) -> ScoreTables:
     """The tables without runs that diverged, and without methods all of whose runs did."""
     methods = {}
@@ -104,7 +109,7 @@ def _without_diverged(
     return ScoreTables(methods, tables.baselines)
 
 
-def _count_diverged(has_finished: Mapping[str, np.typing.NDArray[np.bool_]]) -> dict[str, int]:
+def _count_diverged(has_finished: Mapping[str, NDArray[np.bool_]]) -> dict[str, int]:
     """How many runs of each method diverged; without methods none of whose runs did."""
     diverged = {}
     for name, finished in has_finished.items():
@@ -113,17 +118,47 @@ def _count_diverged(has_finished: Mapping[str, np.typing.NDArray[np.bool_]]) -> 
     return diverged
 
 
-def _score_unit(
-    tables: ScoreTables, named: ScoreUnit | None, *, lower_is_better: bool
+def _unit_of_scores(
+    tables: ScoreTables, unit_of_user: ScoreUnit | None, *, lower_is_better: bool
 ) -> ScoreUnit:
-    """The unit of the scores: the one that is named, or what the scores tell of it."""
+    """The unit that the user names, or what the scores tell of it; refuses shares beside percent.
+
+    Args:
+        tables: of the runs that did not diverge, as they are given.
+        unit_of_user: the unit that is named; None if the user says nothing.
+        lower_is_better: whether scores are losses or errors.
+    """
     refuse_mixed(
         {**tables.methods, **tables.baselines},
-        None if named is None else named.name,
+        None if unit_of_user is None else unit_of_user.name,
         lower_is_better=lower_is_better,
     )
-    if named is not None:
-        return named
+    if unit_of_user is not None:
+        return unit_of_user
     if lower_is_better:  # a loss between 0 and 1 is no share
         return UNKNOWN
     return unit_of(tables.methods.values(), tables.baselines.values())
+
+
+def _zoomed_margin(
+    margin: float | None,
+    zoomed: ScoreTables,
+    zoom: float,
+    score_unit: ScoreUnit,
+    lower_is_better: bool,
+) -> float | None:
+    """What a cheaper method may cost, multiplied as the scores are: the user's, or the default.
+
+    Args:
+        margin: of the user, in the unit of the scores; None if not given.
+        zoomed: the scores in their unit, multiplied by ``zoom``.
+        zoom: by which the scores are multiplied.
+        score_unit: of the scores.
+        lower_is_better: whether they are losses or errors.
+    """
+    if margin is None:
+        return default_margin(
+            zoomed.methods.values(), score_unit.name, lower_is_better=lower_is_better
+        )
+    error = f"margin={margin} is no number of points: give 0 or more"
+    return zoom * checked_number(margin, error)
