@@ -46,7 +46,7 @@ class ShownScale:
         return -1 if self.lower_is_better else 1
 
     def score(self, score: float) -> float:
-        """A score as it is shown."""
+        """A score as it is shown: turned back if lower is better, and in its own size."""
         return (self.sign * score + 0.0) / self.zoom  # 0 is added as -0 would be shown
 
     def difference(self, difference: float) -> float:
@@ -101,7 +101,7 @@ class Evidence:
 
     @cached_property
     def common(self) -> Common | None:
-        """How the runs of all methods that are tested vary."""
+        """How much runs vary, estimated from the runs of all methods that are tested together."""
         return Common.of([self.scores[name] for name in self.tested])
 
     def highest(self, names: Collection[str]) -> str | None:
@@ -113,9 +113,10 @@ class Evidence:
         return cheapest(self.costs, self.means, equal)
 
     def are_paired_by_seed(self, method: str, other: str) -> bool:
-        """Whether two methods are compared seed by seed: one is the other and more: ``lora+lmam``.
+        """Whether two methods are compared run by run, each with that of the same seed.
 
-        Their runs with one seed start alike, and are pairs if they also end alike.
+        Only where one is the other and more, as ``lora+lmam`` and ``lora``: then runs with one seed
+        start alike. They are pairs if their scores show that they also end alike.
         """
         parts, parts_of_other = _parts_in(method), _parts_in(other)
         one_extends_the_other = parts < parts_of_other or parts_of_other < parts
@@ -124,12 +125,15 @@ class Evidence:
         return seeds_correlate(self.scores[method], self.scores[other])
 
     def p_value(self, method: str, other: str) -> float:
-        """Of the difference between two methods, not corrected for others."""
+        """The p-value of the difference between two methods, not corrected for other pairs."""
         by_seed = self.are_paired_by_seed(method, other)
         return paired_p(self.scores[method], self.scores[other], self.common, by_seed)
 
     def corrected_p_values(self, names: Sequence[str]) -> dict[frozenset[str], float]:
-        """Of each pair, corrected by Holm's method; none where no difference could be shown."""
+        """The p-value of each pair, corrected by Holm's method for all of them.
+
+        Empty where there are too few rows for any difference to be significant.
+        """
         pairs = list(combinations(names, 2))
         if not pairs or self.independent_rows < rows_needed(len(pairs)):
             return {}
@@ -138,14 +142,17 @@ class Evidence:
 
     @cached_property
     def unlearned(self) -> list[str]:
-        """The methods that have not learned; all, if that some did may be luck among so many.
+        """The methods that are not shown to have learned more than the scores without training.
 
-        Few rows show hardly any method to be above the commonest answer. So one that is not shown
-        to be has not learned only if it gains a small part of what the best gains.
+        These are all methods if none is shown to have learned by tests that are corrected for their
+        number. Otherwise a method is among them if it is not shown to have learned and gains but a
+        small part of what the best one gains: few rows show hardly any method to be above the
+        commonest answer, so the test alone would leave out methods that are almost the best.
         """
         names = list(self.scores)
         if self.baselines and not self._any_has_learned(names):
             return names
+        # Without baselines a gain is the score itself.
         without_training = [float(row_scores.mean()) for row_scores in self.baselines.values()]
         best_without_training = max(without_training, default=0.0)
         gains = {name: mean - best_without_training for name, mean in self.means.items()}
@@ -162,7 +169,7 @@ class Evidence:
         return any(self._has_learned(name, level) for name in names)
 
     def _has_learned(self, name: str, level: float) -> bool:
-        """Whether a method is above each of the scores without training."""
+        """Whether a method is significantly above each of the scores without training."""
         for baseline in self.baselines.values():
             if not _is_above_zero(self.scores[name] - baseline, level):
                 return False
@@ -184,27 +191,29 @@ class Evidence:
         level = LEARNED / 2  # of the test of its mean, as in ``_is_above_zero``
         if len(self.unlearned) == len(self.scores):  # then the tests are corrected for all methods
             level /= len(self.scores)
-        errors = float(norm.isf(level) + norm.isf(1 - POWER))
-        independent = (errors * float(gains.std(ddof=1) / gains.mean())) ** 2
-        needed = independent * self.rows / len(gains)
+        # A gain is shown with this power if it is so many standard errors above 0.
+        standard_errors = float(norm.isf(level) + norm.isf(1 - POWER))
+        independent = (standard_errors * float(gains.std(ddof=1) / gains.mean())) ** 2
+        needed = independent * self.rows / len(gains)  # a group counts as one of ``gains``
         if needed > MOST_ROWS:
             return None
+        # What the rows at hand do not show takes one more at least.
         return max(self.rows + 1, math.ceil(needed))
 
     @cached_property
     def fitted(self) -> list[str]:
-        """The methods that the posterior is of; others say nothing of how these differ."""
+        """The methods that the posterior is fitted to: those that learned, or all if none did."""
         # In one order, so that draws, and with them the choice, do not depend on the order given.
         learned = sorted(name for name in self.means if name not in self.unlearned)
         return learned or sorted(self.means)
 
     @cached_property
     def posterior(self) -> Posterior | None:
-        """What the true means of the fitted methods may be; None if none of them has two runs."""
+        """Draws of the true means of the fitted methods; None if none of them has two runs."""
         tables = [self.scores[name] for name in self.fitted]
         if all(len(table) < 2 for table in tables):
             return None
-        paired_places = []
+        paired_places = []  # of methods whose runs are pairs, in ``fitted``
         for a, b in combinations(range(len(self.fitted)), 2):
             if self.are_paired_by_seed(self.fitted[a], self.fitted[b]):
                 paired_places.append((a, b))
@@ -212,15 +221,21 @@ class Evidence:
 
     @cached_property
     def expected_losses(self) -> dict[str, float]:
-        """What is expected to be lost by taking each method; empty if no method has two runs."""
+        """What is expected to be lost by taking each method; empty if no method has two runs.
+
+        Of a fitted method it comes from the posterior. Of one that has not learned it is what its
+        mean is below the highest fitted one, and what that itself is expected to lose.
+        """
         if self.posterior is None:
             return {}
-        fitted = dict(zip(self.fitted, map(float, self.posterior.losses), strict=True))
-        top = max(fitted, key=self.means.__getitem__)
+        fitted_losses = dict(zip(self.fitted, map(float, self.posterior.losses), strict=True))
+        highest_fitted = max(fitted_losses, key=self.means.__getitem__)
         losses = {}
         for name, mean in self.means.items():
-            # Of a method that has not learned, what its mean is below the highest comes on top.
-            losses[name] = fitted.get(name, fitted[top] + self.means[top] - mean)
+            if name in fitted_losses:
+                losses[name] = fitted_losses[name]
+            else:
+                losses[name] = fitted_losses[highest_fitted] + self.means[highest_fitted] - mean
         return losses
 
     @cached_property
@@ -256,6 +271,6 @@ def _is_above_zero(gains: Scores, level: float) -> bool:
 
 
 def _lower_bound(gains: Scores, level: float) -> float:
-    """The one-sided confidence bound of the mean over rows."""
+    """The lower one-sided confidence bound of the mean over rows, of one run or a mean of runs."""
     low, _ = mean_score(gains[None]).interval(1 - 2 * level)
     return low
