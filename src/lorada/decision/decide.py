@@ -77,7 +77,8 @@ def decide(
         scores, costs or {}, margin, lower_is_better, groups, baselines or {}, seeds or {}, unit
     )
     choice = _choose(evidence)
-    decision = _decision_of(evidence, choice)
+    decision = _describe(evidence, choice)
+    # The sentence is written from all that is decided, so it comes last.
     return replace(decision, sentence=decision_sentence(decision))
 
 
@@ -91,7 +92,11 @@ class _Choice:
     not_worse: Sequence[str] = ()  # those of them that may be taken
 
     def claimed_loss(self, expected_losses: Mapping[str, float]) -> float | None:
-        """What is said of the pick: its expected loss, or its bound if it is taken by that."""
+        """What is said that the pick loses; None if nothing is expected, or without a pick.
+
+        It is the expected loss. Of a pick that is taken because it is cheaper, it is the bound of
+        what it costs if that is more.
+        """
         if self.pick is None or self.pick not in expected_losses:
             return None
         expected_loss = expected_losses[self.pick]
@@ -101,7 +106,10 @@ class _Choice:
 
 
 def _choose(evidence: Evidence) -> _Choice:
-    """The leader, or the cheapest of the methods that are shown to be not worse."""
+    """Choose the leader, or the cheapest of it and the methods that are shown to be not worse.
+
+    Without a method that has learned, nothing is chosen.
+    """
     leader = _leader(evidence)
     if leader is None:
         return _Choice()
@@ -112,11 +120,11 @@ def _choose(evidence: Evidence) -> _Choice:
 
 
 def _leader(evidence: Evidence) -> str | None:
-    """The highest score, of equal ones the cheapest; of unequal runs, the least expected loss.
+    """The method that the rule starts from; None if none has learned.
 
-    Where methods have different numbers of runs the highest score is often luck of few.
-    It is replaced by the highest within the margin without runs that diverged, if any of its
-    runs did.
+    It is the highest score, and of equal ones the cheapest. Where methods have different numbers
+    of runs it is the least expected loss, as the highest score is often luck of few. If any of its
+    runs diverged, the highest one within the margin of which none did takes its place.
     """
     means = evidence.means
     learned = [name for name in means if name not in evidence.unlearned]
@@ -137,8 +145,9 @@ def _leader(evidence: Evidence) -> str | None:
 def _most_lost(evidence: Evidence, leader: str) -> dict[str, float]:
     """What each cheaper method costs at most, with 90 % confidence for all of them together.
 
-    The level is divided by their number: the more there are, the more likely one of them looks
-    as good as the leader by luck.
+    Methods that have not learned, that diverged, or that have one run are not among them; nor is
+    any if the leader has one run. The level is divided by their number: the more there are, the
+    more likely one of them looks as good as the leader by luck.
     """
     if leader not in evidence.tested:
         return {}
@@ -148,7 +157,8 @@ def _most_lost(evidence: Evidence, leader: str) -> dict[str, float]:
         if name not in left_out and saving(evidence.costs, name, leader):
             cheaper.append(name)
     level = (1 - CONFIDENCE) / max(1, len(cheaper))
-    # Two methods may differ on rows of which none is among those that are scored.
+    # Two methods may differ on rows of which none is among those that are scored. Where scores are
+    # right or wrong, the number of rows says how many of such rows there may be at most.
     unseen = 0.0
     if evidence.right_or_wrong:
         unseen = 100 * most_unseen(evidence.independent_rows, level)
@@ -158,8 +168,9 @@ def _most_lost(evidence: Evidence, leader: str) -> dict[str, float]:
             evidence.scores[leader], evidence.scores[name], evidence.common,
             by_seed=evidence.are_paired_by_seed(leader, name),
         )  # fmt: skip
-        _, most = lost.interval(1 - 2 * level)
-        bounds[name] = max(most, unseen)
+        # The upper end of this interval is the one-sided bound.
+        _, upper = lost.interval(1 - 2 * level)
+        bounds[name] = max(upper, unseen)
     return bounds
 
 
@@ -170,21 +181,24 @@ def _not_worse(evidence: Evidence, most_lost: Mapping[str, float], leader: str) 
     """
     if evidence.margin is None:
         return []
-    within = [name for name, most in most_lost.items() if most <= evidence.margin]
+    within_margin = [name for name, most in most_lost.items() if most <= evidence.margin]
     if evidence.margin_is_own:
-        return within
-    return [name for name in within if not _is_worse(evidence, name, leader)]
+        return within_margin
+    return [name for name in within_margin if not _is_significantly_worse(evidence, name, leader)]
 
 
-def _is_worse(evidence: Evidence, name: str, leader: str) -> bool:
-    """Whether a method is significantly worse than the leader, not corrected for others."""
+def _is_significantly_worse(evidence: Evidence, name: str, leader: str) -> bool:
+    """Whether a method is below the leader by a test that is not corrected for others."""
     if evidence.means[leader] - evidence.means[name] < TINY:
         return False
     return evidence.p_value(leader, name) < ALPHA
 
 
-def _decision_of(evidence: Evidence, choice: _Choice) -> Decision:
-    """The decision as it is shown: scores turned, and in their own size again; no sentence yet."""
+def _describe(evidence: Evidence, choice: _Choice) -> Decision:
+    """Put the choice and what is known of each method into a decision, without its sentence.
+
+    Here scores are turned back and get their own size again: a decision holds what users see.
+    """
     scale, means, losses = evidence.scale, evidence.means, evidence.expected_losses
     best_first = sorted(evidence.tested, key=means.__getitem__, reverse=True)
     p_values = evidence.corrected_p_values(best_first)
@@ -227,18 +241,21 @@ def _decision_of(evidence: Evidence, choice: _Choice) -> Decision:
 def _letters(
     evidence: Evidence, best_first: Sequence[str], p_values: Mapping[frozenset[str], float]
 ) -> dict[str, str]:
-    """The letters of each method; a method that is not tested has an empty text."""
-    no_letters = dict.fromkeys(evidence.runs, "")
+    """The letters of each method: two methods that differ significantly have none in common.
+
+    A method that is not tested has an empty text.
+    """
+    empty_letters = dict.fromkeys(evidence.runs, "")
     if not p_values:
-        return no_letters
+        return empty_letters
     different = {pair for pair, p in p_values.items() if p < ALPHA}
-    return no_letters | letters(best_first, different)
+    return empty_letters | letters(best_first, different)
 
 
 def _p_against_first(
     best_first: Sequence[str], p_values: Mapping[frozenset[str], float]
 ) -> dict[str, float]:
-    """The p-value of each method's difference from the first one."""
+    """Method → the p-value of its difference from the first one, without that one itself."""
     if not p_values:
         return {}
     best, *others = best_first
@@ -249,7 +266,8 @@ def _shown_intervals(evidence: Evidence) -> dict[str, tuple[float, float]]:
     """The confidence interval of each method's mean score, as it is shown."""
     intervals = {}
     for name, table in evidence.scores.items():
-        # All right and all wrong are seen from scores as they are shown.
+        # Where all rows are right, or all wrong, the interval is one of a share. That is seen only
+        # in scores whose direction is that of users.
         shown_table = evidence.scale.sign * table
         interval = mean_score(shown_table, evidence.common, evidence.is_share).interval()
         low, high = _within_limits(evidence, interval)
@@ -258,9 +276,10 @@ def _shown_intervals(evidence: Evidence) -> dict[str, tuple[float, float]]:
 
 
 def _within_limits(evidence: Evidence, values: Sequence[float]) -> list[float]:
-    """Values cut at the ends of what a mean score can be."""
-    low, high = (0.0, 100.0) if evidence.is_share else (-np.inf, np.inf)
-    return [float(value) for value in np.clip(values, low, high)]
+    """Values cut to between 0 and 100 where scores are shares in percent; others as they are."""
+    if not evidence.is_share:
+        return [float(value) for value in values]
+    return [float(value) for value in np.clip(values, 0.0, 100.0)]
 
 
 @dataclass(frozen=True)
@@ -278,19 +297,25 @@ def _expected(
 ) -> _Expected:
     """What is expected of the pick, as it is shown; nothing without one, or of one run each.
 
-    ``intervals`` are those of the measured means, as they are shown.
+    Args:
+        evidence: what the choice was made from.
+        choice: with the pick.
+        intervals: of the measured means, as they are shown.
     """
     posterior, scale = evidence.posterior, evidence.scale
     if choice.pick is None or posterior is None:
         return _Expected()
+    # Draws of the posterior have a column for each fitted method.
     place = evidence.fitted.index(choice.pick)
-    ends = [scale.sign * end for end in posterior.interval(place, LEVEL)]
     mean = scale.sign * float(posterior.means[:, place].mean())
-    low, high = sorted(ends)
+    # A sign that is turned makes the lower end the upper one.
+    low, high = sorted(scale.sign * end for end in posterior.interval(place, LEVEL))
+    has_no_width = high - low < TINY
     score, low, high = _within_limits(evidence, [mean, low, high])
     interval = low / scale.zoom, high / scale.zoom
-    if abs(ends[0] - ends[1]) < TINY:  # all rows are right, or all wrong: that of a share
+    if has_no_width:  # all rows are right, or all wrong: that of a share
         interval = intervals[choice.pick]
+    # What more runs would save is foretold for whoever takes the highest score after them.
     later_loss = None
     if choice.pick == choice.leader == evidence.highest(evidence.fitted):
         later_loss = scale.difference(posterior.later_loss)
@@ -298,15 +323,16 @@ def _expected(
 
 
 def _why_no_letters(evidence: Evidence) -> str:
-    """Why no two methods can be tested; empty if there is only one."""
+    """A sentence on why nothing can be tested: one run each, or few rows; empty of one method."""
     if len(evidence.scores) < 2:
         return ""
-    count = len(evidence.tested)
-    if count < 2:
+    tested = len(evidence.tested)
+    if tested < 2:
         return "No two methods have the runs that a test takes."
     independent = evidence.independent_rows
     what = "row" if independent == evidence.rows else "group"
-    needed = rows_needed(count * (count - 1) // 2)
+    pairs = tested * (tested - 1) // 2
+    needed = rows_needed(pairs)
     return (
         f"With {counted(independent, what)} no difference can be significant: it takes {needed} "
         f"{what}s or more."
