@@ -78,7 +78,11 @@ class Decision:
     lower_is_better: bool
 
     def mark(self, name: str) -> str:
-        """What is decided about a method, in a word or two; empty for one that is just worse."""
+        """What is decided about a method, in a word or two; empty for one that is just worse.
+
+        Where several are true the first says most: what is taken, then what rules a method out,
+        then what speaks for it.
+        """
         if name == self.pick:
             return "take"
         if name in self.unlearned:
@@ -92,18 +96,28 @@ class Decision:
         if name not in self.not_worse:
             return ""
         # By a wide margin a method may be worse for certain, and still cost no more than that.
-        return "within the margin" if self.differ(name, self.leader) else "not worse"
+        if self.differ(name, self.leader):
+            return "within the margin"
+        return "not worse"
 
     def differ(self, name: str, other: str | None) -> bool:
-        """Whether two methods are tested and have no letter in common."""
-        letters, letters_of_other = self.letters.get(name, ""), self.letters.get(other or "", "")
+        """Whether two methods differ significantly: both are tested, and share no letter.
+
+        Without another method (None) the answer is no.
+        """
+        if other is None:
+            return False
+        letters, letters_of_other = self.letters.get(name, ""), self.letters.get(other, "")
         if not letters or not letters_of_other:
             return False
         return not set(letters) & set(letters_of_other)
 
     @property
     def score_format(self) -> ScoreFormat:
-        """How its scores are written; a tenth of the margin is the smallest difference shown."""
+        """How its scores are written; a tenth of the margin is the smallest difference shown.
+
+        Where there is no margin, the one that is proposed to the user stands for it.
+        """
         margin = self.margin
         if margin is None and self.scores:
             margin = self.margin_to_give
@@ -112,7 +126,11 @@ class Decision:
 
     @property
     def margin_to_give(self) -> float:
-        """A tenth of what methods differ by: a margin to give where there is no default."""
+        """A margin to propose where there is no default: a tenth of what the scores span.
+
+        Methods that have not learned are left out, unless none has. It is rounded to one digit.
+        """
         learned = [score for name, score in self.scores.items() if name not in self.unlearned]
         scores = learned or list(self.scores.values())
-        return float(f"{(max(scores) - min(scores)) / 10:.0e}")
+        span = max(scores) - min(scores)
+        return float(f"{span / 10:.0e}")

@@ -42,7 +42,7 @@ def read_scores(rows: Iterable[Mapping[str, Any]], source: str) -> ScoreTable:
             twice, a run with scores of some rows alone, and a row in two groups.
     """
     table = _text_table(rows, source)
-    if "group" in table and not table["group"].any():
+    if "group" in table and not table["group"].any():  # a column without a single group
         table = table.drop(columns="group")
     texts = table["score"].str.strip().str.lower().replace(SPELLED_SCORES)
     numbers = pd.to_numeric(texts, errors="coerce")  # NaN for what is no number
@@ -50,6 +50,7 @@ def read_scores(rows: Iterable[Mapping[str, Any]], source: str) -> ScoreTable:
     _refuse_first_mistake(source, _mistakes(table, is_score_or_missing))
     numbers = numbers.where(np.isfinite(numbers))  # an infinite score is none: NaN
 
+    # From a line for each score to a line for each run (method and seed), a column for each row.
     row_names = table["row"].unique()
     by_run = table.assign(score=numbers).pivot(
         index=["method", "seed"], columns="row", values="score"
@@ -68,7 +69,7 @@ def read_scores(rows: Iterable[Mapping[str, Any]], source: str) -> ScoreTable:
 
 
 def _text_table(rows: Iterable[Mapping[str, Any]], source: str) -> pd.DataFrame:
-    """The rows as texts, under the names of columns in small letters."""
+    """The rows as texts, under the names of columns in small letters; refuses missing columns."""
     text_rows = []
     for row in rows:
         texts = {str(name).strip().lower(): _as_text(value) for name, value in row.items()}
@@ -88,14 +89,18 @@ def _text_table(rows: Iterable[Mapping[str, Any]], source: str) -> pd.DataFrame:
 
 
 def _as_text(value: object) -> str:
-    """A value as a table has it."""
+    """A value as the text that a CSV file would have; empty for none and NaN."""
     if value is None or value != value:  # a null, or NaN
         return ""
     return str(value).strip()
 
 
 def _mistakes(table: pd.DataFrame, is_score_or_missing: pd.Series) -> dict[str, pd.Series]:
-    """What may be wrong with a row of the table → of each row, whether it is."""
+    """What may be wrong with a row of the table → of each row, whether it is.
+
+    Mistakes are named so that they end the sentence ``FILE, row 3, …``. What comes first is said
+    first: a row without a name is also there twice if there are two of them.
+    """
     mistakes = {
         "needs a method, a seed and a row": (table[PLACE_COLUMNS] == "").any(axis=1),
         "has a score that is there already": table.duplicated(PLACE_COLUMNS),
@@ -119,7 +124,7 @@ def _refuse_unscored_rows(source: str, by_run: pd.DataFrame) -> None:
     """Refuse a run that has scores of some rows and not of others."""
     row_names = by_run.columns
     for (method, seed), has_score in zip(by_run.index, np.isfinite(by_run.to_numpy()), strict=True):
-        if has_score.all() or not has_score.any():
+        if has_score.all() or not has_score.any():  # finished, or diverged
             continue
         first, *others = row_names[~has_score]
         more = f" and of {len(others)} more" if others else ""
@@ -130,7 +135,10 @@ def _refuse_unscored_rows(source: str, by_run: pd.DataFrame) -> None:
 
 
 def baseline_of(name: str, runs: Scores) -> Scores:
-    """The score of each row without training: the mean over the runs that have one."""
+    """The score of each row without training, as a mean over runs; refuses one without scores.
+
+    Runs that lack a score are left out of the mean.
+    """
     finished = runs[np.isfinite(runs).all(axis=1)]
     if not len(finished):
         raise ValueError(f"--baseline {name} has no score in the file")
@@ -139,12 +147,18 @@ def baseline_of(name: str, runs: Scores) -> Scores:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """Read costs from a YAML or JSON file: method → parameters, seconds, bytes."""
+    """Read costs from a YAML or JSON file: method → parameters, seconds, bytes.
+
+    Which kinds of cost there are, and that they are numbers, ``decide`` checks.
+
+    Raises:
+        ValueError: for a file that is not UTF-8 or YAML, or has no mapping of mappings.
+    """
     try:
         costs = read_yaml(path.read_text(encoding="utf-8"), f"the costs in {path}")
     except UnicodeDecodeError as error:
         raise ValueError(f"the costs in {path} are not UTF-8: {error}") from error
     is_mapping = isinstance(costs, dict)
-    if not is_mapping or not all(isinstance(of_method, dict) for of_method in costs.values()):
+    if not is_mapping or not all(isinstance(amounts, dict) for amounts in costs.values()):
         raise ValueError(f"{path} needs the costs of each method: lora: {{parameters: 36864}}")
-    return {str(name): of_method for name, of_method in costs.items()}
+    return {str(name): amounts for name, amounts in costs.items()}

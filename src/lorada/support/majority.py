@@ -5,17 +5,22 @@ from collections.abc import Sequence
 
 
 def majority(answers: Sequence[Sequence[str]]) -> list[int]:
-    """Of each row the first run that gave the commonest answer.
+    """Vote on each row, and return which run's answer wins: the first that gave the commonest one.
 
     Where two answers are equally common it is the first of the runs that gave one of them.
 
     Args:
         answers: runs × rows.
+
+    Returns:
+        The place of the winning run, for each row.
     """
-    runs = []
+    winners = []
     for answers_to_row in zip(*answers, strict=True):
         counts = Counter(answers_to_row)
-        most = max(counts.values())
-        commonest = [run for run, text in enumerate(answers_to_row) if counts[text] == most]
-        runs.append(commonest[0])
-    return runs
+        highest_count = max(counts.values())
+        for run, answer in enumerate(answers_to_row):
+            if counts[answer] == highest_count:
+                winners.append(run)
+                break
+    return winners
