@@ -71,7 +71,7 @@ class RowFinding:
 
 @dataclass(frozen=True)
 class RowFindings:
-    """What no method gets right, and where they differ.
+    """The rows that runs get wrong, and how many rows, runs and methods they are of.
 
     Attributes:
         rows: that a run gets wrong; those whose label is most surely wrong first.
@@ -94,7 +94,7 @@ class RowFindings:
 class _Answers:
     """The answers of a method's runs, runs × rows."""
 
-    right: Right
+    is_right: Right
     texts: list[list[str]]
     losses: Scores
 
@@ -102,7 +102,7 @@ class _Answers:
 def find_rows(
     results: Results, rows: Mapping[RowKey, AskedRow], most: int | None = None
 ) -> RowFindings | None:
-    """The rows that runs get wrong, those first whose label is most surely wrong.
+    """Find the rows that any run gets wrong, and put those first whose label is most surely wrong.
 
     Args:
         results: the comparison.
@@ -116,18 +116,18 @@ def find_rows(
     right_tables = right_or_wrong(scored, results.rows)
     if right_tables is None:
         return None
-    answers = [
-        _Answers(right, answer_texts(candidate, results.rows), candidate.losses)
-        for candidate, right in zip(scored, right_tables, strict=True)
-    ]
+    methods = []
+    for candidate, is_right in zip(scored, right_tables, strict=True):
+        texts = answer_texts(candidate, results.rows)
+        methods.append(_Answers(is_right, texts, candidate.losses))
     findings = []
-    for place, row in enumerate(results.rows):
-        finding = _finding(row, place, rows.get(row), answers)
+    for place, key in enumerate(results.rows):
+        finding = _examine_row(key, place, rows.get(key), methods)
         if finding is not None:
             findings.append(finding)
-    written = scored[0].first_run.result.form in FREE
-    findings.sort(key=_how_sure_of_texts if written else _how_sure)
-    runs = sum(len(method.right) for method in answers)
+    answers_are_written = scored[0].first_run.result.form in FREE
+    findings.sort(key=_order_of_texts if answers_are_written else _order_of_classes)
+    runs = sum(len(method.is_right) for method in methods)
     return RowFindings(tuple(findings[:most]), len(results.rows), runs, len(scored))
 
 
@@ -145,6 +145,7 @@ def right_or_wrong(
     for metric in EXACT:
         tables = [_stored_metric(candidate, rows, metric) for candidate in candidates]
         values = np.concatenate(tables) if tables else np.empty((0, 0))
+        # NaN, where a run has not stored the metric, is neither right nor wrong.
         if not values.size or not np.isin(values, (RIGHT, WRONG)).all():
             continue
         if (values == RIGHT).mean() >= LEAST_RIGHT:
@@ -153,13 +154,13 @@ def right_or_wrong(
 
 
 def _stored_metric(candidate: CandidateResult, rows: Sequence[RowKey], metric: str) -> Scores:
-    """Runs × rows of a metric; NaN where it is not stored."""
+    """Runs × rows of a metric that is stored beside each answer; NaN where it is not stored."""
     values = np.full((len(candidate.runs), len(rows)), np.nan)
-    for run_place, run in enumerate(candidate.runs):
-        for place, row in enumerate(rows):
-            value = run.predictions[row].metrics.get(metric)
+    for run_index, run in enumerate(candidate.runs):
+        for row_index, key in enumerate(rows):
+            value = run.predictions[key].metrics.get(metric)
             if value is not None:
-                values[run_place, place] = value
+                values[run_index, row_index] = value
     return values
 
 
@@ -175,71 +176,104 @@ def answer_text(answer: Any) -> str:
     return str(answer).strip()
 
 
-def _finding(
-    row: RowKey, place: int, asked: AskedRow | None, methods: Sequence[_Answers]
+def _examine_row(
+    key: RowKey, place: int, asked: AskedRow | None, methods: Sequence[_Answers]
 ) -> RowFinding | None:
-    """What the runs of all methods make of one row; None if all are right."""
-    wrong_answers: Counter[str] = Counter()
-    probabilities: list[float] = []
-    for method in methods:
-        for right, texts, loss in zip(
-            method.right[:, place], method.texts, method.losses[:, place], strict=True
-        ):
-            if not right:
-                wrong_answers[texts[place]] += 1
-            if isfinite(loss):
-                probabilities.append(exp(-loss))
+    """What the runs of all methods make of one row; None if all are right.
+
+    Args:
+        key: the row's file and number.
+        place: of the row among the columns of all tables.
+        asked: its text and right answer; None if they are not known.
+        methods: the answers of each method's runs.
+    """
+    wrong_answers = _wrong_answers(place, methods)
     wrong_runs = wrong_answers.total()
     if not wrong_runs:
         return None
-    runs = sum(len(method.right) for method in methods)
-    wrong_answer, gave_it = wrong_answers.most_common(1)[0]
-    right_methods = sum(bool(method.right[:, place].mean() > MOST_RUNS) for method in methods)
+    runs = sum(len(method.is_right) for method in methods)
+    [(wrong_answer, runs_with_it)] = wrong_answers.most_common(1)
+    # A method is in the camp of those that are right if most of its seeds are.
+    right_methods = sum(bool(method.is_right[:, place].mean() > MOST_RUNS) for method in methods)
     smaller_camp = min(right_methods, len(methods) - right_methods)
     findings: list[Finding] = []
     if wrong_runs == runs:
         findings.append("wrong everywhere")
-    if gave_it / runs > MOST_RUNS:
+    if runs_with_it / runs > MOST_RUNS:
         findings.append("same wrong answer")
     if _is_unstable(place, methods):
         findings.append("unstable")
     if smaller_camp:
         findings.append("methods differ")
-    name, number = row
+    name, number = key
     return RowFinding(
         rows=name,
         row=number,
         text="" if asked is None else asked.text,
         right="" if asked is None else asked.right_in_words,
         wrong_answer=wrong_answer,
-        same_wrong=gave_it / runs,
+        same_wrong=runs_with_it / runs,
         wrong_runs=wrong_runs,
         runs=runs,
-        # A row without a loss in some runs would be compared by others than its neighbours.
-        probability=fmean(probabilities) if len(probabilities) == runs else None,
+        probability=_mean_probability(place, methods),
         disagreement=smaller_camp / len(methods),
         findings=tuple(findings),
     )
 
 
+def _wrong_answers(place: int, methods: Sequence[_Answers]) -> Counter[str]:
+    """Wrong answer to a row → how many runs of all methods gave it."""
+    wrong_answers: Counter[str] = Counter()
+    for method in methods:
+        for is_right, texts_of_run in zip(method.is_right[:, place], method.texts, strict=True):
+            if not is_right:
+                wrong_answers[texts_of_run[place]] += 1
+    return wrong_answers
+
+
+def _mean_probability(place: int, methods: Sequence[_Answers]) -> float | None:
+    """The mean over all runs of the probability of a row's right answer: exp(-loss).
+
+    None if a run has no loss of it: the row would be compared by other runs than its neighbours.
+    """
+    probabilities = []
+    for method in methods:
+        for loss in method.losses[:, place]:
+            if not isfinite(loss):
+                return None
+            probabilities.append(exp(-loss))
+    return fmean(probabilities)
+
+
 def _is_unstable(place: int, methods: Sequence[_Answers]) -> bool:
     """Whether most methods are right in some of their seeds and wrong in others."""
-    several = [method for method in methods if len(method.right) > 1]
-    changing = [method for method in several if np.ptp(method.right[:, place].astype(int))]
-    return bool(several) and len(changing) / len(several) > MOST_RUNS
+    with_seeds = [method for method in methods if len(method.is_right) > 1]
+    if not with_seeds:
+        return False
+    changing = [method for method in with_seeds if np.ptp(method.is_right[:, place].astype(int))]
+    return len(changing) / len(with_seeds) > MOST_RUNS
 
 
-def _how_sure(finding: RowFinding) -> tuple[bool, float, float]:
-    """By what rows are sorted whose answers have a probability, the surest first."""
-    agree = finding.same_wrong > MOST_RUNS
-    return not agree, _known(finding.probability), -finding.same_wrong
+def _order_of_classes(finding: RowFinding) -> tuple[bool, float, float]:
+    """The key to sort rows whose answers have a probability: labels most surely wrong come first.
+
+    First those to which most runs give one wrong answer; then the least probability of the right
+    answer; then the largest share of runs with the same wrong one.
+    """
+    most_agree = finding.same_wrong > MOST_RUNS
+    return not most_agree, _probability_to_sort(finding), -finding.same_wrong
 
 
-def _how_sure_of_texts(finding: RowFinding) -> tuple[float, float]:
-    """By what rows with written answers are sorted, the surest first."""
-    return -finding.same_wrong, _known(finding.probability)
+def _order_of_texts(finding: RowFinding) -> tuple[float, float]:
+    """The key to sort rows with written answers: labels most surely wrong come first.
+
+    First the largest share of runs with the same wrong answer; then the least probability.
+    """
+    return -finding.same_wrong, _probability_to_sort(finding)
 
 
-def _known(probability: float | None) -> float:
-    """A probability; where there is none, it puts no row before others."""
-    return 1.0 if probability is None else probability
+def _probability_to_sort(finding: RowFinding) -> float:
+    """The probability of a row's right answer; an unknown one puts no row before others."""
+    if finding.probability is None:
+        return 1.0
+    return finding.probability
