@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lorada.compare.held_out_rows import AskedRow
 from lorada.compare.read_results import CandidateResult, RowKey
 from lorada.compare.row_findings import answer_texts, right_or_wrong
-from lorada.data.scoring.metrics import set_f1
+from lorada.data.scoring.metrics import set_f1, set_match
 from lorada.decision.run_variances import Scores
 from lorada.decision.statistics import by_group, mean_score
 from lorada.support.majority import majority
@@ -72,7 +72,7 @@ def votes(
     *,
     share: bool = False,
 ) -> list[Vote]:
-    """The vote of each candidate that has two runs or more; none where runs cannot vote.
+    """Let the runs of each candidate vote, if it has two or more; none where runs cannot vote.
 
     Args:
         candidates: the candidates.
@@ -86,69 +86,86 @@ def votes(
     for candidate in candidates:
         if len(candidate.runs) < 2 or len(keys) < 2:
             continue
-        voted = vote_scores(candidate, keys, rows, rows_metric(metric))
-        if voted is not None:
-            all_votes.append(vote_of(candidate.label, voted, candidate.scores, groups, share=share))
+        vote = vote_scores(candidate, keys, rows, rows_metric(metric))
+        if vote is not None:
+            all_votes.append(vote_of(candidate.label, vote, candidate.scores, groups, share=share))
     return all_votes
 
 
 def vote_scores(
-    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], by: str
+    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], metric: str
 ) -> VoteScores | None:
-    """The score of each row by the vote of a candidate's runs, in the metric ``by`` of rows.
+    """Let a candidate's runs vote on each row, and score what they answer together.
 
-    None where there is nothing to vote on: a loss is of no answer, and long texts are all unlike.
+    Numbers are averaged, each of several labels is decided by the majority, two classes by the mean
+    probability if it is known, and other answers by the majority.
+
+    Args:
+        candidate: whose runs vote.
+        keys: the held-out rows, in the order of the columns of all scores.
+        rows: the same with their right answers.
+        metric: that rows are scored by.
+
+    Returns:
+        None where there is nothing to vote on: a loss is of no answer, and long texts are all
+        unlike.
     """
     result = candidate.first_run.result
     form: Form = result.form
-    if by == LOSS:
+    if metric == LOSS:
         return None
     if form == "score":
-        return VoteScores(MEAN, _of_numbers(candidate, keys, rows, by)) if by == ERROR else None
+        if metric != ERROR:
+            return None
+        return VoteScores(MEAN, _score_mean_numbers(candidate, keys, rows, metric))
     if form == "labels":
-        return VoteScores(MAJORITY, _of_label_sets(candidate, keys, rows, by))
+        return VoteScores(MAJORITY, _score_common_labels(candidate, keys, rows, metric))
     # A summary is written otherwise by each run; what is right or wrong is short enough to agree.
     if form in FREE and right_or_wrong([candidate], keys) is None:
         return None
     two_classes = form == "label" and len(result.labels) == 2
     if two_classes and np.isfinite(candidate.losses).all():
-        chosen = _by_probability(candidate, keys)
-        by_vote = PROBABILITY
+        winning_runs = _runs_on_likelier_side(candidate)
+        decided_by = PROBABILITY
     else:
-        chosen = np.array(majority(answer_texts(candidate, keys)), dtype=np.int64)
-        by_vote = MAJORITY
+        winning_runs = np.array(majority(answer_texts(candidate, keys)), dtype=np.int64)
+        decided_by = MAJORITY
     # The vote's answer is that of one of the runs, whose score it has.
-    return VoteScores(by_vote, candidate.scores[chosen, np.arange(len(keys))])
+    return VoteScores(decided_by, candidate.scores[winning_runs, np.arange(len(keys))])
 
 
-def _by_probability(candidate: CandidateResult, keys: Sequence[RowKey]) -> NDArray[np.int64]:
-    """Of each row the run that is on the side of the mean probability of two classes.
+def _runs_on_likelier_side(candidate: CandidateResult) -> NDArray[np.int64]:
+    """Of each row the place of a run that gave the class with the higher mean probability, of two.
 
     The loss is minus the logarithm of the right class's probability, and the other class has the
     rest, so the mean says which is likelier without a look at the right answer.
     """
-    likely = np.exp(-candidate.losses)
-    votes_right = likely.mean(axis=0) > 0.5
+    probability_of_right = np.exp(-candidate.losses)  # runs × rows
+    right_is_likelier = probability_of_right.mean(axis=0) > 0.5
     # The run that is surest of the right class has it if the mean has it; the other way round too.
-    surest, least_sure = likely.argmax(axis=0), likely.argmin(axis=0)
-    chosen: NDArray[np.int64] = np.where(votes_right, surest, least_sure).astype(np.int64)
-    return chosen
+    surest = probability_of_right.argmax(axis=0)
+    least_sure = probability_of_right.argmin(axis=0)
+    runs: NDArray[np.int64] = np.where(right_is_likelier, surest, least_sure).astype(np.int64)
+    return runs
 
 
-def _of_numbers(
-    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], by: str
+def _score_mean_numbers(
+    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], metric: str
 ) -> Scores:
-    answers = [[float(str(run.predictions[key].answer)) for key in keys] for run in candidate.runs]
+    """The score of each row if the mean of the numbers that the runs answer is the answer."""
+    answers = []  # runs × rows
+    for run in candidate.runs:
+        answers.append([float(str(run.predictions[key].answer)) for key in keys])
     right = np.array([float(str(row.right)) for row in rows])
     errors = np.abs(np.mean(answers, axis=0) - right)
-    scores: Scores = np.array([as_score(float(error), by) for error in errors])
+    scores: Scores = np.array([as_score(float(error), metric) for error in errors])
     return scores
 
 
-def _of_label_sets(
-    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], by: str
+def _score_common_labels(
+    candidate: CandidateResult, keys: Sequence[RowKey], rows: Sequence[AskedRow], metric: str
 ) -> Scores:
-    """Each label that more than half of the runs give, scored as one answer would be."""
+    """The score of each row if all labels that more than half of the runs give are the answer."""
     scores = []
     for key, row in zip(keys, rows, strict=True):
         counts: Counter[str] = Counter()
@@ -156,18 +173,21 @@ def _of_label_sets(
             counts.update(_labels_of(run.predictions[key].answer))
         labels = [label for label, count in counts.items() if 2 * count > len(candidate.runs)]
         right = row.right if isinstance(row.right, list) else []
-        exact = 100.0 * (set(labels) == set(right))
-        scores.append(set_f1(labels, right) if by == "f1" else exact)
+        if metric == "f1":
+            scores.append(set_f1(labels, right))
+        else:
+            scores.append(set_match(labels, right))
     return np.array(scores)
 
 
 def _labels_of(answer: Any) -> set[str]:
+    """The labels in an answer, each once; none if it is no list."""
     return set(answer) if isinstance(answer, list) else set()
 
 
 def vote_of(
     label: str,
-    voted: VoteScores,
+    vote: VoteScores,
     scores: Scores,
     groups: Sequence[str] | None = None,
     *,
@@ -177,9 +197,17 @@ def vote_of(
 
     The intervals are of what these very runs score on other rows, as these are what will vote. What
     other runs of the method would do together cannot be seen from one vote.
+
+    Args:
+        label: of the candidate.
+        vote: the score of each row by the vote of its runs.
+        scores: of the single runs, runs × rows.
+        groups: of each row; None if rows have none.
+        share: whether scores lie between 0 and 100.
     """
-    by_row = scores.mean(axis=0)
-    together, gains = voted.rows[None], (voted.rows - by_row)[None]
+    of_single_runs = scores.mean(axis=0)  # of each row
+    # As tables of one run: the error of their means then comes from the rows alone.
+    together, gains = vote.rows[None], (vote.rows - of_single_runs)[None]
     if groups is not None:
         together, gains = by_group(together, groups), by_group(gains, groups)
     low, high = mean_score(together, share=share).interval()
@@ -188,7 +216,7 @@ def vote_of(
     gain = mean_score(gains)
     gain_low, gain_high = gain.interval()
     return Vote(
-        method=label, by=voted.by, runs=len(scores), alone=float(by_row.mean()),
-        score=float(voted.rows.mean()), low=low, high=high,
+        method=label, by=vote.by, runs=len(scores), alone=float(of_single_runs.mean()),
+        score=float(vote.rows.mean()), low=low, high=high,
         gain=gain.value, gain_low=gain_low, gain_high=gain_high,
     )  # fmt: skip
