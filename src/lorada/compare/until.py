@@ -26,14 +26,19 @@ from lorada.decision.statistics import by_group
 
 
 def next_method(
-    scores: Mapping[str, Scores], until: float, open_: Collection[str], running: Sequence[str] = ()
+    scores: Mapping[str, Scores],
+    until: float,
+    methods_left: Collection[str],
+    running: Sequence[str] = (),
 ) -> str | None:
-    """The method whose run is next; None if no other is worth it, or none is left.
+    """Choose between the leader and its challenger whose run is next; None if no run is.
+
+    No run follows where the least expected loss is small enough, and where neither has runs left.
 
     Args:
         scores: method → runs × rows, higher is better; of two runs or more for some method.
         until: the expected loss, in the unit of the scores, that is small enough.
-        open_: methods that have runs left.
+        methods_left: methods that have runs left.
         running: the method of each run that is on its way; a run of another challenger is next.
     """
     losses = dict(zip(scores, expected_losses(list(scores.values())), strict=True))
@@ -41,10 +46,10 @@ def next_method(
     if losses[leader] <= until:
         return None
     candidates = []
-    challenger = _challenger(scores, leader, open_, running)
+    challenger = _challenger(scores, leader, methods_left, running)
     if challenger is not None:
         candidates.append(challenger)
-    if leader in open_:
+    if leader in methods_left:
         candidates.append(leader)
     # Of equal ones the challenger, which is the first.
     variance_falls = _variance_falls(scores, running)
@@ -52,15 +57,16 @@ def next_method(
 
 
 def _challenger(
-    scores: Mapping[str, Scores], leader: str, open_: Collection[str], running: Sequence[str]
+    scores: Mapping[str, Scores], leader: str, methods_left: Collection[str], running: Sequence[str]
 ) -> str | None:
     """The method with the largest expected gain over the leader; None if none has runs left.
 
-    One of which no run is on its way comes before all others.
+    One of which no run is on its way comes before all others. The arguments are those of
+    ``next_method``.
     """
     gains = {}
     for name in scores:
-        if name in open_ and name != leader:
+        if name in methods_left and name != leader:
             # Of these two alone, what is lost by taking the leader is what the other would gain.
             loss_of_leader, _ = expected_losses([scores[leader], scores[name]])
             gains[name] = float(loss_of_leader)
@@ -69,13 +75,19 @@ def _challenger(
 
 
 def _variance_falls(scores: Mapping[str, Scores], running: Sequence[str]) -> dict[str, float]:
-    """By how much one more run lowers the variance of each method's mean."""
+    """Method → by how much one more run lowers the variance of its mean.
+
+    Runs that are on their way count as finished: their scores will lower it before this one does.
+    """
     common = Common.of(list(scores.values()))
     falls = {}
-    for name, runs in scores.items():
-        own = Runs.of(runs)
-        between = own.between if common is None else common.moderate(own).between
-        count = len(runs) + list(running).count(name)
+    for name, table in scores.items():
+        variances = Runs.of(table)
+        if common is not None:  # a few runs borrow how much runs vary from other methods
+            variances = common.moderate(variances)
+        between = variances.between
+        count = len(table) + list(running).count(name)
+        # between / count - between / (count + 1)
         falls[name] = between / (count * (count + 1))
     return falls
 
@@ -90,15 +102,25 @@ class Until:
     runs: Mapping[str, int]
 
     def __call__(self, ready: Sequence[Job], running: Collection[str]) -> Job | None:
-        """The next of the jobs that are ready: searches, then the first runs of each candidate."""
+        """Pick the job to start next; None to wait for one that is running, or to end.
+
+        Searches for a learning rate come first, then the first runs of each candidate. Once those
+        are scored, the expected losses decide.
+
+        Args:
+            ready: jobs that can start.
+            running: names of jobs that are on their way.
+        """
         comparison = read_comparison(self.folder)
         running_places = [self.runs[name] for name in running if name in self.runs]
-        runs_begun = []
+        runs_started = []  # of each candidate, those that are finished or on their way
         for place, candidate in enumerate(comparison.candidates):
-            runs_begun.append(len(candidate.runs) + running_places.count(place))
+            runs_started.append(len(candidate.runs) + running_places.count(place))
         for job in ready:
-            if job.name not in self.runs or runs_begun[self.runs[job.name]] < LEAST_RUNS:
+            is_search = job.name not in self.runs
+            if is_search or runs_started[self.runs[job.name]] < LEAST_RUNS:
                 return job
+
         # The choice between the others needs the first runs of all, and the end of all searches.
         runs_scored = [len(candidate.runs) for candidate in comparison.candidates]
         waits_for_runs = any(runs_scored[place] < LEAST_RUNS for place in running_places)
@@ -106,16 +128,20 @@ class Until:
         if waits_for_runs or waits_for_searches:
             return None
         scores = _scores_by_place(comparison)
-        if not any(len(table) > 1 for table in scores.values()):
+        if not any(len(table) > 1 for table in scores.values()):  # then no loss is known
             return ready[0] if ready else None
+
         # Of several jobs of one candidate the first one is kept, as the last one to be put there.
         job_of_place = {str(self.runs[job.name]): job for job in reversed(ready)}
-        chosen = next_method(scores, self.until, job_of_place, [*map(str, running_places)])
-        return None if chosen is None else job_of_place[chosen]
+        running_names = [str(place) for place in running_places]
+        place_of_next = next_method(scores, self.until, job_of_place, running_names)
+        if place_of_next is None:
+            return None
+        return job_of_place[place_of_next]
 
 
 def _scores_by_place(comparison: Results) -> dict[str, Scores]:
-    """Place of each candidate that has runs → its scores, of each row or group."""
+    """Place of each candidate that has runs, as a text → its scores, runs × rows (or groups)."""
     scores = {}
     for place, candidate in enumerate(comparison.candidates):
         if not candidate.runs:
