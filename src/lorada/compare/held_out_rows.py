@@ -50,12 +50,12 @@ def form_of(results: Results) -> Form:
     Raises:
         ValueError: if no run is finished.
     """
-    form: Form = _finished(results).first_run.result.form
+    form: Form = _first_finished(results).first_run.result.form
     return form
 
 
 def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey, AskedRow]:
-    """The held-out rows of a comparison, by their names and numbers.
+    """The text and right answer of each held-out row, from what runs stored or from the files.
 
     Texts that were stored with the answers are taken as they are; the files are read where there
     are none, or ``with_fields``, as only they have all columns.
@@ -76,8 +76,8 @@ def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey
     return _from_files(results)
 
 
-def _finished(results: Results) -> CandidateResult:
-    """The first candidate that has a finished run."""
+def _first_finished(results: Results) -> CandidateResult:
+    """The first candidate that has a finished run; refuses a comparison without one."""
     for candidate in results.candidates:
         if candidate.runs:
             return candidate
@@ -92,45 +92,54 @@ def stored_texts(results: Results) -> dict[RowKey, AskedRow]:
     texts: dict[RowKey, AskedRow] = {}
     for candidate in results.candidates:
         for run in candidate.runs:
-            for row in results.rows:
-                stored = run.predictions[row]
-                if stored.text is not None and stored.right is not None:
-                    texts[row] = AskedRow(str(stored.text), stored.right)
+            for key in results.rows:
+                prediction = run.predictions[key]
+                if prediction.text is not None and prediction.right is not None:
+                    texts[key] = AskedRow(str(prediction.text), prediction.right)
     return texts
 
 
 def _from_files(results: Results) -> dict[RowKey, AskedRow]:
-    candidate = _finished(results)
+    """Read the held-out rows again, as the first finished run was asked them.
+
+    Refuses files that are gone, and rows that are not those of the comparison.
+    """
+    candidate = _first_finished(results)
     recipe = results.asked.run_recipe(candidate.method, "-")
     result = candidate.first_run.result
     try:
         sets = _sets_of_rows(results, recipe, result)
     except (ValueError, OSError) as error:
-        raise _changed(results, str(error)) from error
-    known: dict[RowKey, AskedRow] = {}
+        raise _changed_rows_error(results, str(error)) from error
+    asked_rows: dict[RowKey, AskedRow] = {}
     for name, rows in sets.items():
+        # A benchmark may have parts that this comparison was not scored on.
         if name not in results.plan.held_out:
             continue
         if rows.fingerprint != results.plan.held_out[name].sha256:
-            raise _changed(results, f"{rows.path} has other rows now")
+            raise _changed_rows_error(results, f"{rows.path} has other rows now")
         columns = _columns(rows, recipe)
         for index, row in enumerate(rows.rows):
             fields = columns[index] if columns else row
-            key = (name, rows.number(index))
-            known[key] = AskedRow(text_of(row, rows.form), right_answer(row, rows.form), fields)
-    missing = [row for row in results.rows if row not in known]
+            text, right = text_of(row, rows.form), right_answer(row, rows.form)
+            asked_rows[name, rows.number(index)] = AskedRow(text, right, fields)
+    missing = [key for key in results.rows if key not in asked_rows]
     if missing:
         name, number = missing[0]
-        raise _changed(results, f"row {number} of {name} is not there")
-    return known
+        raise _changed_rows_error(results, f"row {number} of {name} is not there")
+    return asked_rows
 
 
 def _sets_of_rows(results: Results, recipe: Recipe, result: RunResult) -> dict[str, Rows]:
-    """The rows to score, by the names that scores have."""
+    """Read the rows to score: name of a set, as scores have it → its rows.
+
+    A user's own rows are one set. A benchmark may have several, and is read as each kind of model
+    is asked it, until the fingerprints are those of the comparison.
+    """
     if recipe.task == JSONL:
         return {str(results.asked.held_out): rows_to_score(recipe, result, None)}
     # How a benchmark is asked depends on the kind of the model, which no result names; the
-    # fingerprints say which of them it was.
+    # fingerprints say which of them it was. Some kinds have no such rows at all.
     error: ValueError | None = None
     for kind in ANY_KIND:
         try:
@@ -150,11 +159,13 @@ def _columns(rows: Rows, recipe: Recipe) -> list[Row]:
         return rows.read
     if recipe.task != JSONL:
         return []
-    in_files = read_rows(rows.path)
-    return [in_files[rows.number(index) - 1] for index in range(len(rows.rows))]
+    # Rows that are a share of a file keep the numbers that they have in it, from 1.
+    rows_of_file = read_rows(rows.path)
+    return [rows_of_file[rows.number(index) - 1] for index in range(len(rows.rows))]
 
 
-def _changed(results: Results, why: str) -> ValueError:
+def _changed_rows_error(results: Results, why: str) -> ValueError:
+    """An error (returned, not raised) for rows that are not as they were."""
     return ValueError(
         f"the held-out rows of {results.folder} are not as they were ({why}): put the files back, "
         "or compare again with --with-text, which keeps them"
