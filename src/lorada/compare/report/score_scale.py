@@ -47,16 +47,23 @@ ERRORS = Scale("mean error", "the unit of the rows, less is better")
 
 
 def scale_of(metric: str, own_unit: str) -> Scale:
-    """How scores by a metric are written; ``own_unit`` is that of a user's function, if known."""
-    by = rows_metric(metric)
-    if by == LOSS:
+    """How scores by a metric are written: losses, errors, percent, or what a user's function gives.
+
+    Args:
+        metric: that methods are compared by.
+        own_unit: of the scores of a user's function; empty if it is not known.
+    """
+    metric_of_rows = rows_metric(metric)
+    if metric_of_rows == LOSS:
         return LOSSES
-    if by == ERROR:
+    if metric_of_rows == ERROR:
         return ERRORS
-    if CODE not in by or own_unit == PERCENT_UNIT:
+    is_own_function = CODE in metric_of_rows  # FILE.py:FUNCTION
+    if not is_own_function or own_unit == PERCENT_UNIT:
         return PERCENT
-    behind = f" {own_unit}" if own_unit else ""
-    return Scale("score", own_unit or f"what {by} gives", behind, behind)
+    if not own_unit:
+        return Scale("score", f"what {metric_of_rows} gives")
+    return Scale("score", own_unit, f" {own_unit}", f" {own_unit}")
 
 
 def windows_overlap(metric: str) -> bool:
