@@ -49,7 +49,9 @@ class RowsSummary:
 
 
 def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
-    """Find the rows, slices and votes of a comparison.
+    """Find the rows to look at, the slices and the votes of a comparison, and say what stands out.
+
+    Scores are turned last, so that losses and errors are as users know them.
 
     Args:
         results: the comparison, finished or not.
@@ -61,29 +63,32 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
     """
     rows = read_held_out(results, with_fields=bool(fields))
     summary = summarize(results)
-    in_order = [rows[key] for key in results.rows]
+    rows_in_order = [rows[key] for key in results.rows]  # as the columns of all scores
     is_share = summary.scale is PERCENT
     findings = find_rows(results, rows)
     if findings is not None:
+        # A user calls the rows by their file's name, without its folder.
         named = [replace(row, rows=shown_name(results, row.rows)) for row in findings.rows]
         findings = replace(findings, rows=tuple(named))
     slices: list[SliceScore] = []
-    if len(in_order) > 1:
+    if len(rows_in_order) > 1:
         slices = score_slices(
-            slices_of(in_order, form_of(results), fields),
+            slices_of(rows_in_order, form_of(results), fields),
             {shown.label: shown.scores for shown in pick_and_next(summary)},
             results.groups,
             share=is_share,
         )
     scored = [line.result for line in summary.scored]
-    voted = votes(scored, results.rows, in_order, summary.metric, results.groups, share=is_share)
-    sentences = [*_of_findings(findings, summary.metric), *_of_slices(slices, summary)]
+    all_votes = votes(
+        scored, results.rows, rows_in_order, summary.metric, results.groups, share=is_share
+    )
+    sentences = [*_finding_sentences(findings, summary.metric), *_slice_sentences(slices, summary)]
     return RowsSummary(
         summary.metric,
         tuple(sentences),
         findings,
         tuple(_slice_as_shown(part, summary.metric) for part in slices),
-        tuple(_vote_as_shown(vote, summary.metric) for vote in voted),
+        tuple(_vote_as_shown(vote, summary.metric) for vote in all_votes),
     )
 
 
@@ -95,45 +100,53 @@ def pick_and_next(summary: Summary) -> list[CandidateResult]:
     return [*pick, *others][:SHOWN_METHODS]
 
 
-def _of_findings(findings: RowFindings | None, metric: str) -> list[str]:
-    """What single rows show, in sentences."""
+def _finding_sentences(findings: RowFindings | None, metric: str) -> list[str]:
+    """What single rows show: how many are wrong everywhere, answered alike, divided, unstable.
+
+    Where answers are neither right nor wrong (None), one sentence says so.
+    """
     if findings is None:
         name = metric.replace("_", " ")
         return [f"By {name} no answer is right or wrong, so no rows are listed."]
-    everywhere = findings.of("wrong everywhere")
-    alike = [row for row in everywhere if row.same_wrong == 1]
-    runs = f"all {findings.runs} runs of {counted(findings.methods, 'method')}"
-    if findings.runs == 1:
-        runs = "the only run"
-    rows = counted(findings.scored, "held-out row")
-    first = f"Of {rows}, {len(everywhere)} {_be(len(everywhere))} wrong in {runs}"
-    if len(everywhere) > MOST_ROWS * findings.scored:
-        first += ": what learned so little says little of labels"
-    elif alike:
-        how_many = "all" if len(alike) == len(everywhere) else str(len(alike))
-        first += f", {how_many} of them with the same answer: look at these labels first"
-    sentences = [f"{first}."]
-    unstable = _count(findings, "unstable")
-    sentences.append(
-        f"Most runs give the same wrong answer to {counted(_count(findings, 'same'), 'row')}; "
-        f"methods differ on {_count(findings, 'differ')}; {unstable} {_be(unstable)} right "
-        "with some seeds and wrong with others, for most methods."
-    )
+    same_wrong = len(findings.of("same wrong answer"))
+    differ = len(findings.of("methods differ"))
+    unstable = len(findings.of("unstable"))
+    sentences = [
+        _wrong_everywhere_sentence(findings),
+        f"Most runs give the same wrong answer to {counted(same_wrong, 'row')}; methods differ on "
+        f"{differ}; {unstable} {_is_or_are(unstable)} right with some seeds and wrong with others, "
+        "for most methods.",
+    ]
     if findings.rows:
         sentences.append(HELD_OUT_ONLY)
     return sentences
 
 
-def _be(count: int) -> str:
+def _wrong_everywhere_sentence(findings: RowFindings) -> str:
+    """How many rows are wrong in all runs, and whether their labels are worth a look."""
+    everywhere = findings.of("wrong everywhere")
+    answered_alike = [row for row in everywhere if row.same_wrong == 1]
+    runs = f"all {findings.runs} runs of {counted(findings.methods, 'method')}"
+    if findings.runs == 1:
+        runs = "the only run"
+    rows = counted(findings.scored, "held-out row")
+    sentence = f"Of {rows}, {len(everywhere)} {_is_or_are(len(everywhere))} wrong in {runs}"
+    if len(everywhere) > MOST_ROWS * findings.scored:
+        return f"{sentence}: what learned so little says little of labels."
+    if not answered_alike:
+        return f"{sentence}."
+    how_many = str(len(answered_alike))
+    if len(answered_alike) == len(everywhere):
+        how_many = "all"
+    return f"{sentence}, {how_many} of them with the same answer: look at these labels first."
+
+
+def _is_or_are(count: int) -> str:
+    """The verb behind a number of rows."""
     return "is" if count == 1 else "are"
 
 
-def _count(findings: RowFindings, what: str) -> int:
-    names = {"same": "same wrong answer", "differ": "methods differ", "unstable": "unstable"}
-    return sum(names[what] in row.findings for row in findings.rows)
-
-
-def _of_slices(slices: Sequence[SliceScore], summary: Summary) -> list[str]:
+def _slice_sentences(slices: Sequence[SliceScore], summary: Summary) -> list[str]:
     """A sentence for each slice that is significantly worse than the rest."""
     sentences = []
     for part in slices:
@@ -150,17 +163,19 @@ def _of_slices(slices: Sequence[SliceScore], summary: Summary) -> list[str]:
 
 
 def _score_in_words(score: float, summary: Summary) -> str:
+    """A score, higher for the better one, with its unit and as users know it."""
     return summary.scale.score(as_score(score, summary.metric))
 
 
 def _slice_as_shown(part: SliceScore, metric: str) -> SliceScore:
+    """A slice's scores as users know them: those of a loss or an error are turned."""
     if not lower_is_better(metric):
         return part
     return replace(part, score=-part.score, low=-part.high, high=-part.low, rest=-part.rest)
 
 
 def _vote_as_shown(vote: Vote, metric: str) -> Vote:
-    """A vote in the unit of the metric; what it gains stays a gain."""
+    """A vote's scores as users know them: of a loss or an error turned; a gain stays a gain."""
     if not lower_is_better(metric):
         return vote
     return replace(vote, score=-vote.score, low=-vote.high, high=-vote.low, alone=-vote.alone)
@@ -172,6 +187,7 @@ def rows_csv(findings: RowFindings) -> str:
 
 
 def _cells(row: RowFinding) -> list[str | int | float]:
+    """The cells of a row in the order of ``COLUMNS``."""
     probability = "" if row.probability is None else round(row.probability, 4)
     return [
         row.row, row.text, row.right, row.wrong_answer, round(row.same_wrong, 4), row.wrong_runs,
