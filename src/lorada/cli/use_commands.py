@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorada.cli import options as opt
+from lorada.cli.questions import Questions, folders_of, load_to_answer, vote_on
 from lorada.cli.shared import (
     app,
     console,
@@ -27,7 +28,6 @@ from lorada.cli.shared import (
     suggest,
     suggest_scoring,
 )
-from lorada.cli.voting import folders_of, voted_answers
 from lorada.support.error_messages import unknown_name
 from lorada.support.files import refuse_there
 from lorada.support.in_words import answer_in_words, counted
@@ -179,17 +179,24 @@ def _value_cell(metric: str, scores: Mapping[str, Any]) -> str:
 def _commonest_cell(metric: str, scores: Mapping[str, Any]) -> str:
     """What the commonest answer scores by a metric; empty where it was not scored."""
     commonest = scores.get("commonest") or {}
-    return _format_value(commonest[metric]) if metric in commonest else ""
+    if metric not in commonest:
+        return ""
+    return _format_value(commonest[metric])
 
 
 def _format_value(value: Any) -> str:
+    """A value as a cell: numbers with three decimals, others as they are, None as undefined."""
     if value is None:
         return "undefined"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _print_remarks(prefix: str, scores: Mapping[str, Any]) -> None:
-    """Print in sentences what the table of a task does not show; ``prefix`` names the task."""
+    """Print in sentences what the table of a task does not show; ``prefix`` names the task.
+
+    These are the commonest answer, rows without a loss, answers that were cut, and rows that were
+    not found.
+    """
     commonest = scores.get("commonest")
     if commonest:
         answer = shorten(answer_in_words(commonest["answer"]), MAX_LETTERS, placeholder=" …")
@@ -321,6 +328,7 @@ def _show_answer(write: Callable[..., object]) -> None:
 
 
 def _show_piece(piece: str) -> None:
+    """Print a piece of an answer at once, without a line's end."""
     print(piece, end="", flush=True)  # as it is: rich would make blanks of tabs
 
 
@@ -342,42 +350,27 @@ def predict(
 ) -> None:
     """Label, score or answer texts with a finished run, or by the vote of several."""
     opt.refuse_columns(columns, data)
-    texts = text or []
+    questions = Questions(text or [], data, columns)
     folders = folders_of(run)
-    for folder in folders:
-        recipe = _recipe_to_predict(folder, texts, data, output, overwrite=overwrite)
+    for folder in folders:  # all, before the first one is loaded
+        _check_predict(folder, questions, output, overwrite=overwrite)
     if len(folders) > 1:
-        input_rows, answers = voted_answers(
-            folders, texts, data, columns, max_new_tokens, output,
+        input_rows, answers = vote_on(
+            questions, folders, max_new_tokens, output,
             overwrite=overwrite, remote=remote, quiet=as_json,
         )  # fmt: skip
-        _show_vote(run, input_rows, answers, texts, data, output, as_json=as_json)
+        _show_vote(run, questions, input_rows, answers, output, as_json=as_json)
         return
-    loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=as_json)
-    from lorada.data.files.read_rows import read_rows
-    from lorada.data.rows.own_rows import rows_to_answer
-    from lorada.inference.generate import say_cut, with_limit
-    from lorada.inference.predict import beside, predict
+    loaded = load_to_answer(run, max_new_tokens, remote=remote, quiet=as_json)
+    from lorada.inference.generate import say_cut
+    from lorada.inference.predict import predict
 
-    loaded = with_limit(loaded, max_new_tokens)
-    if data is None:
-        input_rows = [{"text": text} for text in texts]
-        recipe_columns = None  # of files alone
-    else:
-        input_rows = read_rows(data)
-        recipe_columns = recipe.columns
-    rows = rows_to_answer(
-        input_rows, data or "--text", loaded.form, loaded.labels, columns, recipe_columns,
-        pairs=loaded.pairs,
-    )  # fmt: skip
+    input_rows = questions.read()
+    rows = questions.rows_for(loaded, input_rows)
     if output is None:
         answers = list(chain.from_iterable(predict(loaded, rows)))
         say_cut(loaded, [answer.get("cut", False) for answer in answers])
-        if as_json:
-            print_json(beside(input_rows, answers))
-            return
-        _show_answers(answers, texts)
-        suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
+        _print_answers(run, questions, input_rows, answers, as_json=as_json)
         return
     _predict_to_file(run, loaded, rows, input_rows, output, overwrite=overwrite, as_json=as_json)
 
@@ -415,46 +408,64 @@ def _predict_to_file(
 
 def _show_vote(
     runs: Path,
+    questions: Questions,
     input_rows: list[Any],
     answers: list[Any],
-    texts: list[str],
-    data: str | None,
     output: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    """Print what several runs have answered together, or where it was written."""
-    from lorada.inference.predict import beside
+    """Print what several runs have answered together, or where it was written, and what is next.
 
-    if output is not None and as_json:
+    Args:
+        runs: the folders as the user names them, ``RUN,RUN``.
+        questions: what was asked.
+        input_rows: the rows as they were read.
+        answers: one to each.
+        output: the file that they were written to; None for none.
+        as_json: whether to print for programs.
+    """
+    if output is None:
+        _print_answers(runs, questions, input_rows, answers, as_json=as_json)
+    elif as_json:
         print_json({"output": str(output), "rows": len(answers)})
-    elif output is not None:
+    else:
         say(f"{output}: {counted(len(answers), 'row')}")
         suggest("export", folders_of(runs)[0], "DIR")
-    elif as_json:
+
+
+def _print_answers(
+    runs: Path, questions: Questions, input_rows: list[Any], answers: list[Any], *, as_json: bool
+) -> None:
+    """Print answers that go to no file: as JSON beside their rows, or as a table and what is next.
+
+    ``runs`` is the run, or ``RUN,RUN``, as the user names it.
+    """
+    from lorada.inference.predict import beside
+
+    if as_json:
         print_json(beside(input_rows, answers))
-    else:
-        _show_answers(answers, texts)
-        suggest("predict", runs, "--data", data or "FILE", "--output", "answers.csv")
+        return
+    _show_answers(answers, questions.texts)
+    suggest("predict", runs, "--data", questions.data or "FILE", "--output", "answers.csv")
 
 
-def _recipe_to_predict(
-    run: Path, texts: list[str], data: str | None, output: Path | None, *, overwrite: bool
-) -> Any:
-    """The recipe of a finished run, after a check of the options of ``lorada predict``."""
+def _check_predict(
+    run: Path, questions: Questions, output: Path | None, *, overwrite: bool
+) -> None:
+    """Refuse, before torch loads, an unfinished run, missing rows, and an output of no use."""
     from lorada.data.files.read_rows import refuse_missing
     from lorada.runs.folder import finished_run
 
-    recipe = finished_run(run)
-    if bool(texts) == (data is not None):  # both or neither
+    finished_run(run)
+    if bool(questions.texts) == (questions.data is not None):  # both or neither
         raise ValueError("pass either --text TEXT or --data FILE")
     if output is not None:
         if output.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--output {output} is neither a .jsonl nor a .csv file: rename it")
         refuse_there(output, overwrite=overwrite)
-    if data is not None:
-        refuse_missing(data)
-    return recipe
+    if questions.data is not None:
+        refuse_missing(questions.data)
 
 
 def _show_answers(answers: list[dict[str, Any]], texts: list[str]) -> None:
