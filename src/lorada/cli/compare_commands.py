@@ -1,7 +1,7 @@
 """The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from lorada.cli import options as opt
+from lorada.cli.score_table import ScoreLine, show_scores
 from lorada.cli.shared import (
     app,
     console,
@@ -29,16 +30,12 @@ from lorada.cli.use_commands import predict
 from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line, unknown_name
 from lorada.support.files import as_typed
 from lorada.support.in_words import counted, duration
-from lorada.support.tables import NOTHING
 
 if TYPE_CHECKING:
     from lorada.compare.forecast import CandidateForecast, Forecast
     from lorada.compare.report.summarize_comparison import Summary
     from lorada.decision.decision_record import Decision
     from lorada.decision.read_scores import ScoreTable
-    from lorada.decision.score_format import ScoreFormat
-
-NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 
 
 Methods = Annotated[
@@ -69,20 +66,6 @@ Text = Annotated[
 ]
 
 SHARED = "Methods that share a letter of a group are not significantly different"
-
-
-@dataclass(frozen=True)
-class ScoreLine:
-    """A line of the table of scores, of a method or of what needs no training."""
-
-    name: str
-    score: float | None
-    low: float | None = None  # ends of its 95 % interval
-    high: float | None = None
-    letters: str = ""
-    expected_loss: float | None = None
-    parameters: float | None = None  # that are trained
-    mark: str = ""  # what is decided of it
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
@@ -160,16 +143,23 @@ def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> P
 def _new_comparison(
     pairs: list[str], recipe_options: dict[str, Any], comparison_options: dict[str, Any]
 ) -> Any:
-    """The ``Comparison`` that options describe; most mistakes are found before torch is loaded."""
+    """The ``Comparison`` that options describe; most mistakes are found before torch is loaded.
+
+    Args:
+        pairs: settings ``key=value`` of the trainings.
+        recipe_options: options that a recipe has; None for one that is not given.
+        comparison_options: options of the comparison itself, likewise.
+    """
     from lorada.compare import spec
     from lorada.data.files.read_rows import HELD_OUT
     from lorada.training.load_recipe import read_recipe
 
-    shared = read_recipe(None, pairs, {**recipe_options, **spec.FIXED})
-    held_out = spec.comparison_of(shared.recipe, comparison_options).held_out
-    check_inputs(shared.recipe, held_out, HELD_OUT, resumed=False)
+    draft = read_recipe(None, pairs, {**recipe_options, **spec.FIXED})
+    # A first, unchecked comparison knows the held-out rows, so that missing files are seen early.
+    held_out = spec.comparison_of(draft.recipe, comparison_options).held_out
+    check_inputs(draft.recipe, held_out, HELD_OUT, resumed=False)
     with importing():  # settings are checked against PEFT's and transformers' classes
-        return spec.comparison_of(shared.complete(), comparison_options)
+        return spec.comparison_of(draft.complete(), comparison_options)
 
 
 def _saved_comparison(
@@ -178,19 +168,33 @@ def _saved_comparison(
     recipe_options: dict[str, Any],
     comparison_options: dict[str, Any],
 ) -> Any:
-    """The ``Comparison`` in a folder, if no option says something else than it does."""
+    """The ``Comparison`` in a folder; refuses options that say something else than it does.
+
+    Args:
+        folder: of the comparison.
+        pairs: settings ``key=value`` of the trainings.
+        recipe_options: options that a recipe has; None for one that is not given.
+        comparison_options: options of the comparison itself, likewise.
+    """
     from lorada.compare import spec
     from lorada.data.files.read_rows import HELD_OUT
 
     saved = spec.saved_comparison(folder)
-    shared = spec.asked_again(saved, pairs, recipe_options)
-    check_inputs(shared.recipe, saved.held_out, HELD_OUT, resumed=True)
+    draft = spec.asked_again(saved, pairs, recipe_options)
+    check_inputs(draft.recipe, saved.held_out, HELD_OUT, resumed=True)
     with importing():
-        return spec.resumed_comparison(folder, saved, shared.complete(), comparison_options)
+        return spec.resumed_comparison(folder, saved, draft.complete(), comparison_options)
 
 
 def _run(comparison: Any, folder: Path, pool: Any, *, overwrite: bool, as_json: bool) -> Any:
-    """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
+    """Run a comparison, and print its report, or how to go on if jobs are left to others.
+
+    Returns:
+        Its summary; None while jobs are left.
+
+    Raises:
+        typer.Exit: with code 2 if a job has failed, after all that is printed.
+    """
     with importing():
         from lorada.compare.run import compare as run_comparison
 
@@ -223,7 +227,16 @@ def _forecast(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Print what a comparison would run, and what it would take."""
+    """Print what a comparison would run, and the time and memory that it would take.
+
+    Args:
+        comparison: what is asked.
+        folder: of it.
+        pool_factory: makes what would run the jobs.
+        gpus_per_job: on this machine, where the time of a job is measured.
+        resume: whether to go on with what is in the folder.
+        as_json: whether to print for programs.
+    """
     with importing():
         from lorada.compare.forecast import forecast
         from lorada.compare.run import planned
@@ -319,31 +332,37 @@ def report(
 
 
 def _needs_rescoring(folder: Path, metric: str) -> bool:
-    """Whether a metric has to be computed from the answers first; refuses one that does not fit."""
+    """Whether a metric is not stored and has to be computed from the answers of the runs first.
+
+    That is so of a user's function, of metrics that are too slow for every run, and of class
+    metrics of written answers. A metric that does not fit the rows of a run is refused.
+    """
     from lorada.data.scoring.row_metrics import LATER, refuse_metric
     from lorada.runs.recipe import JSONL
     from lorada.runs.result import read_result
     from lorada.support.metric_names import CLASS_METRICS, FREE, LOSS
     from lorada.support.row_sources import CODE
 
-    written = False
+    answers_are_written = False
     for path in folder.glob("runs/*/*/*/result.json"):
         result = read_result(path.parent)
         if result.task == JSONL:
             refuse_metric(metric, result.form)
-            written = result.form in FREE
+            answers_are_written = result.form in FREE
         elif metric != LOSS:
             raise ValueError(f"--metric {metric} is for rows of your own: take loss")
-    return CODE in metric or metric in LATER or (written and metric in CLASS_METRICS)
+    if CODE in metric or metric in LATER:
+        return True
+    return answers_are_written and metric in CLASS_METRICS
 
 
 def _show_report(summary: "Summary", reports: list[Path], *, as_json: bool) -> None:
-    """Print the verdict, the table, the files of the report and the next command."""
+    """Print the verdict, the table, sentences on it, the report's files and the next command."""
     if as_json:
         print_json(summary.plain())
         return
     console.print(summary.verdict)
-    _show_scores(summary.scale.title, summary.score_format, _score_lines(summary))
+    show_scores(summary.scale.title, summary.score_format, _score_lines(summary))
     sentences = []
     for line in summary.lines:
         if line.score is None:
@@ -432,14 +451,18 @@ def decide(
     row_count = len(next(iter(table.scores.values()))[0])
     for line in notes:
         console.print(line)
-    console.print(f"• {_tested(row_count, table.groups, decision)}")
+    console.print(f"• {_what_was_tested(row_count, table.groups, decision)}")
     options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
     words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
     suggest("decide", scores, *words, "--json")
 
 
 def _take_baselines(table: "ScoreTable", names: Sequence[str]) -> dict[str, Any]:
-    """The scores of each row of what needs no training, which is no method to choose."""
+    """Take what needs no training out of a table, as it is no method to choose.
+
+    Returns:
+        Name → the score of each row.
+    """
     from lorada.decision.read_scores import baseline_of
 
     baselines = {}
@@ -458,15 +481,17 @@ def _as_words(
     for name in baselines:
         words += ["--baseline", name]
     for option, value in options.items():
-        if value is not None:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        if isinstance(value, float):
+            words += [option, f"{value:g}"]
+        elif value is not None:
+            words += [option, str(value)]
     if lower_is_better:
         words.append("--lower-is-better")
     return words
 
 
 def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> Any:
-    """The scores in a table or in logs of other tools, as ``LogScores``."""
+    """Read the scores in a table or in logs of other tools, as ``LogScores``."""
     from lorada.data.files.read_rows import read_rows
     from lorada.decision.read_logs import LogScores, holds_logs, read_logs
     from lorada.decision.read_scores import read_scores
@@ -480,12 +505,12 @@ def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> An
 
 
 def _show_decision(decision: "Decision") -> None:
-    """Print the sentence and the table of a decision, then scores without training."""
+    """Print a decision's sentence and its table: methods, the best first, then baselines."""
     console.print(decision.sentence)
-    best_is_first = not decision.lower_is_better
-    names = sorted(decision.scores, key=decision.scores.__getitem__, reverse=best_is_first)
+    highest_first = not decision.lower_is_better
+    best_first = sorted(decision.scores, key=decision.scores.__getitem__, reverse=highest_first)
     lines = []
-    for name in names:
+    for name in best_first:
         low, high = decision.intervals[name]
         lines.append(
             ScoreLine(
@@ -495,51 +520,28 @@ def _show_decision(decision: "Decision") -> None:
             )
         )  # fmt: skip
     lines += [ScoreLine(name, score) for name, score in decision.baselines.items()]
-    _show_scores("score", decision.score_format, lines)
+    show_scores("score", decision.score_format, lines)
 
 
-def _tested(row_count: int, groups: Sequence[str] | None, decision: "Decision") -> str:
-    """What was tested, and how to read the letters."""
-    in_groups = "" if groups is None else f" in {len(set(groups))} groups"
+def _what_was_tested(row_count: int, groups: Sequence[str] | None, decision: "Decision") -> str:
+    """How many rows and runs were tested, and how to read the letters or why there are none.
+
+    Args:
+        row_count: of each run.
+        groups: of each row; None where rows are independent.
+        decision: which methods differ.
+    """
+    rows = counted(row_count, "row")
+    if groups is not None:
+        rows += f" in {len(set(groups))} groups"
     fewest, most = min(decision.runs.values()), max(decision.runs.values())
     runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
-    tested = f"{counted(row_count, 'row')}{in_groups}, {runs} of each method"
+    rows_and_runs = f"{rows}, {runs} of each method"
     if any(decision.letters.values()):
-        return f"{tested}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
+        return f"{rows_and_runs}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
     if decision.no_letters in decision.sentence:  # the reason is said above
-        return f"{tested}."
-    return f"{tested}. {decision.no_letters}"
-
-
-def _show_scores(title: str, score_format: "ScoreFormat", lines: Sequence[ScoreLine]) -> None:
-    """Print the table: ``title`` heads the scores."""
-    heads = ["", f"{title} ± 95 %", "group", "expected loss", "parameters", ""]
-    rows = [_score_cells(line, score_format) for line in lines]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("", overflow="fold")  # long names are folded where there is no room
-    for head in heads[1:-1]:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # Numbers are never cut: a narrow terminal gets lines that are too long for it.
-    least_width = min(NAME, widths[0]) + sum(widths[1:]) + 2 * len(widths[1:])
-    table.width = least_width if least_width > console.width else None
-    console.print(table, crop=False)
-
-
-def _score_cells(line: ScoreLine, score_format: "ScoreFormat") -> list[str]:
-    """The cells of a line of the table."""
-    score = NOTHING if line.score is None else score_format.number(line.score)
-    if line.score is not None and line.low is not None and line.high is not None:
-        half_width = max(line.high - line.score, line.score - line.low)
-        score += f" ± {score_format.number(half_width)}"
-    loss = NOTHING
-    if line.expected_loss is not None:
-        loss = score_format.short_loss(line.expected_loss)
-    parameters = NOTHING if line.parameters is None else f"{line.parameters:,.0f}"
-    return [line.name, score, line.letters or NOTHING, loss, parameters, line.mark]
+        return f"{rows_and_runs}."
+    return f"{rows_and_runs}. {decision.no_letters}"
 
 
 # Of the quickstart: what trains three methods on a laptop's processor in minutes.

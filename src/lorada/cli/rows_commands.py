@@ -46,7 +46,7 @@ def rows(
         summary = summarize_rows(read_comparison(folder), by or [])
     findings = summary.findings
     if output is not None:
-        if findings is None:
+        if findings is None:  # the first sentence says why there are none
             raise ValueError(f"--output {output}: {summary.sentences[0]}")
         write_atomic(output, rows_csv(findings))
     if as_json:
@@ -59,21 +59,26 @@ def rows(
     from lorada.compare.report.score_scale import scale_of
 
     decimals = scale_of(summary.metric, "").score_format.decimals
-    form = ".4g" if decimals is None else f".{decimals}f"
+    number_format = ".4g" if decimals is None else f".{decimals}f"
     if summary.slices:
-        _show_slices(summary.slices, form)
+        _show_slices(summary.slices, number_format)
     if summary.votes:
-        _show_votes(summary.votes, form)
+        _show_votes(summary.votes, number_format)
     if output is None:
         suggest("rows", folder, "--output", "rows.csv")
         return
-    say(f"{output}: {counted(len(findings.rows) if findings else 0, 'row')}")
+    row_count = len(findings.rows) if findings else 0
+    say(f"{output}: {counted(row_count, 'row')}")
     suggest("report", folder)
 
 
 @contextmanager
 def _without_notes_on_rows() -> Iterator[None]:
-    """Leave out that no training reads a field: such fields are what parts of rows are named by."""
+    """Keep back, in the ``with`` block, what lorada logs of rows as they are read.
+
+    It would say that no training reads some fields, and such fields are what parts of rows are
+    named by. The level of the log is as before afterwards.
+    """
     rows_logger = logging.getLogger("lorada.data")
     level_before = rows_logger.level
     rows_logger.setLevel(logging.WARNING)
@@ -84,14 +89,14 @@ def _without_notes_on_rows() -> Iterator[None]:
 
 
 def _show_rows(findings: Sequence[Any]) -> None:
-    """Print the rows whose labels are most surely wrong."""
-    shown = findings[:MOST_SHOWN]
+    """Print the first of the rows that runs get wrong, with the commonest wrong answer to each."""
+    first_rows = findings[:MOST_SHOWN]
     table = Table(
         Column("row", justify="right"), "text", "right", "answered",
         Column("by runs", justify="right"), Column("p (right)", justify="right"),
-        title=f"Wrong labels are likeliest at the top ({len(shown)} of {len(findings)} rows)",
+        title=f"Wrong labels are likeliest at the top ({len(first_rows)} of {len(findings)} rows)",
     )  # fmt: skip
-    for row in shown:
+    for row in first_rows:
         texts = [
             shorten(text, LETTERS, placeholder=" …")
             for text in (row.text, row.right, row.wrong_answer)
@@ -101,38 +106,48 @@ def _show_rows(findings: Sequence[Any]) -> None:
     console.print(table)
 
 
-def _show_slices(slices: Sequence[Any], form: str) -> None:
-    """Print what methods score on parts of the rows."""
+def _show_slices(slices: Sequence[Any], number_format: str) -> None:
+    """Print what methods score on parts of the rows: a line for each part, a column a method."""
     methods = list(dict.fromkeys(part.method for part in slices))
     table = Table(
         "rows", Column("number", justify="right"),
         *(Column(f"{name} ± 95 %", justify="right", overflow="fold") for name in methods),
         title="Parts of the rows (*: significantly worse than the rest)",
     )  # fmt: skip
-    by_slice: dict[tuple[str, str], list[Any]] = {}
+    scores_of_slices: dict[tuple[str, str], list[Any]] = {}  # in each the methods in their order
     for part in slices:
-        by_slice.setdefault((part.by, part.value), []).append(part)
-    for scores in by_slice.values():
+        scores_of_slices.setdefault((part.by, part.value), []).append(part)
+    for scores in scores_of_slices.values():
         cells = []
         for part in scores:
             mark = " *" if part.is_worse else ""
-            reach = max(part.high - part.score, part.score - part.low)
-            cells.append(f"{part.score:{form}} ± {reach:{form}}{mark}")
+            interval = _with_half_width(part, number_format)
+            cells.append(f"{interval}{mark}")
         table.add_row(scores[0].name, f"{scores[0].rows:,}", *cells)
     console.print(table)
 
 
-def _show_votes(votes: Sequence[Any], form: str) -> None:
-    """Print what the seeds of each method score together, and what it costs."""
+def _with_half_width(scored: Any, number_format: str) -> str:
+    """The score of a slice or a vote, and how far its interval reaches on the wider side."""
+    half_width = max(scored.high - scored.score, scored.score - scored.low)
+    return f"{scored.score:{number_format}} ± {half_width:{number_format}}"
+
+
+def _show_votes(votes: Sequence[Any], number_format: str) -> None:
+    """Print what the seeds of each method score together, and what an answer then costs."""
     table = Table(
         "method", Column("one run", justify="right"), Column("vote ± 95 %", justify="right"),
         Column("gain (95 % interval)", justify="right"), "decided by", "an answer takes",
         title="What the seeds of a method answer together",
     )  # fmt: skip
     for vote in votes:
-        reach = max(vote.high - vote.score, vote.score - vote.low)
-        gain = f"{vote.gain:+{form}} ({vote.gain_low:{form}} to {vote.gain_high:{form}})"
-        together = f"{vote.score:{form}} ± {reach:{form}}"
-        price = f"{vote.runs} times as long"
-        table.add_row(vote.method, f"{vote.alone:{form}}", together, gain, vote.by, price)
+        low, high = f"{vote.gain_low:{number_format}}", f"{vote.gain_high:{number_format}}"
+        table.add_row(
+            vote.method,
+            f"{vote.alone:{number_format}}",
+            _with_half_width(vote, number_format),
+            f"{vote.gain:+{number_format}} ({low} to {high})",
+            vote.by,
+            f"{vote.runs} times as long",
+        )
     console.print(table)

@@ -73,20 +73,13 @@ def gather_evidence(
     # From here on higher scores are better, until they are shown.
     scale = ShownScale(score_unit.name, lower_is_better, zoom)
     turned = zoomed.changed(lambda table: scale.sign * table)
-    independent_rows = rows
-    if groups is not None:
-        # Rows of one group are not independent, so a group counts as one row.
-        group_of_row = group_numbers(groups, rows)
-        turned = turned.changed(lambda table: by_group(table, group_of_row))
-        independent_rows = len(set(group_of_row))
-    if independent_rows < 2:
-        raise ValueError(one_row_error(rows))
+    independent = _independent_scores(turned, groups, rows)
     # Runs stand in one order of seeds, so that run i of two methods may be a pair.
     orders = seed_orders(seeds, has_finished)
     return Evidence(
-        scores={name: table[orders[name].places] for name, table in turned.methods.items()},
+        scores={name: table[orders[name].places] for name, table in independent.methods.items()},
         seeds={name: order.seeds for name, order in orders.items()},
-        baselines={name: table[0] for name, table in turned.baselines.items()},
+        baselines={name: table[0] for name, table in independent.baselines.items()},
         runs={name: len(finished_runs) for name, finished_runs in has_finished.items()},
         diverged=_count_diverged(has_finished),
         costs=costs,
@@ -138,6 +131,23 @@ def _unit_of_scores(
     if lower_is_better:  # a loss between 0 and 1 is no share
         return UNKNOWN
     return unit_of(tables.methods.values(), tables.baselines.values())
+
+
+def _independent_scores(
+    tables: ScoreTables, groups: Sequence[object] | None, rows: int
+) -> ScoreTables:
+    """The scores of rows that are independent: of each row, or, in groups, the mean of each group.
+
+    Fewer than two independent rows are refused.
+    """
+    if groups is None:
+        if rows < 2:
+            raise ValueError(one_row_error(rows))
+        return tables
+    group_of_row = group_numbers(groups, rows)
+    if len(set(group_of_row)) < 2:
+        raise ValueError(one_row_error(rows))
+    return tables.changed(lambda table: by_group(table, group_of_row))
 
 
 def _zoomed_margin(

@@ -1,0 +1,63 @@
+"""The table of scores that ``lorada compare``, ``report`` and ``decide`` print."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lorada.cli.shared import console
+from lorada.support.tables import NOTHING
+
+if TYPE_CHECKING:
+    from lorada.decision.score_format import ScoreFormat
+
+NAME = 12  # letters of a name that stand in a line, however narrow the terminal
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """A line of the table of scores, of a method or of what needs no training."""
+
+    name: str
+    score: float | None
+    low: float | None = None  # ends of its 95 % interval
+    high: float | None = None
+    letters: str = ""
+    expected_loss: float | None = None
+    parameters: float | None = None  # that are trained
+    mark: str = ""  # what is decided of it
+
+
+def show_scores(title: str, score_format: "ScoreFormat", lines: Sequence[ScoreLine]) -> None:
+    """Print the table of scores, as wide as its numbers need; ``title`` heads the scores."""
+    heads = ["", f"{title} ± 95 %", "group", "expected loss", "parameters", ""]
+    rows = [_score_cells(line, score_format) for line in lines]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column("", overflow="fold")  # long names are folded where there is no room
+    for head in heads[1:-1]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Numbers are never cut: a narrow terminal gets lines that are too long for it.
+    least_width = min(NAME, widths[0]) + sum(widths[1:]) + 2 * len(widths[1:])
+    table.width = least_width if least_width > console.width else None
+    console.print(table, crop=False)
+
+
+def _score_cells(line: ScoreLine, score_format: "ScoreFormat") -> list[str]:
+    """The cells of a line of the table, in the order of its heads; what is unknown is a dash."""
+    score = loss = parameters = NOTHING
+    if line.score is not None:
+        score = score_format.number(line.score)
+        if line.low is not None and line.high is not None:
+            # Intervals of shares are wider on one side; the wider one is shown.
+            half_width = max(line.high - line.score, line.score - line.low)
+            score += f" ± {score_format.number(half_width)}"
+    if line.expected_loss is not None:
+        loss = score_format.short_loss(line.expected_loss)
+    if line.parameters is not None:
+        parameters = f"{line.parameters:,.0f}"
+    return [line.name, score, line.letters or NOTHING, loss, parameters, line.mark]
