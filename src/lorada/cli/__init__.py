@@ -43,6 +43,7 @@ RETRIES = ("thrown while requesting", "Retrying in")  # of each download that is
 
 
 def _print_version(wants_version: bool) -> None:
+    """Print the version and end, if ``--version`` is given."""
     if wants_version:
         print(f"lorada {__version__}")
         raise typer.Exit

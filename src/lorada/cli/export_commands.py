@@ -177,12 +177,21 @@ def run(
 
 
 def become(command: list[str], folder: Path | None = None) -> None:
-    """Go on as another program that loads adapters of lorada, in a ``folder`` if that is given."""
+    """Replace this process by another program, whose PEFT loads adapters of lorada.
+
+    Args:
+        command: the program and its arguments.
+        folder: that the program runs in; None for the current one.
+
+    Raises:
+        ValueError: if there is no such program.
+    """
     environment_folder = str(Path(sys.executable).parent)  # a program there has the same packages
     program = shutil.which(command[0], path=environment_folder) or shutil.which(command[0])
     if program is None:
         raise ValueError(f"no command {command[0]!r} on PATH: is it installed?")
-    # Absolute, since another folder may be gone to.
+    # Every Python imports the sitecustomize.py that it finds first, and ours registers the tuners.
+    # The user's paths become absolute, since the program may run in another folder.
     user_paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     python_path = os.pathsep.join([str(SITE), *map(os.path.abspath, user_paths)])
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and so by what it starts

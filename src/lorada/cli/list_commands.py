@@ -65,7 +65,8 @@ def _method_page(name: str, facts: Mapping[str, Any]) -> str:
             value = {KIND_NAMES.get(family, family): setting for family, setting in value.items()}
         if value and key != "models":  # the settings are by the same models already
             page[key] = value
-    # Through JSON, since YAML would print settings that several kinds of model share only once.
+    # Through JSON, since YAML would print settings that several kinds of model share once, and
+    # refer to them by anchors elsewhere.
     copied = json.loads(json.dumps(page))
     text: str = yaml.safe_dump(
         copied, allow_unicode=True, sort_keys=False, default_flow_style=None, width=10_000

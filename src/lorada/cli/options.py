@@ -41,7 +41,7 @@ def parse_budgets(text: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Split seeds at commas."""
+    """Split seeds at commas into whole numbers that torch and NumPy take."""
     from lorada.runs.recipe import refuse_seed
 
     try:
@@ -74,12 +74,15 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def parse_metrics(texts: list[str] | None) -> list[str]:
-    """Split metrics at commas; the file of a function may have one in its name."""
+    """Split metrics at commas, each once; the file of a function may have a comma in its name."""
     metrics: list[str] = []
     for text in texts or []:
         path, _, function = text.rpartition(":")
         is_function_of_file = "," not in function and Path(path).is_file()
-        metrics += [text] if is_function_of_file else parse_names(text)
+        if is_function_of_file:
+            metrics.append(text)
+        else:
+            metrics += parse_names(text)
     # The first is that of the rows, so a name that comes twice keeps its first place.
     return list(dict.fromkeys(metrics))
 
@@ -95,8 +98,8 @@ def parse_gpus(text: str) -> float:
     try:
         gpus = float(text)
         # Of a share it is the number of jobs on a GPU that must be whole.
-        count = 1 / gpus if 0 < gpus < 1 else gpus
-        is_valid = gpus > 0 and abs(count - round(count)) <= WHOLE
+        gpus_or_jobs = 1 / gpus if 0 < gpus < 1 else gpus
+        is_valid = gpus > 0 and abs(gpus_or_jobs - round(gpus_or_jobs)) <= WHOLE
     except (ValueError, OverflowError):  # no number, or one that cannot be rounded, such as inf
         is_valid = False
     if not is_valid:

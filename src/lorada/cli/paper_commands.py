@@ -81,9 +81,9 @@ def table(
     )  # fmt: skip
     same_command = [word for word in sys.argv[1:] if word not in NOT_REPEATED]
     if dry_run:
-        has_begun = _show_plan(jobs, as_json=as_json)
+        any_is_done = _show_plan(jobs, as_json=as_json)
         if not as_json:
-            suggest(*same_command, *(["--resume"] if has_begun else []))
+            suggest(*same_command, *(["--resume"] if any_is_done else []))
         return
     pool = make_pool(workers, cluster, gpus_per_job)
     with prints_to_stderr(as_json):
@@ -104,7 +104,10 @@ def table(
 
 
 def _load_spec(name: str, data_dir: str | None, *, resume: bool, overwrite: bool) -> Any:
-    """The ``PaperTable`` of a table or figure, after the checks that need no torch."""
+    """Load the ``PaperTable`` of a table or figure, after the checks that need no torch.
+
+    These refuse --resume with --overwrite, and a folder of benchmarks that is not there.
+    """
     from lorada.data.files.benchmark_files import data_folder
     from lorada.paper.table_spec import load_table
     from lorada.runs.folder import refuse_both
@@ -126,6 +129,7 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes:
 
 
 def _show_costs(number: int, *, as_json: bool) -> None:
+    """Print Table 2 or 3, whose costs are computed and need no training."""
     from lorada.paper.map_costs import cost_table
 
     costs = cost_table(number)
@@ -150,9 +154,17 @@ def _show_page(page: Any, *, as_json: bool) -> None:
 def _write_so_far(
     spec: Any, scale: Any, tasks: list[str], results: Path, overrides: list[str]
 ) -> str:
-    """Write the page of every row and seed that has a result, and return its path.
+    """Write the page of every row and seed that has a stored result, and return its path.
 
-    If one run learns all tasks, the page is of the runs that learn these ``tasks``.
+    If one run learns all tasks, the page is of the runs that learn these ``tasks``, and has their
+    names in its own if they are not all.
+
+    Args:
+        spec: the ``PaperTable``.
+        scale: ``paper`` or ``local``.
+        tasks: those of the runs that were just finished.
+        results: folder of all results.
+        overrides: settings by which runs differ from the table's.
     """
     from lorada.paper.table_page import format_markdown, make_page
     from lorada.paper.table_runs import stored_rows
@@ -170,7 +182,11 @@ def _write_so_far(
 
 
 def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
-    """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why."""
+    """Say which jobs of a queue (name → ``Outcome``) are held by others, and which failed and why.
+
+    Raises:
+        ValueError: if any failed, which makes the command exit with code 2.
+    """
     failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
     held_count = sum(outcome.status == "held" for outcome in outcomes.values())
     if held_count:
@@ -187,7 +203,7 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
 
 
 def _show_plan(jobs: list[Any], *, as_json: bool) -> bool:
-    """Print the runs of a table with their parameters; whether any is done."""
+    """Print the runs of a table with their parameters, and return whether any is done."""
     from lorada.paper.table_runs import load_complete_result
     from lorada.training.parameter_counts import counts_of
 
@@ -330,6 +346,7 @@ def _plot_sweep(
     for job, result in zip(jobs, job_results, strict=True):
         if result is None or result.recipe is None:
             continue
+        # The figure has a point for each number of heads and rank of the map.
         lmam, model = result.recipe.parts["lmam"], result.model
         task_scores = result.metrics[job.tasks[0]].scores
         metric = main_metric(task_scores)

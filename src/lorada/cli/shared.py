@@ -24,9 +24,12 @@ errors = plain_console(stderr=True)
 def split_overrides(
     first_word: str | None, overrides: list[str] | None
 ) -> tuple[str | None, list[str]]:
-    """The first word of a command, None if it is an override, and all overrides.
+    """Tell a command's first word from its overrides: in ``lorada train rank=4`` it is one.
 
-    In ``lorada train rank=4`` typer takes ``rank=4`` for the recipe.
+    typer takes the first word for the recipe, or the folder, whatever it looks like.
+
+    Returns:
+        The first word, None if it is an override, and all overrides.
     """
     pairs = overrides or []
     # A path may have a = in it too.

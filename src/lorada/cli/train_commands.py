@@ -84,10 +84,16 @@ def train(
 def _read_draft(
     recipe: str | None, pairs: list[str], options: dict[str, Any], *, resume: bool
 ) -> Any:
-    """The ``RecipeDraft`` of a command line.
+    """Read the ``RecipeDraft`` of a command line, and check the model's name.
 
     With ``resume`` it is of the recipe in the output folder, if the command names no other. A
     function of a file that only that recipe names is refused.
+
+    Args:
+        recipe: a YAML file or a built-in recipe; None for none.
+        pairs: settings ``key=value``.
+        options: those of the command line; None for one that is not given.
+        resume: whether to go on with the run in the output folder.
     """
     from lorada.data.scoring.row_metrics import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
@@ -142,6 +148,8 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     from lorada.training.parameter_counts import parameters_of, refuse_impossible
     from lorada.training.setup import trainer_settings
 
+    # The same steps as a training takes, up to where it would load weights, so that it would be
+    # refused for the same mistakes.
     prepared = prepare_training(recipe)
     rows, held_out = prepared.rows, prepared.held_out
     args = trainer_settings(prepared, quiet=True).args
@@ -193,18 +201,23 @@ def _lengths_of(examined_rows: Any) -> dict[str, Any] | None:
 
 
 def _counts_of(examined_rows: Any) -> dict[str, int]:
-    """How many rows are cut, left out, empty or copies."""
-    lengths = examined_rows.lengths
+    """How many rows are cut, left out, empty or copies, by the names that JSON has for it."""
+    cut = dropped = 0  # of texts, which are joined, no row is
+    if examined_rows.lengths is not None:
+        cut, dropped = examined_rows.lengths.cut, examined_rows.lengths.dropped
     return {
-        "cut": lengths.cut if lengths else 0,
-        "dropped": lengths.dropped if lengths else 0,
+        "cut": cut,
+        "dropped": dropped,
         "empty": examined_rows.empty,
         "copies": examined_rows.copies,
     }
 
 
 def _say_examined(what: str, count: int, examined_rows: Any, max_length: int) -> None:
-    """Print how many rows are cut, left out, empty or copies, and how long rows are."""
+    """Print how many rows are cut, left out, empty or copies, and how long rows are.
+
+    ``what`` names one of the rows, such as ``held-out row``; ``count`` is how many there are.
+    """
     counts = [f"{number:,} {name}" for name, number in _counts_of(examined_rows).items()]
     say(f"{counted(count, what)} at max_length={max_length}: {', '.join(counts)}")
     if examined_rows.lengths is None:
@@ -214,15 +227,19 @@ def _say_examined(what: str, count: int, examined_rows: Any, max_length: int) ->
         say(f"of these rows {examined_rows.lengths.summary}")
 
 
-def _trained(result: Any) -> str:
-    """The method, and the parts of the adapter where one was there before."""
+def _method_and_start(result: Any) -> str:
+    """The method, or, if the training started from an adapter, all its parts and that adapter."""
     if result.started_from is None:
         return str(result.method)
     return f"{' and '.join(result.adapter_parts)} from {result.started_from}"
 
 
 def _losses(history: list[dict[str, float]]) -> str:
-    """The first and the last loss of a training; each is a mean over the steps between two logs."""
+    """The first and the last logged loss of a training; of a single log, which steps it is of.
+
+    Each is a mean over the steps between two logs.
+    """
+    # The history has entries without a loss too, such as those of evaluations.
     logged = [entry for entry in history if entry.get("loss") is not None]
     if not logged:
         return "no loss"
@@ -236,11 +253,15 @@ def _losses(history: list[dict[str, float]]) -> str:
 
 
 def _parameters(trainable: int, percent: float) -> str:
+    """How many parameters are trained, with their share of the base."""
     return f"{trainable:,} parameters ({percent:.3f}%)"
 
 
 def _first_row_text(row: "FirstRow") -> Text:
-    """The first row as the model reads it, with what counts in the loss between marks."""
+    """The first row as the model reads it, with the tokens that count in the loss between ⟦ and ⟧.
+
+    A row of texts to classify has no such tokens: there the head learns a label.
+    """
     name = "the first window" if row.row is None else f"row {row.row}"
     if row.learned is None:
         learned = f"the {row.counted:,} between ⟦ and ⟧ count in the loss"
@@ -256,7 +277,12 @@ def _first_row_text(row: "FirstRow") -> Text:
 
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
-    """Print the result of a training and the next command; only the first process prints."""
+    """Print the result of a training and the next command; only the first process prints.
+
+    Raises:
+        typer.Exit: of all other processes; with code 130 of a training that was interrupted, which
+            is what a shell takes for Ctrl-C.
+    """
     if not is_main_process():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
@@ -269,14 +295,17 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
         return
     say_why(result.metric)
     say(_losses(result.history))
-    effect = result.relative_norm
-    text = f", relative norm {effect:.2g}" if effect is not None else ""
-    resumed = result.resumed_from
     counts = result.parameters
-    taken = f", those after {resumed} in" if resumed else " in"
+    parameters = _parameters(counts.trainable, counts.percent)
+    steps = f"{result.steps} steps"
+    if result.resumed_from:  # the time is that since the checkpoint
+        steps += f", those after {result.resumed_from}"
+    memory = f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB"
+    norm = ""
+    if result.relative_norm is not None:
+        norm = f", relative norm {result.relative_norm:.2g}"
     say(
-        f"{_trained(result)} on {result.model}: {_parameters(counts.trainable, counts.percent)}, "
-        f"{result.steps} steps{taken} {result.wall_time_s:.0f} s, "
-        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB{text}"
+        f"{_method_and_start(result)} on {result.model}: {parameters}, {steps} in "
+        f"{result.wall_time_s:.0f} s, {memory}{norm}"
     )
     suggest_scoring(trained.run, recipe)
