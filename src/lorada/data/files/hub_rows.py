@@ -18,7 +18,13 @@ def load_from_hub(problem: str, remedy: str, *names: str | None, **options: str 
 
 
 def hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
-    """The rows of one split, with the names of classes in place of their numbers."""
+    """Load the rows of one split, with the names of classes in place of their numbers.
+
+    Args:
+        name: of the data set on the hub, or a local folder that ``datasets`` reads.
+        config: one of the data set's configurations; None for its default.
+        split: one of its splits; None if it has only one, else they are listed in the error.
+    """
     from datasets import ClassLabel, DatasetDict
 
     problem = f"there is no file {name}, and it cannot be loaded as a data set of the hub"
@@ -59,10 +65,12 @@ def as_json(row: Row) -> Row:
 
 
 def _json_value(value: Any) -> Any:
+    """A value in JSON's types, at any depth: a date becomes a text, a NumPy number too."""
     if isinstance(value, bytes):
         return value  # which is refused where a text has to be
     return json.loads(json.dumps(value, default=str), object_hook=_without_nulls)
 
 
 def _without_nulls(item: dict[str, Any]) -> dict[str, Any]:
+    """An object without the keys that are null; a turn that only calls tools keeps its content."""
     return {key: value for key, value in item.items() if value is not None or key == "content"}

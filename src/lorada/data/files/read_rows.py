@@ -56,13 +56,19 @@ SHARED = RowsSetting("data of the run, of which it holds out a share",
 
 
 def refuse_missing(path: str | Path | None, setting: RowsSetting = DATA) -> str | Path:
-    """The path of rows, unless a file is missing; a data set of the hub is not asked for yet."""
+    """Return the path of rows, or refuse it if none is given or a file of it is missing.
+
+    Whether a data set of the hub is there is not asked yet. ``setting`` is what the user has named
+    the rows by, and what the error proposes.
+    """
     if path is None:
         raise ValueError("no data: pass --data FILE; lorada train and compare also take --task")
     for name in files_of(path):
         if hub_source(name) is None and not resolve(name).is_file():
+            # A bundled file is shown where it was looked for, others as the user wrote them.
             file = resolve(name) if name.startswith(BUILTIN) else name
             owner = "" if setting.name == DATA.name else f", which is {setting.name}"
+            # Only where any file may be passed, it helps to know which endings there are.
             if not setting.remedy.endswith("FILE"):
                 raise FileNotFoundError(f"no data file at {file}{owner}: {setting.remedy}")
             raise FileNotFoundError(
@@ -81,11 +87,12 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_files(path: str | Path | None, setting: RowsSetting = DATA) -> list[list[Row]]:
-    """The rows of each file, or data set of the hub, that ``path`` names with commas between.
+    """Read the rows of each file, or data set of the hub, that ``path`` names with commas between.
 
-    ``setting`` is what the user has named them by, which an error says if one is missing.
-    A file has one of the endings ``TEXTS`` or ``PARQUET``; one with another is read as JSON Lines.
-    A local folder that ``datasets.load_dataset`` takes is read like a data set of the hub.
+    A file that is missing, named twice or empty is refused; ``setting`` is what the user has named
+    the rows by, which the error says. A file has one of the endings ``TEXTS`` or ``PARQUET``; one
+    with another is read as JSON Lines. A local folder that ``datasets.load_dataset`` takes is read
+    like a data set of the hub.
     """
     path = refuse_missing(path, setting)
     rows_of_files: dict[str, list[Row]] = {}
@@ -104,7 +111,13 @@ def read_files(path: str | Path | None, setting: RowsSetting = DATA) -> list[lis
 
 
 def place_of(path: str, counts: Sequence[int], index: int) -> str:
-    """The file of a row and its number there, from 1; ``counts`` are the rows of each file."""
+    """The file of a row and its number there, from 1, as errors name a row.
+
+    Args:
+        path: all files, with commas between several.
+        counts: how many rows each file has; empty for one file.
+        index: of the row among the rows of all files.
+    """
     for name, count in zip(files_of(path), counts, strict=False):
         if index < count:
             return f"{name} row {index + 1}"
@@ -126,7 +139,7 @@ def _file_rows(path: Path) -> list[Row]:
 
 
 def _text_of(path: Path) -> str:
-    """The text of a file, which may be packed by gzip."""
+    """The text of a file, unpacked if it is packed by gzip; refuses what is not UTF-8."""
     content = path.read_bytes()
     if path.suffix.lower() == ".gz":
         try:
@@ -151,6 +164,7 @@ def _line_rows(path: Path, text: str) -> list[Row]:
 
 
 def _parquet_rows(path: Path) -> list[Row]:
+    """The rows of a Parquet file in the types of JSON."""
     import pyarrow
     from pyarrow import parquet
 
@@ -170,7 +184,8 @@ def _json_rows(path: Path, text: str) -> list[Row]:
     try:
         while position < len(text):
             value, end = decoder.raw_decode(text, position)
-            # Only a list that begins the file holds the rows.
+            # Only a list that begins the file holds the rows. A later one is no row, and refused
+            # below by its number.
             rows += value if isinstance(value, list) and not rows else [value]
             position = BLANKS.match(text, end).end()  # type: ignore[union-attr] # it fits any text
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ from lorada.support.row_sources import Row
 
 
 def answers_as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row]:
-    """Rows of choices, each ``answer`` as the index of one of its ``candidates``.
+    """Convert each row's ``answer`` to the index of one of its ``candidates``.
 
     Texts are read in one way in all rows: as candidates if they all are, else as letters or as
     numbers, whichever most of them are. So "2" among the candidates 1, 2 and 3 is the text.
@@ -19,6 +19,7 @@ def answers_as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row
     Raises:
         ValueError: for an answer that is none of its candidates in the way that most rows are read.
     """
+    # Each way is tried on all rows, and the one that reads most of them counts for all.
     best_indices: list[int | None] = []
     most_read = -1
     for index_by in (_index_by_text, _index_by_letter, _index_by_number):
@@ -38,7 +39,10 @@ def answers_as_indices(rows: list[Row], where: Callable[[int], str]) -> list[Row
 
 
 def _answer_index(row: Row, index_by: Callable[[str, list[str]], int]) -> int | None:
-    """The index of a row's right candidate, an answer that is a text read in one way; or None."""
+    """The index of a row's right candidate, with a text read by ``index_by``; None if it is none.
+
+    A number is an index already, if the row has so many candidates.
+    """
     answer = row["answer"]
     texts = [text.strip() for text in row["candidates"]]
     if isinstance(answer, str):

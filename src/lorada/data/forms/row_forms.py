@@ -7,7 +7,7 @@ take their fields from it. Which of them fits a row is found by ``row_matches``.
 import json
 import logging
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +48,10 @@ def convert_rows(
     training_columns: Columns | None = None,
     counts: Sequence[int] = (),
 ) -> tuple[list[Row], Form]:
-    """The rows in the form that their fields decide, without fields that it does not have.
+    """Find the form of rows by their fields, and check and convert each row to it.
+
+    Fields that the form does not have are left out and logged; those that look like a mistake are
+    refused.
 
     Args:
         rows: the rows as they were read.
@@ -65,6 +68,7 @@ def convert_rows(
     refuse_columns(rows, path, columns or {})
     rows, columns = _gather_labels(rows, columns or training_columns or {}, where)
     conversion = _convert(rows, where, READINGS, columns)
+    # What is not read may be what the user meant: a misspelt field, or a context.
     unread = Unread.of(rows, conversion.keys_read)
     refuse_unread(unread, conversion.reading, conversion.first_match.keys, columns, where)
     if unread.names:
@@ -86,10 +90,14 @@ def convert_rows_to_answer(
     columns: Columns | None = None,
     training_columns: Columns | None = None,
 ) -> tuple[list[Row], Form]:
-    """Rows for a model to answer, which need no right answers, in its form or another it can read.
+    """Convert rows for a model to answer, which need no right answers.
+
+    They come to the form that the model has learned, or to another that it can read. Right answers
+    that are there are replaced by stand-ins, so that no answer can depend on them.
 
     ``form`` and ``labels`` are what the model has learned; the rest is as for ``convert_rows``.
     """
+    # A model that writes reads a prompt, a chat or a text, whichever it has learned.
     forms = WRITTEN if form in WRITTEN else (form,)
     readings = [reading for reading in READINGS if reading.form in forms]
     stand_ins = STAND_INS | {"label": next(iter(labels), "")}
@@ -105,9 +113,10 @@ def convert_rows_to_answer(
 def _gather_labels(
     rows: list[Row], columns: Columns, where: Callable[[int], str]
 ) -> tuple[list[Row], Columns]:
-    """Rows whose labels are lists, where ``labels=toxic+rude`` names a column of 0 and 1 for each.
+    """Make a list of labels of columns of 0 and 1, where ``labels=toxic+rude`` names such columns.
 
-    Returned besides are the columns as these rows have them.
+    Returns:
+        The rows, and the columns as these rows have them; both as they are if no such are named.
     """
     names = columns_of_labels(columns, rows)
     if not any(_has_field(row, names) for row in rows):
@@ -130,6 +139,7 @@ def _gather_labels(
 
 
 def _has_field(row: Row, names: Sequence[str]) -> bool:
+    """Whether a row has any of these fields."""
     return any(name in row for name in names)
 
 
@@ -176,13 +186,18 @@ def _convert(
     columns: Columns,
     stand_ins: Mapping[Form, Any] | None = None,
 ) -> _Conversion:
-    """The rows by the one of the readings that fits all.
+    """Convert rows by the one reading that fits all; refuse rows that none or several fit.
 
     A reading is a line of the table ``READINGS``: fields, and the form that they come to. A match
     is a reading that fits the fields of a row; a kind is what rows of equal fields share.
 
-    ``stand_ins`` take the place of right answers, in rows that are to be answered; None where rows
-    must have their own.
+    Args:
+        rows: the rows as they were read.
+        where: index of a row → its place, for errors.
+        readings: those that may be taken.
+        columns: a name of ours → the user's name for that field.
+        stand_ins: what takes the place of right answers, in rows that are to be answered; None
+            where rows must have their own.
     """
     answered = stand_ins is None
     converted: list[Row] = []
@@ -196,19 +211,12 @@ def _convert(
             fitting = match_readings(keys, readings, columns, answered=answered)
             if len(fitting) > 1:
                 raise _several_forms(where(index), fitting)
-            if not matches:
-                if not fitting:
-                    raise unreadable_row(where(index), parsed, readings, keys, answered=answered)
-            else:
+            if not matches and not fitting:
+                raise unreadable_row(where(index), parsed, readings, keys, answered=answered)
+            if matches:
                 first_match = next(iter(matches.values()))
                 if not fitting or not fitting[0].reads_as(first_match):
-                    row_fields = fitting[0].shown if fitting else "/".join(keys) or "none of them"
-                    row_fields += _unknown_fields(row, columns, not_in=rows[0])
-                    first_fields = first_match.shown + _unknown_fields(rows[0], columns, not_in=row)
-                    raise ValueError(
-                        f"{where(0)} has {first_fields} and {where(index)} has {row_fields}: all "
-                        "rows must be read from the same fields"
-                    )
+                    raise _other_fields(rows, index, where, columns, first_match, fitting, keys)
             matches[kind] = fitting[0]
         converted.append(_convert_row(parsed, matches[kind], partial(where, index), stand_ins))
         if (GROUP in converted[0]) != (GROUP in converted[-1]):
@@ -216,8 +224,38 @@ def _convert(
     return _Conversion(converted, [*matches.values()])
 
 
+def _other_fields(
+    rows: list[Row],
+    index: int,
+    where: Callable[[int], str],
+    columns: Columns,
+    first_match: Match,
+    fitting: Sequence[Match],
+    keys: Collection[str],
+) -> ValueError:
+    """The refusal (returned, not raised) of a row that is not read as the first row is.
+
+    Args:
+        rows: all rows.
+        index: of the row.
+        where: index of a row → its place.
+        columns: a name of ours → the user's name for that field.
+        first_match: how the first row is read.
+        fitting: how the row can be read: in one way, or not at all.
+        keys: the names of ours that the row has.
+    """
+    row_fields = fitting[0].shown if fitting else "/".join(keys) or "none of them"
+    # A field that only one of the two rows has, such as a typo, may be why they differ.
+    row_fields += _unknown_fields(rows[index], columns, not_in=rows[0])
+    first_fields = first_match.shown + _unknown_fields(rows[0], columns, not_in=rows[index])
+    return ValueError(
+        f"{where(0)} has {first_fields} and {where(index)} has {row_fields}: all rows must be read "
+        "from the same fields"
+    )
+
+
 def _several_forms(where: str, matches: Sequence[Match]) -> ValueError:
-    """The refusal of a row that several readings fit."""
+    """The refusal (returned, not raised) of a row that several readings fit."""
     ways = " and as ".join(match.shown for match in matches)
     return ValueError(
         f"{where} can be read as {ways}: leave out the fields of one, or name those to read with "
@@ -237,7 +275,14 @@ def _unknown_fields(row: Row, columns: Columns, *, not_in: Row) -> str:
 def _convert_row(
     row: Row, match: Match, where: Callable[[], str], stand_ins: Mapping[Form, Any] | None
 ) -> Row:
-    """A row of the form of a reading, its values checked."""
+    """Check the values of a row and convert it to the form of its reading; its group stays.
+
+    Args:
+        row: with lists parsed.
+        match: the reading, and the row's own names of the fields.
+        where: gives the row's place, for errors.
+        stand_ins: for right answers, in rows that are to be answered; else None.
+    """
     reading = match.reading
     fields = {field: row[key] for field, key in match.keys.items()}
     if stand_ins is not None:
@@ -247,6 +292,7 @@ def _convert_row(
     if reading.form == "messages":
         chat = converted["messages"]
         _refuse_two_systems(chat, fields, where)
+        # A chat to answer ends with a question, and all that follows expects an answer there.
         if stand_ins is not None and reading.right is None:
             chat.append({"role": "assistant", "content": ""})
         _refuse_unanswered_chat(chat, where)
@@ -276,7 +322,7 @@ def _turns_before_answer(turns: Any) -> Any:
 
 
 def _check_values(fields: Row, match: Match, where: Callable[[], str]) -> None:
-    """Refuse a value that its field cannot have."""
+    """Refuse a value that its field cannot have, and text that is not valid Unicode."""
     form = match.reading.form
     usual_check = TEXT_OR_JSON if form == "prompt" else TEXT
     for name, value in fields.items():

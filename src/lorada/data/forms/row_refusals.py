@@ -48,6 +48,7 @@ def refuse_columns(rows: list[Row], path: str, columns: Mapping[str, str]) -> No
         names = label_columns if ours == "labels" and label_columns else [theirs]
         for name in names:
             if plain_name(name) not in key_called:
+                # A near name is shown as the rows have it, with its capitals.
                 near = difflib.get_close_matches(plain_name(name), key_called)
                 meant = " or ".join(key_called[near_name] for near_name in near)
                 hint = f"; did you mean {meant}?" if near else ""
@@ -135,6 +136,7 @@ def refuse_unread(
 def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -> None:
     """Refuse to learn a text alone where another field looks like its label or the answer to it."""
     alone = f"--columns text={text} learns the texts alone"
+    # Several columns of 0 and 1 are labels, each of which may apply.
     binary = [name for name in unread.names if unread.is_binary(name)]
     if len(binary) > 1:
         names = " and ".join(binary)
@@ -146,7 +148,7 @@ def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -
         )
     for name in unread.names:
         index = unread.first_with(name)
-        if index is None:
+        if index is None:  # it holds nothing in any row
             continue
         plain = plain_name(name)
         if name in binary or _is_nearly(plain, CLASS_LIKE):
@@ -164,7 +166,11 @@ def _refuse_text_alone(unread: Unread, text: str, where: Callable[[int], str]) -
 def _refuse_unread_context(
     unread: Unread, reading: Reading, keys: Mapping[str, str], where: Callable[[int], str]
 ) -> None:
-    """Refuse rows with a field that a model would have to read before the others."""
+    """Refuse rows with an unread field that a model would have to read before the others.
+
+    The error names the columns that read it too, if a form has a place for it, and those that leave
+    it out.
+    """
     fields = [field for field in reading.fields.split() if field in keys]
     names = [keys[field] for field in fields]
     alone = ",".join(f"{field.removesuffix(TURNS)}={keys[field]}" for field in fields)
@@ -186,6 +192,7 @@ def _is_read_before(name: str, row: Row, names: Sequence[str]) -> bool:
     stands_in_others = any(str(value) in str(row.get(other)) for other in names)
     if stands_in_others and len(str(value)) >= BY_CHANCE:
         return False  # as in prompts that are ready: it is read already
+    # A document may be the name of a file, an id or a number: only a text of several words counts.
     if SYNONYMS.get(plain) == "context":
         return isinstance(value, str) and len(value.split()) >= FEW
     return plain in READ_BEFORE or plain in SYNONYMS
@@ -239,6 +246,7 @@ def unreadable_row(
     misspelt = _misspelt_fields(row, keys, readings)
     present = {name.removesuffix(TURNS) for name in (*keys, *misspelt)}
     near_ways = [way for way in _ways_of(readings, present, answered=answered) if way.present]
+    # The ways that lack the fewest fields come first; of these, those of which most are there.
     near_ways.sort(key=lambda way: (way.missing, -way.present))
     near_fields = [way.fields for way in near_ways[:MOST]]
     if not near_fields and not answered:
@@ -276,7 +284,11 @@ def _usual_inputs(readings: Sequence[Reading]) -> list[str]:
 def _misspelt_fields(
     row: Row, keys: Mapping[str, str], readings: Sequence[Reading]
 ) -> dict[str, str]:
-    """Our names that fields of a row nearly have → its keys."""
+    """Each name of ours that a field of a row nearly has → the row's own name of it.
+
+    Only names that the row lacks count, and only fields that are not read: ``lable`` beside
+    ``label`` is no mistake.
+    """
     names: set[str] = set()
     for reading in readings:
         for way in reading.ways:

@@ -11,11 +11,19 @@ from lorada.support.row_sources import Form, Row
 
 
 def benchmark_training_rows(recipe: Recipe, kind: Kind) -> Rows:
-    """The training rows of a recipe's benchmarks, one after another."""
+    """Read the training rows of a recipe's benchmarks, those of one after those of another.
+
+    ``kind`` is of the model, by which benchmarks are asked otherwise. Benchmarks whose rows or
+    losses differ are refused, as one training has one form.
+    """
     folder = data_folder(recipe.data_dir)
     protocols = _protocols_by_source(recipe, kind)
-    forms = {(p.form, p.labels, p.languages, p.loss_on, p.joint) for p in protocols.values()}
-    if len(forms) > 1:
+    trainings = set()  # the different ways in which the rows would be trained
+    for protocol in protocols.values():
+        trainings.add(
+            (protocol.form, protocol.labels, protocol.languages, protocol.loss_on, protocol.joint)
+        )
+    if len(trainings) > 1:
         raise ValueError(
             f"task={recipe.task}: rows or losses of these tasks differ: train one at a time"
         )
@@ -28,7 +36,10 @@ def benchmark_training_rows(recipe: Recipe, kind: Kind) -> Rows:
 
 
 def _protocols_by_source(recipe: Recipe, kind: Kind) -> dict[Source, Protocol]:
-    """The splits that a recipe's benchmarks learn from, each with its protocol."""
+    """The splits that a recipe's benchmarks learn from, each with its protocol.
+
+    A split that several benchmarks learn from is there once.
+    """
     protocols: dict[Source, Protocol] = {}
     for name in recipe.tasks:
         task = TASKS[name]
@@ -42,7 +53,17 @@ def _protocols_by_source(recipe: Recipe, kind: Kind) -> dict[Source, Protocol]:
 
 
 def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind) -> dict[str, Rows]:
-    """The rows that a run on benchmarks is scored on, by the name of their metrics."""
+    """Read the rows that a run on benchmarks is scored on, by the name that their metrics have.
+
+    A benchmark with several test splits has a name for each: ``mnli_matched``. Large splits are
+    sampled, by the recipe's ``eval_rows`` or else by the protocol.
+
+    Args:
+        recipe: of the run.
+        form: of the rows that it learned.
+        labels: the classes that it learned.
+        kind: of its model.
+    """
     folder = data_folder(recipe.data_dir)
     rows_by_name = {}
     for task_name in recipe.tasks:
@@ -58,13 +79,15 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
 
 
 def _convert_source(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
-    """The rows of a split as their protocol converts them."""
+    """Convert the rows of a split as their protocol says; an error names the row."""
     converted = []
     for number, row in enumerate(rows, start=1):
         try:
             converted.append(convert(row))
         except (LookupError, ValueError, TypeError, AttributeError) as error:
-            problem = f"no {error} in {', '.join(row)}" if isinstance(error, LookupError) else error
+            problem = str(error)
+            if isinstance(error, LookupError):  # a field that is missing, whose name alone it says
+                problem = f"no {error} in {', '.join(row)}"
             where = f"{source.folder}/{source.split} row {number}"
             raise ValueError(f"{where}: {problem}") from error
     return converted

@@ -26,7 +26,7 @@ def share_of(text: str | None) -> float | None:
 
 
 def draw_held_out(rows: list[Row], share: float, seed: int) -> list[int]:
-    """The indices of the rows that are held out, in order.
+    """Draw the rows that are held out, by a seed, and return their indices in order.
 
     Rows of one group stay together, and without groups those with equal content. Each class loses
     the same share (rows with several labels count as of the rarest of these), rounded so that the
@@ -36,7 +36,7 @@ def draw_held_out(rows: list[Row], share: float, seed: int) -> list[int]:
     groups_of_classes = _groups_of_classes(rows)
     held_out: list[int] = []
     rest = 0.0  # rows that the classes before have lost too few of, at most one
-    for name in sorted(groups_of_classes):
+    for name in sorted(groups_of_classes):  # in an order that does not depend on that of the rows
         groups = groups_of_classes[name]
         share_of_class = share * sum(map(len, groups)) + rest
         count = 0
@@ -55,11 +55,15 @@ def draw_held_out(rows: list[Row], share: float, seed: int) -> list[int]:
 
 
 def _groups_of_classes(rows: list[Row]) -> dict[str, list[list[int]]]:
-    """The groups of each class, a group as the indices of its rows."""
+    """The groups of each class, a group as the indices of its rows.
+
+    Rows without a group of their own are in one if their contents are equal: a copy of a row that
+    is learned would be held out as if it were new. A group is of the class of its first row.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        # Copies of a row that is learned would be held out as if they were new.
-        groups[str(row["group"]) if "group" in row else content_of(row)].append(index)
+        shared = str(row["group"]) if "group" in row else content_of(row)
+        groups[shared].append(index)
     classes = _class_of_each(rows)
     groups_of_classes: dict[str, list[list[int]]] = defaultdict(list)
     for group in groups.values():

@@ -28,7 +28,7 @@ def load_rows(
     *,
     setting: RowsSetting = DATA,
 ) -> Rows:
-    """Read a user's rows: files, or data sets of the hub.
+    """Read a user's rows from files or the hub, and bring them to one form, a training's if given.
 
     Args:
         path: their names, with commas between several.
@@ -50,6 +50,7 @@ def load_rows(
         read += rows_of_file
     rows, form = convert_rows(read, path, columns, training_columns, counts)
     if trained is not None:
+        # A head and a model that writes cannot take each other's rows; two that write may.
         if form != trained and (form in HEADED or trained in HEADED):
             raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
         rows, form = _as_learned(rows, form, trained, path)
@@ -81,15 +82,16 @@ def rows_to_answer(
     *,
     pairs: bool = False,
 ) -> Rows:
-    """Rows for a run to answer, as they were read; right answers in them are left out.
+    """Bring rows to the form that a run has learned, for it to answer.
 
-    ``learned``, ``labels`` and ``training_columns`` are of the training's rows; ``pairs`` says
-    whether these were pairs of texts only.
+    ``rows`` are as they were read; right answers in them are left out. ``learned``, ``labels`` and
+    ``training_columns`` are of the training's rows; ``pairs`` says whether these were pairs of
+    texts only.
     """
     rows, form = convert_rows_to_answer(rows, path, learned, labels, columns, training_columns)
     if pairs:
         _refuse_single_texts(rows, path)
-    if form == "text":
+    if form == "text":  # a model that writes continues a text, as a prompt
         rows = [{"prompt": row["text"], "response": ""} for row in rows]
         form = "prompt"
     rows, form = _as_learned(rows, form, learned, path)
@@ -107,7 +109,10 @@ def _refuse_single_texts(rows: list[Row], path: str) -> None:
 
 
 def _as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
-    """The rows as chats, if they are prompts and a run has ``learned`` chats."""
+    """Make chats of prompts, if a run has ``learned`` chats; other rows stay, with a warning.
+
+    ``form`` is that of the rows.
+    """
     if learned == form or "messages" not in (learned, form):
         return rows, form
     if form != "prompt":
@@ -124,7 +129,10 @@ def _as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[
 
 
 def _classes_of(rows: list[Row], form: Form, path: str) -> tuple[str, ...]:
-    """The classes that rows have, in order; none for rows of another form."""
+    """The classes that rows have, in order; none for rows of another form.
+
+    Refuses 1 beside 1.0, which are one class that two programs have written.
+    """
     if form not in NAMED:
         return ()
     names: set[str] = set()

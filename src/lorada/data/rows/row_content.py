@@ -9,7 +9,10 @@ from lorada.support.row_sources import Form, Row
 
 
 def content_of(row: Row) -> str:
-    """A row without its group as one text, the same from CSV and JSON; blanks count as one."""
+    """A row without its group as one text, by which copies are known.
+
+    It is the same whether the row was read from CSV or JSON; several blanks count as one.
+    """
     content = {}
     for field, value in row.items():
         if value is not None and field != GROUP:
@@ -40,7 +43,11 @@ def _plain(value: Any) -> Any:
 
 
 def answer_of(row: Row) -> str:
-    """The right answer to a row, for a model that answers with a text."""
+    """The right answer to a row, for a model that answers with a text.
+
+    It is what the row is scored by if it has that, else the response, or of a chat the last turn:
+    its text, then its calls of tools as JSON, a line each.
+    """
     if "eval_response" in row:
         return str(row["eval_response"])
     if "messages" not in row:
@@ -66,5 +73,5 @@ def right_answer(row: Row, form: Form) -> Any:
 
 
 def class_names_of(row: Row) -> list[str]:
-    """The class of a text, or its labels."""
+    """The class of a text as a list of one, or its labels."""
     return [str(row["label"])] if "label" in row else list(row["labels"])

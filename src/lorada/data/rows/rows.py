@@ -46,11 +46,11 @@ class Rows:
         return 1 + (index if self.indices is None else self.indices[index])
 
     def as_read(self, index: int) -> Row:
-        """A row with all its columns, as its file has it."""
+        """A row with all its columns, as its file has it; one of a benchmark as it is."""
         return self.rows[index] if self.read is None else self.read[index]
 
     def place(self, index: int) -> str:
-        """The file of a row and its number there."""
+        """The file of a row and its number there, as errors name it."""
         return place_of(self.path, self.counts, self.number(index) - 1)
 
     @property
@@ -65,10 +65,10 @@ class Rows:
 
     @contextmanager
     def placing(self, index: int) -> Iterator[None]:
-        """Say in the refusal of a chat which row it is, in a ``with`` block."""
+        """Add the row's place to an error that a chat template raises in a ``with`` block."""
         try:
             yield
-        except TurnsRefused as error:
+        except TurnsRefused as error:  # which knows only the turns
             raise ValueError(f"{self.place(index)}: {error}") from error
 
     def part(self, indices: Iterable[int]) -> "Rows":
@@ -81,20 +81,22 @@ class Rows:
         return replace(self, rows=rows, indices=indices_in_file, read=read)
 
     def split(self, indices: Iterable[int]) -> tuple["Rows", "Rows"]:
-        """The rows without those of some indices, and these rows, both in order."""
-        second = set(indices)
-        first = [index for index in range(len(self.rows)) if index not in second]
-        return self.part(first), self.part(sorted(second))
+        """Split rows in two: those without some indices, and those with them, both in order."""
+        drawn = set(indices)
+        others = [index for index in range(len(self.rows)) if index not in drawn]
+        return self.part(others), self.part(sorted(drawn))
 
     def sample(self, count: int | None) -> "Rows":
         """A random part of so many rows, the same for every seed; None for all rows."""
         if count is None or count >= len(self.rows):
             return self
+        # A seed of its own: runs of several seeds are scored on the same rows.
         return self.part(random.Random(0).sample(range(len(self.rows)), count))
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the rows' content, for ``result.json``."""
+        """The sha256 of the rows' content, by which it is seen later whether they are the same."""
+        # Sorted, since the order of an object's keys says nothing.
         lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.rows)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

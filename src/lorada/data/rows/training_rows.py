@@ -27,9 +27,15 @@ OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 def training_rows(
     recipe: Recipe, kind: Kind, own_classes: OwnClasses = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and those held out to be measured while training, if any.
+    """Read the rows to learn from, and those held out to be measured while training, if any.
 
-    ``own_classes`` are those of a model that is a classifier already.
+    Rows that this kind of model cannot learn, or that have nothing to tell apart, are refused.
+
+    Args:
+        recipe: names the rows, and how many of them are held out.
+        kind: of the model.
+        own_classes: those of a model that is a classifier already, whose order the rows' classes
+            then take; None for other models.
     """
     _refuse_mixed_settings(recipe)
     if recipe.task == JSONL:
@@ -46,16 +52,24 @@ def training_rows(
     division = _divide(rows, recipe)
     head_of(division.train)  # which refuses rows with nothing to tell apart
     _log_rows(division.train, division.held_out, recipe)
+    # Rows to choose a rate by come before those that are held out to be scored: a choice by the
+    # latter would make their score too high.
     return division.train, division.dev or division.held_out or held_out
 
 
 def rows_to_score(
     recipe: Recipe, result: RunResult, data: str | None, columns: Columns | None = None
 ) -> Rows:
-    """The rows of files, or those that a run holds out; a share of its rows is drawn again.
+    """Read the rows to score a run on: of files, or the share of its own rows that it holds out.
 
-    ``data`` are the files, None for the recipe's ``eval_data``; ``columns`` are the user's names of
-    fields, None for those of the training.
+    A share is drawn again from the rows of the training, and refused if these have changed: what is
+    held out of other rows may have been learned.
+
+    Args:
+        recipe: of the run.
+        result: of the run, with its form, its classes and the fingerprint of its rows.
+        data: the files; None for the recipe's ``eval_data``.
+        columns: the user's names of fields; None for those of the training.
     """
     labels = tuple(result.labels)
     if data is not None or share_of(recipe.eval_data) is None:
@@ -90,7 +104,10 @@ def _refuse_mixed_settings(recipe: Recipe) -> None:
 
 
 def _held_out_file(recipe: Recipe, train: Rows, kind: Kind) -> Rows | None:
-    """The rows of ``eval_data``, where that names files and no share of the training rows."""
+    """Read the rows of ``eval_data``; None where that names no files but a share of the rows.
+
+    They are brought to the form and the classes of the training rows.
+    """
     if not recipe.eval_data or share_of(recipe.eval_data) is not None:
         return None
     rows = load_rows(
@@ -114,10 +131,14 @@ class _Division:
 
 
 def _divide(rows: Rows, recipe: Recipe) -> _Division:
-    """Draw the held-out share and the ``dev_rows`` from rows; the others are learned."""
+    """Draw the held-out share and then the ``dev_rows`` from rows; the others are learned.
+
+    With ``train_rows`` only so many of them are.
+    """
     held_out = dev = None
     share = share_of(recipe.eval_data)
     if share is not None:
+        # By a seed of its own, so that all runs of a comparison hold out the same rows.
         drawn = draw_held_out(rows.rows, share, recipe.eval_seed)
         rows, held_out = rows.split(drawn)
         refuse_unanswered(held_out)
@@ -170,17 +191,23 @@ def head_of(rows: Rows) -> TaskHead | None:
     return head_for(rows.form, rows.labels)
 
 
-def class_order(labels: tuple[str, ...], own: OwnClasses) -> tuple[str, ...]:
-    """The classes of rows in the order of a model's own head, if the head has them all."""
-    if not labels or own is None:
+def class_order(labels: tuple[str, ...], own_classes: OwnClasses) -> tuple[str, ...]:
+    """Bring the classes of rows into the order of a model's own head, so that it can be kept.
+
+    The head may have more classes than the rows. Labels that are numbers are taken for places in
+    the head, with a warning. If the head lacks a class, the order of the rows stays, and a new head
+    is trained.
+    """
+    if not labels or own_classes is None:
         return labels
+    # Classes are the same in small and capital letters, and are written as in the rows.
     label_of = {label.casefold(): label for label in labels}
-    order = tuple(label_of.get(name.casefold(), name) for name in own)
-    if set(labels) <= set(order) and len(set(order)) == len(own):
+    order = tuple(label_of.get(name.casefold(), name) for name in own_classes)
+    if set(labels) <= set(order) and len(set(order)) == len(own_classes):
         return order
-    indices = tuple(map(str, range(len(own))))
+    indices = tuple(map(str, range(len(own_classes))))
     if set(labels) <= set(indices):
-        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own))
+        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own_classes))
         logger.warning("the labels are taken for indices of the model's classes: %s", classes)
         return indices
     return labels

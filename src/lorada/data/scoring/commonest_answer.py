@@ -32,7 +32,7 @@ def repeated_answer(rows: Rows) -> Any:
 
 
 def _counts(rows: Rows) -> Counter[Any]:
-    """How many rows have each answer."""
+    """How many rows have each answer; lists of labels are counted as a whole, as tuples."""
     if rows.form == "labels":
         return Counter(tuple(row["labels"]) for row in rows.rows)
     if rows.form == "label":

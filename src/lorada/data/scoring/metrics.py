@@ -34,6 +34,7 @@ def exact_match(outputs: list[str], rows: list[Row]) -> Metrics:
 
 
 def _is_right(output: str, row: Row) -> bool:
+    """Whether an output equals a right answer of a row, or calls the same tools."""
     if ends_in_calls(row):
         right_answer = answer_of(row).strip()
         return same_calls(output, right_answer, len(calls_of(row["messages"][-1])))
@@ -73,7 +74,10 @@ def target_of(row: Row) -> Any:
 
 
 def matthews(predicted: list[str], rows: list[Row]) -> Metrics:
-    """Matthews' correlation of two classes in percent, 0 if either side has only one; accuracy."""
+    """Matthews' correlation of two classes in percent, and accuracy.
+
+    The correlation is 0 if either side, what is predicted or what is right, has only one class.
+    """
     targets = [target_of(row) for row in rows]
     positive = max(targets)
     predicted_positive = [label == positive for label in predicted]
@@ -91,8 +95,13 @@ def accuracy_and_f1(predicted: list[str], rows: list[Row], positive: str) -> Met
 
 def _f1(predicted: Sequence[str | None], targets: list[str], name: str) -> float:
     """2·hits / (predicted + right) of a class in percent; 0 if it is on neither side."""
-    hits = sum(p == t == name for p, t in zip(predicted, targets, strict=True))
-    return 200.0 * hits / ((predicted.count(name) + targets.count(name)) or 1)
+    hits = 0
+    for predicted_name, target in zip(predicted, targets, strict=True):
+        hits += predicted_name == target == name
+    predicted_and_right = predicted.count(name) + targets.count(name)
+    if not predicted_and_right:
+        return 0.0
+    return 200.0 * hits / predicted_and_right
 
 
 def classes(predicted: list[str], rows: list[Row]) -> Metrics:
@@ -107,8 +116,11 @@ def class_scores(predicted: list[str | None], targets: list[str]) -> Metrics:
     What names no class is None, and is no class itself in the mean of F1. ``unfound`` says in words
     which classes are never found.
     """
-    counts = dict(sorted(Counter(targets).items()))
-    hits = Counter(t for p, t in zip(predicted, targets, strict=True) if p == t)
+    counts = dict(sorted(Counter(targets).items()))  # rows of each class
+    hits: Counter[str] = Counter()
+    for predicted_name, target in zip(predicted, targets, strict=True):
+        if predicted_name == target:
+            hits[target] += 1
     recalls = {f"recall_{name}": 100.0 * hits[name] / count for name, count in counts.items()}
     names = {name for name in (*counts, *predicted) if name is not None}
     scores: Metrics = {
@@ -129,7 +141,10 @@ def _unfound(counts: dict[str, int], hits: Counter[str]) -> str:
 
 
 def weighted_by_class(scores: Sequence[float], targets: Sequence[str]) -> list[float]:
-    """Each row's score times a weight by which each class counts as much as any other."""
+    """Each row's score times a weight by which each class counts as much as any other.
+
+    The weights have the mean 1, so the mean of the weighted scores is that of the classes' means.
+    """
     counts = Counter(targets)
     weights = {name: len(targets) / len(counts) / count for name, count in counts.items()}
     return [score * weights[target] for score, target in zip(scores, targets, strict=True)]
@@ -172,6 +187,7 @@ def label_sets(predicted: list[list[str]], rows: list[Row]) -> Metrics:
     """
     targets = [row["labels"] for row in rows]
     pairs = list(zip(predicted, targets, strict=True))
+    # Of each label: how often it is given, how often it is right, and how often both.
     predicted_counts: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     hits: Counter[str] = Counter()
@@ -182,11 +198,11 @@ def label_sets(predicted: list[list[str]], rows: list[Row]) -> Metrics:
     f1_of_labels = {}
     for label in sorted({*predicted_counts, *counts}):
         f1_of_labels[label] = 200.0 * hits[label] / (predicted_counts[label] + counts[label])
-    either = predicted_counts.total() + counts.total()
+    given_and_right = predicted_counts.total() + counts.total()
     scores: Metrics = {
         "f1": fmean(set_f1(labels, right_labels) for labels, right_labels in pairs),
         # Where no text has a label and none is given, all is right.
-        "micro_f1": 200.0 * hits.total() / either if either else 100.0,
+        "micro_f1": 200.0 * hits.total() / given_and_right if given_and_right else 100.0,
         "macro_f1": fmean(f1_of_labels.values()) if f1_of_labels else 100.0,
         "exact_match": fmean(set_match(labels, right_labels) for labels, right_labels in pairs),
         "threshold": THRESHOLD,
@@ -216,6 +232,7 @@ def numbers(predicted: list[float], rows: list[Row]) -> Metrics:
     """MAE and RMSE in the unit of the rows, R² (1 is perfect), and the correlations."""
     targets = np.array([float(row["score"]) for row in rows])
     errors = np.array(predicted) - targets
+    # R² sets the errors beside those of the mean score; where all scores are equal there are none.
     spread = float(np.square(targets - targets.mean()).sum())
     return {
         "mae": float(np.abs(errors).mean()),

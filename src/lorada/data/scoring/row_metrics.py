@@ -38,7 +38,7 @@ def fits(metric: str, form: Form) -> bool:
 
 
 def refuse_metric(metric: str, form: Form) -> None:
-    """Refuse a metric that rows of a form cannot be scored by."""
+    """Refuse a metric that rows of a form cannot be scored by, and a function of a missing file."""
     if not fits(metric, form):
         raise ValueError(f"metric={metric!r} does not score {form} rows: take {names_for(form)}")
     if CODE in metric:
@@ -48,7 +48,13 @@ def refuse_metric(metric: str, form: Form) -> None:
 
 
 def refuse_unnamed(metric: str | None, where: object, option: str = "--metric ") -> None:
-    """Refuse a function that a saved file names and the command does not, by ``option``."""
+    """Refuse code that a saved file names as its metric and the command does not.
+
+    Args:
+        metric: that the saved file names.
+        where: that file, or its run.
+        option: by which the user would name it.
+    """
     if metric is not None and CODE in metric:
         raise ValueError(
             f"{where} is scored by {metric}, and code of a file runs only if you name it: add "
@@ -77,6 +83,7 @@ def _users_metric(metric: str) -> RowValue:
         raise ValueError(f"metric={metric} cannot be loaded: {error!r}") from error
 
     def of_row(answer: str, row: Row, columns: Row) -> float:
+        # Of a chat the last turn is the answer, and the one before it what was asked.
         prompt = row["messages"][-2]["content"] if "messages" in row else row["prompt"]
         try:
             value = float(function(prompt, answer_of(row), answer, columns))
@@ -127,15 +134,18 @@ def _window_losses(protocol: Protocol, windows: list[Any]) -> list[RowScores]:
         for _, losses in windows:
             losses_of_windows += [{"loss": loss} for loss in losses]
         return losses_of_windows
+    # A weight of each window by which the mean of windows is that of tokens; see ``row_metrics``.
     mean_count = sum(count for _, count in windows) / len(windows)
     return [{"loss": loss * count / mean_count} for loss, count in windows]
 
 
 def _label_scores(labels: list[str], right_labels: list[str]) -> RowScores:
+    """The scores of one row with several labels."""
     return {"f1": set_f1(labels, right_labels), "exact_match": set_match(labels, right_labels)}
 
 
 def _class_scores_of_rows(answers: list[str], rows: list[Row]) -> list[RowScores]:
+    """The accuracy of each row, 100 or 0, and the same weighted by its class."""
     targets = [target_of(row) for row in rows]
     right = [
         accuracy([answer], [row])["accuracy"] for answer, row in zip(answers, rows, strict=True)
@@ -154,7 +164,10 @@ def _main_score(protocol: Protocol, answer: Any, row: Row) -> RowScores:
 
 
 def _add_text_scores(scores: list[RowScores], answers: list[str], rows: list[Row]) -> None:
-    """Add the other metrics of texts that are asked to be exact."""
+    """Add to each row's scores the other metrics of texts that are asked to be exact.
+
+    ``json_match`` is added to all rows if any of them has an answer that is JSON.
+    """
     has_json = any(is_json(answer_of(row)) for row in rows)
     for scores_of_row, answer, row in zip(scores, answers, rows, strict=True):
         scores_of_row["contains"] = contains(answer, row)
