@@ -212,8 +212,6 @@ def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
     if all(max(of_method.between, of_method.noise) < TINY for of_method in runs):
         return _sign_p(differences)
     error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
-    if error < TINY:
-        return _sign_p(differences)
     p = 2 * float(t.sf(abs(differences.mean()) / error, freedom))
     rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
     least_p = 2.0 ** (1 - rows_that_differ)  # coins would put all of these rows on one side
