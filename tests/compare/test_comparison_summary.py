@@ -22,13 +22,13 @@ from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import (
     Candidate,
     ComparisonPlan,
-    PlannedMetric,
     Search,
     TrainingRows,
     Trial,
     Untrained,
 )
 from lorada.data.row_lengths import RowLengths
+from lorada.data.scoring.chosen_metric import ChosenMetric
 from lorada.decision.statistics import Common, mean_score
 from lorada.runs.result import Prediction, RowsMetrics, RunResult
 
@@ -147,7 +147,7 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
 
 
 def test_the_margin_that_was_asked_for_is_of_the_metric_that_was_asked_for():
-    results = planned(results_of(alike()), metric=PlannedMetric("exact_match", ""))
+    results = planned(results_of(alike()), metric=ChosenMetric("exact_match", ""))
     results.asked.margin = 30.0
     assert summarize(dataclasses.replace(results, metric="exact_match")).margin == 30.0
     losses = {name: -each / 100 for name, each in alike().items()}
@@ -443,7 +443,7 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
 
 def test_why_answers_are_scored_so_and_how_many_were_cut_is_said():
     results = results_of(alike(2))
-    results = planned(results, metric=PlannedMetric("exact_match", "no response is long"))
+    results = planned(results, metric=ChosenMetric("exact_match", "no response is long"))
     for run in results.candidates[1].runs[:2]:
         metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
         run.result.metrics[HELD_OUT] = RowsMetrics(**metrics)

@@ -10,13 +10,7 @@ from lorada.compare.jobs.queue import Report
 from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.size_for import Sized, limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
-from lorada.compare.stored_plan import (
-    Candidate,
-    ComparisonPlan,
-    HeldOutRows,
-    PlannedMetric,
-    TrainingRows,
-)
+from lorada.compare.stored_plan import Candidate, ComparisonPlan, HeldOutRows, TrainingRows
 from lorada.data.row_lengths import RowLengths
 from lorada.data.scoring.chosen_metric import metric_of
 from lorada.data.tokenize import context_of, encode_measured, fit_context
@@ -55,7 +49,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
         train=fingerprints.train,
         held_out=fingerprints.held_out,
         overlap=data.overlap,
-        metric=None if metric is None else PlannedMetric(metric.name, metric.reason),
+        metric=metric,
         train_lengths=train_lengths,
         held_out_lengths=held_out_lengths(comparison, base, data),
         versions=versions(),

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from lorada.data.row_lengths import RowLengths
+from lorada.data.scoring.chosen_metric import ChosenMetric
 from lorada.methods.method import Settings
 from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
@@ -92,16 +93,6 @@ class HeldOutRows:
 
 
 @dataclass(frozen=True)
-class PlannedMetric:
-    """What the answers to a user's own rows are scored by."""
-
-    __pydantic_config__ = STORED
-
-    name: str  # of a metric, or ``FILE.py:function``
-    reason: str  # why, in words; empty unless the rows have decided it
-
-
-@dataclass(frozen=True)
 class ComparisonPlan:
     """What a comparison runs."""
 
@@ -114,7 +105,7 @@ class ComparisonPlan:
     train: TrainingRows
     held_out: dict[str, HeldOutRows]  # by the name of the rows
     overlap: int  # how many held-out rows are training rows too
-    metric: PlannedMetric | None  # None for a benchmark, which has its own
+    metric: ChosenMetric | None  # None for a benchmark, which has its own
     versions: dict[str, str]  # package → version
     hardware: dict[str, Any]  # of the machine that made the plan, as ``result.json`` has it
     train_lengths: RowLengths | None = None  # of the training rows; not of texts and benchmarks

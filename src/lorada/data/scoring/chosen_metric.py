@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from pydantic import ConfigDict
+
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.json_answers import mostly_json
 from lorada.data.scoring.row_metrics import refuse_metric
@@ -19,6 +21,8 @@ WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
 @dataclass(frozen=True)
 class ChosenMetric:
     """What answers to a user's own rows are scored by."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a comparison's plan keeps it
 
     name: str  # one of ``NAMES``, or ``FILE.py:function``
     reason: str = ""  # why, in words; empty unless the rows have decided it
