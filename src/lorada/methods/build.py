@@ -134,17 +134,30 @@ def _adapter_config(
 
 
 @dataclass(frozen=True)
+class PartSettings:
+    """The settings of one part of a method for one kind of model."""
+
+    values: Settings
+    home: str  # the model type whose names of matrices they use
+    printed: Mapping[str, Any]  # what the source prints instead of some of them
+
+
+@dataclass(frozen=True)
 class ChosenSettings:
     """The settings of a method for one kind of model."""
 
-    homes: Mapping[str, str]  # part name → the model type whose names of matrices its settings use
-    parts: Mapping[str, Settings]  # part name → settings
+    parts: Mapping[str, PartSettings]  # by the part's name
     source: str  # where they come from, in words
-    printed: Mapping[str, Mapping[str, Any]]  # part name → what the source prints instead
 
 
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
-    """A method's settings for a model: the model's own, its family's, or unpublished ones."""
+    """Choose a method's settings for a model: the model's own, its family's, or unpublished ones.
+
+    Of a sum they are those of its methods.
+
+    Raises:
+        ValueError: if the method has none for this kind of model.
+    """
     if method.summands:
         return _settings_of_sum(method, model_config)
     model_type = model_config.model_type
@@ -190,22 +203,21 @@ def _settings_under(
 ) -> ChosenSettings:
     """Settings that a method has under a key, with names of matrices as in ``home`` models."""
     printed = method.printed.get(key, {})
-    return ChosenSettings(dict.fromkeys(parts, home), parts, method.source_of(key), printed)
+    part_settings = {}
+    for part, values in parts.items():
+        part_settings[part] = PartSettings(values, home, printed.get(part, {}))
+    return ChosenSettings(part_settings, method.source_of(key))
 
 
 def _settings_of_sum(method: Method, model_config: Any) -> ChosenSettings:
     """The settings of a sum, from those of each of its methods."""
-    homes: dict[str, str] = {}
-    parts: dict[str, Settings] = {}
-    printed: dict[str, Mapping[str, Any]] = {}
+    parts: dict[str, PartSettings] = {}
     sources: list[tuple[str, str]] = []
     for summand in method.summands:
         method_settings = choose_settings(summand, model_config)
-        homes |= method_settings.homes
         parts |= method_settings.parts
-        printed |= method_settings.printed
         sources.append((summand.name, method_settings.source))
-    return ChosenSettings(homes, parts, joined_sources(sources), printed)
+    return ChosenSettings(parts, joined_sources(sources))
 
 
 def _source_with_differences(
@@ -213,22 +225,30 @@ def _source_with_differences(
     settings: Mapping[str, Settings],
     stated: Mapping[str, Settings],
 ) -> str:
-    """The source of the settings, and which of them it does not have."""
+    """The source of the settings in words, and the settings in which they differ from it."""
     differences: list[str] = []
     for part, values in settings.items():
-        differences += _differences_of_part(part, method_settings, values, stated.get(part, {}))
+        part_settings = method_settings.parts[part]
+        differences += _differences_of_part(part, part_settings, values, stated.get(part, {}))
     if not differences:
         return method_settings.source
     return f"{method_settings.source}; but for {', '.join(differences)}"
 
 
 def _differences_of_part(
-    part: str, method_settings: ChosenSettings, settings: Settings, stated: Settings
+    part: str, part_settings: PartSettings, settings: Settings, stated: Settings
 ) -> list[str]:
-    """What a part takes other than the source has, each as ``lora.r=8 (there 32)``."""
+    """What a part takes other than the source has, each as ``lora.r=8 (there 32)``.
+
+    Args:
+        part: its name.
+        part_settings: what was chosen for it, and what the source prints.
+        settings: what it takes, the user's among them.
+        stated: the user's.
+    """
     defaults = part_class(part).__dataclass_fields__
     at_source = {}
-    source_values = {**method_settings.parts[part], **method_settings.printed.get(part, {})}
+    source_values = {**part_settings.values, **part_settings.printed}
     for key, value in source_values.items():
         # Names of matrices are translated for each model, so only the user's are compared.
         if key not in NAMING or key in stated:
@@ -251,13 +271,14 @@ def settings_for(
     """Translate chosen settings for a model, and put the user's (``stated``) in their place."""
     parts: dict[str, Settings] = {}
     scheme: Scheme | None = None  # looked up only for a setting that names matrices
-    for part, values in method_settings.parts.items():
+    for part, part_settings in method_settings.parts.items():
+        values = part_settings.values
         user_settings = stated.get(part, {})
         alpha = _alpha_for_rank(part, values, user_settings)
         settings = {**deepcopy(values), **alpha, **user_settings}
         # Setting that names matrices → the model type whose names it uses. The user's are as meant.
         own_naming = [key for key in NAMING if key in values and key not in user_settings]
-        homes = dict.fromkeys(own_naming, method_settings.homes[part])
+        homes = dict.fromkeys(own_naming, part_settings.home)
         placement = PLACEMENTS.get(settings.get("placement", ""))
         if placement is not None and placement.linears and "target_modules" not in settings:
             settings["target_modules"] = list(placement.linears)
