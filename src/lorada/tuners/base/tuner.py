@@ -8,6 +8,7 @@ tuners also place an adapter on all of its targets or on none, and refuse weight
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -255,22 +256,32 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
     """Refuse a part in a module that the same adapter trains and saves as a whole copy."""
-    for module_name, wrapper, copies in heads_of(model, [adapter_name]):
-        if not copies:
+    for head in heads_of(model, [adapter_name]):
+        if not head.adapters:
             continue
-        for name, layer in wrapper.modules_to_save[adapter_name].named_modules():
+        for name, layer in head.wrapper.modules_to_save[adapter_name].named_modules():
             if isinstance(layer, BaseTunerLayer):
                 raise ValueError(
-                    f"modules_to_save trains {module_name} whole, where a part of the stack has "
+                    f"modules_to_save trains {head.name} whole, where a part of the stack has "
                     f"{name}: leave the module out of one of them"
                 )
 
 
-def heads_of(model: nn.Module, names: list[str]) -> Iterator[tuple[str, Any, list[str]]]:
-    """The modules that are trained whole: name, wrapper, and which of some adapters have a copy."""
-    for module_name, module in model.named_modules():
+@dataclass(frozen=True)
+class WholeModule:
+    """A module that adapters train whole, such as a head."""
+
+    name: str
+    wrapper: Any  # PEFT's ``ModulesToSaveWrapper``
+    adapters: list[str]  # those, of some, that have a copy of it
+
+
+def heads_of(model: nn.Module, adapters: list[str]) -> Iterator[WholeModule]:
+    """The modules that are trained whole, each with those of some adapters that have a copy."""
+    for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            yield module_name, module, [name for name in names if name in module.modules_to_save]
+            with_copy = [adapter for adapter in adapters if adapter in module.modules_to_save]
+            yield WholeModule(name, module, with_copy)
 
 
 def activate_heads_of(model: nn.Module, names: list[str]) -> None:
@@ -282,24 +293,24 @@ def activate_heads_of(model: nn.Module, names: list[str]) -> None:
         ValueError: if several of the adapters have a copy of one module.
     """
     heads = list(heads_of(model, names))
-    for module_name, _, names_with_copy in heads:
-        if len(names_with_copy) > 1:
+    for head in heads:
+        if len(head.adapters) > 1:
             raise ValueError(
-                f"{' and '.join(names_with_copy)} have each trained a copy of {module_name}, of "
+                f"{' and '.join(head.adapters)} have each trained a copy of {head.name}, of "
                 "which one can be kept: merge one of these adapters"
             )
-    for _, module, names_with_copy in heads:
-        if module.active_adapters != names_with_copy:
-            module.set_adapter(names_with_copy, inference_mode=True)
+    for head in heads:
+        if head.wrapper.active_adapters != head.adapters:
+            head.wrapper.set_adapter(head.adapters, inference_mode=True)
 
 
 def refuse_other_heads(model: nn.Module, names: list[str]) -> None:
     """Refuse to merge adapters in place that have other heads than those that are active."""
-    for module_name, module, names_with_copy in heads_of(model, names):
-        if module.active_adapters != names_with_copy:
-            active = " and ".join(module.active_adapters) or "the base"
+    for head in heads_of(model, names):
+        if head.wrapper.active_adapters != head.adapters:
+            active = " and ".join(head.wrapper.active_adapters) or "the base"
             raise ValueError(
-                f"{module_name} is that of {active}, and "
+                f"{head.name} is that of {active}, and "
                 f"{' and '.join(names)} is to be merged: call model.set_adapter({names[0]!r}) first"
             )
 
@@ -350,7 +361,7 @@ def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
     """What the weights were saved for, and where that shows; None if they fit."""
     model_state = model.state_dict()
     # Where embeddings are in modules_to_save, PEFT saves them again by their names in the base.
-    saved_twice = tuple(f"{module_name}." for module_name, _, _ in heads_of(model, []))
+    saved_twice = tuple(f"{head.name}." for head in heads_of(model, []))
     for key, tensor in state_dict.items():
         if key not in model_state and key.startswith(saved_twice):
             continue
