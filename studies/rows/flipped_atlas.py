@@ -104,9 +104,7 @@ def results_of(runs: dict[str, np.ndarray], wrong: np.ndarray) -> Results:
             for key, score, flipped in zip(keys, table, wrong, strict=True):
                 is_first = bool(score) != bool(flipped)
                 answer = LABELS[0] if is_first else LABELS[1]
-                predictions[key] = Prediction(
-                    rows=NAME, row=key[1], answer=answer, score=score, loss=None
-                )
+                predictions[key] = Prediction(rows=NAME, row=key[1], answer=answer, loss=None)
             by_row = dict(zip(keys, table.tolist(), strict=True))
             scored_runs.append(ScoredRun(f"{method}/{seed}", seed, RESULT, predictions, by_row))
         candidate = Candidate(method, {})

@@ -168,11 +168,12 @@ def carry_out(run: Run, folder: Path) -> None:
     trained = train(recipe, overwrite=True, quiet=True)
     metrics = evaluate(load_run(trained.run))
     predictions = sorted(read_predictions(trained.run), key=lambda prediction: prediction.row)
+    accuracies = [prediction.metrics["accuracy"] for prediction in predictions]
     kept = {
         **run._asdict(), "loss": metrics["loss"],
-        "accuracy": float(np.mean([prediction.score for prediction in predictions])),
+        "accuracy": float(np.mean(accuracies)),
         "relative_norm": trained.result.relative_norm,
-        "scores": [prediction.score for prediction in predictions],
+        "scores": accuracies,
         "losses": [round(prediction.loss, 4) for prediction in predictions],
     }  # fmt: skip
     write_atomic(folder / run.file, json.dumps(kept))

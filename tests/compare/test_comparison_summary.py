@@ -43,7 +43,7 @@ def result_of(metrics):
 
 def prediction_of(row):
     """A line without an answer, for a row's name and number."""
-    return Prediction(rows=row[0], row=row[1], answer=None, score=None, loss=None)
+    return Prediction(rows=row[0], row=row[1], answer=None, loss=None)
 
 
 def results_of(

@@ -28,7 +28,7 @@ def test_scores_and_losses_are_seeds_by_rows_in_the_order_of_the_rows(folder):
     assert lora.scores.shape == lora.losses.shape == (3, 30)
     assert results.rows == [(HELD_OUT, number) for number in range(1, 31)]
     lines = [json.loads(line) for line in (folder / LORA / "predictions.jsonl").open()]
-    assert lora.scores[0].tolist() == [line["score"] for line in lines]
+    assert lora.scores[0].tolist() == [line["metrics"]["exact_match"] for line in lines]
     assert lora.losses[0].tolist() == [line["loss"] for line in lines]
     assert lora.sizes == "lora.r=2 lora.lora_alpha=4"
     assert lora.search.rate == 2e-4
@@ -131,7 +131,7 @@ def test_a_run_on_other_rows_is_left_out(folder):
 def test_rows_that_are_not_held_out_are_ignored(folder):
     path = folder / LORA / "predictions.jsonl"
     line = json.loads(path.read_text().splitlines()[0])
-    more = [{**line, "rows": name, "score": None} for name in (f"{HELD_OUT} (base)", "other")]
+    more = [{**line, "rows": name, "metrics": {}} for name in (f"{HELD_OUT} (base)", "other")]
     path.write_text(path.read_text() + "".join(json.dumps(one) + "\n" for one in more))
     assert by_label(read_comparison(folder))["lora (0.1%)"].scores.shape == (3, 30)
 

@@ -33,12 +33,7 @@ def results_of(answers: dict[str, list[list]], right: list, losses=None, form="p
             table = [100.0 * (answer == one) for answer, one in zip(of_run, right, strict=True)]
             lines = {
                 key: Prediction(
-                    rows=NAME,
-                    row=key[1],
-                    answer=answer,
-                    score=score,
-                    loss=None,
-                    metrics={"exact_match": score},
+                    rows=NAME, row=key[1], answer=answer, loss=None, metrics={"exact_match": score}
                 )
                 for key, answer, score in zip(keys, of_run, table, strict=True)
             }

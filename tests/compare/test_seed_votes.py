@@ -23,12 +23,7 @@ def candidate_of(form: str, answers: list[list], scores: list[list[float]]) -> C
     for seed, (of_run, of_scores) in enumerate(zip(answers, scores, strict=True), 1):
         lines = {
             key: Prediction(
-                rows=NAME,
-                row=key[1],
-                answer=answer,
-                score=score,
-                loss=None,
-                metrics={"exact_match": score},
+                rows=NAME, row=key[1], answer=answer, loss=None, metrics={"exact_match": score}
             )
             for key, answer, score in zip(keys, of_run, of_scores, strict=True)
         }

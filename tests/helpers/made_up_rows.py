@@ -97,13 +97,13 @@ def write_classifier(
         of_right = probability if row["label"] == LABELS[1] else 1 - probability
         score = 100.0 * (answer == row["label"])
         line = {
-            "rows": name, "row": number, "answer": answer, "score": score,
+            "rows": name, "row": number, "answer": answer,
             "loss": float(-np.log(of_right)), "metrics": {"accuracy": score},
         }  # fmt: skip
         if with_text:
             line |= {"text": row["text"], "right": row["label"]}
         lines.append(line)
-    score = float(np.mean([line["score"] for line in lines]))
+    score = float(np.mean([line["metrics"]["accuracy"] for line in lines]))
     result = {
         "method": candidate["method"], "model": MODEL, "task": "jsonl", "form": "label",
         "labels": list(LABELS), "seed": seed, "versions": VERSIONS, "hardware": MACHINE,

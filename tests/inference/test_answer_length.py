@@ -1,6 +1,7 @@
 """How long an answer may be, that those which are cut are counted, and where an answer ends."""
 
 import json
+from statistics import fmean
 
 import folders
 import pytest
@@ -55,7 +56,7 @@ def test_answers_of_48_tokens_are_no_longer_cut_and_scored_0(folder, place):
     assert metrics["loss"] < 0.1
     lines = read_predictions(run.folder)
     assert [line.answer for line in lines] == [row["output"] for row in ALPACA]
-    assert [line.score for line in lines] == [-line.loss for line in lines]
+    assert fmean(line.loss for line in lines) == pytest.approx(metrics["loss"])
     assert [line.metrics for line in lines] == [{"exact_match": 100, "contains": 100}] * 3
 
 

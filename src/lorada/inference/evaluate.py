@@ -30,7 +30,7 @@ from lorada.runs.result import (
     read_result,
     write_predictions,
 )
-from lorada.support.metric_names import LOSS, LOSS_ROWS, as_score, rows_metric
+from lorada.support.metric_names import LOSS, LOSS_ROWS
 from lorada.support.row_sources import HEADED, Row, absolute_files
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
@@ -177,10 +177,7 @@ def score(
     commonest = _commonest_scores(run, rows, metric_names, found)
     if commonest is not None:
         found["commonest"] = commonest
-    main_row_metric = rows_metric(next(iter(found)))
-    predictions = _predictions(
-        run, rows, answers, scores, main_row_metric, name, with_text=with_text
-    )
+    predictions = _predictions(run, rows, answers, scores, name, with_text=with_text)
     return found, predictions
 
 
@@ -219,14 +216,7 @@ def _commonest_scores(
 
 
 def _predictions(
-    run: Run,
-    rows: Rows,
-    answers: Answers,
-    scores: AnswerScores,
-    main_metric: str,
-    name: str,
-    *,
-    with_text: bool,
+    run: Run, rows: Rows, answers: Answers, scores: AnswerScores, name: str, *, with_text: bool
 ) -> list[Prediction]:
     """The predictions of some rows, in the order of their numbers.
 
@@ -235,7 +225,6 @@ def _predictions(
         rows: what was answered.
         answers: the answer to each row, and its loss.
         scores: what each answer scores.
-        main_metric: the metric of single rows that gives the score.
         name: that of the rows, as it is stored.
         with_text: whether predictions have what was asked and the right answer.
     """
@@ -246,7 +235,6 @@ def _predictions(
             rows=name,
             row=index + 1,
             answer=None,
-            score=_row_score(row_metrics, loss, main_metric),
             loss=loss,
             metrics={} if rows.protocol.lengths else _null_if_not_finite(row_metrics),
         )
@@ -255,18 +243,6 @@ def _predictions(
             prediction = _with_answer(prediction, run, rows, answers, index, with_text=with_text)
         predictions.append(prediction)
     return sorted(predictions, key=lambda prediction: prediction.row)
-
-
-def _row_score(row_metrics: dict[str, float], loss: float | None, main_metric: str) -> float | None:
-    """The main metric of a row, higher for the better one; None for a row without a loss."""
-    value: float | None
-    if main_metric != LOSS:
-        value = row_metrics[main_metric]
-    elif LOSS in row_metrics:
-        value = row_metrics[LOSS]  # a window's own, weighted by its length
-    else:
-        value = loss
-    return None if value is None else as_score(value, main_metric)
 
 
 def _null_if_not_finite(metrics: dict[str, float]) -> dict[str, float | None]:

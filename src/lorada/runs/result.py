@@ -267,8 +267,6 @@ class Prediction(BaseModel):
         row: the row's number in its file, from 1; of plain text the number of the window.
         answer: what the model answered: a text, a class, a list of labels, the index of a
             candidate, a number; null for a window.
-        score: the metric that the rows are scored by, higher for the better one: a loss or an error
-            is minus itself; null if it is not a finite number.
         loss: the row's loss in nats (a number's: its squared error); null if none is measured.
         metrics: further, what ``row_metrics`` says of the row.
         group: further, what the row shares with others, if its file says so.
@@ -280,7 +278,6 @@ class Prediction(BaseModel):
     rows: str
     row: int
     answer: str | int | float | list[str] | None
-    score: float | None
     loss: float | None
     metrics: dict[str, FiniteFloat | None] = Field(default={})
     group: JsonValue = None
