@@ -40,19 +40,19 @@ def test_short_answers_are_voted_on_and_have_the_score_of_the_answer():
     candidate = candidate_of("prompt", answers, [[100, 0, 0], [100, 100, 100], [0, 100, 100]])
     rows = [AskedRow("?", one) for one in ("7", "9", "2")]
     voted = vote_scores(candidate, list(candidate.runs[0].predictions), rows, "exact_match")
-    assert (voted.by, voted.rows.tolist()) == ("majority", [100, 100, 100])
+    assert (voted.by, voted.row_scores.tolist()) == ("majority", [100, 100, 100])
 
 
 def test_numbers_are_averaged_and_labels_are_each_decided_by_the_majority():
     numbers = candidate_of("score", [[1.0, 4.0], [3.0, 4.0]], [[-1, 0], [-1, 0]])
     rows = [AskedRow("?", 2.0), AskedRow("?", 5.0)]
     voted = vote_scores(numbers, list(numbers.runs[0].predictions), rows, "mae")
-    assert (voted.by, voted.rows.tolist()) == ("mean", [0, -1])
+    assert (voted.by, voted.row_scores.tolist()) == ("mean", [0, -1])
     sets = candidate_of("labels", [[["a", "b"]], [["b", "c"]], [["b", "a"]]], [[0], [0], [0]])
     keys = list(sets.runs[0].predictions)
     voted = vote_scores(sets, keys, [AskedRow("?", ["a", "b"])], "exact_match")
-    assert voted.rows.tolist() == [100]
-    assert vote_scores(sets, keys, [AskedRow("?", ["a"])], "f1").rows[0] == pytest.approx(
+    assert voted.row_scores.tolist() == [100]
+    assert vote_scores(sets, keys, [AskedRow("?", ["a"])], "f1").row_scores[0] == pytest.approx(
         200 / 3, abs=TINY
     )
 

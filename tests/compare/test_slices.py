@@ -18,7 +18,7 @@ def labelled(count: int, **fields) -> list[AskedRow]:
 
 
 def names(slices) -> list[tuple[str, str, int]]:
-    return [(one.by, one.value, one.rows) for one in slices]
+    return [(one.by, one.value, one.row_count) for one in slices]
 
 
 def test_rows_are_parted_by_class_by_length_and_by_fields():

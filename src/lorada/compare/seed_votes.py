@@ -60,7 +60,7 @@ class VoteScores:
     """The score of each row by a vote, and how it was decided."""
 
     by: str
-    rows: Scores  # higher is better
+    row_scores: Scores  # higher is better
 
 
 def votes(
@@ -207,7 +207,7 @@ def vote_of(
     """
     of_single_runs = scores.mean(axis=0)  # of each row
     # As tables of one run: the error of their means then comes from the rows alone.
-    together, gains = vote.rows[None], (vote.rows - of_single_runs)[None]
+    together, gains = vote.row_scores[None], (vote.row_scores - of_single_runs)[None]
     if groups is not None:
         together, gains = by_group(together, groups), by_group(gains, groups)
     low, high = mean_score(together, share=share).interval()
@@ -217,6 +217,6 @@ def vote_of(
     gain_low, gain_high = gain.interval()
     return Vote(
         method=label, by=vote.by, runs=len(scores), alone=float(of_single_runs.mean()),
-        score=float(vote.rows.mean()), low=low, high=high,
+        score=float(vote.row_scores.mean()), low=low, high=high,
         gain=gain.value, gain_low=gain_low, gain_high=gain_high,
     )  # fmt: skip

@@ -53,7 +53,7 @@ class Slice:
     inside: Inside
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """How many rows it has."""
         return int(self.inside.sum())
 
@@ -226,7 +226,7 @@ def _by_value(by: str, values: Sequence[str]) -> list[Slice]:
 
 def _is_large(part: Slice) -> bool:
     """Whether a slice, and what is left of the rows, can be compared with each other."""
-    return min(part.rows, len(part.inside) - part.rows) >= LEAST_ROWS
+    return min(part.row_count, len(part.inside) - part.row_count) >= LEAST_ROWS
 
 
 def _quarters(by: str, numbers: Sequence[float], unit: str, before: str) -> list[Slice]:
@@ -335,7 +335,7 @@ def _score_slice(
     if share:
         low, high = max(low, 0.0), min(high, 100.0)
     rest = float(table[:, ~part.inside].mean())
-    return SliceScore(method, part.by, part.value, part.rows, score, low, high, rest)
+    return SliceScore(method, part.by, part.value, part.row_count, score, low, high, rest)
 
 
 def _independent_scores(

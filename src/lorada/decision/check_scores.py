@@ -102,10 +102,10 @@ def _refuse_other_shape(name: str, table: Scores) -> None:
 
 def _refuse_other_rows(name: str, table: Scores, first: str, first_table: Scores) -> None:
     """Refuse a table with another number of rows than that of the first method."""
-    rows, rows_of_first = table.shape[1], first_table.shape[1]
-    if rows != rows_of_first:
+    row_count, count_of_first = table.shape[1], first_table.shape[1]
+    if row_count != count_of_first:
         raise ValueError(
-            f"{name} has {rows} rows and {first} has {rows_of_first}: "
+            f"{name} has {row_count} rows and {first} has {count_of_first}: "
             "methods are compared on the same rows"
         )
 
@@ -138,15 +138,15 @@ def refuse_transposed(tables: Mapping[str, Scores], seeds: Mapping[str, Sequence
     """
     _refuse_no_mapping("seeds", seeds, "method → the seed of each run")
     for name, table in tables.items():
-        runs, rows = table.shape
-        if name not in seeds and runs > max(rows, MANY):
+        run_count, row_count = table.shape
+        if name not in seeds and run_count > max(row_count, MANY):
             raise ValueError(
-                f"{name} has {runs} runs of {counted(rows, 'row')}: scores are seeds × rows, so "
-                "transpose them, or give the seeds of the runs if there are so many"
+                f"{name} has {run_count} runs of {counted(row_count, 'row')}: scores are seeds × "
+                "rows, so transpose them, or give the seeds of the runs if there are so many"
             )
 
 
-def group_numbers(groups: Sequence[object], rows: int) -> list[int]:
+def group_numbers(groups: Sequence[object], row_count: int) -> list[int]:
     """The group of each row as a number, counted from 0 as groups are met first.
 
     Raises:
@@ -154,8 +154,8 @@ def group_numbers(groups: Sequence[object], rows: int) -> list[int]:
             names that differ but look alike, such as 1 and "1".
     """
     groups = list(groups)
-    if len(groups) != rows:
-        raise ValueError(f"{len(groups)} groups for {rows} rows: give the group of each row")
+    if len(groups) != row_count:
+        raise ValueError(f"{len(groups)} groups for {row_count} rows: give the group of each row")
     number_of_group: dict[object, int] = {}
     group_of_text: dict[str, object] = {}
     numbers = []
@@ -259,9 +259,9 @@ def checked_number(value: object, error: str) -> float:
     return number
 
 
-def one_row_error(rows: int) -> str:
+def one_row_error(row_count: int) -> str:
     """Why one independent row is not enough: of several rows in one group, or of one row."""
-    if rows > 1:
+    if row_count > 1:
         return "1 independent row of scores, as all rows are in one group: a test needs two or more"
     return (
         "1 independent row of scores: a test needs the score of each row (such as the BLEU of each "

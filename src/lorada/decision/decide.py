@@ -330,7 +330,7 @@ def _why_no_letters(evidence: Evidence) -> str:
     if tested < 2:
         return "No two methods have the runs that a test takes."
     independent = evidence.independent_rows
-    what = "row" if independent == evidence.rows else "group"
+    what = "row" if independent == evidence.row_count else "group"
     pairs = tested * (tested - 1) // 2
     needed = rows_needed(pairs)
     return (
@@ -343,7 +343,7 @@ def _rows_to_learn(evidence: Evidence) -> dict[str, int]:
     """About how many rows would show that a method has learned, of those that are not shown to."""
     rows_to_learn = {}
     for name in evidence.unlearned:
-        rows = evidence.rows_to_learn(name)
-        if rows is not None:
-            rows_to_learn[name] = rows
+        row_count = evidence.rows_to_learn(name)
+        if row_count is not None:
+            rows_to_learn[name] = row_count
     return rows_to_learn

@@ -69,7 +69,7 @@ class Evidence:
         margin_is_own: whether the user has given it.
         scale: how scores are shown.
         right_or_wrong: whether all scores are 0 or 100.
-        rows: how many are scored, in groups or not.
+        row_count: how many rows are scored, in groups or not.
     """
 
     scores: dict[str, Scores]
@@ -82,7 +82,7 @@ class Evidence:
     margin_is_own: bool
     scale: ShownScale
     right_or_wrong: bool
-    rows: int
+    row_count: int
 
     @property
     def independent_rows(self) -> int:
@@ -194,11 +194,11 @@ class Evidence:
         # A gain is shown with this power if it is so many standard errors above 0.
         standard_errors = float(norm.isf(level) + norm.isf(1 - POWER))
         independent = (standard_errors * float(gains.std(ddof=1) / gains.mean())) ** 2
-        needed = independent * self.rows / len(gains)  # a group counts as one of ``gains``
+        needed = independent * self.row_count / len(gains)  # a group counts as one of ``gains``
         if needed > MOST_ROWS:
             return None
         # What the rows at hand do not show takes one more at least.
-        return max(self.rows + 1, math.ceil(needed))
+        return max(self.row_count + 1, math.ceil(needed))
 
     @cached_property
     def fitted(self) -> list[str]:

@@ -55,7 +55,7 @@ def gather_evidence(
         raise ValueError(f"unit={unit!r}: give a text, such as %")
     unit_of_user = None if unit is None else named_unit(unit)
     tables = check_score_tables(scores, baselines)
-    rows = next(iter(tables.methods.values())).shape[1]
+    row_count = next(iter(tables.methods.values())).shape[1]
     refuse_transposed(tables.methods, seeds)
     check_costs(costs, tables.methods)
 
@@ -73,7 +73,7 @@ def gather_evidence(
     # From here on higher scores are better, until they are shown.
     scale = ShownScale(score_unit.name, lower_is_better, zoom)
     turned = zoomed.changed(lambda table: scale.sign * table)
-    independent = _independent_scores(turned, groups, rows)
+    independent = _independent_scores(turned, groups, row_count)
     # Runs stand in one order of seeds, so that run i of two methods may be a pair.
     orders = seed_orders(seeds, has_finished)
     return Evidence(
@@ -87,7 +87,7 @@ def gather_evidence(
         margin_is_own=margin is not None,
         scale=scale,
         right_or_wrong=all_right_or_wrong,
-        rows=rows,
+        row_count=row_count,
     )
 
 
@@ -134,19 +134,19 @@ def _unit_of_scores(
 
 
 def _independent_scores(
-    tables: ScoreTables, groups: Sequence[object] | None, rows: int
+    tables: ScoreTables, groups: Sequence[object] | None, row_count: int
 ) -> ScoreTables:
     """The scores of rows that are independent: of each row, or, in groups, the mean of each group.
 
     Fewer than two independent rows are refused.
     """
     if groups is None:
-        if rows < 2:
-            raise ValueError(one_row_error(rows))
+        if row_count < 2:
+            raise ValueError(one_row_error(row_count))
         return tables
-    group_of_row = group_numbers(groups, rows)
+    group_of_row = group_numbers(groups, row_count)
     if len(set(group_of_row)) < 2:
-        raise ValueError(one_row_error(rows))
+        raise ValueError(one_row_error(row_count))
     return tables.changed(lambda table: by_group(table, group_of_row))
 
 
