@@ -61,6 +61,7 @@ def _longest_turn(rows: Rows, recipe: Recipe, tokenizer: Any) -> int:
 
     The template is asked about the rows whose answers are the longest without it.
     """
+    # What is learned as an answer is what may be written as one; with "all" that says nothing.
     loss_on: LossOn = "last" if recipe.loss_on == "last" else "response"
     longest = 0
     for index in _rows_with_long_answers(rows.rows, tokenizer):
@@ -87,6 +88,7 @@ def _rows_with_long_answers(chats: list[Row], tokenizer: Any) -> list[int]:
                 answers.append(" ".join([turn.get("content") or "", json.dumps(turn.get(CALLS))]))
                 owners.append(index)
     counts = _token_counts(answers, tokenizer)
+    # Of each chat the longest answer, without chats whose answer is much longer than the others.
     longest_of_chat = dict.fromkeys(owners, 0)
     for index, count in zip(owners, counts, strict=True):
         longest_of_chat[index] = max(longest_of_chat[index], count)

@@ -17,7 +17,10 @@ ROWS_AT_ONCE = 1000
 
 
 def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
-    """A dataset in Arrow's memory, made chunk by chunk: Python's lists take ten times as much."""
+    """Collect features into a dataset, chunk by chunk; None if there are none.
+
+    Arrow holds them in a tenth of the memory that Python's lists take.
+    """
     parts: list[Dataset] = []
     for first in features:
         chunk = [first, *islice(features, ROWS_AT_ONCE - 1)]
@@ -48,7 +51,7 @@ def collator(form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None) 
 
 
 def _choice_batch(features: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """A batch of one sequence per candidate of each row: left pads, prompt, candidate.
+    """A batch with a sequence for each candidate of each row: left pads, prompt, candidate.
 
     ``labels`` has the tokens of the candidates, ``divisors`` what the log-probability of each is
     divided by, ``groups`` the number of candidates of each row, and ``answers`` the index of the
@@ -61,6 +64,7 @@ def _choice_batch(features: list[dict[str, Any]], pad: int) -> dict[str, torch.T
             input_ids.append(torch.tensor(prompt + candidate))
             labels.append(torch.tensor([IGNORED] * len(prompt) + candidate))
         divisors += row["divisors"]
+    # On the left, so that the tokens of all candidates stand at the end.
     padded = partial(pad_sequence, batch_first=True, padding_side="left")
     return {
         "input_ids": padded(input_ids, padding_value=pad),

@@ -83,6 +83,7 @@ def _calls_of_turns(row: Row) -> list[list[ToolCall]]:
 
 
 def _left_out(what: str, tokenizer: "PreTrainedTokenizerBase") -> TurnsRefused:
+    """The refusal (returned, not raised) of a template that does not write a part of a chat."""
     name = tokenizer.name_or_path or "this tokenizer"
     return TurnsRefused(
         f"the chat template of {name} leaves out {what}: give a template that writes them with "
@@ -98,6 +99,7 @@ def _with_written_calls(
     Raises:
         TurnsRefused: if there is none; as the template says it, if it refuses every way.
     """
+    # One template takes arguments as objects and the next as text, and neither says which.
     refusals: list[TurnsRefused] = []
     for arguments_as_text, content_if_blank in WAYS_OF_CALLS:
         variant = _with_calls(
@@ -155,7 +157,7 @@ def _rewrite_calls(
 
 
 def _nested(call: Row, **changes: Any) -> Row:
-    """A call, or a tool, with its name under ``function``, and ``changes`` there."""
+    """A call in the nested form, with its name under ``function``, and with ``changes`` there."""
     function = function_of(call)
     has_function = function is not call
     others = call if has_function else {"type": "function"}
@@ -163,7 +165,7 @@ def _nested(call: Row, **changes: Any) -> Row:
 
 
 def _writes_calls(row: Row, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a template writes names and arguments of all calls, none as Python shows a dict.
+    """Whether a template writes names and arguments of all calls, and writes them as JSON.
 
     Each name and each argument is replaced by a text that stands nowhere else, and these are looked
     for in what the template writes.

@@ -80,13 +80,14 @@ def examine_rows(
 
 
 def _is_blank(row: Row, names: tuple[str, ...]) -> bool:
+    """Whether all of these texts of a row are empty or blank."""
     return not any(row.get(name, "").strip() for name in names)
 
 
 def _first_row(
     rows: Rows, index: int, features: dict[str, Any], tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> FirstRow:
-    """A row as it is encoded."""
+    """A row as the model reads it: its features decoded, in stretches that count or do not."""
     pieces = _pieces(rows.form, features, kind)
     return FirstRow(
         row=None if rows.form == "text" else rows.number(index),

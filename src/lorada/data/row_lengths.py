@@ -27,9 +27,10 @@ class EncodingLog:
     lengths: list[int] = field(default_factory=list)  # tokens of each row before it was cut
 
     def add(self, index: int, encoded: Encoded) -> None:
-        """Add a row that has been encoded."""
+        """Note a row that has been encoded: its length, and whether it was cut or lost."""
         self.lengths.append(encoded.length)
         if encoded.features is None:
+            # What a longer limit would have left, or nothing that any limit would.
             lost = self.dropped if encoded.truncated else self.empty
             lost.append(index)
             return
@@ -107,6 +108,7 @@ class RowLengths:
 
 
 def _are(count: int) -> str:
+    """A number of rows with its verb."""
     return f"{count} {'is' if count == 1 else 'are'}"
 
 

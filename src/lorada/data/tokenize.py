@@ -49,17 +49,18 @@ class EncodeOptions:
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """Tokenise rows; texts are joined, and what is yielded of them are ``windows``."""
+    """Tokenise rows of a form, and cut those that are too long; texts become joined ``windows``."""
     if form == "text":
         yield from windows(rows, tokenizer, options)
         return
+    # A fast tokenizer spreads the texts of one call over the cores, so it gets many at once.
     encode_chunk = _encoder_of(form, options)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         yield from encode_chunk(rows[start : start + ROWS_AT_ONCE], tokenizer, options)
 
 
 def _encoder_of(form: Form, options: EncodeOptions) -> Callable[..., Iterator[Encoded]]:
-    """The function that encodes rows of a form."""
+    """Choose the function that encodes rows of a form; prompts by the model and the protocol."""
     if form in HEADED:
         return _classified_texts
     if form == "messages":
@@ -74,7 +75,10 @@ def _encoder_of(form: Form, options: EncodeOptions) -> Callable[..., Iterator[En
 def _classified_texts(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """One text or a pair of texts, with what the head learns of it."""
+    """Encode a text or a pair of texts of each row, with what the head learns of it.
+
+    A row without tokens, or with no room for one beside the special tokens, has no features.
+    """
     names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
     columns = []
     for name in names:
@@ -90,7 +94,7 @@ def _classified_texts(
         if is_cut and not has_room:
             yield Encoded(None, is_cut, length)
             continue
-        if is_cut:  # truncation keeps the special tokens at the end
+        if is_cut:  # truncation keeps the special tokens at the end, and cuts the longer of a pair
             texts = [row[name] for name in names]
             inputs = tokenizer(*texts, truncation=True, max_length=options.max_length)
         if not inputs["input_ids"]:
@@ -112,7 +116,10 @@ def _right_outputs(row: Row, names: tuple[str, ...]) -> float | int | list[float
 def _prompts_and_responses(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """Prompt and response, tokenised separately."""
+    """Encode prompt and response separately; the response is learned, with an end token.
+
+    A response is cut at ``target_length``; then the whole is cut to ``max_length``.
+    """
     end = tokenizer.eos_token or ""
     responses = [str(row["response"]) + end for row in rows]
     prompts = _prompt_ids(rows, tokenizer)
@@ -167,9 +174,10 @@ def _conversations(
 
 
 def _sequence(ids: list[int], learned: list[bool], options: EncodeOptions, length: int) -> Encoded:
-    """Ids, of which some are ``learned``, with their labels, cut at ``max_length``.
+    """Cut ids at ``max_length`` and give them labels: their own where they are ``learned``.
 
-    ``length`` is how many there were before any other cut.
+    ``length`` is how many there were before any other cut. Without a token to learn that can be
+    predicted there are no features.
     """
     answer_cut = any(learned[options.max_length :])
     ids = ids[: options.max_length]
@@ -189,6 +197,7 @@ def _joint_texts(
     """Prompt and response tokenised as one text, with an end token if there is room for it."""
     end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
+    # As published, a response begins where the prompt alone would end, also if a token spans both.
     prompts = _prompt_ids(rows, tokenizer)
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
         if len(ids) < options.max_length and ids[-1:] != end:
@@ -200,7 +209,10 @@ def _joint_texts(
 def _sources_and_targets(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """What an encoder reads and what its decoder learns to write, cut separately."""
+    """Encode what an encoder reads and what its decoder learns to write, cut separately.
+
+    A row whose source has no token has no features.
+    """
     sources = tokenizer([str(row["prompt"]) for row in rows])["input_ids"]
     targets = tokenizer(text_target=[str(row["response"]) for row in rows])["input_ids"]
     for row, whole_source, whole_target in zip(rows, sources, targets, strict=True):
@@ -246,7 +258,11 @@ def _cut_target(
 def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
-    """A prompt and the texts that may follow it; a long prompt loses its middle or beginning."""
+    """Encode a prompt and the candidates that may follow it; candidates are never cut.
+
+    A long prompt loses its middle, or, as published, its beginning. A row in which a text has no
+    token, or a candidate leaves no room for the prompt, has no features.
+    """
     prompts = _prompt_ids(rows, tokenizer)
     candidates_of_rows = _candidate_ids(rows, tokenizer)
     for row, prompt, candidates in zip(rows, prompts, candidates_of_rows, strict=True):
@@ -355,7 +371,10 @@ def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
-    """How rows are encoded: as the recipe says, or else as their protocol says."""
+    """How rows are encoded: as the recipe says, or else as their protocol says.
+
+    Rows of benchmarks are cut as was published, a user's own so that an answer stays whole.
+    """
     protocol = rows.protocol
     return EncodeOptions(
         recipe.max_length,
@@ -392,7 +411,7 @@ def encode_rows(
     answered: bool = False,
     reads: int | None = None,
 ) -> Dataset:
-    """Tokenise rows; a warning says how many were cut or left out. As ``encode_measured`` else."""
+    """Tokenise rows, and warn of how many were cut or left out; see ``encode_measured``."""
     dataset, lengths = encode_measured(
         rows, recipe, tokenizer, kind, answered=answered, reads=reads
     )
@@ -410,10 +429,13 @@ def encode_measured(
     answered: bool = False,
     reads: int | None = None,
 ) -> tuple[Dataset, RowLengths | None]:
-    """Tokenise rows, and say how long they are; None for texts, which are joined.
+    """Tokenise rows, and measure how long they are; refuse rows of which none can be learned.
 
     If every row has to be ``answered`` by the model, none may be left out. ``reads`` is how many
     tokens the model reads, if that is known.
+
+    Returns:
+        The data set, and the lengths: None for texts, which are joined.
     """
     refuse_kind(rows, kind)
     options, log = encode_options(rows, recipe, kind), EncodingLog()
@@ -449,7 +471,11 @@ def refuse_lost(
 def encode_each(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, log: EncodingLog
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The index of each row that has something to learn, and its features; of texts, windows."""
+    """Encode rows one by one, with a progress bar, and note in ``log`` what happens to each.
+
+    Yields the index and the features of each row that has something to learn; of texts, those of
+    each window. A chat that the template refuses is named by its place.
+    """
     total = None if rows.form == "text" else len(rows.rows)  # nobody knows how many windows
     encoded_rows = encode(rows.rows, rows.form, tokenizer, options)
     index = 0
@@ -464,7 +490,10 @@ def encode_each(
 
 
 def written_calls(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """The rows, in which a chat that ends in calls of tools has the text that a model writes."""
+    """Add to each chat that ends in calls of tools the text that a model writes for them.
+
+    Answers are scored against that text (``eval_response``), as templates write calls differently.
+    """
     if not any(map(ends_in_calls, rows.rows)):
         return rows
     with_texts = []
@@ -488,7 +517,11 @@ def context_of(model_config: Any) -> int | None:
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
-    """The recipe, its ``max_length`` and ``max_target_length`` within what the model can read."""
+    """Lower a recipe's ``max_length`` and ``max_target_length`` to what the model can read.
+
+    Each that is lowered is warned of. ``eval_lengths`` beyond it are refused: a score at a shorter
+    length would be another score.
+    """
     context = context_of(model_config)
     if context is None:
         return recipe

@@ -85,11 +85,16 @@ def same_calls(answer: str, right: str, count: int) -> bool:
 
 
 def _sorted_texts(calls: list[ToolCall]) -> list[str]:
+    """The calls as texts, in an order by which equal sets of calls are equal lists."""
     return sorted(call.text for call in calls)
 
 
 def has_calls(answer: str, right: str, count: int) -> bool:
-    """Whether all calls of the right answer are among those of an answer; else as same_calls."""
+    """Whether all calls of the right answer are among those of an answer, which may have others.
+
+    ``count`` is how many calls the right answer has. If its text does not have so many as JSON, the
+    texts are compared, as in ``same_calls``.
+    """
     right_calls = calls_in(right)
     if len(right_calls) != count:
         return " ".join(right.split()) in " ".join(answer.split())
@@ -120,13 +125,17 @@ def _call_of(function: Any) -> ToolCall:
 
 
 def _calls_within(value: Any) -> Iterator[ToolCall]:
-    """The calls in a value that was read from JSON, at any depth."""
+    """The calls in a value that was read from JSON, at any depth.
+
+    A call is an object with a name and arguments; what has the form and is none is passed over.
+    """
     if isinstance(value, list):
         for inner in value:
             yield from _calls_within(inner)
     if not isinstance(value, dict):
         return
     keys = [key for key in ARGUMENTS if key in value]
+    # What is no call itself, such as a list of calls under a key, may hold some.
     if not isinstance(value.get("name"), str) or not keys:
         for inner in value.values():
             yield from _calls_within(inner)

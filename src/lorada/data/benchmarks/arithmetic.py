@@ -96,6 +96,7 @@ def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 
 
 def _percent(**counted: list[bool]) -> Metrics:
+    """The share of each list that is true, in percent, by the same names."""
     return {name: 100.0 * sum(values) / len(values) for name, values in counted.items()}
 
 
@@ -115,6 +116,10 @@ def _rationale(row: Row, field: str, check: Callable[[Any], object] = str) -> Ro
 
 
 def _task(summary: str, folder: str, *, letters: bool = False) -> Task:
+    """A task of LLM-Adapters' files, by its protocol and by QuanTA's.
+
+    ``letters`` says whether its answers are letters of options, and not numbers.
+    """
     score = score_letters if letters else score_numbers
     # Training rows are not checked: MATH10K has letters and numbers, and its answers are not used.
     check = right_letter if letters else right_number

@@ -43,10 +43,13 @@ def choose_options(indices: list[int], rows: list[Row]) -> Metrics:
 
 
 def _numbered(word: str, count: int) -> tuple[str, ...]:
+    """Options as the files name them: ``answer1``, ``answer2`` and so on."""
     return tuple(f"{word}{number}" for number in range(1, count + 1))
 
 
 def _task(summary: str, folder: str, options: tuple[str, ...]) -> Task:
+    """A task of LLM-Adapters' files, generated as there, or chosen by likelihood as in QuanTA."""
+
     def source(split: str) -> Source:
         address = f"{REPOSITORY}/dataset/{folder}/{split}.json"
         return Source(f"{FOLDER}/{folder}", split, address)

@@ -15,6 +15,7 @@ HUB = "nyu-mll/glue"
 
 def _row(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
     """The texts of a row, with its class, or its score if there are no classes."""
+    # The hub's test splits have the label -1, as their answers are not public.
     label = row["label"]
     last = len(labels) - 1 if labels else 5  # scores are from 0 to 5
     if type(label) not in (int, float) or not 0 <= label <= last:
@@ -35,6 +36,17 @@ def _task(
     score: Score = accuracy,
     test: tuple[str, ...] = ("validation",),
 ) -> Task:
+    """A task of GLUE, whose test rows are its validation rows: those of ``test`` have no labels.
+
+    Args:
+        name: on the hub.
+        summary: what is asked, and by what it is scored.
+        texts: the fields of the sentence, or of the pair.
+        labels: the names of classes by their numbers; none for scores.
+        score: of all answers.
+        test: the splits that are scored.
+    """
+
     def source(split: str) -> Source:
         return Source(f"glue/{name}", split, HUB, name)
 

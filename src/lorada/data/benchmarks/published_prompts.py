@@ -44,7 +44,10 @@ def clean_prompt(instruction: str, context: str = "") -> str:
 def _prompt(
     instruction: str, context: str, header_end: str = "", indent: str = "", empty_line: str = ""
 ) -> str:
-    """The prompt with these blanks after its header, before each line, and on empty lines."""
+    """The prompt with these blanks after its header, before each line, and on empty lines.
+
+    A block for the input is there only if there is one (``context``).
+    """
     text = f"{TASK}{WITH_INPUT if context else ''}{WRITE}{header_end}\n\n"
     blocks = [("### Instruction:", instruction), ("### Input:", context)]
     for title, block in blocks if context else blocks[:1]:
@@ -92,6 +95,7 @@ def _to_learn(row: Row) -> Row:
 
 
 def _to_score(row: Row, gold: str, check: Callable[[Any], object]) -> Row:
+    """A row to score, with the prompt of the evaluation; raises for an answer of no use."""
     check(row["answer"])
     eval_prompt = evaluation_prompt(row["instruction"], row.get("input") or "")
     return {**_to_learn(row), "eval_prompt": eval_prompt, "response": row[gold]}
@@ -103,6 +107,7 @@ def on_one_line(text: str) -> str:
 
 
 def _join(newlines: re.Match[str]) -> str:
+    """What takes the place of newlines: a blank behind punctuation, else a full stop too."""
     before = newlines.string[: newlines.start()][-1:]
     return " " if before and (before in ".!?;:" or before.isspace()) else ". "
 

@@ -64,6 +64,7 @@ def keys_by_our_name(kind: RowKind, columns: Columns, where: Callable[[], str]) 
         ValueError: for two keys of one name; ``where`` says in which row.
     """
     holds_turns = dict(kind)
+    # First the fields that the user has named, then those that have a name of ours.
     keys: dict[str, str] = {}
     for ours, theirs in columns.items():
         key = _key_called(theirs, holds_turns)
@@ -89,7 +90,10 @@ def keys_by_our_name(kind: RowKind, columns: Columns, where: Callable[[], str]) 
 
 
 def _key_called(name: str, keys: Iterable[str]) -> str | None:
-    """The key that a user calls by a name: this very one, or else the first that is nearly it."""
+    """The key that a user calls by a name; None if there is none.
+
+    It is this very key, or else the first that differs from it in capitals and blanks alone.
+    """
     alike = [key for key in keys if plain_name(key) == plain_name(name)]
     if name in alike:
         return name
@@ -99,7 +103,9 @@ def _key_called(name: str, keys: Iterable[str]) -> str | None:
 def match_readings(
     keys: Mapping[str, str], readings: Sequence[Reading], columns: Columns, *, answered: bool
 ) -> list[Match]:
-    """The readings of a row with these ``keys`` by our names that may be meant.
+    """Find the readings that fit a row, and leave out those that are not meant.
+
+    More than one is left if the user has to say which. None is left if none fits.
 
     Args:
         keys: the keys of the row by our names, as of ``keys_by_our_name``.
@@ -121,7 +127,11 @@ def match_readings(
 
 
 def _matches_of(reading: Reading, keys: Mapping[str, str], *, answered: bool) -> list[Match]:
-    """The ways in which a reading fits a row with these keys."""
+    """The ways in which a reading fits a row with these keys, by our names.
+
+    A way fits if the row has all the names that it needs; optional fields are read if they are
+    there.
+    """
     matches = []
     for way in reading.ways:
         needed = tuple(name for name in way if answered or way[name] != reading.right)
@@ -147,7 +157,7 @@ def _first_of_each(matches: Iterable[Match], key_of: Callable[[Match], Key]) -> 
 
 
 def _drop_less_specific(matches: Sequence[Match]) -> list[Match]:
-    """Of two readings, the one that reads all that the other does, and more."""
+    """Leave out each match of whose fields another one reads all, and more."""
     specific = []
     for match in matches:
         if not any(match.keys_read < other.keys_read for other in matches):
@@ -158,7 +168,7 @@ def _drop_less_specific(matches: Sequence[Match]) -> list[Match]:
 def _prefer_named_columns(
     matches: list[Match], keys: Mapping[str, str], columns: Columns
 ) -> list[Match]:
-    """The readings of all fields that the user has named; all readings if there is none."""
+    """Leave only the matches that read all fields that the user has named, if there are any."""
     named_keys: set[str] = set()
     for column in columns:
         for name in (column, f"{column}{TURNS}"):
@@ -169,7 +179,10 @@ def _prefer_named_columns(
 
 
 def _drop_fallbacks(matches: list[Match]) -> list[Match]:
-    """Without fallbacks, such as a text alone; if nothing else fits, the first of these."""
+    """Leave out fallbacks, such as a text alone; if nothing else fits, all but the first of them.
+
+    The first may fit in several ways, which all stay.
+    """
     usual = [match for match in matches if not match.reading.is_fallback]
     if usual:
         return usual

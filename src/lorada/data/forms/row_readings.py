@@ -41,6 +41,7 @@ def _turn(turn: Row) -> Row:
 
 
 def _sharegpt(row: Row) -> Row:
+    """A chat of ShareGPT's form: its turns have ``from`` and ``value``."""
     turns = [_sharegpt_turn(turn) for turn in row["conversations"]]
     return _chat({**row, "messages": turns})
 
@@ -59,6 +60,7 @@ def _sharegpt_turn(turn: Row) -> Row:
 
 
 def _continued(row: Row) -> Row:
+    """A chat whose prompt and completion are lists of turns, as TRL has them."""
     return _chat({**row, "messages": row["prompt[]"] + row["completion[]"]})
 
 
@@ -77,15 +79,18 @@ def _after_context(row: Row, text: str) -> str:
 
 
 def _prompt(row: Row) -> Row:
+    """A prompt behind its context, and its response."""
     prompt = _after_context(row, as_text(row["prompt"]))
     return {"prompt": prompt, "response": as_text(row["response"])}
 
 
 def _answered_prompt(row: Row) -> Row:
+    """A prompt whose response is called ``answer``."""
     return _prompt({**row, "response": row["answer"]})
 
 
 def _choice(row: Row) -> Row:
+    """A prompt behind its context, with candidates of which the answer is one."""
     prompt = _after_context(row, row["prompt"])
     return {"prompt": prompt, "candidates": row["candidates"], "answer": row["answer"]}
 
@@ -99,6 +104,7 @@ def _instruction(row: Row) -> Row:
 
 
 def _question(row: Row) -> Row:
+    """A question as a prompt that ends in ``Answer:``; the answer follows after a blank."""
     prompt = _after_context(row, f"Question: {as_text(row['question'])}\nAnswer:")
     return {"prompt": prompt, "response": f" {as_text(row['answer'])}"}
 
@@ -111,6 +117,7 @@ def _squad(row: Row) -> Row:
 
 
 def _dialogue(row: Row) -> Row:
+    """A dialogue as a prompt that ends in ``Summary:``, after which the summary follows."""
     prompt = f"{as_text(row['dialogue'])}\n\nSummary:"
     return {"prompt": prompt, "response": f" {as_text(row['summary'])}"}
 
