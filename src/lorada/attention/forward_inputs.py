@@ -76,6 +76,7 @@ class _ShortestRow(NamedTuple):
     before: int  # the tokens that were known at the calls before
 
     def tokens(self) -> int:
+        """The tokens of the shortest row, or those of the calls before if they are on their way."""
         sent = int(self.sent)
         return self.before if sent < 0 else sent
 
@@ -125,39 +126,63 @@ class ForwardListener:
                 handle.remove()
 
     def _note(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before a forward pass: note its tokens, whether rows may be packed, the shortest row."""
         # ``cache`` is the new name in transformers, which still takes the old one.
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        before = getattr(cache, "get_seq_length", lambda: None)()  # the slots of the cache
+        slots_in_cache = getattr(cache, "get_seq_length", lambda: None)()
         ids = args[0] if args else kwargs.get("input_ids")
-        new = kwargs.get("inputs_embeds") if ids is None else ids
-        slots = None if before is None or new is None else before + new.shape[1]
+        new_tokens = kwargs.get("inputs_embeds") if ids is None else ids
+        slots = None
+        if slots_in_cache is not None and new_tokens is not None:
+            slots = slots_in_cache + new_tokens.shape[1]
+
         # Positions that the model makes itself never restart, nor do those behind a cache that is
         # not known to be empty without reading a tensor.
-        given = kwargs.get("position_ids") is not None or len(args) > 1
-        packed = given and (cache is None or (isinstance(before, int) and before == 0))
+        has_positions = kwargs.get("position_ids") is not None or len(args) > 1
+        is_empty_cache = isinstance(slots_in_cache, int) and slots_in_cache == 0
+        may_be_packed = has_positions and (cache is None or is_empty_cache)
+
+        # Only a mask (B, K) says which slots are tokens of a row, and not which pairs may attend.
         mask = kwargs.get("attention_mask")
-        flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        tokens = slots if mask is None else flat
-        self._shortest = None if flat is None else self._count(model, flat, slots, cache)
-        fewest = 0 if self._shortest is None else self._shortest.tokens()
-        self.inputs = ForwardInputs(tokens, packed, fewest, {})
+        token_mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        tokens = slots if mask is None else token_mask
+        shortest = None
+        if token_mask is not None:  # ``_count`` still reads that of the call before
+            shortest = self._count(model, token_mask, slots, cache)
+        self._shortest = shortest
+        fewest = 0 if shortest is None else shortest.tokens()
+        self.inputs = ForwardInputs(tokens, may_be_packed, fewest, {})
 
     def _count(self, model: Any, mask: Tensor, slots: Any, cache: Any) -> _ShortestRow | None:
-        """The shortest row of a decoder's batch, where its mask shows the tokens of the cache."""
+        """The shortest row of a decoder's batch, where its mask shows the tokens of the cache.
+
+        None where the mask does not, and for an encoder–decoder.
+
+        Args:
+            model: that is called.
+            mask: (B, K), 1 where a slot is a token.
+            slots: of the cache and the new tokens; None if they are not known.
+            cache: of the call.
+        """
         # A mask with slots for tokens to come would count these too.
         if not isinstance(slots, int) or mask.shape[1] != slots:
             return None
         if is_recorded(mask) or getattr(model.config, "is_encoder_decoder", False):
             return None
-        last, before = self._shortest, 0
-        if last is not None and last.cache() is cache and last.shape == (len(mask), slots - 1):
-            before = last.tokens()
-        return _ShortestRow(weakref.ref(cache), mask.shape, sent_later(mask.sum(-1).min()), before)
+        # The count of this mask arrives later. Until then that of the call before stands, if this
+        # call is of its next token: rows have not become shorter.
+        previous, tokens_before = self._shortest, 0
+        shape_before = (len(mask), slots - 1)
+        if previous is not None and previous.cache() is cache and previous.shape == shape_before:
+            tokens_before = previous.tokens()
+        shortest = sent_later(mask.sum(-1).min())
+        return _ShortestRow(weakref.ref(cache), mask.shape, shortest, tokens_before)
 
     def _forget(self, *_: Any) -> None:
+        """After a forward pass: forget its inputs, but for results that a backward pass needs."""
         # In the backward pass gradient checkpointing computes layers again, from the same tensors.
-        kept = self.inputs.results if torch.is_grad_enabled() else None
-        self.inputs = ForwardInputs(results=kept)
+        results = self.inputs.results if torch.is_grad_enabled() else None
+        self.inputs = ForwardInputs(results=results)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tensors of a batch, for copies and pickles of a model."""

@@ -182,7 +182,16 @@ def guessing_loss_of(trials: Sequence[Trial]) -> float | None:
 
 
 def smoothed_losses(varied: Varied, trials: Sequence[Trial], values: Sequence[float]) -> np.ndarray:
-    """The smoothed loss at each of some values, of trials of which one has ended at least."""
+    """The smoothed loss at each of some values, from the losses of the trials.
+
+    It is the mean of a Gaussian process over the logarithm of the value; see the head of this file.
+    Its own mean is estimated from the losses, which count less where trials are near each other.
+
+    Args:
+        varied: what the trials vary.
+        trials: of which one at least has ended with a loss.
+        values: at which the loss is asked for.
+    """
     measured_at = np.log10([getattr(trial, varied) for trial in trials])
     losses = _bounded_losses(trials)
     covariance = _covariance(measured_at, measured_at) + NOISE**2 * np.eye(len(trials))

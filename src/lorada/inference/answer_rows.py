@@ -87,10 +87,11 @@ def _in_order(answers: Iterator[tuple[int, RowAnswer]]) -> list[RowAnswer]:
 def _losses_by_row(run: Run, rows: Rows, means: list[float]) -> list[float | None]:
     """The mean loss of each row's response; None for a row that could not be encoded.
 
-    A row whose right answer lies beyond max_length is answered, but has no loss.
+    A row whose right answer lies beyond max_length is answered, but has no loss. ``means`` are
+    those of the encoded rows alone, in their order.
     """
     encoded_rows = list(range(len(rows.rows)))
-    if len(means) < len(rows.rows):
+    if len(means) < len(rows.rows):  # then they are encoded again, to see which were left out
         options = encode_options(rows, run.recipe, run.kind)
         encoding = encode_each(rows, run.tokenizer, options, EncodingLog())
         encoded_rows = [index for index, _ in encoding]
@@ -233,7 +234,11 @@ def _by_width_of_candidates(dataset: Dataset, order: list[int]) -> list[int]:
 
 
 def _summed_losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
-    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
+    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count.
+
+    Where the model's head is known, logits are made only for tokens that count, which takes a
+    fraction of the memory; of other models all logits are made.
+    """
     loss_and_count: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     labelled_loss: LabelledLoss | None = None  # makes logits only where labels count

@@ -140,7 +140,10 @@ def _refill(
 
 
 def _read_prompts(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Batch:
-    """Read some prompts and write the first token of each answer."""
+    """Make a batch of some prompts: read them into a cache, and write each answer's first token.
+
+    ``numbers`` are the places of these prompts among all ``prompts``.
+    """
     count = len(numbers)
     prompt_ids = [torch.tensor(prompts[number]) for number in numbers]
     device = writer.model.device

@@ -172,7 +172,10 @@ def write_answers(
 
 
 def _key(run: Run, rows: Rows) -> str:
-    """What the answers depend on, in short: the rows, the run's recipe and its weights."""
+    """A hash of what the answers depend on: the rows, the run's recipe and its files of weights.
+
+    A file counts by its name, size and time, as to read gigabytes would take too long.
+    """
     files = []
     for pattern in WEIGHTS:
         for path in sorted(run.folder.glob(pattern)):
@@ -184,7 +187,11 @@ def _key(run: Run, rows: Rows) -> str:
 
 
 def _answered_before(part_file: Path, key: str, rows_in_part: int) -> list[AnswerLine]:
-    """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
+    """Read the answers in an unfinished file, so that they need not be given again.
+
+    Only those of whole parts count, as a part is answered at once. None do if the file is of other
+    rows, settings or weights (``key``).
+    """
     lines = part_file.read_bytes().splitlines(True) if part_file.is_file() else []
     if lines and lines[0] != json_lines([{"of": key}]).encode():
         logger.warning("%s is of other rows, settings or weights, and is begun anew", part_file)

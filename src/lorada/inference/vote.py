@@ -53,12 +53,17 @@ def predict_together(
 
 
 def _learned(form: str, labels: Sequence[str]) -> str:
+    """What a run has learned, in words: the form of its rows, and its classes."""
     classes = f" ({', '.join(labels)})" if labels else ""
     return f"{form} rows{classes}"
 
 
 def one_answer_each(answers_of_runs: Sequence[Sequence[AnswerLine]]) -> list[AnswerLine]:
-    """One answer to each row; given are runs × rows, as ``predict`` answers them."""
+    """Make one answer of those of several runs to each row: averaged, or by the majority.
+
+    Args:
+        answers_of_runs: runs × rows, as ``predict`` answers them.
+    """
     first = answers_of_runs[0][0] if answers_of_runs[0] else {}
     if "probs" in first:
         return [_by_probability(lines) for lines in zip(*answers_of_runs, strict=True)]
@@ -73,8 +78,14 @@ def one_answer_each(answers_of_runs: Sequence[Sequence[AnswerLine]]) -> list[Ans
 
 
 def _by_probability(lines: Sequence[AnswerLine]) -> AnswerLine:
-    """The class of the highest mean probability; of several labels those that reach a half."""
-    probs = {name: fmean(line["probs"][name] for line in lines) for name in lines[0]["probs"]}
+    """Average the runs' probabilities of a row, and answer by them.
+
+    It is the class of the highest one, with the number of runs that gave it as ``votes``; of
+    several labels all that reach a half.
+    """
+    probs = {}
+    for name in lines[0]["probs"]:
+        probs[name] = fmean(line["probs"][name] for line in lines)
     answer = {**lines[0], "probs": probs}
     if "labels" in answer:
         answer["labels"] = [name for name, prob in probs.items() if prob >= THRESHOLD]
@@ -85,6 +96,7 @@ def _by_probability(lines: Sequence[AnswerLine]) -> AnswerLine:
 
 
 def _mean_score(lines: Sequence[AnswerLine]) -> AnswerLine:
+    """Answer a row with the mean of the numbers that the runs answer."""
     return {**lines[0], "score": fmean(line["score"] for line in lines)}
 
 

@@ -153,7 +153,8 @@ def checked(section: str, name: str, value: Any) -> Any:
 def owner_of(key: str, sections: Iterable[str], also_known: Iterable[str] = ()) -> str:
     """The one section that has the setting ``key``, a bare name such as ``rank``.
 
-    ``also_known`` are further valid names, for the hint of the error.
+    Refuses a name that several sections have, or none. ``also_known`` are further valid names, for
+    the hint of the error.
     """
     names_by_section = {section: names_of(section) for section in sections}
     owners = [section for section, names in names_by_section.items() if key in names]

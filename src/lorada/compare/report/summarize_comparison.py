@@ -348,7 +348,10 @@ def _commands(
 
 
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
-    """One text for each kind of machine that ran a part; before, of the one that made the plan."""
+    """A text for each kind of machine that ran a part: its accelerator, processor and memory.
+
+    Before any run is finished it is the machine that made the plan (``planned``).
+    """
     machines: list[dict[str, Any] | None] = [run.result.hardware for run in runs]
     texts = []
     for machine in machines or [planned]:

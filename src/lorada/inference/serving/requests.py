@@ -228,9 +228,10 @@ INNER = ("content", "function", "name", "role", "text", "tool_calls", "type")
 
 
 def _in_one_line(error: ValidationError) -> RequestError:
-    """The first wrong field of a request, its value and what it must be."""
+    """An error (returned, not raised) for a request: its first wrong field, and what it must be."""
     place, problem = first_problem(error)
     name, *inside = place.split(".")
+    # pydantic also names the types that it tried; only keys and indices of the request are shown.
     where = ".".join([name, *(part for part in inside if part.isdigit() or part in INNER)])
     first = error.errors()[0]
     if first["type"] == "missing":

@@ -125,7 +125,10 @@ def find_labelled_loss(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss
 
 
 def _sample(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The last tokens that count, and some before them, of the row that has the most."""
+    """Cut a sample out of a batch: a stretch of one row, up to the last token that counts.
+
+    It is of the row in which most tokens count, so that the sample has some.
+    """
     counted = inputs["labels"][:, 1:] != IGNORED
     row = int(counted.sum(-1).argmax())
     stop = int(counted[row].nonzero().max()) + 2  # after the last label, whose column is one more
