@@ -80,7 +80,11 @@ def _warn_of_copies(name: str, rows: Rows, contents: Sequence[str]) -> None:
 
 
 def _dev_rows(comparison: Comparison, train: Rows) -> int:
-    """How many training rows are set aside for the learning rate; 0 without a search."""
+    """How many training rows are set aside for the learning rate; 0 without a search.
+
+    A tenth of the rows, within two limits. Rows so few that none would be left to learn are
+    refused.
+    """
     if not any(comparison.is_searched(method) for method in comparison.methods):
         return 0
     dev_rows = min(MOST_DEV_ROWS, max(LEAST_DEV_ROWS, len(train.rows) // 10))

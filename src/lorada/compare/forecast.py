@@ -237,6 +237,7 @@ def keep_steps(recipe: Recipe, path: Path) -> None:
 
 
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
+    """The recipe by which a candidate's time and memory are measured, without held-out rows."""
     settings = {
         "seed": comparison.seeds[0],
         # Schedules in steps must fit; the clock stops the training after the measured steps.

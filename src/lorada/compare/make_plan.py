@@ -28,7 +28,11 @@ from lorada.tuners import LmamConfig, LoradaConfig
 
 
 def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report) -> ComparisonPlan:
-    """Choose the size of each method for each budget, and count the steps of a training."""
+    """Choose the size of each method for each budget, and count the steps of a training.
+
+    Wrong settings and budgets are refused before any model is built, and a plan in which no method
+    can be run at the end. ``report`` says what is being done.
+    """
     # What is wrong with the shared settings is found before any model is built.
     args = counting_arguments(comparison.shared_recipe)
     metric = metric_of(data.train, comparison.shared_recipe)

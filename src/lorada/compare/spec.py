@@ -82,6 +82,8 @@ def parts_of(text: str) -> MethodSettings:
     """The name of a method, and the settings that its parts are given.
 
     It reads ``lora``, ``lora+lmam:lora.r=1`` or ``lmam:rank=2:ablation=softmax``.
+
+    A setting that is unknown, given twice, or of no value that it may have is refused.
     """
     name, *settings = text.split(BEFORE)
     part_names = method_named(name).part_names
@@ -235,7 +237,10 @@ def _refuse_repeated(field: str, values: Sequence[Any]) -> None:
 
 
 def comparison_of(recipe: Recipe, options: dict[str, Any]) -> Comparison:
-    """A comparison of shared settings and options; ``None`` among the options is not given."""
+    """Make a comparison of shared settings and options, and check it; None is an option not given.
+
+    Options that contradict each other, and settings that a comparison chooses itself, are refused.
+    """
     shared = recipe.with_absolute_paths().model_dump(exclude_unset=True)
     trust = shared.pop("trust_remote_code", False)
     shared.pop("parts", None)  # there are none

@@ -130,6 +130,9 @@ def _stretches(row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn) ->
     """The text of a chat: what is read, an answer, what is read, another answer, and so on.
 
     It ends with the last answer that is learned, and with the whole chat if everything is.
+
+    A template is refused if the text up to a turn is no beginning of the text of the whole chat:
+    then nobody can say which part is the answer.
     """
     turns = row["messages"]
     whole_text = rendered(row, len(turns), tokenizer)
@@ -151,7 +154,11 @@ def _stretches(row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn) ->
 
 
 def _learned_answers(turns: list[Row], loss_on: LossOn) -> list[int]:
-    """The indices of the turns that are learned as answers."""
+    """The indices of the turns that are learned as answers.
+
+    With ``loss_on="last"`` it is the last turn, which has to be the assistant's; else all of the
+    assistant's. Those of weight 0 are left out.
+    """
     if loss_on == "last":
         if turns[-1]["role"] != ASSISTANT:
             raise TurnsRefused(

@@ -103,7 +103,10 @@ def has_calls(answer: str, right: str, count: int) -> bool:
 
 
 def _call_of(function: Any) -> ToolCall:
-    """The call that has this name and these arguments, which may be JSON text."""
+    """Check a call's name and arguments, which may be JSON text, and return the call.
+
+    What has no name, or arguments that are no JSON object, is refused.
+    """
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
         raise ValueError(f"{CALLS} must be a list of calls, each with name and arguments")

@@ -37,7 +37,10 @@ def is_inspect(log: Any) -> bool:
 
 
 def read_inspect_zip(path: Path, folders: tuple[str, ...]) -> Log:
-    """Read a ``.eval`` file, also of an evaluation that is still going on; see ``read_inspect``."""
+    """Read a ``.eval`` file, also of an evaluation that is still going on; see ``read_inspect``.
+
+    A file that is damaged, or no log, is refused.
+    """
     # Files in the zip are read by their names and never unpacked, so a path in it leads nowhere.
     try:
         with zipfile.ZipFile(path) as archive:

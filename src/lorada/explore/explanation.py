@@ -198,7 +198,10 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
 
 
 def _explained_parts(model: nn.Module) -> Parts:
-    """The active parts that are shown alone; a pooling stays on, as a trained head reads it."""
+    """The active parts that are shown alone; a pooling stays on, as a trained head reads it.
+
+    A model without an active adapter, and one with two maps on one softmax, are refused.
+    """
     parts = {part: layers for part, layers in active_parts(model).items() if part != "pooling"}
     if not parts:
         raise ValueError("this model has no active adapter: load or enable one")
@@ -405,7 +408,11 @@ def _norm_by_head(states: Tensor, real: Tensor) -> Tensor:
 
 
 def _attended_shares(softmax: Tensor, real: Tensor) -> Tensor:
-    """The shares of ``ATTENDED`` in a softmax map (B, H, T, K), by head, (4, H)."""
+    """The share of each of ``ATTENDED`` in a softmax map (B, H, T, K), a mean over queries (4, H).
+
+    Padding counts neither as a query nor as a key. Zeros where the map is not one of these tokens
+    with themselves, as of cross-attention.
+    """
     count = real.shape[1]
     if softmax.shape[-2:] != (count, count):
         return softmax.new_zeros(len(ATTENDED), softmax.shape[1])
@@ -425,7 +432,10 @@ def _attended_shares(softmax: Tensor, real: Tensor) -> Tensor:
 
 
 def _compute_change(passed: _ForwardPass, without: _ForwardPass, real: Tensor) -> Tensor:
-    """How far each layer's hidden states are from those without the adapter, (L,)."""
+    """How far each layer's states are from those without the adapter, as a share of them (L,).
+
+    Norms are over the real tokens.
+    """
     changes = []
     for states, states_without in zip(passed.hidden_states, without.hidden_states, strict=True):
         counted = real

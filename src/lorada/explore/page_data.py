@@ -78,6 +78,9 @@ def _tokenize(run: Run, sentence: Sentence) -> dict[str, list[int]]:
 
     A run that learned chats reads a sentence as a user's turn, through the chat template. A
     sentence that is continued has no end token.
+
+    A text of another kind than the run has learned, one without tokens, and one that is longer than
+    the context are refused.
     """
     _refuse_unlike(run, sentence)
     first, second = (sentence, None) if isinstance(sentence, str) else sentence
@@ -150,6 +153,8 @@ def sentence_maps(run: Run, sentence: Sentence, head: int | None = None) -> dict
     ``maps`` (title → values, negative ratio) are of the last ``layer`` with a map, and of
     ``head``, or for None of the one whose map has the largest norm; ``layers`` have
     ``relative_norm``, ``negative_ratio`` and ``map_negative_ratio``.
+
+    A ``head`` that the layer does not have is refused.
     """
     batch = _make_batch(run, sentence)
     ids = batch["input_ids"][0].tolist()

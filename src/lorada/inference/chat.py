@@ -93,7 +93,10 @@ class Chat:
         return chat_prompt(self.run, [{"role": "system", "content": self.system}, *turns])
 
     def _fitting(self, turns: list[Row]) -> list[Row]:
-        """The turns without the first questions and answers that the context has no room for."""
+        """Leave out the first questions and answers of a chat until the rest fits the context.
+
+        The last question stays. A warning says how many were left out.
+        """
         settings = generation_settings(self.run, self.max_new_tokens)
         room = room_for_prompts(self.run, settings["max_new_tokens"])
         left_out = 0

@@ -97,9 +97,12 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> Ex
 
 
 def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
-    """The export of a finished run that the server loads, by the name of its folder.
+    """Export a finished run for the server if that is not done yet, and return the folder to serve.
 
     It is written at the first call, into the run. The base is linked beside it where it is here.
+
+    It is written into the run, with links by the names that clients use: of the run, and of its
+    base where that is here. An encoder or encoder–decoder, and a quantised base, are refused.
     """
     recipe = finished_run(folder)
     served = folder.resolve() / SERVED
@@ -144,7 +147,10 @@ def _refuse_quantised(model: str, config: Any) -> None:
 
 
 def _load_to_export(folder: Path, trust_remote_code: bool) -> Run:
-    """Load the finished run; write what ends a text into its base's config."""
+    """Load a finished run to be merged, and write the tokens that end its answers into its config.
+
+    A quantised base is refused. A model that does not generate has no such tokens.
+    """
     run = load_run(folder, trust_remote_code=trust_remote_code, to_merge=True)
     base = _base_of(run.model)
     _refuse_quantised(run.recipe.model, base.config)
@@ -192,10 +198,12 @@ def copy_licence(model: str, fresh: Path) -> None:
 
 
 def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
-    """The model with every part merged that can be, and the kinds of merged and of other parts.
+    """Merge every part that can be merged into the model; return it, and the kinds merged and left.
 
     If a part that wraps modules cannot be merged, none is: with the others merged, it would wrap
     other weights than those it was trained on.
+
+    Warnings say why nothing is merged, and that weights in 16 bits are rounded.
     """
     parts = part_kinds(run.model)
     model = run.model

@@ -107,7 +107,11 @@ def generate_parts(
 def write(
     run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
 ) -> Iterator[tuple[int, Text]]:
-    """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
+    """Continue prompts of token ids, and yield the index of each with its answer as it ends.
+
+    How they are batched is chosen here: with the slots of ended answers filled again, or padded. An
+    error of torch is turned into one line: what to do about memory, or that a setting is damaged.
+    """
     write_ids = _write_padded
     if reason_against(run, settings) is None:
         write_ids = _write_refilled
@@ -244,7 +248,11 @@ def end_tokens(run: Run) -> list[int]:
 def generation_settings(
     run: Run, max_new_tokens: int | None = None, protocol: Protocol | None = None
 ) -> Settings:
-    """Settings of transformers' ``generate``; the arguments are those of ``generate`` here."""
+    """Gather settings of transformers' ``generate``: the recipe's, the protocol's, the base's.
+
+    The arguments are those of ``generate`` here, and ``max_new_tokens`` wins over all. A run that
+    writes no text is refused.
+    """
     refuse_no_text(run.folder, run.form, run.labels)
     settings = generation_of(run.recipe, protocol or run.protocol, run.learned_limit)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
@@ -270,7 +278,11 @@ def with_limit(run: Run, max_new_tokens: int | None) -> Run:
 
 
 def room_for_prompts(run: Run, limit: int) -> int | None:
-    """How many tokens a prompt may have if ``limit`` are to be written; None for any number."""
+    """How many tokens a prompt may have if ``limit`` are to be written; None for any number.
+
+    A ``limit`` that leaves no room is refused. An encoder–decoder reads its prompt apart from what
+    it writes, up to the recipe's ``max_length``.
+    """
     context = context_of(run.model.config)
     if run.kind == "encoder_decoder":
         refuse_long(limit, context)
@@ -292,6 +304,8 @@ def tokens_of(
 
     They lose their middle, as in training; those of benchmarks, as was published, their beginning,
     and an encoder–decoder's their end.
+
+    A prompt that is empty, or has no token, is refused.
     """
     if not prompts:
         return []

@@ -86,6 +86,8 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     Its recipe does not decide about remote code, because the folder may come from somebody else.
     ``to_merge`` loads the base's own weights, whatever the run was trained on, and onto the CPU: an
     accelerator that holds them in 4 bits has no room for them, and merging computes little.
+
+    A run that is not finished, and an adapter whose pooling is not the recipe's, are refused.
     """
     recipe = finished_run(folder, trust_remote_code=trust_remote_code)
     result = read_result(folder)
@@ -171,7 +173,12 @@ def warn_of_other_revision(now: str | None, result: RunResult, folder: Path) -> 
 
 @contextmanager
 def scoring(run: Run, *, base: bool) -> Iterator[None]:
-    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored."""
+    """Switch gradients off in a ``with`` block, and the adapter too if the base is to be scored.
+
+    The base alone is refused where the run has trained it, and where a part of it is drawn at
+    random.
+    Memory that runs out in the block gets a remedy.
+    """
     if base and not isinstance(run.model, PeftModel):
         raise ValueError(
             "this run trained the base model itself: there is no adapter to switch off"

@@ -60,7 +60,10 @@ class ChatFormat:
 
 
 def write_modelfile(run: Run, folder: Path) -> None:
-    """Write the Modelfile of a decoder into which all is merged; none if Ollama cannot ask so."""
+    """Write the Modelfile of a decoder into which all is merged, for Ollama.
+
+    None is written, with a warning, if Ollama's templates cannot say what the chat template does.
+    """
     template = "{{ .Prompt }}"
     if run.form == "messages":
         chat = chat_format(run.tokenizer)

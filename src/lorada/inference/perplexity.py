@@ -60,7 +60,10 @@ def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float]]:
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
-    """The context lengths to score: the recipe's, or those of the protocol that fit the model."""
+    """The context lengths to score: the recipe's, or those of the protocol that fit the model.
+
+    Lengths beyond the model's context are left out with a warning; if all are, that is an error.
+    """
     # Those of the recipe were checked when the run was loaded.
     lengths = run.recipe.eval_lengths or list(rows.protocol.lengths)
     context = context_of(run.model.config)

@@ -95,7 +95,10 @@ def beside(columns_of_rows: list[Row], answers: list[AnswerLine]) -> list[Answer
 
 
 def _names_beside(columns_of_rows: list[Row], answers: list[AnswerLine]) -> dict[str, str]:
-    """The fields of answers, each with the name that it has beside the columns of the rows."""
+    """The fields of answers, each with the name that it has beside the columns of the rows.
+
+    A field that the rows have too gets ``predicted_`` before its name, with a warning.
+    """
     columns = {column for row in columns_of_rows for column in row}
     names = {}
     for field in dict.fromkeys(field for answer in answers for field in answer):

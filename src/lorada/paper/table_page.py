@@ -45,7 +45,11 @@ class _ScoredRows(NamedTuple):
 def make_page(
     table: PaperTable, scale: Scale, stored: Iterable[tuple[TableRow, RunResult]], *, every: bool
 ) -> Page:
-    """The page of results and their rows; with ``every`` also the rows that only the paper has."""
+    """Make the page of a table: its rows with results, the paper's, and what they are set beside.
+
+    Args are the table, the scale of the runs, and each result with its row. With ``every`` the rows
+    that only the paper has are there too. Rows that are not the table's are refused.
+    """
     by_row: dict[str, list[RunResult]] = {}
     for row, result in stored:
         by_row.setdefault(row.key, []).append(result)

@@ -229,7 +229,10 @@ def delete_runs(jobs: list[TableJob]) -> None:
 
 
 def train_and_score(job: TableJob) -> None:
-    """Train and score one job in this process, as far as it is not done, and store its result."""
+    """Train and score one job in this process, as far as it is not done, and store its result.
+
+    What is stored of another recipe is refused, and scores that could not be kept are an error.
+    """
     recipe = _with_hub_model(job.recipe)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
@@ -246,7 +249,10 @@ def train_and_score(job: TableJob) -> None:
 
 
 def _to_commit(job: TableJob, result: RunResult) -> RunResult:
-    """The result of a run without local paths, and with what its scores are set beside."""
+    """The result of a run as it is committed: without local paths, with scores of guessing.
+
+    A result that does not say what was learned is refused.
+    """
     recipe, data = result.recipe, result.data
     if recipe is None or data is None:
         raise ValueError(f"{job.recipe.output} does not say what it learned: --overwrite it")
@@ -267,6 +273,8 @@ def run_all(
     """Run the jobs that have no result yet.
 
     ``resume`` keeps the results that exist, ``overwrite`` deletes them first.
+
+    Results that are there without either option are refused before any job starts.
 
     Returns:
         The stored result of each job in order, None where there is none; and what became of each

@@ -218,7 +218,11 @@ def visible_cards() -> list[str]:
 
 
 def cards_of_slots(cards: Sequence[str], gpus_per_job: float) -> list[list[str]]:
-    """The cards of each job of those that run at once; none without a card."""
+    """The cards of each job of those that run at once; none without a card.
+
+    Of a share of a card several jobs have the same one. More cards for a job than there are is
+    refused.
+    """
     if not cards:
         return []
     if gpus_per_job < 1:

@@ -159,6 +159,7 @@ class _Queue:
         return self._outcome_of(name).status in ("done", "kept")
 
     def _start(self, job: Job) -> None:
+        """Start a job in the pool and report it, unless another process has done it already."""
         number = self._done_before + len(self._labels) + 1
         label = self._labels.setdefault(job.name, f"[{number}/{len(self._jobs)}] {job.name}: ")
         if job.done():  # by another process, in the meantime
@@ -173,7 +174,11 @@ class _Queue:
             self._end(job.name, Outcome("failed", last_line(error)))
 
     def _end(self, name: str, outcome: Outcome) -> None:
-        """Record and report what became of a job."""
+        """Record and report what became of a job.
+
+        Raises ``KeyboardInterrupt`` if Ctrl-C reached the job's process, so that the queue ends
+        too.
+        """
         if outcome.status == "interrupted":  # Ctrl-C reached its process
             raise KeyboardInterrupt
         seconds = time.monotonic() - self._started_at.pop(name)

@@ -142,7 +142,11 @@ class RayPool:
 
 
 def connect(address: str) -> None:
-    """Connect this process to a Ray cluster."""
+    """Connect this process to a Ray cluster.
+
+    An address of another form, and a cluster that does not answer, are refused. A process of
+    its own tries it first, as Ray may try for minutes and then end its process without an error.
+    """
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if address != "auto" and (host.startswith("ray:") or not port.isdigit()):
         raise ValueError(f"--cluster {address!r} is not auto, HOST:PORT or ray://HOST:PORT")
@@ -166,7 +170,11 @@ def connect(address: str) -> None:
 
 
 def _outcome_of(task: Any, attempt_number: int) -> Outcome | None:
-    """What became of a task that has ended; None if its process died and it may start again."""
+    """What became of a task that has ended; None if its process died and it may start again.
+
+    A process that has died too often has failed. A node that cannot run jobs at all, or not these,
+    is an error that ends the queue.
+    """
     try:
         answer: NodeAnswer = ray.get(task)
     except exceptions.TaskCancelledError:

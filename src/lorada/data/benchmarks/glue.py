@@ -14,7 +14,10 @@ HUB = "nyu-mll/glue"
 
 
 def _row(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
-    """The texts of a row, with its class, or its score if there are no classes."""
+    """The texts of a row, with its class, or its score if there are no classes.
+
+    A label that is none, such as the -1 of the hub's test splits, is refused.
+    """
     # The hub's test splits have the label -1, as their answers are not public.
     label = row["label"]
     last = len(labels) - 1 if labels else 5  # scores are from 0 to 5

@@ -29,6 +29,8 @@ def window_starts(tokens: int, length: int, stride: int, most: int | None = None
     """Where windows in a stream of tokens begin: every ``stride`` tokens, full windows only.
 
     Of them ``most`` are taken, evenly spread from the first on; None for all.
+
+    Texts that fill no window are refused.
     """
     count = (tokens - length) // stride + 1 if tokens >= length else 0
     if count == 0:

@@ -33,6 +33,10 @@ def read_source(source: Source, folder: Path | None) -> list[Row]:
 
 
 def _from_hub(source: Source) -> list[Row]:
+    """Read the rows of a benchmark's split from the hub, or from the files that its address names.
+
+    A source that is not on the hub, or cannot be loaded, is refused with what to pass instead.
+    """
     if not source.hub:
         raise ValueError(
             f"{source.folder}/{source.split} is not on the hub: pass --data-dir DIR or set "

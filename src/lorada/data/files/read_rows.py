@@ -164,7 +164,10 @@ def _line_rows(path: Path, text: str) -> list[Row]:
 
 
 def _parquet_rows(path: Path) -> list[Row]:
-    """The rows of a Parquet file in the types of JSON."""
+    """The rows of a Parquet file in the types of JSON.
+
+    A file that is not Parquet, or has two columns of one name, is refused.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -177,7 +180,10 @@ def _parquet_rows(path: Path) -> list[Row]:
 
 
 def _json_rows(path: Path, text: str) -> list[Row]:
-    """The rows of JSON or JSON Lines: objects one after another, or one list of them."""
+    """The rows of JSON or JSON Lines: objects one after another, or one list of them.
+
+    What is no JSON, and a row that is no object, are refused.
+    """
     decoder = json.JSONDecoder(parse_float=parse_number)
     rows: list[Any] = []
     position = len(text) - len(text.lstrip())

@@ -56,7 +56,11 @@ def _header(text: str, delimiter: str) -> list[str]:
 
 
 def _delimited_rows(path: Path, text: str, lines_before: int, dialect: dict[str, Any]) -> list[Row]:
-    """The rows of a table by the csv module; ``lines_before`` are those before the text."""
+    """The rows of a table by the csv module; ``lines_before`` are those before the text.
+
+    A row with more or fewer fields than the header, and one that repeats it, are refused by their
+    line.
+    """
     # With newline="" the csv module decides where a line ends, inside quotes too.
     reader = csv.DictReader(io.StringIO(text, newline=""), **dialect)
     rows: list[Row] = []

@@ -115,6 +115,8 @@ def _gather_labels(
 ) -> tuple[list[Row], Columns]:
     """Make a list of labels of columns of 0 and 1, where ``labels=toxic+rude`` names such columns.
 
+    A value that is neither 0 nor 1 is refused.
+
     Returns:
         The rows, and the columns as these rows have them; both as they are if no such are named.
     """

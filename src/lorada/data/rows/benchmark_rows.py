@@ -39,6 +39,8 @@ def _protocols_by_source(recipe: Recipe, kind: Kind) -> dict[Source, Protocol]:
     """The splits that a recipe's benchmarks learn from, each with its protocol.
 
     A split that several benchmarks learn from is there once.
+
+    A ``train_on`` that a benchmark does not have is refused.
     """
     protocols: dict[Source, Protocol] = {}
     for name in recipe.tasks:

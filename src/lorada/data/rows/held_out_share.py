@@ -31,6 +31,8 @@ def draw_held_out(rows: list[Row], share: float, seed: int) -> list[int]:
     Rows of one group stay together, and without groups those with equal content. Each class loses
     the same share (rows with several labels count as of the rarest of these), rounded so that the
     shares of all classes add up; a row that is the only one of its class is learned.
+
+    A share that holds out no row is refused.
     """
     generator = random.Random(seed)
     groups_of_classes = _groups_of_classes(rows)

@@ -87,6 +87,8 @@ def rows_to_answer(
     ``rows`` are as they were read; right answers in them are left out. ``learned``, ``labels`` and
     ``training_columns`` are of the training's rows; ``pairs`` says whether these were pairs of
     texts only.
+
+    A text alone is refused for a run that has learned pairs.
     """
     rows, form = convert_rows_to_answer(rows, path, learned, labels, columns, training_columns)
     if pairs:

@@ -134,6 +134,8 @@ def _divide(rows: Rows, recipe: Recipe) -> _Division:
     """Draw the held-out share and then the ``dev_rows`` from rows; the others are learned.
 
     With ``train_rows`` only so many of them are.
+
+    As many ``dev_rows`` as there are rows, or more, are refused.
     """
     held_out = dev = None
     share = share_of(recipe.eval_data)

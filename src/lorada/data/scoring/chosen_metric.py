@@ -29,9 +29,11 @@ class ChosenMetric:
 
 
 def metric_of(rows: Rows, recipe: Recipe) -> ChosenMetric | None:
-    """The metric that answers are scored by: the recipe's, or the usual one for rows like these.
+    """Choose the metric that answers are scored by: the recipe's, or the usual one for such rows.
 
     None for a benchmark, which has its own.
+
+    A metric that does not fit the rows, and any for a benchmark, is refused.
     """
     if recipe.task != JSONL:
         if recipe.metric is not None:

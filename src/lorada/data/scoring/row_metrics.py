@@ -75,7 +75,11 @@ def row_value(metric: str) -> RowValue | None:
 
 
 def _users_metric(metric: str) -> RowValue:
-    """What computes a metric by the function of a user's file, ``FILE.py:function``."""
+    """Load the function of a user's file, ``FILE.py:function``, and wrap it as a metric of one row.
+
+    A file that fails, a function that fails for an answer, and a value that is not finite are
+    errors that name the metric.
+    """
     path, _, name = metric.rpartition(":")
     try:
         function = runpy.run_path(path)[name]

@@ -20,7 +20,11 @@ BATCHING = "--continuous-batching"
 
 
 def main(words: list[str]) -> None:
-    """Serve a run until the process is ended."""
+    """Serve a run, and its base, by transformers' server behind our guard, until it is ended.
+
+    ``words`` are the most tokens of an answer, the run's folder and the server's options. A server
+    of another version of transformers is refused.
+    """
     max_tokens, run, *options = words
     base = None
     # Under continuous batching a request to another model ends all that are being answered.

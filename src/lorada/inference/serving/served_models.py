@@ -108,7 +108,11 @@ class ServedModels:
         return {**body, route.limit_field: count}
 
     def _prompt_tokens(self, body: Body, model: Any, tokenizer: Any) -> int | None:
-        """How many tokens the prompt has, as the server will read it; None if it is no text."""
+        """How many tokens the prompt has, as the server will read it; None if it is no text.
+
+        A prompt without tokens, a model without a chat template, and messages that the template
+        does not take are refused.
+        """
         if "prompt" in body:
             count = len(tokenizer(body["prompt"])["input_ids"])
             if count == 0:
@@ -163,7 +167,10 @@ def _refuse_other_parts(index: int, turn: dict[str, Any]) -> None:
 
 
 def _usual_length(body: Body) -> int:
-    """The most tokens of an answer where a request has no field for it."""
+    """The most tokens of an answer by a request's ``generation_config``, or the usual number.
+
+    A config that is wrong is refused.
+    """
     if "generation_config" not in body:
         return USUAL_LENGTH
     try:

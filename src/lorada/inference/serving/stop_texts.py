@@ -76,6 +76,10 @@ class StreamCutter:
         return sent
 
     def _cut(self, event: bytes) -> Iterator[bytes]:
+        """Pass an event on with its text cut at the first stop text; text that may begin one waits.
+
+        Events of another kind pass as they are.
+        """
         mark = b"data: "
         try:
             answer: Answer = json.loads(event.removeprefix(mark))
