@@ -124,7 +124,10 @@ class AttentionCall:
         return self.inputs.once(compute, tensors, *sizes, *facts, *others)
 
     def visible_keys(self) -> Tensor:
-        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None."""
+        """(B, T or 1, K) booleans: which keys the mask lets a query see. It must not be None.
+
+        A mask of an unknown form is refused.
+        """
         mask, (queries, keys) = self.mask, (self.shape.queries, self.shape.keys)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             return mask[:, None, -keys:].bool()

@@ -151,6 +151,7 @@ def _slots_by_query(keys: Slots, owner: Tensor, size: int, batch: int) -> Slots:
 def _covered_span(
     span: TokenSpan, own: LearnedMap, shape: CallShape, device: torch.device
 ) -> CoveredTokens | None:
+    """The tokens of a call that lie under the map, where they are a span; None if no query does."""
     size = min(own.length, span.stop)
     begin = span.stop - size if own.align == "end" else 0  # the key slot of the first column
     first = max(begin, span.first)  # the key slot of the first query under the map

@@ -99,6 +99,7 @@ class TokenTable:
         return self._slots(self.rows, self.row_owner, length)
 
     def _slots(self, numbers: Tensor, owner: Tensor | None, length: int) -> Slots:
+        """For each row or column of the map, the slot of its token, and whether it has one."""
         inside = (numbers >= 0) & (numbers < length)
         if owner is not None:
             numbers = numbers + owner * length
@@ -228,7 +229,10 @@ def _by_mask(call: AttentionCall, position_ids: Tensor | None, last: Tensor | No
 
 
 def _last_token(call: AttentionCall) -> Tensor | None:
-    """(B, 1) or (1, 1) index of each sample's last token; None if no key was dropped."""
+    """(B, 1) or (1, 1) index of each sample's last token; None if no key was dropped.
+
+    Where keys were dropped and nothing says how many tokens came before, the call is refused.
+    """
     shape, tokens = call.shape, call.inputs.tokens_so_far
     if shape.window is None or shape.queries == shape.keys:
         return None

@@ -32,7 +32,10 @@ class PrefixSource(Protocol):
 def attend_with_prefixes(
     kernel: Attend, call: AttentionCall, mask: Any, kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a kernel with the call's prefixes before its keys; it returns the weights of tokens."""
+    """Run a kernel with the call's prefixes before its keys; it returns the weights of tokens.
+
+    A kernel that has no place for a prefix, as those for packed rows, is refused.
+    """
     prefixes, query, key, value = call.prefixes, call.query, call.key, call.value
     if not prefixes:
         return kernel(call.module, query, key, value, mask, **kwargs)
@@ -67,7 +70,10 @@ def prepend(parts: list[Tensor], states: Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
-    """Keys or values of several prefixes (P, G·D) as one (G, P, D), in the dtype of ``states``."""
+    """Keys or values of several prefixes (P, G·D) as one (G, P, D), in the dtype of ``states``.
+
+    A prefix of another width is refused.
+    """
     _, groups, _, width = states.shape
     for part in parts:
         if part.shape[1] != groups * width:

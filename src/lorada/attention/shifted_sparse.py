@@ -34,6 +34,8 @@ class ShiftedGroups:
         """The mask (B, H, T, K) of a call: its own mask, cut to the groups of each head.
 
         Groups count the tokens of a sequence, so padding and packed sequences do not move them.
+
+        A kernel that takes no mask for each head is refused.
         """
         mask, name = call.mask, implementation_of(call.module)
         flat = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 4)

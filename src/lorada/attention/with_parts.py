@@ -67,6 +67,7 @@ def with_parts(kernel: Attend) -> Attend:
         attention_mask: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        """Attention with a module's map, prefix and groups; without any the kernel alone."""
         # Read from the dictionaries: ``getattr`` of a missing name is slow on a module.
         source: Any = module._modules.get(CHILD)
         beyond = source is None or _lies_beyond(source, query, key, attention_mask, kwargs)
@@ -101,7 +102,7 @@ def _lies_beyond(
 def _attend(
     kernel: Attend, call: AttentionCall, maps: Sequence[LearnedMap], groups: ShiftedGroups | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Run one call with its parts."""
+    """Run one call: groups and ablated maps in its mask, prefixes, then the other maps."""
     # Only the kernel gets the mask of the groups; the map covers the same tokens as without them.
     mask = call.mask if groups is None else groups.mask(call)
     kwargs = call.kwargs

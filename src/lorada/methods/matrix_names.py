@@ -167,7 +167,10 @@ def translate_names(names: Sequence[str], source: Scheme, target: Scheme) -> lis
 
 
 def _roles_of(name: str, scheme: Scheme) -> list[str]:
-    """The roles of the matrices with a name; if there are none, of those whose names end in it."""
+    """The roles of the matrices with a name; if there are none, of those whose names end in it.
+
+    A name of no such matrix is refused.
+    """
     roles = [role for role, full_names in scheme.items() if name in full_names]
     if roles:
         return roles

@@ -62,7 +62,11 @@ def snip(
 
 
 def _targets(model: nn.Module, part: ShiraConfig) -> dict[str, nn.Linear]:
-    """The modules that PEFT adapts for a part, by name."""
+    """The modules that PEFT adapts for a part, by name.
+
+    A part that adapts no linear layer, quantised weights, and more entries than a weight has are
+    refused.
+    """
     part = _maybe_include_all_linear_layers(part, model)
     targets = {}
     for name, module in model.named_modules():
@@ -89,7 +93,10 @@ def _targets(model: nn.Module, part: ShiraConfig) -> dict[str, nn.Linear]:
 def _best_entries(
     model: nn.Module, batches: list[Any], counts: dict[str, int]
 ) -> dict[str, Tensor]:
-    """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
+    """The flat indices of the entries with the largest |W · ḡ| of each module's weight.
+
+    A weight that no gradient reaches, and a gradient that is not finite, are refused.
+    """
     weights = {name: model.get_parameter(f"{name}.weight") for name in counts}
     sums = _summed_gradients(model, batches, weights)
     best = {}

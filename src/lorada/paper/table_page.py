@@ -47,8 +47,8 @@ def make_page(
 ) -> Page:
     """Make the page of a table: its rows with results, the paper's, and what they are set beside.
 
-    Args are the table, the scale of the runs, and each result with its row. With ``every`` the rows
-    that only the paper has are there too. Rows that are not the table's are refused.
+    ``stored`` has each result with its row. With ``every`` the rows that only the paper has are
+    there too. Results of one task that were scored on different rows are refused.
     """
     by_row: dict[str, list[RunResult]] = {}
     for row, result in stored:

@@ -41,7 +41,10 @@ def followed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adapter_and_run(source: Path) -> tuple[Path, Path | None]:
-    """The adapter that a folder is or has, and the run that it belongs to; None for no run."""
+    """The adapter that a folder is or has, and the run that it belongs to; None for no run.
+
+    A run without an adapter, or without one yet, is refused.
+    """
     if not (source / RECIPE_FILE).is_file():
         # It may be the adapter or a checkpoint in the folder of a run.
         run = source.absolute().parent

@@ -71,7 +71,11 @@ class Start:
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
-    """Decide whether and how a run may start in its output folder; change nothing there."""
+    """Decide whether and how a run may start in its output folder; change nothing there.
+
+    A folder that is taken, another recipe, and a checkpoint that cannot be resumed are refused;
+    without a whole checkpoint a warning says that the training starts anew.
+    """
     run = Path(recipe.output)
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
     if not holds_run(run):
@@ -179,6 +183,8 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
     """Clear the folder if ``start`` says so, then write the recipe and the rows' fingerprint.
 
     A chat template of the user's is copied, so that the run has it wherever it is taken.
+
+    Other rows than those that the run began with are refused.
     """
     run = Path(recipe.output)
     if start.clear:
@@ -285,6 +291,8 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     Folders that it has made, and into which nothing was written, are removed. Locks of different
     file names do not exclude each other. A lock ends with its process, even if that is killed.
     ``HeldError``: another process trains there.
+
+    On a file system without locks a warning takes the lock's place.
     """
     refuse_file(run)
     new_folders = [folder for folder in (run, *run.parents) if not folder.exists()]

@@ -214,7 +214,7 @@ def refuse_seed(name: str, seed: Any) -> None:
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """A recipe of these fields."""
+    """Make a recipe of these fields; refuse what is missing, mistyped, or cannot be stored."""
     try:
         recipe = Recipe(**values)
     except ValidationError as error:

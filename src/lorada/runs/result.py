@@ -197,7 +197,7 @@ def read_result(run: Path) -> RunResult:
 
 
 def result_in(path: Path) -> RunResult:
-    """The result in a file."""
+    """Read the result in a file; refuse a file that is not JSON, or not a result."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -292,7 +292,10 @@ class Prediction(BaseModel):
 
 
 def read_predictions(run: Path) -> list[Prediction]:
-    """The lines of a run's predictions, in the file's order; none if the run was never scored."""
+    """The lines of a run's predictions, in the file's order; none if the run was never scored.
+
+    A line that is damaged is refused by its number.
+    """
     path = run / PREDICTIONS_FILE
     if not path.is_file():
         return []

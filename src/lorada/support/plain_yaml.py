@@ -29,7 +29,10 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A dictionary; every key must be a text and be given once."""
+        """A dictionary; every key must be a text and be given once.
+
+        Others are refused.
+        """
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)

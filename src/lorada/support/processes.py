@@ -55,9 +55,11 @@ def only_cpu() -> bool:
 
 
 def join_processes(settings: Mapping[str, Any]) -> None:
-    """Connect the processes of this launch, if there are several.
+    """Connect the processes of this launch, if there are several; only the first then shows bars.
 
     It reads ``use_cpu``, ``ddp_timeout`` and ``ddp_backend`` of the TrainingArguments ``settings``.
+
+    Processes that cannot be joined are refused.
     """
     from accelerate import PartialState
 

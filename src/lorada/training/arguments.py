@@ -100,7 +100,10 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _autocast_settings(recipe: Recipe, device: torch.device | None) -> dict[str, Any]:
-    """TrainingArguments for the dtype that the forward pass computes in."""
+    """TrainingArguments for the dtype that the forward pass computes in.
+
+    ``dtype=mixed_float16`` without an accelerator is refused.
+    """
     if recipe.dtype == MIXED_FP16:
         if device is None:
             raise ValueError("dtype=mixed_float16 trains on an accelerator alone: take dtype=mixed")
@@ -116,6 +119,8 @@ def take_one_device(args: Any, *, is_spread: bool = False) -> None:
     """Let one process use one accelerator, of several that are visible.
 
     A base that ``is_spread`` over them by its ``device_map`` uses them all.
+
+    A warning says how to use the others, unless the base is spread.
     """
     # The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
     # adapters use the weights of the first device.
@@ -178,7 +183,9 @@ def training_arguments(
     quiet: bool = False,
     recompute: bool = False,
 ) -> Seq2SeqTrainingArguments:
-    """The recipe's settings, over those of its method, over our defaults for the device.
+    """Merge the recipe's settings over those of its method and our defaults, and check them.
+
+    What transformers, DeepSpeed or the device would fail on later is refused here.
 
     Args:
         recipe: whose ``training`` has the user's settings.
@@ -320,6 +327,8 @@ def held_out_metrics(
     """The names of the metrics measured on held-out rows while training, besides the loss.
 
     An encoder–decoder that ``writes`` texts may be measured by them.
+
+    A ``metric_for_best_model`` that is not measured is refused.
     """
     short_names: list[str] = []
     if held_out is not None and args.predict_with_generate and writes:

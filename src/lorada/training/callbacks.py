@@ -154,6 +154,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def _before_save(
         args: Any, state: Any, control: Any, model: nn.Module, *, is_last_step: bool
     ) -> None:
+        """Before a save: log the loss, unmark a checkpoint of before, refuse broken weights."""
         if control.should_save:
             # The Trainer does not save the sum of the losses since its last log line, so a run that
             # resumes between two lines would log another mean than an uninterrupted run.
@@ -210,6 +211,7 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
             self._start_observing()
 
     def _start_observing(self) -> None:
+        """Let attention report to this callback, until ``stop`` or the callback's end."""
         self.stop()
         # A weak reference, so that attention does not keep the callback of an abandoned training.
         weak_self = weakref.ref(self)

@@ -82,7 +82,11 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def prepare_training(recipe: Recipe) -> PreparedTraining:
-    """Read the base model's config and tokenizer and the rows, and plan the method."""
+    """Read the base model's config and tokenizer and the rows, and plan the method.
+
+    What does not go together, such as a chat template and rows that are no chats, is refused, in an
+    order in which nothing is planned in vain. Doubtful labels are warned of.
+    """
     base = prepare(recipe)
     # A checkpoint that is a classifier already says which classes the rows may have.
     rows, held_out = training_rows(recipe, base.kind, own_classes(base.config))
@@ -184,6 +188,7 @@ def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
 
 
 def _refuse_quantization(recipe: Recipe, plan: Plan) -> None:
+    """Refuse a quantised base that a method trains itself, on MPS, and sharded by FSDP."""
     if plan.config is None:
         raise ValueError(
             f"quantization={recipe.quantization} and method={recipe.method}, which trains the "
@@ -203,6 +208,7 @@ def _refuse_quantization(recipe: Recipe, plan: Plan) -> None:
 
 
 def _refuse_attention(implementation: str, config: Any, plan: Plan) -> None:
+    """Refuse an attention implementation without the masks that a method needs, or unknown."""
     if "/" in implementation:  # a kernel of the hub, which transformers fetches
         return
     if implementation not in MASKED:

@@ -120,6 +120,8 @@ def _with_sections(pairs: list[tuple[str, Any]], part_names: list[str]) -> list[
 
     A key is a setting in full (``lmam.rank``), a name that one section alone has (``rank``), a
     section (``lmam={rank: 4}``), or ``parts`` with sections in it.
+
+    Unknown names, names of several sections, and a section that is no mapping are refused.
     """
     sections = [*part_names, TRAINING]
     settings: list[Setting] = []
@@ -143,7 +145,10 @@ def _with_sections(pairs: list[tuple[str, Any]], part_names: list[str]) -> list[
 def _pairs_inside(
     section: str, values: dict[str, Any], part_names: list[str]
 ) -> list[tuple[str, Any]]:
-    """The pairs of a section with their keys in full; those of ``parts`` are sections."""
+    """The pairs of a section with their keys in full; those of ``parts`` are sections.
+
+    A part that the method does not have is refused.
+    """
     if section != "parts":
         return [(f"{section}.{name}", value) for name, value in values.items()]
     for name in values:

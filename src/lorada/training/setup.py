@@ -104,6 +104,8 @@ def set_up(
 ) -> Setup:
     """Load the model, place the method on it and make the Trainer.
 
+    What only the model or the encoded rows show to be impossible is refused.
+
     Args:
         prepared: what was read of the base model and the rows.
         first_callbacks: callbacks of the caller, which see each event before those of the run.
@@ -131,7 +133,7 @@ def set_up(
 
 
 def trainer_settings(prepared: PreparedTraining, *, quiet: bool = False) -> TrainerSettings:
-    """Check all that a Trainer is told; no weights are loaded."""
+    """Choose the Trainer's class and arguments, and check them; no weights are loaded."""
     recipe, plan, rows = prepared.recipe, prepared.plan, prepared.rows
     sequences_per_row = 1
     if rows.form == "choice":  # each candidate is read after the prompt, in a sequence of its own
@@ -159,7 +161,10 @@ def _has_map(plan: Plan) -> bool:
 
 
 def _score_scale(prepared: PreparedTraining, base: Base) -> ScoreScale | None:
-    """How scores are learned on this base; None for rows of another form."""
+    """How scores are learned on this base; None for rows of another form.
+
+    A checkpoint to start from is refused: its head learns numbers in another unit than the rows.
+    """
     score_scale = scale_of(prepared.rows, base.model)
     start_adapter = prepared.recipe.from_adapter
     if score_scale is None or start_adapter is None:
@@ -251,6 +256,10 @@ def _make_trainer(
     *,
     quiet: bool,
 ) -> RunTrainer:
+    """Make the Trainer, and put what completes a log line before what logs it.
+
+    A training without a single batch is refused.
+    """
     with argument_errors():
         _refuse_no_batch(settings.args, len(encoded.train))
         trainer = settings.trainer_class(

@@ -120,6 +120,7 @@ def _train_and_save(
     peak_memory_bytes = max(all_gather(peak_memory()))
 
     def save() -> RunResult:
+        """Write the model, then the result, by which the run counts as complete."""
         save_model(setup, weights)
         result = training_result(
             setup,

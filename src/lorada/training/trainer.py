@@ -96,7 +96,11 @@ class ScoreScale:
 
 
 def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
-    """How the scores of training rows are learned on a base; None for rows of another form."""
+    """How the scores of training rows are learned on a base; None for rows of another form.
+
+    With a bias the head learns standard scores. Without one it learns scores over their deviation,
+    with a warning if they are far from 0.
+    """
     if rows.form != "score":
         return None
     scores = [float(row["score"]) for row in rows.rows]

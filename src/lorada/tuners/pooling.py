@@ -150,7 +150,10 @@ def backbone_of(model: nn.Module) -> nn.Module | None:
 
 
 def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
-    """The entry of ``READERS`` for a model."""
+    """The entry of ``READERS`` for a model.
+
+    A model that has none is refused.
+    """
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     refuse_type(model_type)
     reader = READERS[model_type]

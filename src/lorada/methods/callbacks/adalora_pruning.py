@@ -124,7 +124,10 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, int]:
-    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps."""
+    """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps.
+
+    A schedule that leaves no step to prune in is refused.
+    """
     tinit, tfinal, delta_t = phases
     first, last = _in_steps(tinit, total), _in_steps(tfinal, total)
     # The ranks of the last phase are chosen at its first step, by scores of the steps before.

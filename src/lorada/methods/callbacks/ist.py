@@ -120,7 +120,10 @@ class ISTCallback(LayerCallback):
 
 
 def adapters_in(layer: nn.Module) -> list[BaseTunerLayer]:
-    """The tuner layers with trainable parameters in a layer."""
+    """The tuner layers with trainable parameters in a layer.
+
+    A tuner whose adapters cannot be scaled down is refused.
+    """
     adapters = []
     for module in layer.modules():
         if not isinstance(module, BaseTunerLayer):

@@ -33,7 +33,10 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
         self.groups = ShiftedGroups(self.group_size)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch shifted sparse attention on."""
+        """Switch shifted sparse attention on in each self-attention that transformers dispatches.
+
+        A model without such attention is refused.
+        """
         model: nn.Module = kwargs["model"]
         modules = [model.get_submodule(name) for name in self_attentions(model)]
         attentions = [module for module in modules if dispatches(module)]

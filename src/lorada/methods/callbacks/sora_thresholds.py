@@ -98,7 +98,10 @@ def _group_by_parameter(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
 
 
 def _decay(optimizer: Any, group: dict[str, Any]) -> float:
-    """The share of a parameter that AdamW's weight decay is about to subtract."""
+    """The share of a parameter that AdamW's weight decay is about to subtract.
+
+    The decay of another optimizer, which cannot be told from its settings, is refused.
+    """
     if not group.get("weight_decay"):
         return 0.0
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it

@@ -133,6 +133,10 @@ def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel
 
 
 def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    """Place a plan's adapter on the base, new or from a saved one; without one, select what trains.
+
+    A pooling becomes a part of the adapter, and the task's head is saved with it.
+    """
     if plan.config is None:
         return _select_in_base(base, plan, recipe)
     config = plan.config
@@ -169,7 +173,10 @@ def task_type(model_config: Any, *, classifies: bool) -> str:
 def config_to_start(
     config: LoradaConfig, recipe: Recipe, model_config: Any
 ) -> tuple[LoradaConfig, set[Any]]:
-    """The parts of the adapter of ``--from`` with those that it lacks, and its own kinds.
+    """The config of the adapter of ``--from`` with the parts that it lacks, and its own kinds.
+
+    An adapter of another kind of base or another pooling, and settings for a part that it brings,
+    are refused.
 
     Args:
         config: what a new adapter would be, with all parts of the method.
@@ -200,7 +207,10 @@ def config_to_start(
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """Place what ``config_to_start`` gives, with the weights of the saved adapter."""
+    """Place the adapter of ``--from`` with its new parts, load its weights, and say so.
+
+    A saved adapter that lacks weights of its parts is refused.
+    """
     folder = Path(str(recipe.from_adapter))
     start_config, old_kinds = config_to_start(config, recipe, base.config)
     weights = adapter_weights(folder)
@@ -261,7 +271,10 @@ def _refuse_missing(
 
 
 def adapter_config(folder: Path) -> LoradaConfig:
-    """The config of a saved adapter; one of PEFT is read as a stack of one part."""
+    """The config of a saved adapter; one of PEFT is read as a stack of one part.
+
+    A folder that is no adapter, and a kind that neither PEFT nor lorada knows, are refused.
+    """
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
     path = folder / ADAPTER_CONFIG
@@ -281,7 +294,10 @@ def adapter_config(folder: Path) -> LoradaConfig:
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a saved adapter."""
+    """The tensors of a saved adapter.
+
+    A pickle, and a file that is damaged or empty, is refused.
+    """
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         pickles = ", ".join(pickle.name for pickle in folder.glob("*.bin"))

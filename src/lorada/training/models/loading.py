@@ -89,7 +89,10 @@ def _packaged_folder(name: str) -> Path:
 
 
 def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
-    """Dequantise a GGUF file to a safetensors folder; a half-written one is never left behind."""
+    """Dequantise a GGUF file to a safetensors folder; a half-written one is never left behind.
+
+    A warning says where it is kept.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("reading GGUF weights needs the package gguf: pip install gguf")
     logger.warning("reading %s once and caching it in %s", file_name, target)
@@ -155,7 +158,10 @@ def _reason(error: Exception, text: str) -> str:
 def load_tokenizer(
     name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read."""
+    """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read.
+
+    Without a pad token another special token takes its place; without any it is refused.
+    """
     with reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(name), config=config, trust_remote_code=trust_remote_code
@@ -283,7 +289,10 @@ def _warn_of_unused(name: str, model: PreTrainedModel, unexpected_keys: Any) -> 
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model; weights are not needed."""
+    """The config of a model; weights are not needed.
+
+    A name of ours has its own. What transformers would fail on later is refused.
+    """
     if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
         return named_config(name)
     with reading("the config", name):
@@ -312,6 +321,8 @@ def stretched(config: Any, factor: float | None) -> Any:
 
     Position p is read as p / factor (Chen et al., "Extending Context Window of Large Language
     Models via Positional Interpolation", 2023), as LongLoRA does for training and evaluation.
+
+    A model without plain rotary positions is refused.
     """
     if factor is None:
         return config
@@ -343,7 +354,10 @@ def auto_class(kind: Kind, *, headed: bool) -> Any:
 def set_languages(
     tokenizer: PreTrainedTokenizerBase, chosen: list[str] | None, usual: tuple[str, str] | None
 ) -> None:
-    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``."""
+    """Set a multilingual tokenizer's source and target: the recipe's ``chosen``, else ``usual``.
+
+    Languages that the tokenizer does not have are refused.
+    """
     if not hasattr(tokenizer, "tgt_lang"):
         if chosen is not None:
             raise ValueError(f"languages={chosen}: this model's tokenizer has none; leave them out")

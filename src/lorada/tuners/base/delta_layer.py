@@ -74,7 +74,10 @@ class DeltaModel(LoradaTuner):
         return peft_config
 
     def _default_targets(self, config: Any, model_type: str | None) -> list[str]:
-        """The ``target_modules`` of a config that names none."""
+        """Default ``target_modules``: the tuner's for the model, or all linear layers.
+
+        A type of model that the tuner has none for is refused.
+        """
         defaults: Any = self.target_module_mapping
         if not defaults:
             return layer_linear_names(self.model)

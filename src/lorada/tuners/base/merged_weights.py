@@ -183,7 +183,11 @@ def _unfold(linear: nn.Module, layers: list[Any], before: dict[str, Tensor]) -> 
 def _fold(
     chain: Any, adapter_layers: list[Any], names: list[str], safe_merge: bool, undo: bool
 ) -> None:
-    """Put what a chain computes into its linear layer; ``adapter_layers`` are then merged."""
+    """Put what a chain computes into its linear layer; ``adapter_layers`` are then merged.
+
+    With ``safe_merge`` merged weights that are not finite are refused. With ``undo`` the layer
+    keeps what undoes the merge.
+    """
     linear = chain[-1].get_base_layer()
     plain_matrix(linear, "merging")
     merged = _linear_map(chain, linear, names)
@@ -292,6 +296,7 @@ def ties_settled(model: nn.Module) -> Iterator[None]:
 
 
 def _tie_or_untie(model: PreTrainedModel) -> None:
+    """Tie weights that are equal after a merge again; else give each its own for good."""
     tied = getattr(model, "all_tied_weights_keys", None) or {}  # models of others may lack it
     if all(_are_equal(model, name, other) for name, other in tied.items()):
         if tied:

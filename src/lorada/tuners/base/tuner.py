@@ -432,7 +432,10 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
-        """Merge in place; ``unmerge_adapter`` undoes it."""
+        """Merge in place; ``unmerge_adapter`` undoes it.
+
+        Adapters that cannot be merged, or have other heads than the active ones, are refused.
+        """
         names = adapter_names or self.active_adapters
         self.refuse_merge(names)
         refuse_other_heads(self.model, names)
@@ -448,6 +451,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
                 unmerge_chain(chain)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        """Take all adapters off the base, after merging some into it, and return it."""
         names = kwargs.get("adapter_names") or self.active_adapters
         if merge:
             self.refuse_merge(names)
@@ -522,6 +526,7 @@ class AttachedModel(LoradaTuner):
         return peft_config
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> Any:  # type: ignore[override]
+        """Whether an adapter is placed on a module; refuses a target that hosts no such part."""
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         if not matched:  # which also says whether the module was excluded
             return matched
