@@ -275,7 +275,11 @@ def _refuse_chosen(shared: dict[str, Any]) -> None:
 
 
 def saved_comparison(folder: Path) -> Comparison:
-    """The comparison in a folder; its names and numbers are not checked again."""
+    """Read the comparison in a folder; refuse one that is missing or damaged.
+
+    Its names and numbers were checked when it began. Code of a model's repository is not trusted
+    because the folder says so.
+    """
     path = folder / SPEC_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no comparison: it has no {SPEC_FILE}")

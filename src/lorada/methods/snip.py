@@ -159,7 +159,10 @@ def _gradients_of(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]
 
 
 def _mask_function(best: dict[nn.Module, Tensor]) -> Callable[..., Tensor]:
-    """The mask function of a config. PEFT copies configs, and the copies share this function."""
+    """The mask function of a config. PEFT copies configs, and the copies share this function.
+
+    It refuses a layer for which no entries were chosen.
+    """
     entries = WeakKeyDictionary(best)
 
     def mask_fn(base_layer: nn.Linear, r: int, **_: Any) -> Tensor:

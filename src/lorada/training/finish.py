@@ -37,6 +37,9 @@ def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
     """Write the adapter or the trained model into the run's folder, whole or not at all.
 
     ``weights`` is what ``all_weights`` returned.
+
+    A head of scores is first changed to answer in the unit of the rows, and gathered weights
+    replace shards.
     """
     model = setup.model
     if weights is not None:

@@ -79,7 +79,7 @@ class ScoreScale:
             weight.copy_(weight.double() * self.sd + shift)
 
     def begin(self, model: nn.Module, drawn: Collection[str]) -> "ScoreScale":
-        """How a model learns scores whose base learns them so; ``drawn`` is as in ``Base``.
+        """The scale for the model that is trained; a head that has learned is put into its unit.
 
         A head of the checkpoint, or of the adapter of ``--from``, answers in the unit of the rows.
         It is put where scores are learned, so that the model begins as what it was.
@@ -419,7 +419,7 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         return metrics
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One batch of held-out rows; the model's own generation settings do not change.
+        """Measure a batch of held-out rows under autocast; generation settings stay as they are.
 
         ``Seq2SeqTrainer`` fills in missing settings, which would then be saved with the model. Nor
         does it generate under autocast, which accelerate gives to the forward of the whole model
