@@ -53,6 +53,10 @@ class Guard:
             await _refusal(error)(scope, receive, send)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Check a request, load its model and pass it on to the server, cut at its stop texts.
+
+        Paths that are not served, and fields that are wrong, are refused.
+        """
         path = scope["path"]
         if path == "/v1/models":
             await JSONResponse(self.models.listed())(scope, receive, send)
