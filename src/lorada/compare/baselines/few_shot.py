@@ -131,7 +131,7 @@ def _written(
 ) -> list[str]:
     """The model's answers. One that goes on with the next example ends where that begins."""
     prompts = [row.prompt for row in asked]
-    with scoring(run):
+    with scoring(run, base=False):
         written = dict(
             generate_parts(run, prompts, [range(len(prompts))], settings, templated=style == "chat")
         )

@@ -43,9 +43,10 @@ def given_scores(
 def _refuse_without_answers(path: Path, answers: Sequence[Row]) -> None:
     for number, row in enumerate(answers, start=1):
         if row.get(ANSWER) is None:
+            fields = ", ".join(map(str, row)) or "no field"
             raise ValueError(
-                f"{path}, row {number}, has no {ANSWER!r}, but {', '.join(map(str, row)) or 'no field'}"
-                f": a file of answers has {ANSWER!r}, and {NUMBER!r} or the text of the row"
+                f"{path}, row {number}, has no {ANSWER!r}, but {fields}: a file of answers has "
+                f"{ANSWER!r}, and {NUMBER!r} or the text of the row"
             )
 
 
@@ -121,13 +122,11 @@ def _words(text: str) -> str:
 
 
 def _in_form(path: Path, answer: Any, rows: Rows, index: int) -> Any:
-    """An answer as a model's is scored: a text, a class, labels, a number, or a candidate's index."""
+    """An answer in the form that a model's is scored in."""
     if rows.form == "labels":
-        return (
-            answer
-            if isinstance(answer, list)
-            else [p.strip() for p in str(answer).split(",") if p.strip()]
-        )
+        if isinstance(answer, list):
+            return [str(label) for label in answer]
+        return [label.strip() for label in str(answer).split(",") if label.strip()]
     if rows.form == "score":
         try:
             return float(answer)

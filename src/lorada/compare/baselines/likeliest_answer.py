@@ -57,7 +57,7 @@ def _chosen(run: Run, train: Rows, rows: Rows, candidates: list[str], style: Sty
         for row in asked
     ]
     as_choices = replace(rows, rows=choices, form="choice", protocol=CHOICE, labels=(), read=None)
-    with scoring(run):
+    with scoring(run, base=False):
         chosen = dict(answer_rows(replace(run, form="choice"), as_choices))
     return [candidates[chosen[index].value] for index in range(len(choices))]
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorada.data.score_answers import metric_names_for, score_answers
 from lorada.data.row_values import GROUP
+from lorada.data.score_answers import metric_names_for, score_answers
 from lorada.data.task_rows import Rows
 from lorada.data.tokenize import collator, encode_rows
 from lorada.inference.evaluate import alike
@@ -24,7 +24,7 @@ from lorada.support.progress import progress_bar
 
 Features = NDArray[np.float32]  # rows × width
 FOLDS = 5
-PENALTIES = tuple(10.0**power for power in range(-4, 4))
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights of standardised features: C, or 1/alpha
 MOST_ITERATIONS = 1000
 
 
@@ -130,7 +130,7 @@ def _features(run: Run, rows: Rows) -> Pooled:
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
     pooled: dict[int, tuple[Tensor, Tensor]] = {}
-    with scoring(run):
+    with scoring(run, base=False):
         for chosen in progress_bar(alike(dataset, run.recipe.eval_batch_size), "Reading"):
             batch = pad([dataset[index] for index in chosen])
             batch.pop("labels")
@@ -140,8 +140,10 @@ def _features(run: Run, rows: Rows) -> Pooled:
             means, singles = _pooled(hidden, inputs["attention_mask"], first=run.kind == "encoder")
             pooled.update(zip(chosen, zip(means.cpu(), singles.cpu(), strict=True), strict=True))
     ordered = [pooled[index] for index in range(len(pooled))]
-    means, singles = (torch.stack(column).numpy() for column in zip(*ordered, strict=True))
-    return Pooled(means, singles)
+    return Pooled(
+        mean=torch.stack([mean for mean, _ in ordered]).numpy(),
+        single=torch.stack([single for _, single in ordered]).numpy(),
+    )
 
 
 def _pooled(hidden: Tensor, mask: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
@@ -150,8 +152,5 @@ def _pooled(hidden: Tensor, mask: Tensor, *, first: bool) -> tuple[Tensor, Tenso
     mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
     # The first or last token that is no pad, on whichever side the pads are.
     positions = torch.arange(mask.shape[1], device=mask.device)
-    if first:
-        index = mask.argmax(1)
-    else:
-        index = (positions * mask).argmax(1)
+    index = mask.argmax(1) if first else (positions * mask).argmax(1)
     return mean, hidden[torch.arange(len(hidden), device=hidden.device), index]
