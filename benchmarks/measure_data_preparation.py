@@ -18,10 +18,10 @@ from typing import Any
 from library import fresh_process
 
 from lorada.data.benchmarks.commonsense import MIX
-from lorada.data.read_rows import data_folder, read_source
-from lorada.data.task_rows import training_rows
+from lorada.data.files.benchmark_files import data_folder, read_source
+from lorada.data.rows.training_rows import training_rows
 from lorada.data.tokenize import encode_rows
-from lorada.runs.result import hardware
+from lorada.runs.machine import hardware
 from lorada.training.load_recipe import load_recipe
 from lorada.training.models.loading import load_tokenizer
 

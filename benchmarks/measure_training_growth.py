@@ -26,7 +26,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 from lorada.training.models.labelled_loss import find_labelled_loss
 
 RESULTS = Path(__file__).parent / "results" / "training_growth.json"

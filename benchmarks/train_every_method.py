@@ -26,7 +26,7 @@ from library.training_runs import BOOLQ, SST2, write_first_rows
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lorada import METHODS
-from lorada.runs.result import hardware
+from lorada.runs.machine import hardware
 from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
@@ -83,16 +83,16 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
             None, settings, {**options, "model": model, "output": str(Path(folder) / "run")}
         )
         result = train(recipe, quiet=True).result
-    losses = [entry["eval_loss"] for entry in result["history"] if "eval_loss" in entry]
+    losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     return {
         "model": Path(model).name,
         "task": job["task"],
-        "steps": result["steps"],
+        "steps": result.steps,
         "rates": sorted(rates),
-        "trainable": result["parameters"]["trainable"],
-        "percent": result["parameters"]["percent"],
+        "trainable": result.parameters.trainable,
+        "percent": result.parameters.percent,
         "seconds_per_step": (step_ends[-1] - step_ends[0]) / (len(step_ends) - 1),
-        "peak_memory_bytes": result["peak_memory_bytes"],
+        "peak_memory_bytes": result.peak_memory_bytes,
         "loss_before": losses[0],
         "loss_after": losses[-1],
     }

@@ -20,7 +20,8 @@ from library.training_runs import SST2, finished_run, write_first_rows
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.result import hardware, read_result
+from lorada.runs.machine import hardware
+from lorada.runs.result import read_result
 from lorada.support.files import write_atomic
 from lorada.training.load_recipe import load_recipe
 
@@ -58,10 +59,10 @@ def measure(
     output = str(out / run_name(fixed, seed, **lmam))
     recipe = load_recipe(None, [*settings, f"training.seed={seed}"], {**fixed, "output": output})
     result = finished_run(recipe)
-    scores = result["metrics"][fixed["eval_data"]]
+    scores = result.metrics[fixed["eval_data"]].scores
     accuracy = scores.get("accuracy", scores.get("exact_match"))
     row = {"seed": seed, **lmam, "loss": scores["loss"], "accuracy": accuracy}
-    row["relative_norm"] = result["relative_norm"]
+    row["relative_norm"] = result.relative_norm
     print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()))
     return row
 
@@ -109,7 +110,7 @@ def starts(out: Path) -> dict[str, Any]:
             for init in ("zero", "zero_left"):
                 given = {"inverse_scale": scale, "map_learning_rate": rate, "init": init}
                 row = measure(out, fixed, training, 1, **given)
-                history = read_result(out / run_name(fixed, 1, **given))["history"]
+                history = read_result(out / run_name(fixed, 1, **given)).history
                 logged = {line["step"]: line for line in history if "grad_norm" in line}
                 row["first_gradient"] = logged[1]["grad_norm"]
                 row["relative_norm_50"] = logged[50]["relative_norm"]

@@ -56,10 +56,14 @@ def write_comparison(folder: Path) -> None:
             ]  # fmt: skip
             (run / "predictions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rest = {
-        "steps": 0, "batch": 0, "dev_rows": 0, "train": {}, "overlap": 0, "metric": None,
+        "steps": 0, "batch": 0, "dev_rows": 0, "train": {"file": "", "rows": 0, "sha256": ""},
+        "overlap": 0, "metric": None,
         "versions": {}, "hardware": {},
     }  # fmt: skip
-    _write(folder / "plan.json", {"candidates": plan, "held_out": {ROWS: {}}, **rest})
+    _write(
+        folder / "plan.json",
+        {"candidates": plan, "held_out": {ROWS: {"rows": 0, "sha256": ""}}, **rest},
+    )
     reasons = {"as_it_is": "its head is drawn at random", "commonest": "half of the rows are Yes"}
     _write(folder / "baselines.json", {key: {"reason": text} for key, text in reasons.items()})
     asked = {"recipe": {"model": "minilm-l6"}, "seeds": list(seeds)}

@@ -137,14 +137,14 @@ def test_a_resumed_run_comes_to_the_same_end_bit_for_bit(
     whole = train(recipe(place, tmp_path / "whole", asked), quiet=True).run
     cut = before_its_end(whole, tmp_path / "cut")
     resumed = train(recipe(place, cut, asked), resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == "checkpoint-2"
+    assert resumed.result.resumed_from == "checkpoint-2"
     assert torch.equal(logits(load_run(cut)), logits(load_run(whole)))
 
 
 def test_a_run_on_nf4_weights_loads_onto_them_again(device, place, tmp_path):
     pytest.importorskip("bitsandbytes", reason="needs the bnb extra: pip install 'lorada[bnb]'")
     run = train(recipe(place, tmp_path / "run", "quantization=nf4"), quiet=True)
-    assert run.result["steps"] == 4
+    assert run.result.steps == 4
     loaded = load_run(run.run)
     assert loaded.model.get_base_model().is_quantized
     assert loaded.model.device.type == device

@@ -127,7 +127,7 @@ class Watch(TrainerCallback):
 
     def peak(self) -> float:
         """GiB that torch's allocator held at most; of the process on a CPU."""
-        from lorada.runs.result import peak_memory
+        from lorada.runs.machine import peak_memory
 
         return peak_memory() / 2**30
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from library.agreement import DisagreementError
 
-from lorada.runs.result import hardware, versions
+from lorada.runs.machine import hardware, versions
 from lorada.support.files import write_atomic
 
 # Of the packages, those whose code takes the time that is measured. The others only start it.

@@ -13,7 +13,7 @@ from lorada.compare.jobs.queue import run_queue
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import RESULT_FILE, read_result
+from lorada.runs.result import RESULT_FILE, RunResult, read_result
 from lorada.support.files import write_atomic
 from lorada.training.train import train
 
@@ -62,13 +62,13 @@ def _row_of(task: str, row: dict[str, Any]) -> dict[str, str]:
     return {"text": row["sentence"], "label": str(row["label"])}
 
 
-def finished_run(recipe: Recipe) -> dict[str, Any]:
+def finished_run(recipe: Recipe) -> RunResult:
     """Train and score a recipe, unless its folder has a finished run; return the result."""
     folder = Path(recipe.output)
     if not (folder / RESULT_FILE).is_file():
         work = partial(train, recipe, overwrite=True, quiet=True)
         job = Job(folder.name, work, folder, (folder / RESULT_FILE).is_file)
         run_queue([job], Workers(), report=print)
-    if not read_result(folder)["metrics"]:
+    if not read_result(folder).metrics:
         evaluate(load_run(folder))
     return read_result(folder)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
-from lorada.data.read_rows import read_rows
-from lorada.data.row_forms import in_form
+from lorada.data.files.read_rows import read_rows
+from lorada.data.forms.row_forms import convert_rows
 from lorada.data.tokenize import EncodeOptions, encode
 from lorada.methods.build import Plan, build_method
 from lorada.methods.callbacks.ist import ISTCallback
@@ -208,7 +208,7 @@ def copy_parameters(setup: TrainingSetup, source: TrainingSetup) -> TrainingSetu
 @functools.cache
 def _tokens(model: str, data: str) -> list[int]:
     """All tokens of a file of rows, one row behind another."""
-    data_rows, form = in_form(read_rows(data), data)
+    data_rows, form = convert_rows(read_rows(data), data)
     every_token = EncodeOptions(10**6, loss_on="all")
     return [
         token

@@ -20,7 +20,7 @@ import numpy as np
 from made_up_worlds import WORLDS, World, made_up
 
 from lorada.decision.decide import decide
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 from lorada.decision.statistics import ALPHA, Common, by_group, holm, mean_score, paired_p
 
 ATLAS = Path(__file__).parents[2] / "docs" / "results" / "atlas.json.gz"

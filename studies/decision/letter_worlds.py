@@ -22,7 +22,7 @@ import numpy as np
 from scipy.special import expit
 
 from lorada.decision.decide import decide
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 
 EASE = (0.9, 1.2)  # mean and standard deviation of rows' ease, in log-odds
 ONLY_HERE = 0.5  # standard deviation of what one run makes of a row, in log-odds

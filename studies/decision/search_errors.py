@@ -112,10 +112,10 @@ def search_with_map(
         return cost_of(point.rate, best, curve) + cost_of(own, map_best, map_curve)
 
     tried: list[Trial] = []
-    while (point := space.following(tried)) is not None:
+    while (point := space.next_point(tried)) is not None:
         loss = 0.4 + cost_at(point) + random.normal(0, ERROR)
         tried.append(Trial(**asdict(point), number=len(tried), loss=loss))
-    cost = cost_at(space.best(tried))
+    cost = cost_at(space.best_point(tried))
     return POINTS * min(ODDS * cost, ODDS), len(tried)
 
 

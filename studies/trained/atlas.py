@@ -22,7 +22,7 @@ from kept import DOCS, Found, Measured, keep, kept, read, write_part
 from run import ATLAS, ATLAS_TASKS, MAPS
 
 from lorada.decision.decide import decide
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 from lorada.decision.run_variances import Common
 from lorada.decision.statistics import ALPHA, holm, letters, paired_p
 

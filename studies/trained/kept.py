@@ -17,6 +17,7 @@ import numpy as np
 from marked import write_part as write_part
 
 from lorada.compare.read_results import CandidateResult, read_comparison
+from lorada.compare.report.candidate_lines import measure
 from lorada.decision.statistics import holm, paired_p
 from lorada.support.files import atomic_path
 
@@ -78,12 +79,13 @@ def read(study: Path, wanted: dict[str, str]) -> Found:
 
 
 def _measured(each: CandidateResult) -> Measured:
-    peaks = [run.result.get("peak_memory_bytes") for run in each.runs]
+    peaks = [run.result.peak_memory_bytes for run in each.runs]
+    seconds = measure(each, metric="").seconds_per_step
     rates = [] if each.search is None else [each.search.rate]
     map_rate = None if each.search is None else each.search.map_rate
     return Measured(
         each.scores, each.losses, rates,
-        each.trainable, each.seconds_per_step, max(filter(None, peaks), default=None),
+        each.trainable, seconds, max(filter(None, peaks), default=None),
         (map_rate,) if map_rate else (),
     )  # fmt: skip
 

@@ -167,13 +167,13 @@ def carry_out(run: Run, folder: Path) -> None:
     )  # fmt: skip
     trained = train(recipe, overwrite=True, quiet=True)
     metrics = evaluate(load_run(trained.run))
-    lines = sorted(read_predictions(trained.run), key=lambda line: line["row"])
+    predictions = sorted(read_predictions(trained.run), key=lambda prediction: prediction.row)
     kept = {
         **run._asdict(), "loss": metrics["loss"],
-        "accuracy": float(np.mean([line["score"] for line in lines])),
-        "relative_norm": trained.result["relative_norm"],
-        "scores": [line["score"] for line in lines],
-        "losses": [round(line["loss"], 4) for line in lines],
+        "accuracy": float(np.mean([prediction.score for prediction in predictions])),
+        "relative_norm": trained.result.relative_norm,
+        "scores": [prediction.score for prediction in predictions],
+        "losses": [round(prediction.loss, 4) for prediction in predictions],
     }  # fmt: skip
     write_atomic(folder / run.file, json.dumps(kept))
 

@@ -52,11 +52,11 @@ def test_a_run_says_its_losses_and_is_scored_on_the_held_out_rows_of_its_trainin
     assert re.search(r"loss (\d+\.\d{3}) at first, (\d+\.\d{3}) at last", out), out
     assert f"next: lorada evaluate {tmp_path / 'run'}" in out.replace("\n", "")
     out, _ = works("evaluate", tmp_path / "run")
-    metrics = read_result(tmp_path / "run")["metrics"][str(held_out)]
-    assert re.search(rf"exact_match +│ {metrics['exact_match']:.3f}", out)
-    assert f"{metrics['loss']:.3f}" in out
+    metrics = read_result(tmp_path / "run").metrics[str(held_out)]
+    assert re.search(rf"exact_match +│ {metrics.scores['exact_match']:.3f}", out)
+    assert f"{metrics.scores['loss']:.3f}" in out
     assert f"next: lorada generate {tmp_path / 'run'}" in out.replace("\n", "")
-    assert len(read_predictions(tmp_path / "run")) == metrics["n"] == 5
+    assert len(read_predictions(tmp_path / "run")) == metrics.n == 5
 
 
 @pytest.mark.more

@@ -209,7 +209,7 @@ def test_a_job_that_fails_or_cannot_be_run_is_told_and_the_rest_goes_on(
     assert {path.name for path in (output / "runs").iterdir()} == {"lmam", "lora"}
 
 
-STOPPED = Trained(Path("-"), {"steps": 1}, interrupted=True)
+STOPPED = Trained(Path("-"), None, steps=1, interrupted=True)
 
 
 @pytest.mark.parametrize("ends", [{"side_effect": KeyboardInterrupt}, {"return_value": STOPPED}])

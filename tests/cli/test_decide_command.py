@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from paths import ROOT
 from programs import printed
 
 import lorada
 
 LORADA = (sys.executable, "-m", "lorada.cli")
+LOGS = ROOT / "tests/decision/logs"
 
 
 @pytest.fixture
@@ -31,11 +33,12 @@ def folder(tmp_path):
 
 @pytest.mark.more
 def test_the_command_says_what_the_library_decides_and_needs_no_torch(folder):
+    from lorada.data.files.read_rows import read_rows
     from lorada.decision.read_scores import read_scores
 
     words = ("decide", "scores.csv", "--costs", "costs.yaml", "--baseline", "commonest")
     found = json.loads(printed(*LORADA, *words, "--json", folder=folder))
-    read = read_scores(folder / "scores.csv")
+    read = read_scores(read_rows(folder / "scores.csv"), "scores.csv")
     without = read.scores.pop("commonest").mean(axis=0)
     costs = {"lora": {"parameters": 90}, "ia3": {"parameters": 30}}
     expected = lorada.decide(
@@ -78,6 +81,26 @@ def test_a_margin_decides_and_the_command_to_go_on_with_repeats_what_was_given(
                                    "--json")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("lm_eval", "--metric", "acc"), "acc of picks, from logs of lm-eval: ia3 (seeds 1, 2), "),
+        (("inspect/seeds", "--baseline", "ia3"), "exact of sums, from logs of Inspect: ia3 (seeds"),
+        (("promptfoo/repeats.json",), "pass, from logs of promptfoo: lora, ia3."),
+    ],
+)
+def test_logs_of_other_tools_are_a_set_of_methods_and_seeds(works, monkeypatch, words, said):
+    monkeypatch.chdir(LOGS)
+    shown, _ = works("decide", *words)
+    text = " ".join(shown.split())
+    assert f"• {said}" in text
+    assert "• 3 rows, 2 runs of each method." in text
+    assert shown.rstrip().endswith(f"next: lorada decide {' '.join(words)} --json")
+    as_json, notes = works("decide", *words, "--json")
+    assert json.loads(as_json)["sentence"] in text
+    assert said in " ".join(notes.split())
+
+
 def test_the_unit_of_other_scores_is_given(folder):
     random = np.random.default_rng(0)
     lines = ["Method,Seed,Row,Score"]
@@ -98,8 +121,14 @@ def test_the_unit_of_other_scores_is_given(folder):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("nothing.csv",), "'scores': file 'nothing.csv' does not exist"),
-        ((".",), "'scores': file '.' is a directory"),
+        (("nothing.csv",), "'scores': path 'nothing.csv' does not exist"),
+        ((".",), ". has no logs with scores of rows, such as lm-eval's samples_*.jsonl"),
+        (("scores.csv", "--metric", "acc"), "--metric acc is for logs, but scores.csv is a table"),
+        ((str(LOGS / "lm_eval"),), "lm_eval has 5 metrics: pass --metric acc or acc_norm or"),
+        (
+            (str(LOGS / "lm_eval"), "--metric", "acc", "--lower-is-better"),
+            "says that a higher acc is better",
+        ),
         (("empty.csv",), "empty.csv has no rows"),
         (("scores.csv", "--costs", "nothing"), "'--costs': file 'nothing' does not exist"),
         (("scores.csv", "--baseline", "commonst"), "did you mean commonest?"),

@@ -7,12 +7,13 @@ import pytest
 from folders import bert_folder, llama_folder, rows_file
 from programs import printed
 
-from lorada.cli.train_commands import _asked
+from lorada.cli.train_commands import _read_draft
 from lorada.compare.spec import saved_comparison
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs
-from lorada.data.read_rows import drawn, read_rows
-from lorada.data.task_rows import training_rows
+from lorada.data.files.read_rows import read_rows
+from lorada.data.rows.held_out_share import draw_held_out
+from lorada.data.rows.training_rows import training_rows
 
 SETTINGS = ["max_steps=2", "max_length=16", "report_to=[]"]
 COLUMNS = "text=My review,label=Stars"
@@ -84,7 +85,7 @@ def test_a_share_is_held_out_said_scored_and_drawn_again_in_another_process(
     assert said in caplog.messages
     before = json_of("evaluate", run)
     rows = [{"text": row["My review"], "label": row["Stars"]} for row in read_rows(data)]
-    expected = [index + 1 for index in drawn(rows, 0.2, 1)]
+    expected = [index + 1 for index in draw_held_out(rows, 0.2, 1)]
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines if "row" in line] == expected
     again = printed(sys.executable, "-m", "lorada.cli", "evaluate", run, "--json")
@@ -101,7 +102,7 @@ def test_a_comparison_never_learns_the_share_that_it_scores(works, place, tmp_pa
     rows = ["--data", f"{place}/a.jsonl,{place}/b.jsonl", "--held-out", "20%"]
     works("compare", *words, *rows, "--seeds", "1,2", "--trials", 2, *SETTINGS)
     chosen, plan = saved_comparison(tmp_path / "all"), saved_plan(tmp_path / "all")
-    assert plan.held_out["20%"]["rows"] == 4
+    assert plan.held_out["20%"].rows == 4
     shared = training_rows(chosen.run_recipe("lora", "-"), "encoder")[1].rows
     texts = {row["text"] for row in shared}
     jobs = comparison_jobs(chosen, plan, tmp_path / "all")
@@ -147,4 +148,4 @@ def test_a_run_goes_on_from_inside_its_folder(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     monkeypatch.chdir(tmp_path)
     options = {"model": None, "output": None}
-    assert _asked(None, [], options, resume=True).recipe.output == "."
+    assert _read_draft(None, [], options, resume=True).recipe.output == "."

@@ -61,7 +61,7 @@ def test_the_report_fits_80_columns_and_cuts_no_name(made_up_summary, capsys, tm
     for one in made_up_summary.lines:
         if one.score is not None:
             assert f"{one.score:.1f} ± " in whole
-            assert f"{one.trainable:,}" in whole
+            assert f"{one.result.trainable:,}" in whole
     assert names.replace(" ", "").count(LONG.replace(" ", "")) == len(made_up_summary.scored)
 
 

@@ -19,7 +19,7 @@ def shortened(tmp_path, monkeypatch, jobs_here):
     folder = bert_folder(tmp_path / "bert")
     monkeypatch.setattr(loading, "_packaged_folder", lambda _: folder)
     monkeypatch.setattr(models, "package_folder", lambda _: folder)
-    monkeypatch.setattr(compare_commands, "SETTINGS", ["max_steps=30", "max_length=16"])
+    monkeypatch.setattr(compare_commands, "QUICKSTART_SETTINGS", ["max_steps=30", "max_length=16"])
     with (tmp_path / "rows.csv").open("w") as file:
         file.write("text,label\n")
         for n in range(300):

@@ -125,7 +125,7 @@ def test_lists_suggest_what_there_is(call, at_home):
 def test_a_stopped_training_says_how_it_goes_on(call, at_home, monkeypatch):
     from lorada.training import train
 
-    stopped = train.Trained(Path("my [x] run"), {"steps": 1}, interrupted=True)
+    stopped = train.Trained(Path("my [x] run"), None, steps=1, interrupted=True)
     monkeypatch.setattr(train, "train", lambda *_, **__: stopped)
     code, _, err = call(*TRAIN, "--output", "my [x] run")
     assert code == 130

@@ -12,9 +12,10 @@ from folders import ROWS, bert_folder, rows_file, split_file
 from programs import printed, until
 from queue_jobs import is_gone
 
-from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.rate_rule import FACTOR
 from lorada.compare.read_results import read_comparison
+from lorada.runs.folder import LOG_FILE
 from lorada.runs.result import read_predictions, read_result
 
 STEPS = 4
@@ -77,14 +78,14 @@ def test_every_method_and_seed_is_trained_and_scored_on_every_held_out_row(whole
         for seed in (1, 2):
             run = folder / "runs" / candidate["method"] / str(candidate["trainable"])
             result = read_result(run / f"seed{seed}")
-            assert (result["seed"], result["steps"]) == (seed, STEPS)
-            assert result["recipe"]["training"]["train_sampling_strategy"] == "group_by_length"
-            assert result["parameters"]["trainable"] == candidate["trainable"]
-            assert result["metrics"][str(place / "test.jsonl")]["n"] == 8
+            assert (result.seed, result.steps) == (seed, STEPS)
+            assert result.recipe.training["train_sampling_strategy"] == "group_by_length"
+            assert result.parameters.trainable == candidate["trainable"]
+            assert result.metrics[str(place / "test.jsonl")].n == 8
             lines = read_predictions(run / f"seed{seed}")
-            mine = [line for line in lines if line["rows"] == str(place / "test.jsonl")]
-            assert [line["row"] for line in mine] == list(range(1, 9))
-            assert "text" not in mine[0]
+            mine = [line for line in lines if line.rows == str(place / "test.jsonl")]
+            assert [line.row for line in mine] == list(range(1, 9))
+            assert mine[0].text is None
             assert (run / f"seed{seed}" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -97,15 +98,15 @@ def test_the_search_tries_the_default_first_and_never_reads_a_held_out_row(whole
         rates = [trial["rate"] for trial in search["trials"]]
         assert rates[:2] == [candidate["default_rate"], candidate["default_rate"] * FACTOR]
         assert len(rates) == 5 or min(rates) < search["rate"] < max(rates)
-        measured = read_result(place / "trial-0")["history"]
+        measured = read_result(place / "trial-0").history
         as_it_is = next(entry["eval_loss"] for entry in measured if entry["step"] == 0)
         assert {trial["guessing"] for trial in search["trials"]} == {as_it_is}
         for trial in (0, 1):
             result = read_result(place / f"trial-{trial}")
-            assert (result["seed"], result["steps"]) == (1, STEPS)
-            assert result["recipe"]["eval_data"] is None
-            assert result["recipe"]["dev_rows"] == plan["dev_rows"] == 8
-            measured = [entry["step"] for entry in result["history"] if "eval_loss" in entry]
+            assert (result.seed, result.steps) == (1, STEPS)
+            assert result.recipe.eval_data is None
+            assert result.recipe.dev_rows == plan["dev_rows"] == 8
+            measured = [entry["step"] for entry in result.history if "eval_loss" in entry]
             assert measured == ([0, STEPS] if trial == 0 else [STEPS])
             assert not list(place.glob("trial-*/adapter"))
             assert not list(place.glob("trial-*/checkpoint-*"))
@@ -127,8 +128,8 @@ def test_stored_rows_and_scores_without_training_have_what_another_metric_needs(
     assert read(folder / "plan.json")["metric"]["name"] == "exact_match"
     for run in final_losses(folder):
         for line in read_predictions(folder / run):
-            assert line["loss"] > 0
-            assert line["metrics"].keys() == {"exact_match", "contains"}
+            assert line.loss > 0
+            assert line.metrics.keys() == {"exact_match", "contains"}
     found = read(folder / "baselines.json")
     as_it_is, common = (found[name]["row_scores"] for name in ("as_it_is", "commonest"))
     assert as_it_is.keys() == {"loss", "exact_match", "contains"}
@@ -302,7 +303,7 @@ def test_rows_of_one_group_count_together_from_the_file_to_the_report(lab, place
     assert reply["code"] == 0, reply["said"]
     for run in final_losses(tmp_path / "c"):
         lines = read_predictions(tmp_path / "c" / run)
-        assert [line["group"] for line in lines[:8]] == ["p0"] * 4 + ["p1"] * 4
+        assert [line.group for line in lines[:8]] == ["p0"] * 4 + ["p1"] * 4
     assert read_comparison(tmp_path / "c").groups == ["p0"] * 4 + ["p1"] * 4
     said = read(tmp_path / "c" / "report.json")["sentences"]
     assert any(each.startswith("With 2 groups no difference") for each in said)
@@ -355,11 +356,11 @@ def test_labels_are_compared_too(json_of, place, tmp_path):
     assert len(runs) == 4
     for run in runs:
         lines = read_predictions(run)
-        assert [line["right"] for line in lines] == [row["label"] for row in LABELS[24:]]
-        (metrics,) = read_result(run)["metrics"].values()
-        assert metrics["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 8)
+        assert [line.right for line in lines] == [row["label"] for row in LABELS[24:]]
+        (metrics,) = read_result(run).metrics.values()
+        assert metrics.scores["accuracy"] == pytest.approx(sum(line.score for line in lines) / 8)
     by_loss = json_of("report", str(folder), "--metric", "loss")
-    losses = [sum(line["loss"] for line in read_predictions(run)) / 8 for run in runs]
+    losses = [sum(line.loss for line in read_predictions(run)) / 8 for run in runs]
     means = sorted([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
     assert [line["score"] for line in by_loss["lines"]] == pytest.approx(means)
 
@@ -377,7 +378,7 @@ def test_a_benchmark_is_compared_on_its_own_test_rows(works, mistake, place, tmp
     )  # fmt: skip
     assert read(folder / "plan.json")["held_out"]["rte"]["rows"] == 8
     (run,) = folder.glob("runs/lora/*/seed1")
-    assert read_result(run)["metrics"]["rte"]["n"] == 8
+    assert read_result(run).metrics["rte"].n == 8
     assert len(read(folder / "baselines.json")["commonest"]["row_scores"]["accuracy"]) == 8
     rows[20] = rows[3]
     split_file(tmp_path / "data" / "glue" / "rte", "validation", rows[16:])

@@ -12,9 +12,17 @@ pytest.importorskip("matplotlib", reason="needs the extra compare")
 from lorada.compare.report import expected_loss_plot
 
 
-def with_lines(summary, **changes):
-    """The summary with the same changes to each line."""
-    return replace(summary, lines=tuple(replace(line, **changes) for line in summary.lines))
+def with_lines(summary, change):
+    """The summary with the same change to each line."""
+    return replace(summary, lines=tuple(change(line) for line in summary.lines))
+
+
+def without_loss(line):
+    return replace(line, decided=replace(line.decided, expected_loss=None))
+
+
+def without_memory(line):
+    return replace(line, measured=replace(line.measured, peak_memory_gib=None))
 
 
 def points(axis):
@@ -24,24 +32,24 @@ def points(axis):
 
 def test_the_expected_loss_is_drawn_over_each_cost_with_the_margin(made_up_summary):
     axes = expected_loss_plot.over_costs(made_up_summary).axes
-    known = [line for line in made_up_summary.lines if line.expected_loss is not None]
-    for axis, field in zip(axes, expected_loss_plot.COSTS, strict=True):
-        each = {line.method: [] for line in known}
+    known = [line for line in made_up_summary.lines if line.decided.expected_loss is not None]
+    for axis, cost in zip(axes, expected_loss_plot.COST_AXES, strict=True):
+        each = {line.result.method: [] for line in known}
         for line in known:
-            each[line.method].append([getattr(line, field), line.expected_loss])
+            each[line.result.method].append([cost.cost_of(line), line.decided.expected_loss])
         assert points(axis) == list(each.values())
         assert set(axis.lines[-1].get_ydata()) == {made_up_summary.margin} == {1.0}
     drawn = expected_loss_plot.cost_picture(made_up_summary)
     assert expected_loss_plot.cost_picture(made_up_summary) == drawn
     ElementTree.fromstring(drawn)
     assert "currentColor" in drawn
-    assert expected_loss_plot.cost_picture(with_lines(made_up_summary, expected_loss=None)) == ""
+    assert expected_loss_plot.cost_picture(with_lines(made_up_summary, without_loss)) == ""
 
 
 def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_logarithmic(
     made_up_summary,
 ):
-    two = with_lines(made_up_summary, peak_memory_gib=None)
+    two = with_lines(made_up_summary, without_memory)
     axes = expected_loss_plot.over_costs(two).axes
     assert [axis.get_xlabel() for axis in axes] == ["trained parameters", "seconds per step"]
     assert [axis.get_xscale() for axis in axes] == ["linear", "linear"]

@@ -15,22 +15,35 @@ from made_up_comparison import HELD_OUT, write_made_up
 from pydantic import TypeAdapter
 
 import lorada
-from lorada.compare.read_results import (
-    CandidateResult,
-    Results,
-    ScoredRun,
-    Untrained,
-    read_comparison,
-)
+from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
 from lorada.compare.report.summarize_comparison import summarize
 from lorada.compare.report.write_report import page
 from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import Candidate, ComparisonPlan, Search, Trial
+from lorada.compare.stored_plan import (
+    Candidate,
+    ComparisonPlan,
+    PlannedMetric,
+    Search,
+    TrainingRows,
+    Trial,
+    Untrained,
+)
 from lorada.data.row_lengths import RowLengths
 from lorada.decision.statistics import Common, mean_score
+from lorada.runs.result import Prediction, RowsMetrics, RunResult
 
 ROWS = 200
 TINY = 1e-9  # relative; two ways to compute one number
+
+
+def result_of(metrics):
+    """The result of a run with these metrics on the held-out rows."""
+    return RunResult(labels=[], form="text", history=[], metrics={HELD_OUT: metrics})
+
+
+def prediction_of(row):
+    """A line without an answer, for a row's name and number."""
+    return Prediction(rows=row[0], row=row[1], answer=None, score=None, loss=None)
 
 
 def results_of(
@@ -41,9 +54,12 @@ def results_of(
     for index, (name, found) in enumerate(scores.items()):
         rows = [(HELD_OUT, number + 1) for number in range(found.shape[1])]
         runs = [
-            ScoredRun(f"runs/{name}/9/seed{seed}", seed, {
-                "metrics": {HELD_OUT: {"n": len(rows), metric: float(line.mean())}},
-            }, {row: {} for row in rows}, dict(zip(rows, line.tolist(), strict=True)))
+            ScoredRun(
+                f"runs/{name}/9/seed{seed}", seed,
+                result_of({"n": len(rows), metric: float(line.mean())}),
+                {row: prediction_of(row) for row in rows},
+                dict(zip(rows, line.tolist(), strict=True)),
+            )
             for seed, line in enumerate(found, 1)
         ]  # fmt: skip
         one = Candidate(name, {}, trainable=9000 - 1000 * index)
@@ -53,7 +69,8 @@ def results_of(
     seeds = list(range(1, 1 + max(map(len, scores.values()))))
     asked = Comparison(recipe={}, methods=list(scores), seeds=seeds)
     sizes = [one.candidate for one in candidates]
-    plan = ComparisonPlan(sizes, 0, 8, 8, {}, {}, 0, None, versions={}, hardware={})
+    rows_to_learn = TrainingRows("train.jsonl", 0, "")
+    plan = ComparisonPlan(sizes, 0, 8, 8, rows_to_learn, {}, 0, None, versions={}, hardware={})
     untrained = TypeAdapter(dict[str, Untrained]).validate_python(baselines or {})
     return Results(Path("c"), asked, plan, candidates, rows, groups, untrained)
 
@@ -97,6 +114,15 @@ def commonest(scores, metric="exact_match"):
     return {"commonest": {"answer": "Yes", "row_scores": {metric: scores.tolist()}}}
 
 
+ENDS = ("score", "low", "high")
+
+
+def shown_fields(summary):
+    """What a report shows of each candidate, then of each baseline."""
+    lines = [line.plain() for line in summary.lines]
+    return [*lines, *(dataclasses.asdict(baseline) for baseline in summary.baselines)]
+
+
 HALF_WRONG = commonest(right_rows(20, rows=ROWS)[0])
 
 
@@ -108,19 +134,20 @@ def test_the_verdict_is_that_of_decide_with_costs_baselines_and_margin(margin, t
     changed(results, "ia3", trainable=2000)
     results.asked.margin = margin
     summary = summarize(results)
+    sizes = {line.label: {"parameters": line.result.trainable} for line in summary.lines}
     expected = lorada.decide(
-        scores, {line.label: {"parameters": line.trainable} for line in summary.lines}, margin,
+        scores, sizes, margin,
         baselines={"the commonest answer": HALF_WRONG["commonest"]["row_scores"]["exact_match"]},
     )  # fmt: skip
     assert (summary.best, summary.verdict) == (taken, expected.sentence)
     for line in summary.lines:
-        assert line.expected_loss == expected.expected_loss[line.label]
-        assert (line.low, line.high) == expected.intervals[line.label]
+        assert line.decided.expected_loss == expected.expected_loss[line.label]
+        assert (line.decided.low, line.decided.high) == expected.intervals[line.label]
     assert summarize(results, margin=0.0).best == "dora"
 
 
 def test_the_margin_that_was_asked_for_is_of_the_metric_that_was_asked_for():
-    results = planned(results_of(alike()), metric={"name": "exact_match", "reason": ""})
+    results = planned(results_of(alike()), metric=PlannedMetric("exact_match", ""))
     results.asked.margin = 30.0
     assert summarize(dataclasses.replace(results, metric="exact_match")).margin == 30.0
     losses = {name: -each / 100 for name, each in alike().items()}
@@ -149,13 +176,11 @@ def test_rows_in_groups_are_tested_by_the_means_of_groups_of_one_size():
     grouped, expected = summarize(tens), summarize(
         results_of(mean, baselines=commonest(base.reshape(40, 10).mean(axis=1)))
     )  # fmt: skip
-    for one, other in zip(
-        (*grouped.lines, *grouped.baselines), (*expected.lines, *expected.baselines), strict=True
-    ):
+    for one, other in zip(shown_fields(grouped), shown_fields(expected), strict=True):
         for name in ("score", "low", "high", "p_best", "letter", "expected_loss"):
-            known = getattr(other, name, None)
-            assert getattr(one, name, None) == (known if not isinstance(known, float)
-                                                else pytest.approx(known, rel=1e-6))  # fmt: skip
+            known = other.get(name)
+            assert one.get(name) == (known if not isinstance(known, float)
+                                     else pytest.approx(known, rel=1e-6))  # fmt: skip
     power = [each for each in grouped.sentences if "has a power of" in each]
     assert power == [each.replace("40 rows", "40 groups of 400 rows")
                      for each in expected.sentences if "has a power of" in each]  # fmt: skip
@@ -177,7 +202,7 @@ def test_rows_that_are_too_few_for_any_number_of_seeds_are_said(methods, rows, e
         scores = {f"m{i}": np.zeros((9, count)) for i in range(methods)}
         scores["m0"] += 100.0  # all right, where the others are all wrong
         summary = summarize(results_of(scores))
-        told = {line.letter for line in summary.lines} == {"a", "b"}
+        told = {line.decided.letter for line in summary.lines} == {"a", "b"}
         every = (summary.verdict, *summary.sentences)
         said = [each for each in every if "no difference" in each]
         assert told == (count == enough)
@@ -209,10 +234,8 @@ def test_a_users_metric_of_0_and_1_is_read_as_decide_reads_it(tmp_path, factor):
     assert own.verdict == exact.verdict
     assert own.margin == exact.margin
     assert own.scale == exact.scale
-    for one, other in zip(
-        (*own.lines, *own.baselines), (*exact.lines, *exact.baselines), strict=True
-    ):
-        assert (one.score, one.low, one.high) == (other.score, other.low, other.high)
+    for one, other in zip(shown_fields(own), shown_fields(exact), strict=True):
+        assert [one[name] for name in ENDS] == [other[name] for name in ENDS]
     assert own.disagreements == exact.disagreements
     assert not any("vals.py" in sentence for sentence in own.sentences)
 
@@ -227,7 +250,7 @@ def test_a_users_metric_in_another_unit_has_no_margin_and_no_interval_of_a_share
     assert own.margin is None
     assert own.best == own.lines[0].label
     assert (own.baselines[1].low, own.baselines[1].high) == (0, 0)
-    assert f"Take {own.best} (expect {own.expected_score:.4g}, " in own.verdict
+    assert f"Take {own.best} (expect {own.decision.expected_score:.4g}, " in own.verdict
     assert "no default in this unit: give what it may cost, such as" in own.verdict
     assert not any("vals.py" in sentence for sentence in own.sentences)
 
@@ -269,8 +292,10 @@ def test_with_one_held_out_row_rows_are_missing_and_not_seeds():
 def with_result(results, **fields):
     """The comparison with these fields in the result of every run."""
     for candidate in results.candidates:
-        for run in candidate.runs:
-            run.result.update(fields)
+        candidate.runs[:] = [
+            dataclasses.replace(run, result=run.result.model_copy(update=fields))
+            for run in candidate.runs
+        ]
     return results
 
 
@@ -393,7 +418,7 @@ def test_nothing_finished_is_no_result(tmp_path):
     assert summary.verdict == "Too few runs are scored yet for a result."
     assert summary.sentences[0].startswith("The comparison is not complete: 0 of 30 runs")
     assert summary.best == ""
-    assert all(line.score is None and line.reason for line in summary.lines)
+    assert all(line.score is None and line.result.reason for line in summary.lines)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +432,8 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
     summary = summarize(results_of(scores, metric=metric, baselines=mean))
     best, worst = summary.lines
     assert (best.label, worst.label) == ("dora", "lora")
-    assert best.low < best.score < best.high < 2.5 == summary.baselines[1].score < worst.score
+    low, high = best.decided.low, best.decided.high
+    assert low < best.score < high < 2.5 == summary.baselines[1].score < worst.score
     assert summary.verdict.startswith("Take dora (expect ")
     assert f"{unit}, " in summary.verdict
     assert "lora is not shown to have learned at the tried rates" in summary.verdict
@@ -417,11 +443,10 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
 
 def test_why_answers_are_scored_so_and_how_many_were_cut_is_said():
     results = results_of(alike(2))
-    metric = {"name": "exact_match", "reason": "no response is long"}
-    results = planned(results, metric=metric)
+    results = planned(results, metric=PlannedMetric("exact_match", "no response is long"))
     for run in results.candidates[1].runs[:2]:
         metrics = {"n": ROWS, "exact_match": 50.0, "cut": 6, "max_new_tokens": 53}
-        run.result["metrics"][HELD_OUT] = metrics
+        run.result.metrics[HELD_OUT] = RowsMetrics(**metrics)
     said = summarize(dataclasses.replace(results, metric="exact_match")).sentences
     assert "Answers are scored by exact match, because no response is long." in said
     assert "Answers were cut before they had ended: dora 12 of 600 at 53 tokens." in said
@@ -434,7 +459,8 @@ def test_windows_that_share_tokens_are_not_tested():
     scores = {"lora": -random.normal(3.0, 0.01, (3, 300))}
     scores["dora"] = scores["lora"] - 1
     summary = summarize(results_of(scores, metric="perplexity_2048"))
-    assert all(line.letter == "" and line.p_best is None for line in summary.lines)
+    decided = [line.decided for line in summary.lines]
+    assert all(each.letter == "" and each.p_best is None for each in decided)
     assert "may be chance: a test needs windows that share no tokens" in summary.verdict
 
 
@@ -442,9 +468,9 @@ def test_windows_that_share_tokens_are_not_tested():
     ("metric", "by"), [("matthews", "accuracy"), ("macro_f1", "balanced accuracy")]
 )
 def test_a_metric_that_is_no_mean_over_rows_is_named(metric, by):
-    metrics = {HELD_OUT: {"n": ROWS, metric: 12.5, "accuracy": 1.0}}
+    metrics = {HELD_OUT: RowsMetrics(**{"n": ROWS, metric: 12.5, "accuracy": 1.0})}
     summary = summarize(with_result(results_of(alike()), metrics=metrics))
-    assert (summary.metric, summary.lines[0].value) == (metric, 12.5)
+    assert (summary.metric, summary.lines[0].measured.value) == (metric, 12.5)
     said = f"Methods are compared by their mean {by} over rows, which is not {metric}."
     assert said in summary.sentences
 
@@ -453,21 +479,23 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     scored = [line.score for line in made_up_summary.lines if line.score is not None]
     assert scored == sorted(scored, reverse=True)
     assert made_up_summary.lines[-1].label == "boft"
-    assert made_up_summary.lines[-1].reason == "boft does not fit: 576 is no multiple of 5"
+    assert made_up_summary.lines[-1].result.reason == "boft does not fit: 576 is no multiple of 5"
     line = next(line for line in made_up_summary.lines if line.label == "lora (0.1%)")
     result = json.loads((made_up_folder / "runs/lora/115200/seed1/result.json").read_text())
     mine = next(c for c in read_comparison(made_up_folder).candidates if c.label == line.label)
     common = Common.of([c.scores for c in read_comparison(made_up_folder).candidates
                         if len(c.runs) > 1])  # fmt: skip
-    assert (line.low, line.high) == pytest.approx(mean_score(mine.scores, common).interval())
+    ends = line.decided.low, line.decided.high
+    assert ends == pytest.approx(mean_score(mine.scores, common).interval())
     assert line.score == pytest.approx(mine.scores.mean(), rel=TINY)
-    assert line.value == pytest.approx(line.score, rel=TINY)
-    assert line.seconds_per_step == result["seconds_per_step"]  # the other seeds took longer
-    assert line.peak_memory_gib == result["peak_memory_bytes"] / 2**30
-    assert line.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
+    measured = line.measured
+    assert measured.value == pytest.approx(line.score, rel=TINY)
+    assert measured.seconds_per_step == result["seconds_per_step"]  # the other seeds took longer
+    assert measured.peak_memory_gib == result["peak_memory_bytes"] / 2**30
+    assert measured.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
     plain = line.plain()
     assert (plain["seeds"], plain["budget"], plain["above"]) == ([1, 2, 3], "0.1%", False)
-    assert line.rates == (2e-4,)
+    assert measured.rates == (2e-4,)
 
 
 def test_sentences_say_what_limits_the_verdict(made_up_summary):
@@ -497,7 +525,8 @@ def test_texts_of_rows_are_shown_if_they_are_stored(made_up_folder):
     assert summarize(results).disagreements[0].text is None
     run = next(c for c in results.candidates if c.runs).runs[0]
     for row in results.rows:
-        run.lines[row] |= {"text": f"question {row[1]}", "right": "Yes"}
+        texts = {"text": f"question {row[1]}", "right": "Yes"}
+        run.predictions[row] = run.predictions[row].model_copy(update=texts)
     first = summarize(results).disagreements[0]
     assert (first.text, first.answer) == (f"question {first.row}", "Yes")
 
@@ -564,7 +593,7 @@ def test_the_unit_of_a_users_metric_can_be_named_and_only_of_such_a_metric(tmp_p
     folder = write_made_up(tmp_path / "made up")
     add_own_metric(folder, "vals.py:stars", 5 / 100)
     named = summarize(read_comparison(folder, "vals.py:stars", "stars"))
-    assert f"(expect {named.expected_score:.4g} stars, " in named.verdict
+    assert f"(expect {named.decision.expected_score:.4g} stars, " in named.verdict
     assert (named.scale.unit, named.scale.behind) == ("stars", " stars")
     assert named.margin is None
     percent = summarize(read_comparison(folder, "vals.py:stars", "%"))

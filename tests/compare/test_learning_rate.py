@@ -10,7 +10,7 @@ import pytest
 from lorada.compare import learning_rate
 from lorada.compare.learning_rate import Space, search_rate
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import write_result
+from lorada.runs.result import RunResult, StoredRecipe, write_result
 from lorada.training.callbacks import DivergedError
 
 STEPS, ROOT = 8, 10**0.5
@@ -56,8 +56,10 @@ class Script:
         Path(recipe.output).mkdir(parents=True, exist_ok=True)
         if recipe.training.get("eval_on_start"):
             history.insert(0, {"step": 0, "eval_loss": AS_IT_IS})
-        result = {"recipe": {}, "history": history, "metrics": {}, "labels": [], "form": "prompt"}
-        result["guessing_loss"] = self.guessing
+        result = RunResult(
+            recipe=StoredRecipe(), history=history, metrics={}, labels=[], form="prompt",
+            guessing_loss=self.guessing,
+        )  # fmt: skip
         write_result(Path(recipe.output), result)
         return SimpleNamespace(interrupted=False)
 
@@ -71,7 +73,8 @@ def search(tmp_path, monkeypatch):
         script = Script(losses, killed_at, guessing)
         monkeypatch.setattr(learning_rate, "train", script.train)
         space = Space(**{
-            "recipes": [RECIPE], "trials": trials or len(given) or len(losses), "given": given,
+            "recipes": [RECIPE], "trials": trials or len(given) or len(losses),
+            "given_rates": given,
             **space,
         })  # fmt: skip
         try:
@@ -79,16 +82,16 @@ def search(tmp_path, monkeypatch):
         except OSError:
             search_rate(space, place)
         found = json.loads((place / "search.json").read_text())
-        assert len(found["trials"]) <= space.most
+        assert len(found["trials"]) <= space.most_trials
         return found, script
 
     return run
 
 
 def test_a_trial_is_judged_by_its_loss_at_the_end_of_its_training(tmp_path):
-    result = {"recipe": {}, "metrics": {}, "labels": [], "form": "prompt"}
     history = [{"step": step, "eval_loss": loss} for step, loss in ((0, 9.0), (4, 0.5), (8, 2.0))]
-    write_result(tmp_path, {**result, "history": history})
+    result = RunResult(metrics={}, labels=[], form="prompt", history=history)
+    write_result(tmp_path, result)
     assert learning_rate.loss_of(tmp_path) == 2.0
 
 
@@ -231,7 +234,7 @@ def test_if_every_trial_diverges_lower_rates_follow_and_the_reason_names_all(sea
     assert found["rate"] is None
     assert script.rates == pytest.approx([1e-3 * ROOT**step for step in (0, 1, -1, -2, -3)])
     with pytest.raises(ValueError, match=r"NaN at every learning rate that was tried: 0\.001, 0\."):
-        Space([RECIPE], 2).chosen(tmp_path / "search")
+        Space([RECIPE], 2).chosen_recipe(tmp_path / "search")
 
 
 def test_a_trial_that_fails_counts_as_worse_once_another_has_ended(search, tmp_path):
@@ -310,7 +313,7 @@ def test_a_learning_rate_far_from_its_default_is_found_beside_a_map_whose_rate_i
 
 @pytest.mark.parametrize(("given", "rate"), [((), 1e-3), ((2e-3,), 2e-3)])
 def test_where_nothing_is_searched_the_rate_is_the_default_or_the_given_one(given, rate):
-    chosen = Space([RECIPE], 1, given, map_rate=5e-3).chosen(None)
+    chosen = Space([RECIPE], 1, given, map_rate=5e-3).chosen_recipe(None)
     assert (chosen.training["learning_rate"], chosen.parts) == (rate, {})
 
 
@@ -327,4 +330,4 @@ def test_of_several_settings_the_best_goes_on_after_a_search_of_each(search, tmp
     tried = [recipe.parts["lora"]["r"] for recipe in script.recipes.values()]
     assert tried == [4] * 3 + [8] * 3 + [16] * 3 + [8] * 3
     assert found["choice"] == 1
-    assert Space(**space).chosen(tmp_path / "search").parts["lora"] == {"r": 8}
+    assert Space(**space).chosen_recipe(tmp_path / "search").parts["lora"] == {"r": 8}

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,8 +14,12 @@ from page_browser import needs_chromium, widest
 
 pytest.importorskip("matplotlib", reason="needs the extra compare")
 
+from lorada.cli.compare_commands import _show_report
 from lorada.compare.read_results import CandidateResult
-from lorada.compare.report.summarize_comparison import Baseline, Disagreement, Summary
+from lorada.compare.report.baseline_scores import Baseline
+from lorada.compare.report.candidate_lines import CandidateLine, Decided, Measured
+from lorada.compare.report.row_disagreements import Disagreement
+from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.write_report import note, table, write_report
 from lorada.compare.report.write_report import page as comparison_page
 from lorada.compare.stored_plan import Candidate
@@ -48,8 +53,10 @@ def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up
 @needs_chromium
 def test_hostile_names_and_texts_stay_text(opened, made_up_summary):
     everywhere, old = " ".join(HOSTILE), made_up_summary.lines
-    lines = [replace(renamed(line, name, parts={"p": {"k": name}}), reason=name)
-             for line, name in zip(old, HOSTILE, strict=False)]  # fmt: skip
+    lines = []
+    for line, name in zip(old, HOSTILE, strict=False):
+        hostile = renamed(line, name, parts={"p": {"k": name}})
+        lines.append(replace(hostile, result=replace(hostile.result, reason=name)))
     summary = replace(
         made_up_summary, lines=tuple(lines), verdict=everywhere, sentences=HOSTILE,
         model=HOSTILE[1], task=HOSTILE[0], commands={"train": everywhere}, hardware=HOSTILE[0],
@@ -101,7 +108,9 @@ def test_rows_where_candidates_disagree_are_shown_by_number_and_text(made_up_sum
 
 
 LORA = Candidate("lora", {}, trainable=9000, percent=0.5)
-LINE = CandidateResult("lora", LORA, score=71.24, low=60.0, high=80.0)
+LINE = CandidateLine(
+    CandidateResult("lora", LORA), Measured(score=71.24), Decided(low=60.0, high=80.0)
+)
 NAMES = ["report.html", "report.json"]
 
 
@@ -136,35 +145,37 @@ def test_the_page_shows_every_part_and_the_table_every_candidate(made_up_summary
         assert html.escape(part, quote=True).replace("&#x27;", "&#39;") in page
     top = made_up_summary.lines[0]
     header, rows = table(made_up_summary)
-    found = {name: (kind, notes, dict(zip(header[1:], cells, strict=True)))
-             for name, kind, notes, cells in rows}  # fmt: skip
+    found = {row.name: (row.kind, row.notes, dict(zip(header[1:], row.cells, strict=True)))
+             for row in rows}  # fmt: skip
     kind, notes, cells = found[top.label]
-    assert (kind, notes) == ("best", ["the one to take", top.sizes])
+    assert (kind, notes) == ("best", ["the one to take", top.result.sizes])
     assert cells["score (95 % interval)"].startswith(f"{top.score:.1f} (")
     size = "trained parameters (of the model)"
-    assert cells[size] == f"{top.trainable:,} ({top.candidate.percent:.3f} %)"
-    assert cells["time (s/step)"] == f"{top.seconds_per_step:.3f}"
+    assert cells[size] == f"{top.result.trainable:,} ({top.result.candidate.percent:.3f} %)"
+    assert cells["time (s/step)"] == f"{top.measured.seconds_per_step:.3f}"
     assert found["vblora"][2][size] == "345,600 (0.257 %, above the budget)"
     assert found["the commonest answer"][:2] == ("baseline", ["answer: Yes"])
 
 
 def test_scores_that_are_losses_have_three_digits():
-    line = replace(LINE, score=3.2144, low=3.1, high=3.3)
+    line = replace(LINE, measured=Measured(score=3.2144), decided=Decided(low=3.1, high=3.3))
     base = Baseline("the model as it is", 3.5, 3.4, 3.6)
     summary = Summary("v", metric="perplexity", lines=(line,), baselines=(base,))
     header, rows = table(summary)
     assert header[:2] == ["candidate", "loss (95 % interval)"]
-    scores = {name: cells[0] for name, _, _, cells in rows}
+    scores = {row.name: row.cells[0] for row in rows}
     assert scores == {"lora": "3.214 (3.100 to 3.300)", base.name: "3.500 (3.400 to 3.600)"}
     assert note(summary).startswith("Loss: nats, less is better, with")
 
 
 def test_a_small_p_and_a_metric_of_its_own_are_shown():
-    line = replace(LINE, p_best=1e-9, value=30.0, letter="ab")
+    line = replace(
+        LINE, measured=replace(LINE.measured, value=30.0), decided=Decided(p_best=1e-9, letter="ab")
+    )
     header, (row,) = table(Summary("v", metric="matthews", lines=(line,)))
     assert header[2:6] == ["matthews", "expected loss", "group", "p (against the highest)"]
-    assert row[3][1:5] == ["30.00", "–", "ab", "< 0.001"]
-    same = replace(line, value=None)
+    assert row.cells[1:5] == ["30.00", "–", "ab", "< 0.001"]
+    same = replace(line, measured=LINE.measured)
     assert "matthews" not in table(Summary("v", metric="matthews", lines=(same,)))[0]
 
 
@@ -175,7 +186,7 @@ def test_the_page_says_steps_batch_rows_and_each_trial_with_its_loss(tmp_path):
         "steps": 80,
         "batch": 16,
         "dev_rows": 30,
-        "train": {"file": "train.jsonl", "rows": 300},
+        "train": {"file": "train.jsonl", "rows": 300, "sha256": ""},
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     _, (page, stored) = write_report(folder)
@@ -186,3 +197,22 @@ def test_the_page_says_steps_batch_rows_and_each_trial_with_its_loss(tmp_path):
     assert "4 trials, learning rate and loss on the rows set aside (nats): 0.0001: 0.9333; " in text
     lora = next(one for one in json.loads(stored.read_text())["lines"] if one["method"] == "lora")
     assert [trial["rate"] for trial in lora["trials"]] == [2e-4, 6e-4, 2e-2, 1e-4]
+
+
+def test_sentence_table_and_terminal_write_scores_and_expected_losses_alike(
+    tmp_path, capsys, made_up_folder
+):
+    folder = tmp_path / "losses"
+    shutil.copytree(made_up_folder, folder)
+    summary, (page, _) = write_report(folder, "loss")
+    _show_report(summary, [page], as_json=False)
+    printed = capsys.readouterr().out
+    best = summary.lines[0]
+    low, high = (f"{end:.3f}" for end in (best.decided.low, best.decided.high))
+    score, loss = f"{best.score:.3f}", summary.score_format.short_loss(best.decided.expected_loss)
+    assert f"expect {summary.decision.expected_score:.3f} nats, " in summary.verdict
+    assert f"Expected to be {loss.replace('< ', 'less than ')} nats above" in summary.verdict
+    _, rows = table(summary)
+    assert (rows[0].cells[0], rows[0].cells[1]) == (f"{score} ({low} to {high})", loss)
+    (line,) = (line for line in printed.splitlines() if f" {score} ± " in line)
+    assert f" {loss} " in line

@@ -1,5 +1,7 @@
 """The plan of a comparison: methods with settings, sizes, steps, rows; the commonest answer."""
 
+import re
+
 import fake_devices
 import pytest
 import torch
@@ -20,9 +22,13 @@ from lorada.compare.spec import (
 )
 from lorada.compare.stored_plan import saved_plan
 from lorada.compare.trainings import comparison_jobs, train_and_score, trials_of
-from lorada.data.commonest_answer import commonest_answer
-from lorada.data.task_rows import load_rows, training_rows
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.rows.training_rows import training_rows
+from lorada.data.scoring.commonest_answer import commonest_answer
+from lorada.methods.sizes_and_rates import RATES
 from lorada.runs.recipe import Recipe
+from lorada.training.inputs import prepare_training
+from lorada.training.setup import set_up
 from lorada.training.train import train
 
 on = fake_devices.on
@@ -83,7 +89,7 @@ def test_the_steps_are_those_that_the_trainer_counts(place, tmp_path, training):
     asked = comparison(place, methods=["lora"], recipe={"training": training})
     steps, _ = steps_and_lengths(asked, *read(asked))
     recipe = Recipe(**asked.recipe, method="lora", output=str(tmp_path / "run"))
-    assert train(recipe, quiet=True).result["steps"] == steps
+    assert train(recipe, quiet=True).result.steps == steps
 
 
 def test_rows_are_grouped_by_length_unless_the_user_says_otherwise(place):
@@ -210,6 +216,26 @@ def test_a_wrong_setting_is_refused_with_its_text(text, error):
         parts_of(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "alternatives"),
+    [
+        ("lmam:init=zero_left|normal", "lmam:init=zero_left,lmam:init=normal"),
+        ("lmam:rank=1|2:init=zero|normal", "lmam:rank=1:init=zero,lmam:rank=1:init=normal"),
+        ("lmam:map_learning_rate=0.4x|1x", "lmam:map_learning_rate=0.4x,lmam:map_learning_rate=1x"),
+        ("quanta:dims=4-8|8-4", "quanta:dims=4-8,quanta:dims=8-4"),
+        ("lora:use_rslora=true|false", "lora:use_rslora=true,lora:use_rslora=false"),
+        ("lora:r=4|", "lora:r=4"),
+    ],
+)
+def test_a_choice_between_values_that_are_no_numbers_is_refused_with_what_to_write(
+    place, text, alternatives
+):
+    asked = comparison(place, methods=[text])
+    remedy = "| chooses between numbers only: write the method once for each value, as"
+    with pytest.raises(ValueError, match=re.escape(f": {remedy} {alternatives}") + "$"):
+        asked.check()
+
+
 def test_variants_of_one_method_are_candidates_of_their_own(place):
     asked = comparison(place, methods=["lora:r=1", "lora:r=2", "lora+lmam:lora.r=1"], trials=0)
     plan = planned(asked)
@@ -245,6 +271,25 @@ def test_the_rate_of_a_map_is_searched_unless_it_is_set_beside_other_parts(place
     asked = comparison(place, methods=[method])
     (candidate,) = planned(asked).candidates
     assert candidate.map_rate == (None if found is None else pytest.approx(found))
+
+
+@pytest.mark.parametrize("method", ["lora", "lmam", "shira", "lora:r=1|2"])
+@pytest.mark.parametrize("trials", [0, 1])
+def test_without_a_search_a_run_has_the_learning_rate_of_lorada_train(
+    place, tmp_path, method, trials
+):
+    asked = comparison(place, methods=[method], seeds=[1], trials=trials)
+    plan = planned(asked)
+    *_, run = comparison_jobs(asked, plan, tmp_path)
+    compared = run.work.args[0].chosen_recipe(None).training["learning_rate"]
+    recipe = asked.run_recipe(method, tmp_path / "trained")
+    trained = set_up(prepare_training(recipe), [], quiet=True).trainer.args.learning_rate
+    assert compared == plan.candidates[0].default_rate == trained
+
+
+def test_a_search_begins_with_the_rate_that_the_authors_of_a_method_use(place):
+    (candidate,) = planned(comparison(place, methods=["lora"], trials=2)).candidates
+    assert candidate.default_rate == RATES["lora"] == 3e-4
 
 
 def test_with_given_rates_the_search_of_a_maps_rate_starts_beside_the_middle_one(place, tmp_path):

@@ -13,10 +13,10 @@ from paths import HELPERS
 from programs import printed, until
 from queue_jobs import job
 
-from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.jobs.pool import Workers, cards_of_slots
 from lorada.compare.jobs.queue import run_queue
-from lorada.runs.folder import LOCK_FILE, HeldError, locked
+from lorada.runs.folder import LOCK_FILE, LOG_FILE, HeldError, locked
 from lorada.support.processes import GPU_SHARE
 
 ENGINES = {"one at a time": Workers, "two workers": partial(Workers, 2)}

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lorada.compare.jobs import queue
-from lorada.compare.jobs.job import Job, Outcome, carry_out, last_line, last_report
+from lorada.compare.jobs.job import Job, Outcome, Progress, carry_out, last_line, progress_of
 from lorada.compare.jobs.queue import run_queue
 from lorada.support.in_words import duration
 from lorada.training.callbacks import DivergedError
@@ -178,7 +178,7 @@ def test_the_lines_say_how_much_is_done_and_how_long_the_rest_takes(monkeypatch,
     )
     scores = tmp_path / "c" / "job.log"
     scores.write_text("> training at learning rate 0.1: step 9 of 10\n> scoring\n")
-    assert last_report(jobs[2]) == ("scoring", 1.0)
+    assert progress_of(jobs[2]) == Progress("scoring", 1.0)
     scores.unlink()
     run_queue(jobs, engine, report=said.append)
     b = "[2/3] b: trial 1, learning rate 0.1: step 5 of 10"

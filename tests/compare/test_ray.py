@@ -18,7 +18,7 @@ from programs import until
 from trained_runs import run_recipe
 
 from lorada.compare.jobs import ray_pool
-from lorada.compare.jobs.job import JOB_FILE, Job, last_report
+from lorada.compare.jobs.job import JOB_FILE, Job, progress_of
 from lorada.compare.jobs.queue import run_queue
 from lorada.compare.jobs.ray_pool import RayPool
 from lorada.runs.result import read_result
@@ -57,7 +57,7 @@ def test_jobs_run_fail_and_report_and_a_part_of_a_gpu_is_shared(pool_of, tmp_pat
     outcomes = run_queue([one, failing], pool, report=lambda line: None)
     assert outcomes["one"].status == "done"
     assert (outcomes["failing"].status, outcomes["failing"].error) == ("failed", "last line")
-    assert last_report(one)[0] == "writing"
+    assert progress_of(one).line == "writing"
     assert (tmp_path / "one" / "gpus").read_text() == "0"
     assert capfd.readouterr() == ("", "")
     pool.close()
@@ -127,7 +127,7 @@ def test_another_service_at_the_address_is_not_waited_for(monkeypatch):
 )
 def test_without_a_cluster_auto_is_one_line(tried, said, monkeypatch):
     fails = Mock(side_effect=ConnectionAbortedError("it failed\nTraceback\n\n"))
-    monkeypatch.setattr(ray_pool, "TRY", tried)
+    monkeypatch.setattr(ray_pool, "TRY_TO_CONNECT", tried)
     monkeypatch.setattr(ray_pool.ray, "init", fails)
     with pytest.raises(ConnectionError, match=rf"^no Ray cluster at auto \({said}\): start one by"):
         RayPool("auto")
@@ -168,9 +168,9 @@ def test_a_training_that_is_killed_on_a_cluster_ends_as_if_it_was_not(pool_of, t
     killer.join()
     assert [outcome.status for outcome in outcomes.values()] == ["done", "done"], outcomes
     result, expected = read_result(killed), read_result(tmp_path / "whole")
-    assert result["resumed_from"] is not None
-    assert expected["resumed_from"] is None
-    assert result["history"] == expected["history"]
+    assert result.resumed_from is not None
+    assert expected.resumed_from is None
+    assert result.history == expected.history
     weights = "adapter/adapter_model.safetensors"
     assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 

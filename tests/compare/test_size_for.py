@@ -262,7 +262,7 @@ def test_the_smallest_size_of_every_method_trains_and_is_scored(bert_and_rows, t
     recipe = load_recipe(None, STEPS, given)
     sized = size_for(recipe, "1")
     trained = train(recipe.model_copy(update={"parts": sized.parts}), quiet=True)
-    assert trained.result["parameters"]["trainable"] == sized.counts["trainable"]
+    assert trained.result.parameters.trainable == sized.counts["trainable"]
     assert math.isfinite(evaluate(load_run(trained.run))["loss"])
 
 

@@ -10,7 +10,8 @@ from folders import byte_tokenizer, refused
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode, learned_ends, prompt_of
+from lorada.data.batches import IGNORED
+from lorada.data.tokenize import EncodeOptions, encode, learned_ends, prompt_of
 
 HEAD = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 HEAD_THAT_THINKS = HEAD.replace("assistant\n", "assistant\n<think>\n")

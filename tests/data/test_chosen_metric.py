@@ -14,23 +14,16 @@ from sacrebleu import sentence_chrf
 from sample_rows import samples
 
 from lorada.data.answer_length import answer_limit
-from lorada.data.metrics import (
-    bleu,
-    classes,
-    label_sets,
-    normalised_romanian,
-    numbers,
-    refuse_metric,
-    refuse_unnamed,
-    rouge,
-    row_metrics,
-    row_value,
-)
-from lorada.data.read_rows import answer_of
-from lorada.data.score_answers import score_answers
-from lorada.data.task_rows import Rows, load_rows, metric_of
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.chosen_metric import ChosenMetric, metric_of
+from lorada.data.scoring.metrics import classes, label_sets, numbers
+from lorada.data.scoring.row_metrics import refuse_metric, refuse_unnamed, row_metrics, row_value
+from lorada.data.scoring.score_answers import score_answers
+from lorada.data.scoring.text_metrics import bleu, normalised_romanian, rouge
+from lorada.data.scoring.usual_responses import usual_longest
 from lorada.data.tasks import TASKS
-from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import Recipe
 from lorada.support.metric_names import NAMES, ROWS_CALLED, names_in_words
 from lorada.training.load_recipe import load_recipe
@@ -64,14 +57,14 @@ def test_the_responses_of_the_training_rows_choose_the_metric_and_the_length(cas
     asked = Rows(rows, form, (), "rows", TASKS["jsonl"].protocols[form])
     recipe = load_recipe(None, [], {"model": "-", "output": "-"})
     chosen = metric_of(asked, recipe)
-    assert chosen["name"] == metric
-    few = chosen["reason"].startswith("0 of ")
+    assert chosen.name == metric
+    few = chosen.reason.startswith("0 of ")
     assert few == (metric == "exact_match")
-    assert chosen["reason"].endswith(" responses of the training rows are longer than five words")
+    assert chosen.reason.endswith(" responses of the training rows are longer than five words")
     limit = answer_limit(asked, recipe, byte_tokenizer(), "decoder", None)
     assert limit == max(32, math.ceil(1.1 * tokens))
     named = metric_of(asked, recipe.model_copy(update={"metric": "contains"}))
-    assert named == {"name": "contains", "reason": ""}
+    assert named == ChosenMetric("contains")
 
 
 def test_one_odd_response_of_many_changes_neither_the_metric_nor_the_length():
@@ -81,7 +74,7 @@ def test_one_odd_response_of_many_changes_neither_the_metric_nor_the_length():
     for odd, metric, limit in ((1, "exact_match", 32), (2, "exact_match", 32), (3, "loss", 1320)):
         rows = [*short[odd - 1 :], *[{"prompt": "p", "response": "word " * 240}] * odd]
         rows = Rows(rows, "prompt", (), "rows", protocol)
-        assert metric_of(rows, recipe)["name"] == metric
+        assert metric_of(rows, recipe).name == metric
         assert answer_limit(rows, recipe, byte_tokenizer(), "decoder", None) == limit
     assert usual_longest([5, 9, 30]) == 30  # of a few none is odd
     assert usual_longest([*range(1, 40), 76]) == 76  # and none that is twice as long as another

@@ -3,8 +3,8 @@
 import pytest
 from folders import rows_file
 
-from lorada.data.doubtful_rows import warn_of_doubtful
-from lorada.data.task_rows import load_rows
+from lorada.data.rows.doubtful_rows import warn_of_doubtful
+from lorada.data.rows.own_rows import load_rows
 
 
 def warnings_of(tmp_path, caplog, rows):

@@ -9,7 +9,7 @@ from conftest import SAME
 from folders import bert_folder, split_file
 from sample_rows import samples
 
-from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from lorada.data.scoring.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
@@ -105,8 +105,8 @@ def test_mnli_is_trained_once_and_scored_on_both_of_its_splits(tmp_path):
     scores = evaluate_tasks(run, with_text=True)
     assert list(scores) == ["mnli_matched", "mnli_mismatched"]
     lines = read_predictions(run.folder)
-    assert [line["rows"] for line in lines] == ["mnli_matched"] * 3 + ["mnli_mismatched"] * 5
-    assert {line["text"] for line in lines} == {f"{row['premise']}\n{row['hypothesis']}"}
+    assert [line.rows for line in lines] == ["mnli_matched"] * 3 + ["mnli_mismatched"] * 5
+    assert {line.text for line in lines} == {f"{row['premise']}\n{row['hypothesis']}"}
     numbers = [(s["n"], s["accuracy"]) for s in scores.values()]
     assert numbers == [(3, pytest.approx(100 / 3)), (5, 100)]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == scores

@@ -2,9 +2,11 @@
 
 import pytest
 
-from lorada.data.json_answers import json_match, mostly_json
-from lorada.data.metrics import exact_match, fits, row_metrics, row_value
-from lorada.data.task_rows import Rows, metric_of
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.chosen_metric import metric_of
+from lorada.data.scoring.json_answers import json_match, mostly_json
+from lorada.data.scoring.metrics import exact_match
+from lorada.data.scoring.row_metrics import fits, row_metrics, row_value
 from lorada.data.tasks import TASKS
 from lorada.training.load_recipe import load_recipe
 
@@ -46,8 +48,8 @@ def test_json_is_the_metric_of_rows_whose_responses_are_mostly_json():
     assert not mostly_json([RIGHT, "7"])
     rows = Rows([{"response": RIGHT}], "prompt", (), "rows", PROTOCOL)
     chosen = metric_of(rows, load_recipe(None, [], {"model": "-", "output": "-"}))
-    assert chosen["name"] == "json_match"
-    assert "are objects or lists of JSON" in chosen["reason"]
+    assert chosen.name == "json_match"
+    assert "are objects or lists of JSON" in chosen.reason
 
 
 def test_each_right_answer_of_squad_is_right():

@@ -4,9 +4,10 @@ import pytest
 from folders import byte_tokenizer, refused, rows_file
 from test_chats import SYSTEM, TEMPLATES, with_template
 
+from lorada.data.batches import IGNORED
 from lorada.data.row_lengths import EncodingLog, lengths_of
-from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode, encode_options, encode_rows
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.tokenize import EncodeOptions, encode, encode_options, encode_rows
 from lorada.training.load_recipe import load_recipe
 
 PASSAGE = "".join(f"{number}. " for number in range(300))

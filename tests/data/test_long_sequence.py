@@ -106,7 +106,7 @@ END = ("lmam.align=end", "lmam.length=12")
 def test_a_run_of_longlora_with_a_map_at_the_end_is_scored_as_by_whole_forwards(tmp_path):
     settings = [*END, "training.learning_rate=1e-2", "dtype=float64"]
     trained = train(recipe(tmp_path, *settings), quiet=True)
-    assert trained.result["form"] == "text"
+    assert trained.result.form == "text"
     run = load_run(tmp_path / "run")
     (part,) = [p for p in run.model.peft_config["default"].parts if isinstance(p, LmamConfig)]
     assert (part.align, part.length) == ("end", 12)
@@ -150,7 +150,7 @@ def test_windows_are_capped_and_lengths_of_the_protocol_beyond_the_context_left_
     tmp_path, caplog, monkeypatch
 ):
     trained = train(recipe(tmp_path, "eval_windows=1", "train_on=proof_pile", *END), quiet=True)
-    assert trained.result["data"]["rows"] == 12
+    assert trained.result.data.rows == 12
     run = load_run(tmp_path / "run")
     scores = evaluate_tasks(run)["proof_pile"]
     assert (scores["windows_16"], scores["windows_48"]) == (1, 1)

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_runs import run_recipe
 
-from lorada.data import tokenize
-from lorada.data.metrics import numbers
-from lorada.data.read_rows import content_of, drawn, share_of
-from lorada.data.task_rows import load_rows
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode, encode_rows, prompt_of
+from lorada.data import batches, tokenize
+from lorada.data.batches import IGNORED
+from lorada.data.rows.held_out_share import draw_held_out, share_of
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.rows.row_content import content_of
+from lorada.data.scoring.metrics import numbers
+from lorada.data.tokenize import EncodeOptions, encode, encode_rows, prompt_of
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.load_recipe import load_recipe
@@ -127,7 +129,8 @@ def test_texts_of_many_chunks_are_cut_as_one(tmp_path, monkeypatch):
     rows = loaded(tmp_path, [{"text": "ab" * (number % 9)} for number in range(40)])
     whole = encoded(rows, max_length=20).to_dict()
     assert {len(ids) for ids in whole["input_ids"]} == {20}
-    monkeypatch.setattr(tokenize, "CHUNK", 7)
+    monkeypatch.setattr(tokenize, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(batches, "ROWS_AT_ONCE", 7)
     assert encoded(rows, max_length=20).to_dict() == whole
     assert encoded(rows, max_length=19).to_dict() != whole
 
@@ -188,21 +191,21 @@ def test_a_number_that_is_written_in_two_ways_is_no_two_classes(tmp_path):
 
 def test_each_class_loses_its_share_the_same_rows_for_a_seed():
     rows = labelled(("a", 100), ("b", 50), ("c", 5), ("d", 1))
-    found = Counter(rows[index]["label"] for index in drawn(rows, 0.2, 0))
+    found = Counter(rows[index]["label"] for index in draw_held_out(rows, 0.2, 0))
     assert found == {"a": 20, "b": 10, "c": 1}
-    assert drawn(rows, 0.2, 0) == drawn(rows, 0.2, 0) != drawn(rows, 0.2, 4)
+    assert draw_held_out(rows, 0.2, 0) == draw_held_out(rows, 0.2, 0) != draw_held_out(rows, 0.2, 4)
 
 
 def test_rows_with_several_labels_are_held_out_by_the_rarest_of_them():
     labels = [["common"]] * 60 + [["common", "rare"]] * 20 + [[]] * 20
     rows = [{"text": str(index), "labels": labels[index]} for index in range(100)]
-    found = Counter(tuple(rows[index]["labels"]) for index in drawn(rows, 0.2, 0))
+    found = Counter(tuple(rows[index]["labels"]) for index in draw_held_out(rows, 0.2, 0))
     assert found == {("common",): 12, ("common", "rare"): 4, (): 4}
 
 
 def test_many_small_classes_lose_the_share_together():
     rows = labelled(*((str(label), 2) for label in range(50)))
-    assert 18 <= len(drawn(rows, 0.2, 0)) <= 20
+    assert 18 <= len(draw_held_out(rows, 0.2, 0)) <= 20
 
 
 @settings(deadline=None)
@@ -213,7 +216,7 @@ def test_many_small_classes_lose_the_share_together():
 def test_copies_stay_on_one_side_and_each_class_is_learned(rows, share):
     rows = [{"text": f" {i % 10}  a" if i % 2 else f"{i} a", "label": c} for i, c in rows]
     try:
-        held_out = drawn(rows, share, 0)
+        held_out = draw_held_out(rows, share, 0)
     except ValueError:
         return
     learned = [row for index, row in enumerate(rows) if index not in held_out]
@@ -223,12 +226,12 @@ def test_copies_stay_on_one_side_and_each_class_is_learned(rows, share):
 
 @pytest.mark.parametrize("rows", [[{"text": "a"}] * 9, [{"text": "a"}, {"text": "b"}]])
 def test_rows_of_which_none_can_be_held_out_are_refused(rows):
-    refused(f"20% of {len(rows)} rows holds out none", lambda: drawn(rows, 0.2, 0))
+    refused(f"20% of {len(rows)} rows holds out none", lambda: draw_held_out(rows, 0.2, 0))
 
 
 def test_a_group_is_held_out_as_a_whole():
     rows = [{"text": str(i), "label": "ab"[i % 2], "group": i // 10} for i in range(100)]
-    found = drawn(rows, 0.2, 0)
+    found = draw_held_out(rows, 0.2, 0)
     assert Counter(rows[index]["group"] for index in found) in [
         Counter(dict.fromkeys(two, 10)) for two in combinations(range(10), 2)
     ]

@@ -7,6 +7,7 @@ import pytest
 from folders import byte_tokenizer, refused, split_file
 from reasoning import ROW, WORDS, problem, question, recipe
 
+from lorada.data.batches import IGNORED
 from lorada.data.benchmarks.arithmetic import (
     first_letter,
     last_number,
@@ -20,9 +21,9 @@ from lorada.data.benchmarks.commonsense import (
     match_options,
 )
 from lorada.data.benchmarks.published_prompts import answered, on_one_line, training_prompt
-from lorada.data.task_rows import training_rows
+from lorada.data.rows.training_rows import training_rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run

@@ -15,15 +15,10 @@ from folders import ROWS, TURNS, llama_folder, refused, rows_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorada.data.read_rows import (
-    DATA_VARIABLE,
-    _table_rows,
-    data_folder,
-    read_rows,
-    read_source,
-    refuse_missing,
-)
-from lorada.data.task_rows import load_rows
+from lorada.data.files.benchmark_files import DATA_VARIABLE, data_folder, read_source
+from lorada.data.files.read_rows import read_rows, refuse_missing
+from lorada.data.files.table_rows import table_rows
+from lorada.data.rows.own_rows import load_rows
 from lorada.data.tasks import TASKS
 from lorada.support.row_sources import hub_source
 
@@ -75,7 +70,7 @@ def test_the_delimiter_of_a_table_is_found_whatever_its_texts_hold(delimiter, ro
     writer = csv.writer(text, delimiter=delimiter)
     writer.writerows([("text", "text_pair", "label"), *rows])
     expected = [dict(zip(("text", "text_pair", "label"), row, strict=True)) for row in rows]
-    assert _table_rows(Path("rows.csv"), before + text.getvalue()) == expected
+    assert table_rows(Path("rows.csv"), before + text.getvalue()) == expected
 
 
 # File → what it holds; each is the same two rows.

@@ -7,9 +7,10 @@ import pytest
 from folders import refused, rows_file
 from paths import ROOT
 
-from lorada.data.read_rows import content_of
-from lorada.data.row_forms import READINGS, in_form
-from lorada.data.task_rows import load_rows, rows_to_answer
+from lorada.data.forms.row_forms import convert_rows
+from lorada.data.forms.row_readings import READINGS
+from lorada.data.rows.own_rows import load_rows, rows_to_answer
+from lorada.data.rows.row_content import content_of
 
 ALPACA = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
 CHAT = [
@@ -304,7 +305,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_an_error_names_the_row_and_the_field_as_the_file_has_it(case):
     good, bad, message = WRONG[case]
-    refused(f"^file row 2{message}", lambda: in_form([good, bad], "file"))
+    refused(f"^file row 2{message}", lambda: convert_rows([good, bad], "file"))
 
 
 def test_the_guide_has_all_fields():
@@ -329,34 +330,36 @@ MIXED = {
 def test_rows_of_several_forms_are_refused_with_one_of_each(case):
     """Whatever row 1 has: labels that it lacks must not be dropped."""
     a, b, fields, others = MIXED[case]
-    refused(f"f row 1 has {fields} and f row 3 has {others}: all", lambda: in_form([a, a, b], "f"))
+    refused(
+        f"f row 1 has {fields} and f row 3 has {others}: all", lambda: convert_rows([a, a, b], "f")
+    )
     if others != ".*":  # what no form fits is refused by itself
         refused(f"f row 1 has {others} and f row 3 has {fields}: all",
-                lambda: in_form([b, b, a], "f"))  # fmt: skip
+                lambda: convert_rows([b, b, a], "f"))  # fmt: skip
 
 
 def test_a_misspelt_field_of_a_single_row_is_named():
     right, wrong = {"text": "a", "label": 1, "id": 1}, {"text": "b", "lable": 2, "id": 2}
     message = r"row 1 has text/label and f row 2 has text \(and 'lable', not read\): all rows must"
-    refused(message, lambda: in_form([right, wrong], "f"))
+    refused(message, lambda: convert_rows([right, wrong], "f"))
     message = r"row 1 has text \(and 'lable', not read\) and f row 2 has text/label: all rows must"
-    refused(message, lambda: in_form([wrong, right], "f"))
+    refused(message, lambda: convert_rows([wrong, right], "f"))
 
 
 def test_fields_that_are_not_read_are_named(caplog):
     row = {"text": "a", "label": 0, "answer": "b", "text2": "c"}
     with caplog.at_level(logging.INFO):
-        in_form([row], "f")
+        convert_rows([row], "f")
         assert "f: 'answer', 'text2' not read" in caplog.text
         caplog.clear()
-        in_form([TEXT], "f")
+        convert_rows([TEXT], "f")
     assert not caplog.text
 
 
 def test_a_field_that_row_1_lacks_is_not_said_to_be_unread_if_others_are_read_with_it(caplog):
     rows = [{"messages": CHAT[1:]}, {"messages": CHAT[1:], "tools": TOOLS, "system": "s"}]
     with caplog.at_level(logging.INFO):
-        found, _ = in_form(rows, "f")
+        found, _ = convert_rows(rows, "f")
     assert found[1]["tools"] == TOOLS
     assert not caplog.text
 
@@ -408,19 +411,24 @@ MISREAD = {
 @pytest.mark.parametrize("case", MISREAD)
 def test_a_row_that_would_be_read_as_something_else_is_refused_with_its_columns(case):
     row, message = MISREAD[case]
-    refused(f"f row 1.*{message}", lambda: in_form([row, row], "f"))
+    refused(f"f row 1.*{message}", lambda: convert_rows([row, row], "f"))
 
 
 def test_what_the_refusals_propose_is_accepted(caplog):
     text = [{"text": "t", "response": "r", "lable": "a"}]
-    assert in_form(text, "f", {"text": "text"}) == ([{"text": "t"}], "text")
-    assert in_form(text, "f", {"label": "lable"})[1] == "label"
+    assert convert_rows(text, "f", {"text": "text"}) == ([{"text": "t"}], "text")
+    assert convert_rows(text, "f", {"label": "lable"})[1] == "label"
     asked = {"prompt": "text", "response": "response"}
-    assert in_form(text, "f", asked) == ([{"prompt": "t", "response": "r"}], "prompt")
+    assert convert_rows(text, "f", asked) == ([{"prompt": "t", "response": "r"}], "prompt")
     both = [{"text": "t", "label": 1, "context": "c"}]
     named = {"text": "context", "text_pair": "text"}
-    assert in_form(both, "f", named) == ([{"text": "c", "text_pair": "t", "label": 1}], "label")
-    assert in_form(both, "f", {"text": "text", "label": "label"})[0] == [{"text": "t", "label": 1}]
+    assert convert_rows(both, "f", named) == (
+        [{"text": "c", "text_pair": "t", "label": 1}],
+        "label",
+    )
+    assert convert_rows(both, "f", {"text": "text", "label": "label"})[0] == [
+        {"text": "t", "label": 1}
+    ]
 
 
 TOXIC = [
@@ -432,30 +440,32 @@ TOXIC = [
 def test_columns_of_0_and_1_become_labels_if_they_are_named():
     expected = [["toxic"], ["rude", "toxic"], []]
     for name in ("toxic+rude", "Toxic + RUDE"):
-        rows, form = in_form(TOXIC, "f", {"labels": name})
+        rows, form = convert_rows(TOXIC, "f", {"labels": name})
         assert form == "labels"
         assert [row["labels"] for row in rows] == expected
     refused("f row 1: beside text, toxic and rude look like labels: --columns labels=toxic[+]rude",
-            lambda: in_form(TOXIC, "f"))  # fmt: skip
+            lambda: convert_rows(TOXIC, "f"))  # fmt: skip
+    rude = [{"text": "a", "rude": n, "one": 1} for n in (0, 1)]
     refused("beside text, 'rude' looks like a label: --columns label=rude reads it",
-            lambda: in_form([{"text": "a", "rude": n, "one": 1} for n in (0, 1)], "f"))  # fmt: skip
+            lambda: convert_rows(rude, "f"))  # fmt: skip
     refused("columns names 'rud', and f has only text, toxic, rude; did you mean rude",
-            lambda: in_form(TOXIC, "f", {"labels": "toxic+rud"}))  # fmt: skip
+            lambda: convert_rows(TOXIC, "f", {"labels": "toxic+rud"}))  # fmt: skip
     for wrong in (2, None, "", "yes"):
         rows = [*TOXIC, {"text": "d", "toxic": 1, "rude": wrong}]
         refused(f"f row 4: rude must be 0 or 1 .* label rude: {wrong!r}",
-                lambda rows=rows: in_form(rows, "f", {"labels": "toxic+rude"}))  # fmt: skip
+                lambda rows=rows: convert_rows(rows, "f", {"labels": "toxic+rude"}))  # fmt: skip
     # Held-out rows may have them in another way, and rows to answer not at all.
     other = [{"text": "t", "labels": ["rude"]}]
-    assert in_form(other, "f", before={"labels": "toxic+rude"}) == (other, "labels")
-    found = rows_to_answer([{"text": "t"}], "f", "labels", ("a",), before={"labels": "toxic+rude"})
+    assert convert_rows(other, "f", training_columns={"labels": "toxic+rude"}) == (other, "labels")
+    named = {"labels": "toxic+rude"}
+    found = rows_to_answer([{"text": "t"}], "f", "labels", ("a",), training_columns=named)
     assert found.rows == [{"text": "t", "labels": []}]
 
 
 def test_one_field_is_not_two():
     rows = [{"text": "a", "label": 1}]
     refused("columns names 'label' as text and as label: one field can be only one of them",
-            lambda: in_form(rows, "f", {"text": "label", "label": "label"}))  # fmt: skip
+            lambda: convert_rows(rows, "f", {"text": "label", "label": "label"}))  # fmt: skip
 
 
 REVIEWS = [{"My review": "good film", "Stars": 4}, {"My review": "bad", "Stars": 1}]
@@ -464,33 +474,33 @@ REVIEWS = [{"My review": "good film", "Stars": 4}, {"My review": "bad", "Stars":
 def test_columns_name_fields_and_what_they_do_not_name_is_read_as_ever():
     named = {"text": "My review", "score": " stars"}
     expected = [{"text": "good film", "score": 4}, {"text": "bad", "score": 1}]
-    assert in_form(REVIEWS, "f", named) == (expected, "score")
+    assert convert_rows(REVIEWS, "f", named) == (expected, "score")
     questions = [{**row, "question": "q", "answer": "a"} for row in REVIEWS]
-    assert in_form(questions, "f", named) == (expected, "score")
-    assert in_form([{"text": "t", "label": 0, "class": 1}], "f", {"label": "class"}) == (
+    assert convert_rows(questions, "f", named) == (expected, "score")
+    assert convert_rows([{"text": "t", "label": 0, "class": 1}], "f", {"label": "class"}) == (
         [{"text": "t", "label": 1}], "label",
     )  # fmt: skip
     turns = [{"question": ASK, "reply": ANSWER}]
     named = {"prompt": "question", "completion": "reply"}
-    assert in_form(turns, "f", named) == ([{"messages": CHAT}], "messages")
+    assert convert_rows(turns, "f", named) == ([{"messages": CHAT}], "messages")
 
 
 def test_a_field_is_left_out_in_silence_if_it_cannot_be_what_it_is_called():
     for others in (
         {"document": "a.pdf"}, {"context": "p"}, {"choices": []}, {"system": None, "id": 3},
     ):  # fmt: skip
-        assert in_form([{**P, "response": "p q", **others}], "f")[1] == "prompt"
+        assert convert_rows([{**P, "response": "p q", **others}], "f")[1] == "prompt"
 
 
 def test_columns_that_are_not_there_are_refused_unless_another_file_had_them():
-    refused("Stars is not a text: 4", lambda: in_form(REVIEWS, "f", {"text": "Stars"}))
+    refused("Stars is not a text: 4", lambda: convert_rows(REVIEWS, "f", {"text": "Stars"}))
     refused("unknown field in columns 'txt'; did you mean text",
-            lambda: in_form(REVIEWS, "f", {"txt": "Stars"}))  # fmt: skip
+            lambda: convert_rows(REVIEWS, "f", {"txt": "Stars"}))  # fmt: skip
     named = {"text": "Film", "label": "Stars"}
     refused("columns names 'Film', and f has only My review, Stars",
-            lambda: in_form(REVIEWS, "f", named))  # fmt: skip
+            lambda: convert_rows(REVIEWS, "f", named))  # fmt: skip
     rows = [{"text": "t", "label": 0}]
-    assert in_form(rows, "f", before=named) == (rows, "label")
+    assert convert_rows(rows, "f", training_columns=named) == (rows, "label")
 
 
 # Rows to answer: those without labels, those with, and what the model has learned.
@@ -556,8 +566,8 @@ def test_answers_that_are_marked_as_bad_are_not_learned_as_good_ones():
     for bad in (False, "False"):  # in JSON, and in CSV
         rows = [{"prompt": "a", "completion": "b", "label": good} for good in (True, bad)]
         with pytest.raises(ValueError, match=r"row 2 has label false: .* keep those with true"):
-            in_form(rows, "rows")
-    assert in_form(rows[:1], "rows")[1] == "prompt"
+            convert_rows(rows, "rows")
+    assert convert_rows(rows[:1], "rows")[1] == "prompt"
 
 
 WAYS = {
@@ -571,7 +581,7 @@ WAYS = {
 
 def asked(*answers, candidates=(" x", " y", " z")):
     rows = [{"prompt": "p", "candidates": list(candidates), "answer": a} for a in answers]
-    return [row["answer"] for row in in_form(rows, "f")[0]]
+    return [row["answer"] for row in convert_rows(rows, "f")[0]]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -598,11 +608,15 @@ def test_what_is_none_of_the_candidates_is_refused_with_its_row(answer):
 @pytest.mark.parametrize("row", [ALPACA, SHAREGPT, {"text": "t", "label": 0}])
 def test_a_group_of_any_form_is_kept_and_all_rows_have_one_or_none(row, caplog):
     grouped = [{**row, "passage": "a long one"}, {**row, "passage": 2}]
-    found, _ = in_form(grouped, "rows", {"group": "passage"})
+    found, _ = convert_rows(grouped, "rows", {"group": "passage"})
     assert [one["group"] for one in found] == ["a long one", 2]
     assert not caplog.records
-    (plain,), _ = in_form([row], "rows")
+    (plain,), _ = convert_rows([row], "rows")
     assert found[0] == {**plain, "group": "a long one"}
     assert content_of(found[0]) == content_of(plain)
-    refused("row 2 and rows row 1: give all", lambda: in_form([{**row, "group": 1}, row], "rows"))
-    refused("group must be a text or an integer", lambda: in_form([{**row, "group": [1]}], "rows"))
+    refused(
+        "row 2 and rows row 1: give all", lambda: convert_rows([{**row, "group": 1}, row], "rows")
+    )
+    refused(
+        "group must be a text or an integer", lambda: convert_rows([{**row, "group": [1]}], "rows")
+    )

@@ -47,7 +47,7 @@ def test_a_task_trains_and_scores_on_rows_of_a_local_folder(place, tmp_path, tas
     pairs = ["max_new_tokens=12", "max_target_length=24", "eval_rows=4"]
     pairs += ["train_on=tatoeba"] if task == "wmt16_en_ro" else []
     trained = train(recipe(place, tmp_path / "run", model, task, *pairs), quiet=True)
-    assert trained.result["data"]["rows"] == 6
+    assert trained.result.data.rows == 6
     found = evaluate_tasks(load_run(trained.run))[task]
     names = {"xsum": ["rouge1", "rouge2", "rougeL"], "wmt16_en_ro": ["bleu_ro", "bleu"]}[task]
     assert list(found)[: 1 + len(names)] == ["n", *names]

@@ -8,11 +8,14 @@ from paths import DATA
 from reasoning import problem, question, recipe
 from sample_rows import FOLDER, samples
 
-from lorada.data.read_rows import answer_of, read_source
-from lorada.data.row_forms import in_form
-from lorada.data.task_rows import scored_rows, training_rows
+from lorada.data.batches import IGNORED
+from lorada.data.files.benchmark_files import read_source
+from lorada.data.forms.row_forms import convert_rows
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.training_rows import training_rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import IGNORED, EncodeOptions, encode, windows
+from lorada.data.tokenize import EncodeOptions, encode, windows
 from lorada.inference import generate
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
@@ -58,7 +61,7 @@ def test_a_protocol_makes_of_the_sample_rows_what_stands_beside_them(name, proto
 def test_rows_have_the_form_of_their_protocol_and_something_to_learn(name, protocol, scored):
     found = TASKS[name].protocols[protocol]
     rows = converted(name, protocol, scored=scored)
-    assert in_form(rows, name)[1] == found.form
+    assert convert_rows(rows, name)[1] == found.form
     for kind in found.kinds:
         options = EncodeOptions(
             1024, found.loss_on, found.labels, found.joint, kind, found.target_length
@@ -128,7 +131,7 @@ def test_no_real_row_to_score_is_refused(name, protocol):
     for source in TASKS[name].test.values():
         if (DATA / source.folder / f"{source.split}.jsonl.gz").is_file():
             rows = [(found.convert_test or found.convert)(row) for row in read_source(source, DATA)]
-            assert in_form(rows, name)[1] == found.form
+            assert convert_rows(rows, name)[1] == found.form
 
 
 BOOLQ = "commonsense_llm_adapters/boolq"
@@ -213,7 +216,7 @@ def test_nothing_is_generated_where_a_row_cannot_be_scored(protocol, tmp_path, m
     settings = [f"protocol={protocol}", "max_steps=1"]
     train(recipe(tmp_path, tmp_path, *settings, task="gsm8k,mawps"), quiet=True)
     asked = []
-    for way in ("_padded", "_refilled"):
+    for way in ("_write_padded", "_write_refilled"):
         monkeypatch.setattr(generate, way, lambda *batch: asked.append(batch))
     refused(
         f"^{MATH}/mawps/test row 3: answer 'four' is not a number$",

@@ -7,9 +7,9 @@ from folders import CHAT, byte_tokenizer, refused, rows_file
 from test_chats import CALL, learned, with_template
 
 from lorada.data.answer_length import answer_limit
-from lorada.data.metrics import contains, exact_match
-from lorada.data.read_rows import answer_of
-from lorada.data.task_rows import load_rows
+from lorada.data.rows.own_rows import load_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.scoring.metrics import contains, exact_match
 from lorada.data.tokenize import prompt_of, written_calls
 from lorada.data.tool_calls import calls_in
 from lorada.training.load_recipe import load_recipe

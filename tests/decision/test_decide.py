@@ -8,6 +8,7 @@ from made_up_worlds import WORLDS, World, made_up
 from scipy import stats
 
 from lorada.decision.decide import decide
+from lorada.decision.score_format import ScoreFormat
 from lorada.decision.statistics import (
     ALPHA,
     Common,
@@ -600,3 +601,38 @@ def test_what_cannot_be_compared_is_refused_in_words(given, said):
     random = np.random.default_rng(0)
     with pytest.raises(ValueError, match=said):
         decide(**({"scores": {"lora": random.random((2, 3))}} | given))
+
+
+@pytest.mark.parametrize(
+    ("unit", "margin", "smallest", "score", "loss", "small"),
+    [
+        ("%", None, 1e-3, "71.2", "0.3", "0.1"),
+        ("%", 1.0, None, "71.2", "0.3", "0.1"),
+        ("nats", 0.24, 12.3, "71.234", "0.321", "0.02"),
+        ("nats", 0.01, 0.51, "71.234", "0.321", "0.001"),
+        ("nats", 0.0004, 0.021, "71.2341", "0.3211", "0.0001"),
+        ("nats", 0.0, None, "71.234", "0.321", "0.001"),
+        ("nats", 2e-8, 1e-6, "71.23", "0.32", "2e-09"),
+        ("stars", 0.2, 0.01, "71.23", "0.32", "0.02"),
+        ("", None, None, "71.23", "0.32", None),
+    ],
+)
+def test_a_score_and_an_expected_loss_are_written_alike_wherever_they_are_shown(
+    unit, margin, smallest, score, loss, small
+):
+    score_format = ScoreFormat.of(unit, margin, smallest)
+    assert score_format.number(71.2341) == score
+    assert score_format.loss(0.3211) == score_format.short_loss(0.3211) == loss
+    assert score_format.short_loss(123.4).split(".")[0] == "123"
+    if small is not None:
+        nothing = score_format.loss(0.0), score_format.short_loss(0.0)
+        assert nothing == (f"less than {small}", f"< {small}")
+
+
+def test_an_expected_loss_that_is_too_small_to_be_written_is_so_in_the_record_too():
+    scores = {"lora": steady(12.328, 12.329, 12.327), "ia3": steady(15.0, 15.1, 15.2)}
+    found = decide(scores, lower_is_better=True, unit="nats")
+    assert "Expected to be less than 0.02 nats above the true best" in found.sentence
+    assert "(expect 12.328 nats, " in found.sentence
+    assert found.score_format.short_loss(found.expected_loss["lora"]) == "< 0.02"
+    assert found.score_format.number(found.scores["lora"]) == "12.328"

@@ -1,13 +1,21 @@
 """Scores of other trainers, read from a file."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from programs import printed
 
+from lorada.data.files.read_rows import read_rows
 from lorada.decision.read_scores import baseline_of, read_costs, read_scores
 
 HEAD = "method,seed,row,score\n"
+
+
+def scores_in(path):
+    """The scores of a file, as ``lorada decide`` reads them."""
+    return read_scores(read_rows(path), str(path))
 
 
 def written(folder, text):
@@ -20,7 +28,7 @@ def test_lines_in_any_order_become_seeds_times_rows(tmp_path):
     text = (
         "row,score,method,seed,group\na,1,lora,10,p\nb,0,lora,2,p\nb,0.5,lora,10,p\na,0,lora,2,p\n"
     )
-    found = read_scores(written(tmp_path, text))
+    found = scores_in(written(tmp_path, text))
     assert found.seeds == {"lora": ("10", "2")}
     assert np.array_equal(found.scores["lora"], [[1, 0.5], [0, 0]])
     assert found.groups == ("p", "p")
@@ -41,12 +49,12 @@ def test_lines_in_any_order_become_seeds_times_rows(tmp_path):
 def test_a_table_may_be_any_that_a_training_takes(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match="lora, seed 1, has no score of row b"):
-        read_scores(tmp_path / name)
+        scores_in(tmp_path / name)
 
 
 def test_names_of_columns_may_be_in_capitals_and_blanks_around_cells_do_not_count(tmp_path):
     text = "Method, SEED ,Row,Score\nlora, 1,a, 1\nlora,1 ,b,0\n"
-    found = read_scores(written(tmp_path, text))
+    found = scores_in(written(tmp_path, text))
     assert found.seeds == {"lora": ("1",)}
     assert np.array_equal(found.scores["lora"], [[1, 0]])
 
@@ -59,13 +67,13 @@ def test_a_baseline_is_the_mean_of_its_runs_that_have_scores():
 
 
 def test_true_and_false_are_right_and_wrong(tmp_path):
-    found = read_scores(written(tmp_path, f"{HEAD}lora,1,a,True\nlora,1,b,false\n"))
+    found = scores_in(written(tmp_path, f"{HEAD}lora,1,a,True\nlora,1,b,false\n"))
     assert np.array_equal(found.scores["lora"], [[1, 0]])
 
 
 def test_a_run_without_scores_has_diverged(tmp_path):
     text = f"{HEAD}lora,1,a,1\nlora,1,b,0\nlora,2,a,nan\nlora,2,b,\nia3,1,a,1\nia3,1,b,1\n"
-    found = read_scores(written(tmp_path, text))
+    found = scores_in(written(tmp_path, text))
     assert np.isnan(found.scores["lora"][1]).all()
     assert found.groups is None
 
@@ -93,12 +101,12 @@ def test_a_run_without_scores_has_diverged(tmp_path):
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path, text, said):
     with pytest.raises(ValueError, match=said):
-        read_scores(written(tmp_path, text))
+        scores_in(written(tmp_path, text))
 
 
 def test_a_column_of_groups_without_any_is_none(tmp_path):
     text = "method,seed,row,score,group\nlora,1,a,1,\nlora,1,b,0,\n"
-    assert read_scores(written(tmp_path, text)).groups is None
+    assert scores_in(written(tmp_path, text)).groups is None
 
 
 def test_costs_are_yaml_or_json(tmp_path):
@@ -114,3 +122,19 @@ def test_costs_are_yaml_or_json(tmp_path):
             read_costs(path)
     with pytest.raises(FileNotFoundError, match="nothing"):
         read_costs(tmp_path / "nothing")
+
+
+def test_a_decision_needs_no_torch_transformers_or_peft():
+    code = """
+import sys, lorada
+from lorada import decide
+from lorada.decision.read_scores import read_scores
+scores = {name: [[1, 0, 1, 1], [1, 0, 1, quality]] for name, quality in (("lora", 1), ("ia3", 0))}
+found = lorada.decide(scores, {"lora": {"parameters": 9}, "ia3": {"parameters": 3}})
+assert found == decide(scores, {"lora": {"parameters": 9}, "ia3": {"parameters": 3}})
+table = [{"method": "lora", "seed": 1, "row": row, "score": row % 2} for row in range(9)]
+assert decide(read_scores(table, "mine").scores).pick == "lora"
+print(sorted({"torch", "transformers", "peft", "datasets"} & sys.modules.keys()))
+print(sorted({name.split(".")[1] for name in sys.modules if name.startswith("lorada.")}))
+"""
+    assert printed(sys.executable, "-c", code).splitlines() == ["[]", "['decision', 'support']"]

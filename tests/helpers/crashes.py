@@ -8,7 +8,8 @@ from pathlib import Path
 
 from folders import llama_folder, rows_file
 
-from lorada.runs.folder import LOCK_FILE, last_whole_checkpoint
+from lorada.runs.checkpoints import last_whole_checkpoint
+from lorada.runs.folder import LOCK_FILE
 from lorada.runs.result import read_result
 from lorada.support.files import SCRATCH
 
@@ -82,4 +83,4 @@ class Lab:
         assert same_files(run / "adapter", whole / "adapter", *ADAPTER, "README.md")
         result, expected = read_result(run), read_result(whole)
         for key in ("history", "steps", "train_loss", "relative_norm", "parameters"):
-            assert result[key] == expected[key], key
+            assert getattr(result, key) == getattr(expected, key), key

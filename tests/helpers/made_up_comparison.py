@@ -59,7 +59,8 @@ METHODS = {
 
 def renamed(line, name: str, **plan):
     """A candidate of a summary by another name, and with these fields of its plan."""
-    return replace(line, label=name, candidate=replace(line.candidate, method=name, **plan))
+    candidate = replace(line.result.candidate, method=name, **plan)
+    return replace(line, result=replace(line.result, label=name, candidate=candidate))
 
 
 def candidates() -> list[dict]:
@@ -91,7 +92,8 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
     plan = {
         "candidates": candidates(), "versions": VERSIONS, "hardware": MACHINE,
         "held_out": {HELD_OUT: {"rows": rows, "sha256": "0" * 64}}, "steps": 0, "batch": 8,
-        "dev_rows": 8, "train": {}, "overlap": 0, "metric": None,
+        "dev_rows": 8, "train": {"file": "", "rows": 0, "sha256": ""},
+        "overlap": 0, "metric": None,
     }  # fmt: skip
     asked = {
         "recipe": {"model": MODEL, "data": "train.jsonl"}, "held_out": HELD_OUT,

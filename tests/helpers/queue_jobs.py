@@ -10,7 +10,7 @@ from programs import until
 
 from lorada.compare.jobs.job import Job, report
 from lorada.runs.folder import locked
-from lorada.runs.result import peak_memory
+from lorada.runs.machine import peak_memory
 from lorada.support.processes import gpu_share
 
 # What a process sees while it imports the work: libraries look for cards when they are imported.

@@ -54,9 +54,9 @@ def test_answers_of_48_tokens_are_no_longer_cut_and_scored_0(folder, place):
     assert next(name for name in metrics if name != "n") == "loss"
     assert metrics["loss"] < 0.1
     lines = read_predictions(run.folder)
-    assert [line["answer"] for line in lines] == [row["output"] for row in ALPACA]
-    assert [line["score"] for line in lines] == [-line["loss"] for line in lines]
-    assert [line["metrics"] for line in lines] == [{"exact_match": 100, "contains": 100}] * 3
+    assert [line.answer for line in lines] == [row["output"] for row in ALPACA]
+    assert [line.score for line in lines] == [-line.loss for line in lines]
+    assert [line.metrics for line in lines] == [{"exact_match": 100, "contains": 100}] * 3
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_answers_of_48_tokens_are_no_longer_cut_and_scored_0(folder, place):
 )
 def test_an_answer_may_be_a_tenth_longer_than_the_longest_response(folder, name, limit):
     run = load_run(folder(name))
-    assert read_result(run.folder)["max_new_tokens"] == limit
+    assert read_result(run.folder).max_new_tokens == limit
     assert generation_settings(run)["max_new_tokens"] == limit
     assert generation_settings(run, 7)["max_new_tokens"] == 7
 
@@ -84,11 +84,11 @@ def test_answers_that_nothing_ended_are_counted_and_said(name, folder, place, wo
     metrics, rows = evaluate(run, str(data)), len(data.read_text().splitlines())
     limit = {"asked": 20, "written": 5}[name]
     assert (metrics["cut"], metrics["max_new_tokens"]) == (rows, limit)
-    assert all(line["cut"] for line in read_predictions(run.folder))
+    assert all(line.cut for line in read_predictions(run.folder))
     out, _ = works("evaluate", run.folder, "--data", data)
     assert f"{rows} of {rows} answers were cut at {limit} tokens" in out
-    metric = read_result(run.folder)["metric"]
-    assert f"answers are scored by {metric['name']}, because {metric['reason']}" in out
+    metric = read_result(run.folder).metric
+    assert f"answers are scored by {metric.name}, because {metric.reason}" in out
     generate(run, ["a"])
     assert f"1 of 1 answers were cut at {limit} tokens" in caplog.text
     caplog.clear()
@@ -111,9 +111,9 @@ def test_a_function_of_a_file_runs_only_if_the_command_names_it(place, works, mi
     assert not ran.exists()
     works("evaluate", run, "--metric", metric)
     assert ran.read_text() == "x"
-    (metrics,) = read_result(run)["metrics"].values()
+    (metrics,) = read_result(run).metrics.values()
     lines = read_predictions(run)
-    assert metrics["my.py:length"] == sum(len(line["answer"]) for line in lines) / len(lines)
+    assert metrics.scores["my.py:length"] == sum(len(line.answer) for line in lines) / len(lines)
     said = f"{run} is scored by {metric}, and code of a file runs only if you name it"
     assert f"{said}: add --metric {metric}" in mistake("evaluate", run)
     assert f"{said}: add metric={metric}" in mistake("train", "--resume", "--output", run)
@@ -123,7 +123,7 @@ def test_a_function_of_a_file_runs_only_if_the_command_names_it(place, works, mi
     assert ran.read_text() == "xx"
     out, _ = works("evaluate", run, "--metric", "chrf")
     assert "because" not in out
-    assert [*read_result(run)["metrics"][str(data)]][1] == "chrf"
+    assert next(iter(read_result(run).metrics[str(data)].scores)) == "chrf"
     works("generate", run, "--prompt", "a")
     assert ran.read_text() == "xx"
 

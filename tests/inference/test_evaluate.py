@@ -6,7 +6,7 @@ import shutil
 import pytest
 from folders import bert_folder, llama_folder, rows_file
 
-from lorada.cli.options import metrics_of
+from lorada.cli.options import parse_metrics
 from lorada.inference import evaluate as evaluation
 from lorada.runs.result import read_result
 
@@ -51,7 +51,7 @@ def place(trained, tmp_path):
 def test_the_commonest_answer_of_the_training_rows_is_scored_on_the_evaluated_rows(
     place, json_of, works
 ):
-    assert read_result(place / "run")["commonest_answer"] == "yes"
+    assert read_result(place / "run").commonest_answer == "yes"
     found = json_of("evaluate", place / "run", "--data", place / "held_out.jsonl")
     assert found["commonest"] == pytest.approx({
         "answer": "yes", "exact_match": 200 / 3, "contains": 200 / 3, "balanced_accuracy": 50,
@@ -65,8 +65,8 @@ def test_the_commonest_answer_of_the_training_rows_is_scored_on_the_evaluated_ro
 
 
 def test_where_all_answers_differ_none_is_called_common(tmp_path):
-    from lorada.data.commonest_answer import commonest_answer, repeated_answer
-    from lorada.data.task_rows import load_rows
+    from lorada.data.rows.own_rows import load_rows
+    from lorada.data.scoring.commonest_answer import commonest_answer, repeated_answer
 
     different = [{"prompt": "a", "response": str(n)} for n in range(3)]
     rows = load_rows(str(rows_file(tmp_path / "rows.jsonl", different)))
@@ -104,8 +104,8 @@ def test_another_metric_takes_the_stored_answers_only_under_the_same_conditions(
         answered.append(given)
         return original(*given)
 
-    original = evaluation._answers_of
-    monkeypatch.setattr(evaluation, "_answers_of", answer)
+    original = evaluation.answer_all
+    monkeypatch.setattr(evaluation, "answer_all", answer)
     several = json_of(*ask, "--metric", f"chrf,{place}/mine.py:stars", "--metric", "loss")
     assert [*several][1:4] == ["chrf", "mine.py:stars", "loss"]
     assert several["mine.py:stars"] == 60
@@ -140,8 +140,8 @@ def test_a_function_may_come_first_and_its_file_may_have_a_comma(tmp_path, monke
     for name in ("a.py", "b,c.py"):
         (tmp_path / name).write_text(FUNCTION)
     typed = ["a.py:stars,loss", "b,c.py:stars", "chrf,a.py:stars"]
-    assert metrics_of(typed) == ["a.py:stars", "loss", "b,c.py:stars", "chrf"]
-    assert metrics_of(None) == []
+    assert parse_metrics(typed) == ["a.py:stars", "loss", "b,c.py:stars", "chrf"]
+    assert parse_metrics(None) == []
 
 
 def test_metrics_with_commas_and_repeated_are_one_list_and_each_has_to_fit(place, mistake, json_of):

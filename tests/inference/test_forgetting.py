@@ -44,24 +44,24 @@ def test_both_losses_are_those_of_the_text_and_are_kept(place, folder, method):
     run = folder(method)
     before = read_result(run)
     kept = (run / ("model" if method == "full" else "adapter")).rglob("*")
-    assert before["adapter_bytes"] == sum(path.stat().st_size for path in kept if path.is_file())
+    assert before.adapter_bytes == sum(path.stat().st_size for path in kept if path.is_file())
     loaded = load_run(run)
     found = forgetting(loaded)
     tokenizer = AutoTokenizer.from_pretrained(place / "llama")
     ids = [*tokenizer(TEXT.read_text(encoding="utf-8"))["input_ids"], tokenizer.eos_token_id]
     base = AutoModelForCausalLM.from_pretrained(place / "llama").eval()
-    assert found["text"] == "neutral.txt"
-    assert found["base"] == pytest.approx(loss_of(base, ids, 64), rel=1e-5)
-    assert found["adapted"] == pytest.approx(loss_of(loaded.model, ids, 64), rel=1e-5)
-    assert abs(found["adapted"] - found["base"]) > 1e-3
-    assert read_result(run) == {**before, "forgetting": found}
+    assert found.text == "neutral.txt"
+    assert found.base == pytest.approx(loss_of(base, ids, 64), rel=1e-5)
+    assert found.adapted == pytest.approx(loss_of(loaded.model, ids, 64), rel=1e-5)
+    assert abs(found.adapted - found.base) > 1e-3
+    assert read_result(run) == before.model_copy(update={"forgetting": found})
 
 
 @pytest.mark.parametrize("name", ["encoder", "classifier", "seq2seq"])
 def test_a_model_that_continues_no_text_has_none(folder, name):
     run = folder(name)
     nothing = {"text": "neutral.txt", "base": None, "adapted": None}
-    assert forgetting(load_run(run)) == nothing
+    assert forgetting(load_run(run)).stored() == nothing
     assert json.loads((run / "result.json").read_text())["forgetting"] == nothing
 
 
@@ -80,6 +80,6 @@ def test_a_loss_that_cannot_be_kept_is_only_warned_of(folder, tmp_path, monkeypa
     before = read_result(run)
     full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr("lorada.runs.result.write_atomic", full)
-    assert math.isfinite(forgetting(load_run(run))["adapted"])
+    assert math.isfinite(forgetting(load_run(run)).adapted)
     assert "the losses on the neutral text could not be kept" in caplog.text
     assert read_result(run) == before

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 from folders import ROWS, refused, rows_file
 
-from lorada.data.read_rows import read_rows
-from lorada.data.task_rows import rows_to_answer
+from lorada.data.files.read_rows import read_rows
+from lorada.data.rows.own_rows import rows_to_answer
 from lorada.inference import predict as module
-from lorada.inference.evaluate import Answered, evaluate
+from lorada.inference.answer_rows import RowAnswer
+from lorada.inference.evaluate import evaluate
 from lorada.inference.generate import generate
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict, predict_to
@@ -83,17 +84,17 @@ def test_answers_are_those_of_evaluate_part_by_part(name, folder, place, small_p
     assert len(next(predict(run, asked(run, rows)))) == 4
     found = answers(run, rows)
     scored = read_predictions(run.folder)
-    assert [one["row"] for one in found] == [line["row"] for line in scored]
+    assert [one["row"] for one in found] == [line.row for line in scored]
     field = name if name in ("label", "score") else "answer"
-    assert [one[field] for one in found] == [line["answer"] for line in scored]
-    assert [one.get("cut", False) for one in found] == [line.get("cut", False) for line in scored]
+    assert [one[field] for one in found] == [line.answer for line in scored]
+    assert [one.get("cut", False) for one in found] == [line.cut for line in scored]
     if name == "choice":
         for one, row in zip(found, CHOICES, strict=True):
             assert one["candidate"] == row["candidates"][one["answer"]]
     if name == "label":
         for one, line, row in zip(found, scored, LABELS, strict=True):
             assert math.isclose(sum(one["probs"].values()), 1, rel_tol=1e-5)
-            assert -math.log(one["probs"][row["label"]]) == pytest.approx(line["loss"], rel=1e-4)
+            assert -math.log(one["probs"][row["label"]]) == pytest.approx(line.loss, rel=1e-4)
             assert one["label"] == max(one["probs"], key=one["probs"].get)
 
 
@@ -238,7 +239,7 @@ def test_lines_of_an_answer_stay_one_cell_and_those_that_were_cut_are_counted(
 ):
     run, output = load_run(folder("prompt")), tmp_path / "answers.csv"
     said = 'a "b",\r\nc\u2028d\re'
-    some = [Answered(said, cut=False), Answered("b", cut=True), Answered("", cut=True)]
+    some = [RowAnswer(said, cut=False), RowAnswer("b", cut=True), RowAnswer("", cut=True)]
     monkeypatch.setattr(module, "answer_rows", lambda *_: enumerate(some))
     answered_to(run, [{"prompt": str(n)} for n in range(3)], output)
     with output.open(newline="") as file:

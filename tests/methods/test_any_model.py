@@ -20,7 +20,7 @@ from transformers import (
 
 from lorada import METHODS, build_method
 from lorada.methods.build import scheme_of
-from lorada.methods.matrix_names import SCHEMES, fits, renamed
+from lorada.methods.matrix_names import SCHEMES, has_linears_of, translate_names
 from lorada.methods.meta_model import meta_model
 from lorada.methods.provenance import SOURCES
 from lorada.methods.table import UNPUBLISHED
@@ -43,11 +43,11 @@ def test_every_linear_of_a_layer_has_a_role_and_the_widths_of_it(name):
     model = BUILDERS[name]()
     scheme = SCHEMES[model.config.model_type]
     linears = layer_linear_names(meta_model(model.config))
-    assert fits(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
+    assert has_linears_of(scheme, [linear for linear in linears if not linear.endswith(OF_PLACES)])
     found = {
         role: [
             _get_in_out_features(linear_of(model.get_submodule(module)))
-            for module in hit(model, renamed(names, scheme, scheme))
+            for module in hit(model, translate_names(names, scheme, scheme))
         ]
         for role, names in scheme.items()
         if role not in ("embeddings", "norms") and (role, name) != ("gate", "t5")

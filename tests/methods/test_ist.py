@@ -13,7 +13,7 @@ from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dic
 
 import lorada
 from lorada import LoradaConfig
-from lorada.methods.callbacks.ist import ISTCallback, adapters_in, scaled_down, updated
+from lorada.methods.callbacks.ist import ISTCallback, adapters_in, scaled_down, updated_scores
 from lorada.methods.callbacks.layers import generator_at, layers_of, training_batches
 from lorada.support.tuner_names import TUNERS
 
@@ -78,7 +78,9 @@ def test_scores_move_as_the_formula_says():
         for i in chosen:
             sigma = 1 / (1 + math.exp(-scores[i]))
             expected[i] += 10 * (reward - sum(rewards) / 3) * sigma * (1 - sigma)
-    assert_close(updated(scores, sets, losses, 10.0), torch.tensor(expected, dtype=torch.float64))
+    assert_close(
+        updated_scores(scores, sets, losses, 10.0), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 @pytest.mark.more

@@ -52,16 +52,16 @@ def test_lorada_train_resumes_bit_for_bit_and_counts_all_that_trains(plan, tmp_p
     for kept in ("adapter", "model", "checkpoint-7"):
         shutil.rmtree(tmp_path / "part" / kept, ignore_errors=True)
     resumed = run("part", resume=True)
-    assert resumed.result["resumed_from"] == "checkpoint-6"
-    assert resumed.result["parameters"] == whole.result["parameters"]
-    assert resumed.result["history"] == whole.result["history"]
+    assert resumed.result.resumed_from == "checkpoint-6"
+    assert resumed.result.parameters == whole.result.parameters
+    assert resumed.result.history == whole.result.history
     folder = "adapter/adapter_model" if plan is ist_plan else "model/model"
     expected, actual = (
         load_file(tmp_path / name / f"{folder}.safetensors") for name in ("whole", "part")
     )
     assert_same(actual, expected)
     if plan is ist_plan:  # all adapters, not only those of the last step
-        assert whole.result["parameters"]["trainable"] == sum(v.numel() for v in expected.values())
+        assert whole.result.parameters.trainable == sum(v.numel() for v in expected.values())
 
 
 @pytest.mark.slow

@@ -273,9 +273,9 @@ def test_a_method_by_name_trains_saves_and_scores(name, model, folder, tmp_path)
     options = {"method": name, "model": str(folder(model)), "data": str(rows)}
     recipe = load_recipe(None, pairs, {**options, "output": str(tmp_path / "run")})
     result = train(recipe, quiet=True).result
-    assert result["steps"] == 4
-    assert result["parameters"]["trainable"] > 0
+    assert result.steps == 4
+    assert result.parameters.trainable > 0
     if model not in ("llama", "bert"):
-        assert result["settings_from"].startswith("not from the paper") == (model == "electra")
+        assert result.settings_from.startswith("not from the paper") == (model == "electra")
     metrics = evaluate(load_run(tmp_path / "run"), str(rows))
     assert metrics["n"] == sum(1 for _ in rows.open())

@@ -123,13 +123,14 @@ def test_a_default_that_fits_a_model_stays_and_another_is_lowered_to_one_that_do
     sizes = {"hidden_size": 48, "intermediate_size": 48, "num_attention_heads": 4}
     config = LlamaConfig(num_hidden_layers=1, max_position_embeddings=64, vocab_size=96, **sizes)
     parts = {"oft": {"oft_block_size": 32}, "prefix": {"length": 30}, "lmam": {"length": 128}}
-    found, sentences = fit_defaults(parts, {}, config)
-    assert found["oft"]["oft_block_size"] == 24  # of the divisors of 48
-    assert (found["prefix"]["length"], found["lmam"]["length"]) == (30, 64)
-    assert len(sentences) == 2
-    longer, _ = fit_defaults({"prefix": {"length": 100}}, {}, config)
-    assert longer["prefix"]["length"] == 63  # a text has room for a token
-    assert fit_defaults({"prefix": {"length": 100}}, {"prefix": ["length"]}, config)[1] == []
+    fitted = fit_defaults(parts, {}, config)
+    assert fitted.parts["oft"]["oft_block_size"] == 24  # of the divisors of 48
+    lengths = {part: fitted.parts[part]["length"] for part in ("prefix", "lmam")}
+    assert lengths == {"prefix": 30, "lmam": 64}
+    assert len(fitted.replaced) == 2
+    longer = fit_defaults({"prefix": {"length": 100}}, {}, config)
+    assert longer.parts["prefix"]["length"] == 63  # a text has room for a token
+    assert fit_defaults({"prefix": {"length": 100}}, {"prefix": ["length"]}, config).replaced == []
 
 
 def test_a_sum_takes_the_rate_that_suits_all_its_methods():

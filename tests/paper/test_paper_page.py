@@ -8,6 +8,7 @@ from lorada.paper import table_page as pages
 from lorada.paper.table_lines import published_line
 from lorada.paper.table_page import Page
 from lorada.paper.table_spec import PaperTable, load_table
+from lorada.runs.result import RunResult
 
 TABLE = {
     "table": 5, "title": "T", "tasks": ["rte", "sst2", "mrpc"], "train": "each", "paper": {},
@@ -19,7 +20,7 @@ TABLE = {
 def result(row: str = "lora", seed: int = 1, *, task="rte", recipe=None, **metrics) -> tuple:
     """A row of the table, and as much of a ``result.json`` as a page reads."""
     return row, {
-        "seed": seed, "model": "tiny",
+        "seed": seed, "model": "tiny", "task": task, "labels": [], "form": "label", "history": [],
         "metrics": {task: {"n": 9, **(metrics or {"accuracy": 1.0}), "sha256": "a"}},
         "parameters": {"percent": 0.5}, "wall_time_s": 60.0,
         "recipe": {"task": task, **(recipe or {})},
@@ -31,7 +32,8 @@ def result(row: str = "lora", seed: int = 1, *, task="rte", recipe=None, **metri
 def page_of(*results: tuple, every: bool = False, **changes) -> Page:
     table = PaperTable(**{**TABLE, **changes})
     rows = {row.key: row for row in table.rows}
-    return pages.make_page(table, "paper", [(rows[key], one) for key, one in results], every=every)
+    stored = [(rows[key], RunResult.model_validate(fields)) for key, fields in results]
+    return pages.make_page(table, "paper", stored, every=every)
 
 
 def said(*results: tuple, **changes) -> str:
@@ -104,7 +106,8 @@ def test_only_rows_of_several_models_are_named_by_them():
     assert published_line(4, "chatgpt").label == "ChatGPT"
     table = load_table("table4")
     row = next(row for row in table.rows if row.key == "llama-7b/lorada_la")
-    page = pages.make_page(table, "paper", [(row, result(task="boolq")[1])], every=False)
+    stored = RunResult.model_validate(result(task="boolq")[1])
+    page = pages.make_page(table, "paper", [(row, stored)], every=False)
     labels = [line.label for line in page.lines if line.source != "rows"]
     assert labels == ["LLaMA-7B, LoRaDA-LA", "llama-7b/lorada_la"]
 

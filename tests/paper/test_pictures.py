@@ -16,6 +16,7 @@ from lorada.inference.load import load_run
 from lorada.paper import figures as plots
 from lorada.paper import table_runs
 from lorada.paper.figures import sweep_figure
+from lorada.runs.result import RowsMetrics, RunResult, StoredRecipe
 from lorada.training.train import train
 from lorada.tuners.lmam import map_configs
 
@@ -200,8 +201,11 @@ def test_a_mistake_is_one_line(command, runs, mistake, monkeypatch):
 def test_a_sweep_of_which_a_run_failed_is_drawn_without_it(drawn, call, tmp_path, monkeypatch):
     def some(found, **options):
         results = [
-            {"model": "bert", "recipe": job.recipe.model_dump(),
-             "metrics": {job.tasks[0]: {"accuracy": 80.0}}}
+            RunResult(
+                labels=[], form="label", history=[], model="bert",
+                recipe=StoredRecipe(**job.recipe.model_dump()),
+                metrics={job.tasks[0]: RowsMetrics(n=1, accuracy=80.0)},
+            )
             for job in found
         ]  # fmt: skip
         results[0] = None

@@ -15,6 +15,7 @@ from lorada.methods.method import PARTS
 from lorada.paper.table_lines import MEAN, measured_line, published_line
 from lorada.paper.table_runs import Folders, list_jobs, load_complete_result
 from lorada.paper.table_spec import load_table, row_recipe, tables
+from lorada.runs.result import ParameterCounts, RowsMetrics, RunResult
 from lorada.training.arguments import training_arguments
 from lorada.training.models.loading import kind_of
 from lorada.training.parameter_counts import counts_of
@@ -119,12 +120,15 @@ def test_a_task_may_have_a_model_of_its_own_and_a_row_settings_for_a_task():
 
 
 def test_a_column_of_the_other_scale_stays_empty():
-    result = {
-        "metrics": {"proof_pile": {"n": 3, "perplexity_512": 9.5}},
-        "parameters": {"percent": 1.0},
-        "wall_time_s": 60,
-        "seed": 1,
-    }
+    result = RunResult(
+        labels=[],
+        form="text",
+        history=[],
+        metrics={"proof_pile": RowsMetrics(n=3, perplexity_512=9.5)},
+        parameters=ParameterCounts(percent=1.0),
+        wall_time_s=60,
+        seed=1,
+    )
     columns = load_table("table7").columns_of(["proof_pile"])
     assert list(columns)[:2] == ["perplexity_512", "perplexity_1024"]
     assert measured_line("ours", [result], columns).scores == {"perplexity_512": [9.5]}

@@ -19,15 +19,15 @@ from table_rows import SMALL
 from trained_runs import failing_for
 
 from lorada.compare import learning_rate
-from lorada.compare.jobs.job import JOB_FILE, LOG_FILE
+from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.jobs.pool import Workers
 from lorada.paper import table_lines, table_spec
 from lorada.paper.map_costs import CostTable
 from lorada.paper.table_runs import Folders, list_jobs, run_all
 from lorada.paper.table_runs import _is_scored as is_scored
 from lorada.paper.table_spec import load_table
-from lorada.runs.folder import LOCK_FILE
-from lorada.runs.result import read_predictions
+from lorada.runs.folder import LOCK_FILE, LOG_FILE
+from lorada.runs.result import RowsMetrics, RunResult, read_predictions
 
 TASKS = ("rte", "sst2")
 ASKED = ("table", "5", "--scale", "local", "--tasks", "rte", "--seeds", "1")
@@ -86,8 +86,8 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
     for task in TASKS:  # each run folder has the answer to each of its 12 rows
         for path in (place / "runs").rglob(f"{task}/seed*/predictions.jsonl"):
             lines = read_predictions(path.parent)
-            assert [line["row"] for line in lines] == list(range(1, 13))
-            assert {line["rows"] for line in lines} == {task}
+            assert [line.row for line in lines] == list(range(1, 13))
+            assert {line.rows for line in lines} == {task}
     assert len(list((place / "runs").rglob("predictions.jsonl"))) == len(stored)
     page = (folder / "table.md").read_text()
     assert "A tiny model, rows that mean nothing." in page
@@ -104,14 +104,20 @@ def test_a_table_runs_its_rows_and_prints_them_beside_the_paper(place, works, js
     assert "the commonest answer alone" in [line["label"] for line in page["lines"]]
 
 
+def scored_on(*names):
+    """The result of a run that is scored on rows of these names."""
+    metrics = {name: RowsMetrics(n=1, accuracy=0.0) for name in names}
+    return RunResult(labels=[], form="label", history=[], metrics=metrics)
+
+
 def test_a_run_is_done_when_each_of_its_tasks_has_a_score(place):
     (job,) = list_jobs(
         load_table("table5"), "local", rows=["lora"], tasks=["rte"], seeds=[1],
         folders=Folders(place, place),
     )  # fmt: skip
     both = replace(job, tasks=["rte", "sst2"])
-    assert is_scored(both, {"metrics": {"rte": {}, "sst2": {}, "rte (base)": {}}})
-    assert not is_scored(both, {"metrics": {"rte": {}, "rte (base)": {}}})
+    assert is_scored(both, scored_on("rte", "sst2", "rte (base)"))
+    assert not is_scored(both, scored_on("rte", "rte (base)"))
 
 
 def test_a_table_that_is_computed_is_printed_or_is_json(works, json_of, monkeypatch):

@@ -95,11 +95,11 @@ def test_an_adapter_is_not_loaded_onto_a_base_of_another_kind(place, tmp_path, c
     base = shutil.copytree(place / "llama", tmp_path / "base")
     run = train(recipe(place, tmp_path / "run", model=base, method="lorada_la"), quiet=True).run
     result = read_result(run)
-    assert result["base_revision"] is None  # a folder has none
+    assert result.base_revision is None  # a folder has none
     for before, now in ((None, "b"), ("a", None), ("a", "a")):
-        warn_of_other_revision(now, {**result, "base_revision": before}, run)
+        warn_of_other_revision(now, result.model_copy(update={"base_revision": before}), run)
     assert "was trained on revision" not in caplog.text
-    warn_of_other_revision("b", {**result, "base_revision": "a"}, run)
+    warn_of_other_revision("b", result.model_copy(update={"base_revision": "a"}), run)
     assert "run was trained on revision a of" in caplog.text
     shutil.rmtree(base)
     mistral_folder(base)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig
 from lorada.inference.load import load_run
-from lorada.runs.folder import STATE_FILE, check_folder, last_whole_checkpoint, refuse_target
+from lorada.runs.checkpoints import STATE_FILE, last_whole_checkpoint
+from lorada.runs.folder import Start, begin, check_folder, refuse_target
 from lorada.training.parameter_counts import parameters_of
 from lorada.training.train import train
 
@@ -58,6 +59,23 @@ def test_overwrite_never_removes_what_a_run_did_not_write(place, tmp_path):
     assert (mine / "result.json").exists()
 
 
+def test_overwrite_removes_what_a_comparison_wrote_beside_the_run_and_alone_that_is_no_run(
+    place, finished, tmp_path
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    started = tmp_path / "started"  # a job's folder before its training has begun
+    started.mkdir()
+    for name in ("job.log", "trial.json", "as_it_is.json"):
+        (run / name).write_text("{}")
+        (started / name).write_text("{}")
+    (run / "notes.txt").write_text("mine")
+    another = recipe(place, run)
+    start = check_folder(another, resume=False, overwrite=True)
+    begin(another, start, "0" * 64)
+    assert {path.name for path in run.iterdir()} == {"notes.txt", "recipe.yaml", "rows.sha256"}
+    assert check_folder(recipe(place, started), resume=True, overwrite=False) == Start()
+
+
 def test_overwrite_does_not_delete_what_the_run_reads(place, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.copytree(place / "llama", run / "model")
@@ -97,7 +115,7 @@ def test_resume_goes_back_to_the_last_whole_checkpoint_bit_for_bit(
     HALF[case](run / "checkpoint-4" / STATE_FILE)
     assert last_whole_checkpoint(run) == run / "checkpoint-2"
     resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == "checkpoint-2"
+    assert resumed.result.resumed_from == "checkpoint-2"
     assert "checkpoint-4 was not written to its end" in caplog.text
     assert_same(adapter_weights(run), adapter_weights(finished))
     assert last_whole_checkpoint(run) == run / "checkpoint-4"  # which has been written anew
@@ -110,7 +128,7 @@ def test_a_run_without_a_whole_checkpoint_starts_from_the_beginning(
     for step in (2, 4):
         (run / f"checkpoint-{step}" / STATE_FILE).unlink()
     resumed = train(recipe(place, run, "save_steps=2"), resume=True, quiet=True)
-    assert resumed.result["resumed_from"] is None
+    assert resumed.result.resumed_from is None
     assert "has no whole checkpoint yet: starting from the beginning" in caplog.text
 
 
@@ -132,7 +150,7 @@ def test_a_checkpoint_with_a_file_that_was_cut_is_passed_over_and_the_file_named
             assert f"{last} is damaged ({path.name}: " in caplog.text
         path.write_bytes(whole)
     path.write_bytes(b"")
-    assert train(again, resume=True, quiet=True).result["resumed_from"] == "checkpoint-2"
+    assert train(again, resume=True, quiet=True).result.resumed_from == "checkpoint-2"
 
 
 def test_a_checkpoint_that_is_written_again_is_not_whole_until_its_end(
@@ -193,8 +211,8 @@ def test_what_is_counted_before_a_training_has_the_parts_that_from_brings(place,
     first = recipe(place, tmp_path / "first", "lora.r=16", "max_steps=1", method="lora")
     start = str(train(first, quiet=True).run / "adapter")
     again = recipe(place, tmp_path / "again", "max_steps=1", method="lora+lmam", from_adapter=start)
-    trained = train(again, quiet=True).result["parameters"]
-    assert parameters_of(again)["trainable"] == trained["trainable"]
+    trained = train(again, quiet=True).result.parameters
+    assert parameters_of(again)["trainable"] == trained.trainable
     ours = recipe(place, tmp_path / "new", "lora.r=4", method="lora", from_adapter=start)
     for use in (parameters_of, partial(train, quiet=True)):
         refused(r"brings its own lora part .* lora\.r", partial(use, ours))

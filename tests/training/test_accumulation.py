@@ -13,9 +13,9 @@ from stacks import randomise
 from transformers import AutoModelForSequenceClassification
 
 from lorada import LmamConfig, LoradaConfig
-from lorada.data.task_rows import Rows
+from lorada.data.batches import IGNORED, collator
+from lorada.data.rows.rows import Rows
 from lorada.data.tasks import TASKS
-from lorada.data.tokenize import IGNORED, collator
 from lorada.methods.build import Plan
 from lorada.support.row_sources import HEADED
 from lorada.support.task_head import head_for

@@ -161,4 +161,4 @@ def test_a_base_is_spread_where_the_recipe_says_so(place, tmp_path):
     one = loading_settings(recipe(place, tmp_path / "run"), torch.device("cuda", 1), headed=False)
     assert one == {"device_map": {"": torch.device("cuda", 1)}}
     assert loading_settings(recipe(place, tmp_path / "run"), None, headed=False) == {}
-    assert train(asked, quiet=True).result["steps"] == 2
+    assert train(asked, quiet=True).result.steps == 2

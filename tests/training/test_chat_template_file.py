@@ -51,10 +51,10 @@ def run(place):
 def test_a_run_that_learned_calls_writes_them_and_is_scored_by_name_and_arguments(run, place):
     metrics = evaluate(load_run(run), str(place / "calls.jsonl"))
     assert (metrics["exact_match"], metrics["contains"], metrics["cut"]) == (100, 100, 0)
-    answers = [line["answer"] for line in read_predictions(run)]
+    answers = [line.answer for line in read_predictions(run)]
     assert json.loads(answers[0]) == {"name": "stock", "arguments": {"item": "lamp"}}
     size = max(map(len, answers))
-    assert read_result(run)["max_new_tokens"] == size + -(-size // 10)
+    assert read_result(run).max_new_tokens == size + -(-size // 10)
 
 
 def test_a_moved_run_and_its_export_have_the_template_that_it_learned(run, tmp_path):

@@ -72,7 +72,7 @@ def check_same(asked, setting, same=assert_close):
     plain, expected = trained(asked("off", *PLAIN, setting))
     again, found = trained(asked("full", *PLAIN, setting))
     assert (expected.recomputes, found.recomputes) == ({False}, {True})
-    losses = [torch.tensor([e["loss"] for e in r["history"]]) for r in (plain, again)]
+    losses = [torch.tensor([e["loss"] for e in r.history]) for r in (plain, again)]
     same(losses[1], losses[0])
     for step, other in zip(found.steps, expected.steps, strict=True):
         assert step.keys() == other.keys()

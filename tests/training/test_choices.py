@@ -13,7 +13,8 @@ from trained_runs import run_recipe
 from transformers import AutoModelForCausalLM
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.tokenize import EncodeOptions, collator, encode
+from lorada.data.batches import collator
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
 from lorada.training.models.candidate_scores import (
@@ -132,8 +133,8 @@ def test_a_run_learns_which_candidate_is_right_and_keeps_the_best_model(place, t
     pairs += ["training.train_sampling_strategy=group_by_length"]
     asked = run_recipe(pairs, place, tmp_path / "run", method="lorada_la", eval_data=data)
     result = train(asked, quiet=True).result
-    assert result["form"] == "choice"
-    measured = [e["eval_accuracy"] for e in result["history"] if "eval_accuracy" in e]
+    assert result.form == "choice"
+    measured = [e["eval_accuracy"] for e in result.history if "eval_accuracy" in e]
     assert len(measured) == 12
     assert min(measured) < max(measured) == 100
     assert evaluate(load_run(tmp_path / "run"), data)["accuracy"] == 100

@@ -141,7 +141,7 @@ def test_a_run_is_resumed_with_the_dtype_that_it_began_with(recipe, tmp_path, mo
     run = train(recipe(*asked, "dtype=bfloat16"), quiet=True).run
     (run / "result.json").unlink()
     again = train(recipe(*asked), quiet=True, resume=True)
-    assert again.result["resumed_from"] == "checkpoint-2"
+    assert again.result.resumed_from == "checkpoint-2"
     assert yaml.safe_load((run / "recipe.yaml").read_text())["dtype"] == "bfloat16"
     (run / "result.json").unlink()
     other = recipe(*asked, "dtype=float32")

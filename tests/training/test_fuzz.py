@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from lorada.data.read_rows import read_rows
-from lorada.data.task_rows import load_rows
+from lorada.data.files.read_rows import read_rows
+from lorada.data.rows.own_rows import load_rows
 from lorada.data.tokenize import encode_rows
 from lorada.methods.build import build_method
 from lorada.methods.check_overrides import TRAINING, settings_of

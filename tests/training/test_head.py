@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.task_rows import class_order
+from lorada.data.rows.training_rows import class_order
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run

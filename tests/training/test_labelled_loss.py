@@ -10,7 +10,7 @@ from architectures import ARCHITECTURES, ENCODER_DECODERS, _model
 from conftest import DECODER_SIZES, ENCODERS, VOCAB, assert_close
 from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 from lorada.training.models import labelled_loss
 from lorada.training.models.labelled_loss import find_labelled_loss
 

@@ -11,15 +11,15 @@ from folders import bert_folder, byte_tokenizer, llama_folder, refused, rows_fil
 from trained_runs import QUICK, run_recipe
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from lorada.data.read_rows import read_rows
-from lorada.data.row_forms import in_form
-from lorada.data.task_rows import rows_to_answer
+from lorada.data.files.read_rows import read_rows
+from lorada.data.forms.row_forms import convert_rows
+from lorada.data.rows.own_rows import rows_to_answer
 from lorada.explore.page_data import compute_page_data, pair_sentences
 from lorada.inference.evaluate import evaluate
 from lorada.inference.export import export
 from lorada.inference.load import load_run
 from lorada.inference.predict import predict
-from lorada.runs.result import read_predictions, read_result
+from lorada.runs.result import ScoringMetric, read_predictions, read_result
 from lorada.training.inputs import prepare_training
 from lorada.training.train import train
 
@@ -68,17 +68,17 @@ def probabilities(run: Path, texts: list[str]) -> list[dict[str, float]]:
 
 def test_labels_are_learned_scored_and_kept_by_their_names(run):
     result = read_result(run)
-    assert (result["form"], result["labels"]) == ("labels", [*NAMES])
-    assert result["metric"] == {"name": "f1", "reason": ""}
-    losses = [entry["loss"] for entry in result["history"]]
+    assert (result.form, result.labels) == ("labels", [*NAMES])
+    assert result.metric == ScoringMetric(name="f1", reason="")
+    losses = [entry["loss"] for entry in result.history]
     assert losses[-1] < losses[0] < 0.9  # at first about log 2 for each label
     scores = evaluate(load_run(run))
     assert [*scores][:3] == ["n", "f1", "micro_f1"]
     assert scores["threshold"] == 0.5
     assert {f"f1_{name}" for name in NAMES} <= scores.keys()
     lines = read_predictions(run)
-    assert sum(line["score"] for line in lines) / len(lines) == pytest.approx(scores["f1"])
-    assert all(set(line["answer"]) <= set(NAMES) for line in lines)
+    assert sum(line.score for line in lines) / len(lines) == pytest.approx(scores["f1"])
+    assert all(set(line.answer) <= set(NAMES) for line in lines)
 
 
 def test_the_loss_is_the_mean_log_loss_of_each_decision(run):
@@ -120,7 +120,7 @@ def test_an_empty_cell_of_a_table_means_no_label(place, works, json_of, tmp_path
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([("text", "labels"), *zip(texts, cells, strict=True)])
-    read, form = in_form(read_rows(table), str(table))
+    read, form = convert_rows(read_rows(table), str(table))
     assert form == "labels"
     assert read == [{**row, "labels": sorted(row["labels"])} for row in labelled()]
     run = tmp_path / "run"

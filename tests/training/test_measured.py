@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from lorada.inference.evaluate import evaluate
 from lorada.inference.load import load_run
-from lorada.runs.result import write_result
+from lorada.runs.result import RunResult, write_result
 from lorada.training.arguments import training_arguments
 from lorada.training.callbacks import DivergedError
 from lorada.training.train import train
@@ -33,10 +33,10 @@ def test_rows_kept_back_are_measured_after_each_epoch_and_change_nothing(place, 
         train(recipe(place, tmp_path / name, "dev_rows=20", *own), quiet=True)
         for name, own in (("measured", ()), ("alone", ("eval_strategy=no",)))
     )
-    history = measured.result["history"]
+    history = measured.result.history
     assert [e["step"] for e in history if "eval_loss" in e] == [4, 8, 12]
     assert all(0 < e["eval_loss"] < 10 for e in history if "eval_loss" in e)
-    assert not any("eval_loss" in entry for entry in alone.result["history"])
+    assert not any("eval_loss" in entry for entry in alone.result.history)
     assert_same(adapter_weights(measured.run), adapter_weights(alone.run))
 
 
@@ -63,8 +63,8 @@ def test_a_checkpoint_of_a_stop_is_kept_and_goes_on_bit_for_bit(place, tmp_path,
     part = recipe(place, tmp_path / "part", *settings)
     assert train(part, quiet=True, callbacks=[PressCtrlC(at - 1)]).interrupted
     resumed = train(part, resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == f"checkpoint-{at}"
-    assert resumed.result["history"] == whole.result["history"]
+    assert resumed.result.resumed_from == f"checkpoint-{at}"
+    assert resumed.result.history == whole.result.history
     assert_same(adapter_weights(resumed.run), adapter_weights(whole.run))
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_without_an_optimizer_is_not_gone_on_from(place, tmp_path):
 
 def test_rows_that_are_never_reached_by_eval_steps_are_measured_at_the_end(place, tmp_path):
     late = ("dev_rows=20", "max_steps=3", "eval_strategy=steps", "eval_steps=500")
-    history = train(recipe(place, tmp_path / "run", *late), quiet=True).result["history"]
+    history = train(recipe(place, tmp_path / "run", *late), quiet=True).result.history
     assert [e["step"] for e in history if "eval_loss" in e] == [3]
 
 
@@ -95,7 +95,7 @@ def test_the_held_out_loss_is_the_one_of_evaluate(place, tmp_path):
         place, tmp_path / "run", f"eval_data={data}", "eval_strategy=epoch", "max_steps=2",
         "per_device_eval_batch_size=3",
     )  # fmt: skip
-    (entry,) = [e for e in train(watched, quiet=True).result["history"] if "eval_loss" in e]
+    (entry,) = [e for e in train(watched, quiet=True).result.history if "eval_loss" in e]
     assert evaluate(load_run(tmp_path / "run"))["loss"] == pytest.approx(entry["eval_loss"], 1e-5)
 
 
@@ -135,10 +135,11 @@ def test_a_nan_stops_the_run_says_the_step_and_keeps_the_last_checkpoint(place, 
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path):
-    write_result(tmp_path, {"a": {"loss": math.nan, "n": 3}, "b": [math.inf, 1.5]})
+    history = [{"loss": math.nan, "step": 3}, {"loss": math.inf, "step": 4}]
+    write_result(tmp_path, RunResult(labels=[], form="prompt", metrics={}, history=history))
     text = (tmp_path / "result.json").read_text()
     saved = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    assert saved == {"a": {"loss": None, "n": 3}, "b": [None, 1.5]}
+    assert saved["history"] == [{"loss": None, "step": 3}, {"loss": None, "step": 4}]
 
 
 EARLY = [*QUICK, "early_stopping=2", "eval_steps=2", "learning_rate=3e-2", "max_steps=40",
@@ -159,10 +160,10 @@ def stopped(asked, place):
 
 
 def test_it_stops_after_so_many_worse_evaluations_and_keeps_the_best(stopped):
-    losses = [e["eval_loss"] for e in stopped.result["history"] if "eval_loss" in e]
+    losses = [e["eval_loss"] for e in stopped.result.history if "eval_loss" in e]
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 2
-    assert stopped.result["steps"] == 2 * len(losses) < 40
+    assert stopped.result.steps == 2 * len(losses) < 40
     kept = load_file(stopped.run / f"checkpoint-{2 * (best + 1)}" / "adapter_model.safetensors")
     assert_same(adapter_weights(stopped.run), kept)
 
@@ -178,11 +179,8 @@ def test_a_run_that_is_resumed_stops_at_the_same_step_with_the_same_weights(
     else:
         run = before_its_end(stopped.run, tmp_path / "run")
     again = train(asked(run), quiet=True, resume=True).result
-    assert again["resumed_from"] == ("checkpoint-2" if when == "before its end" else "checkpoint-6")
-    assert (again["steps"], again["history"]) == (
-        stopped.result["steps"],
-        stopped.result["history"],
-    )
+    assert again.resumed_from == ("checkpoint-2" if when == "before its end" else "checkpoint-6")
+    assert (again.steps, again.history) == (stopped.result.steps, stopped.result.history)
     assert_same(adapter_weights(run), adapter_weights(stopped.run))
 
 

@@ -64,7 +64,7 @@ def test_texts_are_written_under_autocast_while_training(recipe, method):
         "predict_with_generate=true", "dev_rows=2", "max_steps=1",
         method=method, rows="rows", model="bart",
     )  # fmt: skip
-    history = train(asked, quiet=True).result["history"]
+    history = train(asked, quiet=True).result.history
     assert any("eval_exact_match" in entry for entry in history)
 
 

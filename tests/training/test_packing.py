@@ -13,7 +13,8 @@ from peft import get_peft_model
 from trained_runs import run_recipe
 
 from lorada import LmamConfig, LoradaConfig, PrefixConfig
-from lorada.data.tokenize import IGNORED, EncodeOptions, collator, encode
+from lorada.data.batches import IGNORED, collator
+from lorada.data.tokenize import EncodeOptions, encode
 from lorada.training.packing import best_fit, pack, packed_batch, refuse_mixing
 from lorada.training.train import train
 
@@ -99,8 +100,8 @@ def test_a_recipe_trains_on_as_many_sequences_as_its_rows_fill(place, tmp_path):
     held_out = (f"eval_data={place / 'few.jsonl'}", "eval_strategy=epoch")
     asked = recipe(place, tmp_path / "run", *once, *held_out, method="lorada_la")
     result = train(asked, quiet=True).result
-    assert result["steps"] == sequences
-    assert any("eval_loss" in entry for entry in result["history"])
+    assert result.steps == sequences
+    assert any("eval_loss" in entry for entry in result.history)
 
 
 @pytest.mark.parametrize(("method", "rows", "pairs", "message"), [

@@ -89,8 +89,8 @@ def elsewhere(folder, place):
     for name in RUNS:
         run = folder(name)
         done = export(run, place / f"{name}-exported")
-        assert done["adapter"][-1] == "POOLING"
-        folders = [path for path in (place / done["folder"], run / "model") if path.is_dir()]
+        assert done.adapter[-1] == "POOLING"
+        folders = [path for path in (place / done.folder, run / "model") if path.is_dir()]
         wanted |= dict.fromkeys(map(str, folders), logits(load_run(run).model))
     said = printed(sys.executable, "-c", ELSEWHERE, HELPERS, *wanted)
     return wanted, json.loads(said.splitlines()[-1])
@@ -143,8 +143,8 @@ def test_a_resumed_run_comes_to_the_same_end(method, place, tmp_path):
     whole = train(recipe(place, tmp_path / "whole", *pairs, method=method), quiet=True)
     cut = before_its_end(whole.run, tmp_path / "cut")
     again = train(recipe(place, cut, *pairs, method=method), resume=True, quiet=True)
-    assert again.result["resumed_from"] == "checkpoint-2"
-    assert again.result["train_loss"] == whole.result["train_loss"]
+    assert again.result.resumed_from == "checkpoint-2"
+    assert again.result.train_loss == whole.result.train_loss
     assert torch.equal(logits(load_run(cut).model), logits(load_run(whole.run).model))
     saved = json.loads((cut / "checkpoint-4" / "adapter_config.json").read_text())
     assert saved["parts"][-1]["pooling"] == "mean"

@@ -71,9 +71,9 @@ def weights_of(run):
 def assert_whole(run, other):
     """One run, whole, of two processes, with all that the other has, which one process trained."""
     result, expected = read_result(run), read_result(other)
-    assert (result["processes"], expected["processes"]) == (2, 1)
-    assert result["parameters"] == expected["parameters"]
-    assert len(result["history"]) == len(expected["history"]) == 4
+    assert (result.processes, expected.processes) == (2, 1)
+    assert result.parameters == expected.parameters
+    assert len(result.history) == len(expected.history) == 4
     assert weights_of(run).keys() == weights_of(other).keys()
     left = [p for p in run.rglob("*") if p.name.startswith(SCRATCH) or p.name == LOCK_FILE]
     assert left == []
@@ -82,7 +82,7 @@ def assert_whole(run, other):
 def assert_same_run(run, other):
     """A whole run, with the losses and weights of the other."""
     assert_whole(run, other)
-    histories = [read_result(folder)["history"] for folder in (run, other)]
+    histories = [read_result(folder).history for folder in (run, other)]
     for key in ("loss", "relative_norm"):
         here, there = ([e[key] for e in history if key in e] for history in histories)
         assert_close(torch.tensor(here), torch.tensor(there))
@@ -153,7 +153,7 @@ def test_a_map_has_the_factors_that_it_learns_under_fsdp_with_mixed_dtypes(place
         settings = (*BATCH, *shared, "dtype=mixed", "activation_checkpointing=off")
         command = words(place, "llama", "texts", "lorada_la", run, *settings)
         launch_all(tmp_path, [command], "mixed", *([how] if shared else []))
-        history = read_result(run)["history"]
+        history = read_result(run).history
         norms[how] = [entry["relative_norm"] for entry in history if "relative_norm" in entry]
     assert norms["ddp"][0] == norms["fsdp"][0] == 0
     assert norms["ddp"][-1] > 1e-3
@@ -179,7 +179,7 @@ def test_ctrl_c_in_one_process_stops_all_after_a_step_and_they_resume(how, place
     codes, done = launch_all(tmp_path, commands, *(["fsdp"] if SHARED[how] else []))
     assert codes == [[130, 0]] * 2, done.stderr
     assert done.stderr.count("stopped and saved at step 2") == 1
-    assert read_result(two)["resumed_from"] == "checkpoint-2"
+    assert read_result(two).resumed_from == "checkpoint-2"
     other = alone(place, works, "llama", "texts", "lorada_la", tmp_path / "one")
     assert_same_run(two, other)
 

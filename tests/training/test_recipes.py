@@ -10,7 +10,7 @@ from folders import refused
 from trained_runs import run_recipe
 
 from lorada import METHODS
-from lorada.data.read_rows import read_rows
+from lorada.data.files.read_rows import read_rows
 from lorada.runs.folder import same_recipe
 from lorada.runs.recipe import Recipe, builtin_recipes, saved_recipe
 from lorada.training.arguments import training_arguments
@@ -112,7 +112,7 @@ def run(place):
 @pytest.fixture
 def foreign(run, tmp_path):
     """A run from somebody else, not finished, whose model's repository ships code."""
-    model = shutil.copytree(Path(run.result["model"]), tmp_path / "model")
+    model = shutil.copytree(Path(run.result.model), tmp_path / "model")
     marker = tmp_path / "the code ran"
     (model / "theirs.py").write_text(
         "from pathlib import Path\n"
@@ -254,7 +254,7 @@ def test_a_token_is_used_and_stored_nowhere(run):
     files = [path for path in run.run.rglob("*") if path.is_file()]
     assert {"recipe.yaml", "result.json", "training_args.bin"} <= {path.name for path in files}
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
-    assert TOKEN not in json.dumps(run.result)
+    assert TOKEN not in json.dumps(run.result.stored())
 
 
 def test_a_run_goes_on_with_its_token_given_anew_or_without(run):

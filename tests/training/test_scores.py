@@ -87,10 +87,10 @@ def test_grades_are_learned_alike_in_every_unit(run, case):
     for unit in units:
         assert found[unit]["pearson"] == pytest.approx(first["pearson"], abs=0.2)
         result, (times, plus) = read_result(run(case, unit)), UNITS[unit]
-        scale, sd = result["learned_scores"], times * 2**0.5  # 2 is the variance of 1, 2, 3, 4, 5
+        scale, sd = result.learned_scores, times * 2**0.5  # 2 is the variance of 1, 2, 3, 4, 5
         assert scale["sd"] == pytest.approx(sd)
         assert scale["mean"] == (0 if case == "llama-lora" else 3 * times + plus)
-        losses = [entry["eval_loss"] for entry in result["history"] if "eval_loss" in entry]
+        losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
         assert found[unit]["loss"] == pytest.approx(losses[-1] * sd**2, rel=1e-3)
 
 
@@ -129,7 +129,7 @@ def test_a_run_that_was_resumed_is_the_same(run, place, tmp_path, case):
     (checkpoint,) = begun.glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-40"
     asked = recipe(place, case, CASES[case][2], output=begun)
-    assert train(asked, quiet=True, resume=True).result["resumed_from"] == checkpoint.name
+    assert train(asked, quiet=True, resume=True).result.resumed_from == checkpoint.name
     assert_same(weights_of(begun), weights_of(whole))
 
 
@@ -143,7 +143,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_the_best_checkpoint_is_loaded_with_its_own_head(place, tmp_path):
     pairs = ("load_best_model_at_end=true", "eval_steps=10", "save_steps=10", "max_steps=30")
     asked = recipe(place, "bert-lora", "1500 to 5500", *pairs, output=tmp_path / "run")
-    history = train(asked, quiet=True).result["history"]
+    history = train(asked, quiet=True).result.history
     best = min(entry["eval_loss"] for entry in history if "eval_loss" in entry)
     found = evaluate(load_run(tmp_path / "run"))
     assert found["loss"] == pytest.approx(best * 2e6, rel=1e-3)

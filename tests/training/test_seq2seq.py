@@ -75,8 +75,8 @@ CASES = [
 @pytest.mark.parametrize(("model", "method"), CASES)
 def test_a_method_trains_saves_and_scores_on_its_task(place, tmp_path, model, method):
     result = train(task_recipe(place, tmp_path / "run", model, method), quiet=True).result
-    assert result["steps"] == 4
-    assert result["parameters"]["trainable"] > 0
+    assert result.steps == 4
+    assert result.parameters.trainable > 0
     run = load_run(tmp_path / "run")
     assert run.kind == "encoder_decoder"
     (scores,) = evaluate_tasks(run).values()
@@ -179,7 +179,7 @@ def test_the_best_model_may_be_chosen_by_what_it_writes(
     with caplog.at_level(logging.WARNING):
         result = train(task_recipe(place, tmp_path / "run", model, "lorada_a", *pairs), quiet=True)
     name = f"eval_{best.removeprefix('eval_')}"
-    measured = [entry for entry in result.result["history"] if name in entry]
+    measured = [entry for entry in result.result.history if name in entry]
     assert [entry["step"] for entry in measured] == [1, 2, 3, 4]
     assert all("eval_loss" in entry for entry in measured)
     state = json.loads(sorted((tmp_path / "run").glob("checkpoint-*/trainer_state.json"))[-1]
@@ -246,6 +246,6 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(place, tmp_path):
     part = recipe(place, tmp_path / "part", "bart", "lorada_a", *pairs)
     assert train(part, quiet=True, callbacks=[PressCtrlC(4)]).interrupted
     resumed = train(part, resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == "checkpoint-5"
+    assert resumed.result.resumed_from == "checkpoint-5"
     assert_same(adapter_weights(resumed.run), adapter_weights(whole.run))
-    assert whole.result["history"] == resumed.result["history"]
+    assert whole.result.history == resumed.result.history

@@ -79,7 +79,7 @@ def test_the_time_of_a_step_is_the_median_so_that_a_slow_save_does_not_count(pla
     found = {}
     for steps in (1, 2, 6):
         asked = recipe(place, tmp_path / str(steps), f"max_steps={steps}", "save_steps=3")
-        found[steps] = train(asked, quiet=True, callbacks=[SlowSave()]).result["seconds_per_step"]
+        found[steps] = train(asked, quiet=True, callbacks=[SlowSave()]).result.seconds_per_step
     assert found[1] is None
     assert 0 < found[2] < 1
     assert 0 < found[6] < 1
@@ -102,10 +102,10 @@ def test_resume_after_the_last_checkpoint_trains_no_further(place, tmp_path):
     expected = adapter_weights(run)
     (run / "result.json").unlink()
     resumed = train(last, resume=True, quiet=True)
-    assert resumed.result["steps"] == 4
-    assert resumed.result["relative_norm"] > 0
-    assert resumed.result["seconds_per_step"] is None
-    assert resumed.result["resumed_from"] == "checkpoint-4"
+    assert resumed.result.steps == 4
+    assert resumed.result.relative_norm > 0
+    assert resumed.result.seconds_per_step is None
+    assert resumed.result.resumed_from == "checkpoint-4"
     assert_same(adapter_weights(run), expected)
 
 
@@ -168,7 +168,7 @@ def test_a_run_from_a_pruned_adalora_trains_the_ranks_that_are_left(place, tmp_p
     assert load_run(run).model(input_ids=ids).logits.isfinite().all()
     cut = before_its_end(run, tmp_path / "cut")
     resumed = train(asked(cut, *sizes, "save_steps=2"), resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == "checkpoint-2"
+    assert resumed.result.resumed_from == "checkpoint-2"
     assert_same(adapter_weights(cut), after)
 
 
@@ -197,7 +197,7 @@ def test_every_loss_of_a_training_has_adalora_s_regulariser_once(place, tmp_path
     for weight in (0, 2):
         sizes = ("max_steps=2", "logging_steps=1", f"orth_reg_weight={weight}", *settings)
         asked = recipe(place, tmp_path / str(weight), *sizes, rows=rows, method="adalora")
-        losses.append(train(asked, quiet=True, callbacks=[seen]).result["history"][0]["loss"])
+        losses.append(train(asked, quiet=True, callbacks=[seen]).result.history[0]["loss"])
     assert losses[1] - losses[0] == pytest.approx(2 * float(seen.mean), rel=1e-4)
 
 
@@ -276,7 +276,7 @@ def test_max_length_never_exceeds_the_models_context(place, tmp_path, caplog):
     run = train(long, quiet=True).run
     assert load_run(run).recipe.max_length == 64
     (run / "result.json").unlink()
-    assert train(long, resume=True, quiet=True).result["recipe"]["max_length"] == 999
+    assert train(long, resume=True, quiet=True).result.recipe.max_length == 999
     assert "max_length=999 is cut to the model's 64" in caplog.text
 
 
@@ -289,9 +289,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(place, 
     run = train(recipe(place, tmp_path / "run", *settings, method=method), quiet=True).run
     # A sum says it of each of its methods: here of those that are PEFT's own.
     named = [f"{name}: " for name in SUM.split("+")[:3]] if method == SUM else [""]
-    sources = "; " + read_result(run)["settings_from"]
+    sources = "; " + read_result(run).settings_from
     assert all(f"; {name}not from the paper" in sources for name in named)
     cut = before_its_end(run, tmp_path / "cut")
     resumed = train(recipe(place, cut, *settings, method=method), resume=True, quiet=True)
-    assert resumed.result["resumed_from"] == "checkpoint-3"
+    assert resumed.result.resumed_from == "checkpoint-3"
     assert_same(adapter_weights(cut), adapter_weights(run))

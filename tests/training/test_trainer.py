@@ -21,7 +21,7 @@ from programs import printed
 from test_processes import TORCHRUN
 from trained_runs import QUICK, PressCtrlC, run_recipe
 
-from lorada.data.tokenize import collator
+from lorada.data.batches import collator
 from lorada.training import setup as training
 from lorada.training.train import train
 from lorada.training.trainer import _GroupedByLength
@@ -105,8 +105,9 @@ def main(llama, folder, stop=None):
     callbacks = [] if stop is None else [PressCtrlC(int(stop))]
     resume = (folder / "run" / "recipe.yaml").is_file()
     result = train(asked, resume=resume, quiet=True, callbacks=callbacks).result
+    history = None if result is None else result.history
     rank = os.environ["RANK"]
-    (folder / f"seen{rank}.json").write_text(json.dumps([seen, result.get("history")]))
+    (folder / f"seen{rank}.json").write_text(json.dumps([seen, history]))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from lorada.methods.callbacks.lamda_schedule import LamdaCallback
 from lorada.methods.callbacks.longlora import ShiftedAttention
 from lorada.methods.callbacks.owlore import OwLoreCallback
 from lorada.methods.callbacks.sora_thresholds import SoraCallback
-from lorada.tuners.base.part_config import _kinds
+from lorada.tuners.base.part_config import _type_adapters
 from lorada.tuners.pooling import PoolingConfig
 
 pytestmark = pytest.mark.fp64
@@ -74,7 +74,7 @@ CONFIGS = (
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_setting_refuses_what_is_no_value_of_it(config):
-    for name in _kinds(config):
+    for name in _type_adapters(config):
         for value in (-1, "no value", object(), *[1.0] * (name == "dropout")):
             said = f"^{re.escape(f'{name}={value!r}')}:? ."
             one_line(said, lambda name=name, value=value: config(**{name: value}))

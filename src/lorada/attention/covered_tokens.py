@@ -61,7 +61,9 @@ class CoveredTokens:
         """The gradient of ``value`` (B, G, K, D) from that of ``values``."""
         if isinstance(self.keys, slice):
             return put(grad, value, (slice(None), slice(None), self.keys))
-        by_slot = grad.unflatten(0, (value.shape[0], self.maps)).transpose(1, 2).flatten(2, 3)
+        # (B·C, G, M, D) → (B, G, C·M, D), as the table of slots is.
+        by_map = grad.unflatten(0, (value.shape[0], self.maps))
+        by_slot = by_map.transpose(1, 2).flatten(2, 3)
         # Columns without a token add their zeros to slot 0.
         by_slot = by_slot * self.keys.real[:, None, :, None]
         index = self.keys.index[:, None, :, None].expand_as(by_slot)
@@ -105,7 +107,8 @@ def find_covered_tokens(
     else:
         table = positions
     size = length if table.longest is None else min(length, table.longest)
-    table = table.at_end(size) if own.align == "end" else table
+    if own.align == "end":
+        table = table.at_end(size)
     rows, inside = table.query_rows(size)
     # On the CPU, where reading numbers waits for nothing.
     if nothing_is_recorded() and type(inside) is Tensor and inside.is_cpu and not inside.any():
@@ -113,28 +116,36 @@ def find_covered_tokens(
     keys = table.key_slots(size)
     owner = table.row_owner
     # Behind a cache most sequences have one query, and only the rows of the queries are computed.
-    all_rows = table.is_whole if owner is None else shape.queries > table.sequences
-    if all_rows:
+    computes_all_rows = table.is_whole if owner is None else shape.queries > table.sequences
+    if computes_all_rows:
         queries = keys if table.is_whole else table.query_slots(size)
         return CoveredTokens(keys, size, queries=queries.targets())
     batch = value.shape[0]
     if owner is not None:  # each query gets a map of its own
-        owner = owner[:, :, None].expand(-1, -1, size)
-        index, real = (
-            part.unflatten(1, (-1, size)).gather(1, owner).expand(batch, -1, -1)
-            for part in (keys.index, keys.real)
-        )
-        keys = Slots(index.flatten(1), real.flatten(1))
-        rows, inside = (part.expand(batch, -1).reshape(-1, 1) for part in (rows, inside))
-        real = real.reshape(-1, 1, size)
+        keys = _slots_by_query(keys, owner, size, batch)
+        real = keys.real.reshape(-1, 1, size)
+        rows = rows.expand(batch, -1).reshape(-1, 1)
+        inside = inside.expand(batch, -1).reshape(-1, 1)
     elif isinstance(positions, TokenSpan):  # which has the same rows for all samples
         rows, inside, real = rows[0], inside[0], keys.real
     else:
         rows, inside, real = rows.expand(batch, -1), inside, keys.real[:, None]
     seen = real & inside[..., None]
     visible = visible_pairs(rows, size, shape.causal, shape.window)
-    seen = seen if visible is None else seen & visible
+    if visible is not None:
+        seen = seen & visible
     return CoveredTokens(keys, size, rows + own.part(size).start, seen)
+
+
+def _slots_by_query(keys: Slots, owner: Tensor, size: int, batch: int) -> Slots:
+    """The key slots of each query's sequence, (B, T·M), from those of each sequence, (B, P·M).
+
+    ``owner`` (B, T) is the number of a query's sequence.
+    """
+    owner = owner[:, :, None].expand(-1, -1, size)
+    index = keys.index.unflatten(1, (-1, size)).gather(1, owner)
+    real = keys.real.unflatten(1, (-1, size)).gather(1, owner)
+    return Slots(index.expand(batch, -1, -1).flatten(1), real.expand(batch, -1, -1).flatten(1))
 
 
 def _covered_span(
@@ -143,13 +154,15 @@ def _covered_span(
     size = min(own.length, span.stop)
     begin = span.stop - size if own.align == "end" else 0  # the key slot of the first column
     first = max(begin, span.first)  # the key slot of the first query under the map
-    if first >= begin + size:
+    if first >= begin + size:  # all queries lie behind the map
         return None
-    keys, queries = slice(begin, begin + size), slice(first - span.first, begin + size - span.first)
-    at = None if queries == slice(0, shape.queries) else queries
+    end = begin + size
+    keys, queries = slice(begin, end), slice(first - span.first, end - span.first)
+    some_queries = None if queries == slice(0, shape.queries) else queries
     if first == begin:  # without a cache every token under the map is a query
-        return CoveredTokens(keys, size, queries=at)
+        return CoveredTokens(keys, size, queries=some_queries)
     rows = torch.arange(first - begin, size, device=device)
     seen = visible_pairs(rows, size, shape.causal, shape.window)
-    seen = rows.new_ones(rows.shape[0], size, dtype=torch.bool) if seen is None else seen
-    return CoveredTokens(keys, size, rows + own.part(size).start, seen, at)
+    if seen is None:  # no mask hides a column
+        seen = rows.new_ones(rows.shape[0], size, dtype=torch.bool)
+    return CoveredTokens(keys, size, rows + own.part(size).start, seen, some_queries)

@@ -79,11 +79,16 @@ class Term:
         """Whether ``gradients`` has the formulas for the call, and they cost no more."""
         if not self.own.stays_low_rank or self.covered.rows is not None:
             return False
-        shape, size, rank = self.shape, self.covered.size, self.own.factors[0].shape[2]
-        share, device = shape.heads // value.shape[1], value.device.type
-        causal, window = shape.causal, shape.window
-        form = product_form(size, rank, share, causal=causal, window=window, device=device)
-        return form != "blocks"
+        shape, rank = self.shape, self.own.factors[0].shape[2]
+        form = product_form(
+            self.covered.size,
+            rank,
+            shape.heads // value.shape[1],
+            causal=shape.causal,
+            window=shape.window,
+            device=value.device.type,
+        )
+        return form != "blocks"  # which the formulas would compute as one dense map
 
     def gradients(
         self, value: Tensor, left: Tensor, right: Tensor, grad: Tensor
@@ -94,8 +99,9 @@ class Term:
         """
         covered, shape = self.covered, self.shape
         with no_autocast(value.device):
-            values, sizes = covered.values(value), (covered.size, *grad.shape[2:])
-            rows = grad.reshape(len(values), *sizes).transpose(1, 2)
+            values = covered.values(value)
+            # The reverse of ``_in_map_order``: (B, P·M, H, D) as (B·P, H, M, D).
+            rows = grad.reshape(len(values), covered.size, *grad.shape[2:]).transpose(1, 2)
             left, right, values = factors_product_gradients(
                 left, right, values, rows, causal=shape.causal, window=shape.window
             )
@@ -152,9 +158,9 @@ def expand_map(learned_map: LearnedMap, call: AttentionCall) -> Tensor:
     """
     own, length = learned_map.for_values(call.value), learned_map.length
     table = table_in_map(call, length, own.align)
-    real = table.key_slots(length).real.reshape(-1, length)
+    has_token = table.key_slots(length).real.reshape(-1, length)  # of each column of each map
     with no_autocast(call.value.device):
-        map_ = own.masked(own.dense(), call.shape, real)
+        map_ = own.masked(own.dense(), call.shape, has_token)
     rows, _ = table.query_rows(length)
     batch = max(rows.shape[0], table.columns.shape[0])
     rows = rows.expand(batch, -1)
@@ -163,12 +169,13 @@ def expand_map(learned_map: LearnedMap, call: AttentionCall) -> Tensor:
         map_ = map_.view(-1, table.sequences, *map_.shape[1:]).transpose(1, 2).flatten(2, 3)
         rows = rows + table.row_owner * length
     # First the map row of every query, then from it the map column of every key.
-    picked = _rows_of(map_, rows)
+    query_rows = _rows_of(map_, rows)
     columns = table.columns.expand(batch, -1).clamp(0, length - 1)
-    index = columns[:, None, None].expand(-1, *picked.shape[1:3], -1)
+    index = columns[:, None, None].expand(-1, *query_rows.shape[1:3], -1)
     # Rows and columns outside of the map were clamped into it: their entries become zero here.
-    entries = picked.gather(-1, index) * table.pairs(length)[:, None]
-    return entries.repeat(1, call.shape.heads // entries.shape[1], 1, 1)
+    entries = query_rows.gather(-1, index) * table.pairs(length)[:, None]
+    tiles = call.shape.heads // entries.shape[1]
+    return entries.repeat(1, tiles, 1, 1)
 
 
 def _sum(output: Tensor, term: Tensor, queries: slice | Targets | None) -> Tensor:

@@ -134,9 +134,11 @@ class TokenTable:
         if self.column_owner is None or self.row_owner is None:
             column_last = row_last = self.columns.amax(1, keepdim=True)
         else:
+            # (B, P) the last column of each sequence, then that of each slot's own sequence.
             last = self.columns.new_full((self.columns.shape[0], self.sequences), NO_TOKEN)
             last = last.scatter_reduce(1, self.column_owner, self.columns, "amax")
-            column_last, row_last = (last.gather(1, o) for o in (self.column_owner, self.row_owner))
+            column_last = last.gather(1, self.column_owner)
+            row_last = last.gather(1, self.row_owner)
         columns = _shifted(self.columns, column_last + (1 - length))
         rows = columns if self.is_whole else _shifted(self.rows, row_last + (1 - length))
         return replace(self, columns=columns, rows=rows)
@@ -180,7 +182,8 @@ def locate(call: AttentionCall) -> TokenPositions:
     position_ids = call.position_ids if restarting else None
     if call.mask is not None:
         return _by_mask(call, position_ids, last)
-    if position_ids is not None and (starts := _starts(position_ids, None)) is not None:
+    starts = None if position_ids is None else _starts(position_ids, None)
+    if starts is not None:
         return _packed_by_restart(starts, torch.ones_like(starts))
     if last is not None:
         columns = last - torch.arange(keys - 1, -1, -1, device=last.device)
@@ -201,7 +204,8 @@ def _by_mask(call: AttentionCall, position_ids: Tensor | None, last: Tensor | No
     queries, keys, visible = call.shape.queries, call.shape.keys, call.visible_keys()
     # The last query alone does not see every token under a window or in a packed row.
     real = visible.any(-2)
-    if position_ids is not None and (starts := _starts(position_ids, real)) is not None:
+    starts = None if position_ids is None else _starts(position_ids, real)
+    if starts is not None:
         return _packed_by_restart(starts, real)
     counted = real.cumsum(-1)
     if last is not None:
@@ -293,7 +297,9 @@ def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) ->
     shape, position_ids = call.shape, call.position_ids
     by_query, by_key = by_query.long(), by_key.long()
     sequences, device = len(by_query) - 1, by_query.device
-    queries, keys = (torch.arange(size, device=device) for size in (shape.queries, shape.keys))
+    queries = torch.arange(shape.queries, device=device)
+    keys = torch.arange(shape.keys, device=device)
+    # The sequence of a slot; slots behind the last sequence count to it, and are left out below.
     row_owner = (torch.searchsorted(by_query, queries, right=True) - 1).clamp(0, sequences - 1)
     column_owner = (torch.searchsorted(by_key, keys, right=True) - 1).clamp(0, sequences - 1)
     columns = keys - by_key[column_owner]
@@ -304,9 +310,16 @@ def _packed_by_lengths(call: AttentionCall, by_query: Tensor, by_key: Tensor) ->
         last = position_ids[0, by_query[1:] - 1].long()
         columns = last[column_owner] + 1 + keys - by_key[1:][column_owner]
         longest = None
-    own = queries + by_key[1:][row_owner] - by_query[1:][row_owner]  # the queries come last
-    rows = columns[own.clamp(0, shape.keys - 1)]
+    # A sequence may have more keys than queries, of which the last are its queries.
+    own_keys = queries + by_key[1:][row_owner] - by_query[1:][row_owner]
+    rows = columns[own_keys.clamp(0, shape.keys - 1)]
     columns = torch.where(keys < by_key[-1], columns, NO_TOKEN)
     rows = torch.where(queries < by_query[-1], rows, NO_TOKEN)
-    owners = column_owner[None], row_owner[None]
-    return TokenTable(columns[None], rows[None], sequences, *owners, longest)
+    return TokenTable(
+        columns[None],
+        rows[None],
+        sequences=sequences,
+        column_owner=column_owner[None],
+        row_owner=row_owner[None],
+        longest=longest,
+    )

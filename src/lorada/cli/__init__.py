@@ -1,6 +1,7 @@
 """The command line: ``lorada train``, ``evaluate``, ``generate``, ``methods``, ``params`` …
 
-Every command ends with the next one to try. A user's mistake is one line and exit code 2.
+Every command ends with the next one to try. A user's mistake is one line and exit code 2: commands
+and what they call raise ``ValueError``, ``OSError`` or ``ImportError``, and ``main`` prints it.
 """
 
 import logging
@@ -13,7 +14,15 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from lorada.cli import compare_commands, list_commands, paper_commands, train_commands, use_commands  # noqa: F401
+# Imported for their commands, which each file registers; in this order `lorada --help` lists them.
+from lorada.cli import (  # noqa: F401
+    compare_commands,
+    export_commands,
+    list_commands,
+    paper_commands,
+    train_commands,
+    use_commands,
+)
 from lorada.cli.shared import app, errors
 from lorada.support.error_messages import out_of_memory, out_of_memory_line
 from lorada.support.processes import (
@@ -25,15 +34,15 @@ from lorada.support.processes import (
 from lorada.support.version import __version__
 
 # The commands that several processes may run; `run` only starts another program.
-FOR_MANY = ("train", "run")
+MULTI_PROCESS = ("train", "run")
 
 # Loggers that warn of missing kernels and of types.
-QUIET = ("torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree")
+QUIET_LOGGERS = ("torchao", "bitsandbytes.backends.cpu.ops", "torch.utils._pytree")
 RETRIES = ("thrown while requesting", "Retrying in")  # of each download that is tried again
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wants_version: bool) -> None:
+    if wants_version:
         print(f"lorada {__version__}")
         raise typer.Exit
 
@@ -59,8 +68,9 @@ def main() -> None:
     if level == logging.WARNING:
         logging.getLogger("lorada").setLevel(logging.INFO)  # what rows were read, for one
     try:
-        if sys.argv[1:] and sys.argv[1] not in FOR_MANY:
-            refuse_several(f"lorada {sys.argv[1]}")
+        command = sys.argv[1] if len(sys.argv) > 1 else None
+        if command is not None and command not in MULTI_PROCESS:
+            refuse_several(f"lorada {command}")
         # typer returns the code of an Exit or of Ctrl-C instead of raising it, else what a command
         # gives to the command that calls it.
         code = app(standalone_mode=False)
@@ -70,18 +80,18 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        said = _said(error)
-        if said is None or os.environ.get("LORADA_DEBUG"):
+        message = _error_message(error)
+        if message is None or os.environ.get("LORADA_DEBUG"):
             raise
-        if said:
-            print(f"error: {said}", file=sys.stderr)
+        if message:
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def _silence_others() -> None:
     """Keep back what other libraries say and users of the command line do not need."""
     os.environ.setdefault("TQDM_DELAY", "1")  # seconds before a bar is shown; read by tqdm's import
-    for name in QUIET:
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     # A table of the weights of a checkpoint, of which ``load_model`` says what matters.
     transformers = logging.getLogger("transformers.modeling_utils")
@@ -91,8 +101,8 @@ def _silence_others() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # what a later version of a library will change
 
 
-def _said(error: Exception) -> str | None:
-    """The line that answers a mistake, empty if it has been said; None if it is a fault of ours."""
+def _error_message(error: Exception) -> str | None:
+    """The line that answers a mistake, empty if it was printed; None if it is a fault of ours."""
     if isinstance(error, OtherProcessError):
         return ""
     if hasattr(error, "format_message"):  # click's own; empty where help has been printed

@@ -15,14 +15,14 @@ from lorada.cli.shared import (
     console,
     errors,
     importing,
-    next_is,
+    make_pool,
     note,
-    pool_of,
     print_json,
     prints_to_stderr,
     say,
+    split_overrides,
     suggest,
-    without_override,
+    suggest_line,
 )
 from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
@@ -34,21 +34,14 @@ from lorada.support.tables import NOTHING
 NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 
 
-def _rates(text: str) -> list[float]:
-    try:
-        return [float(rate) for rate in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"{text} must be numbers, such as 1e-4,1e-3") from error
-
-
 Methods = Annotated[
-    Any, typer.Option(parser=opt.named, metavar="NAMES", help="such as lora,lora:r=1,ia3")
+    Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="such as lora,lora:r=1,ia3")
 ]
 Budgets = Annotated[
-    Any, typer.Option(parser=opt.budgets_of, metavar="SIZES", help="parameters: 0.2% or 100000")
+    Any, typer.Option(parser=opt.parse_budgets, metavar="SIZES", help="parameters: 0.2% or 100000")
 ]
 Rates = Annotated[
-    Any, typer.Option(parser=_rates, metavar="RATES", help="learning rates to try for all")
+    Any, typer.Option(parser=opt.parse_rates, metavar="RATES", help="learning rates to try for all")
 ]
 Trials = Annotated[
     int | None,
@@ -104,78 +97,97 @@ def compare(
     as_json: opt.Json = False,
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
-    folder, pairs = without_override(folder, overrides)
-    if folder is not None and not resume:
-        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
-    if folder is None and output is None:
-        raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
-    place = Path(str(folder or output))
-    options = {
+    folder, pairs = split_overrides(folder, overrides)
+    target = _target_folder(folder, output, resume=resume)
+    # Settings that all runs share, as in `lorada train`, then those of the comparison itself.
+    recipe_options = {
         "model": model, "data": data, "columns": columns, "task": task,
         "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
     }  # fmt: skip
-    asked = {
+    comparison_options = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
         "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     from lorada.compare.spec import SPEC_FILE, refuse_taken_by_other
 
-    refuse_taken_by_other(place, resume=resume, overwrite=overwrite)
-    # A command that has all that it takes to begin may be given to each of several machines.
-    there = (place / SPEC_FILE).is_file()
-    begins = not resume or (folder is None and methods is not None and not there)
-    chosen = _checked(place, pairs, options, asked, resume=not begins)
-    pool = partial(pool_of, workers, cluster, gpus_per_job)
+    refuse_taken_by_other(target, resume=resume, overwrite=overwrite)
+    # A command that has all that it takes to begin may be given to each of several machines, with
+    # --resume: the first one begins, and the others find its comparison in the folder.
+    can_begin = folder is None and methods is not None and not (target / SPEC_FILE).is_file()
+    if resume and not can_begin:
+        comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
+    else:
+        comparison = _new_comparison(pairs, recipe_options, comparison_options)
+    # Made by what runs the jobs: nothing is started for a comparison that is refused.
+    pool_factory = partial(make_pool, workers, cluster, gpus_per_job)
     if dry_run:
         # What a job takes is measured on this machine, which may be outside of the cluster.
-        cards = gpus_per_job if cluster is None else min(1.0, gpus_per_job)
-        _forecast(chosen, place, pool, cards, resume=resume, as_json=as_json)
+        gpus_here = gpus_per_job if cluster is None else min(1.0, gpus_per_job)
+        _forecast(comparison, target, pool_factory, gpus_here, resume=resume, as_json=as_json)
         return None
-    return _run(chosen, place, pool, overwrite=overwrite, as_json=as_json)
+    return _run(comparison, target, pool_factory, overwrite=overwrite, as_json=as_json)
 
 
-def _checked(
-    place: Path, pairs: list[str], options: dict[str, Any], asked: dict[str, Any], *, resume: bool
+def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> Path:
+    """The folder of a comparison: a new one is named by --output, an old one by either word."""
+    if folder is not None and not resume:
+        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
+    if folder is None and output is None:
+        raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
+    return Path(str(folder or output))
+
+
+def _new_comparison(
+    pairs: list[str], recipe_options: dict[str, Any], comparison_options: dict[str, Any]
 ) -> Any:
-    """The comparison that was asked for; most mistakes are found before torch is loaded."""
+    """The ``Comparison`` that options describe; most mistakes are found before torch is loaded."""
     from lorada.compare import spec
-    from lorada.data.read_rows import HELD_OUT
+    from lorada.data.files.read_rows import HELD_OUT
     from lorada.training.load_recipe import read_recipe
 
-    if resume:
-        saved = spec.saved_comparison(place)
-        shared = spec.asked_again(saved, pairs, options)
-        held_out = saved.held_out
-    else:
-        shared = read_recipe(None, pairs, {**options, **spec.FIXED})
-        held_out = spec.comparison_of(shared.recipe, asked).held_out
-    check_inputs(shared.recipe, held_out, HELD_OUT, resumed=resume)
+    shared = read_recipe(None, pairs, {**recipe_options, **spec.FIXED})
+    held_out = spec.comparison_of(shared.recipe, comparison_options).held_out
+    check_inputs(shared.recipe, held_out, HELD_OUT, resumed=False)
+    with importing():  # settings are checked against PEFT's and transformers' classes
+        return spec.comparison_of(shared.complete(), comparison_options)
+
+
+def _saved_comparison(
+    folder: Path,
+    pairs: list[str],
+    recipe_options: dict[str, Any],
+    comparison_options: dict[str, Any],
+) -> Any:
+    """The ``Comparison`` in a folder, if no option says something else than it does."""
+    from lorada.compare import spec
+    from lorada.data.files.read_rows import HELD_OUT
+
+    saved = spec.saved_comparison(folder)
+    shared = spec.asked_again(saved, pairs, recipe_options)
+    check_inputs(shared.recipe, saved.held_out, HELD_OUT, resumed=True)
     with importing():
-        whole = shared.complete()
-        if resume:
-            return spec.resumed_comparison(place, saved, whole, asked)
-        return spec.comparison_of(whole, asked)
+        return spec.resumed_comparison(folder, saved, shared.complete(), comparison_options)
 
 
-def _run(chosen: Any, place: Path, pool: Any, *, overwrite: bool, as_json: bool) -> Any:
+def _run(comparison: Any, folder: Path, pool: Any, *, overwrite: bool, as_json: bool) -> Any:
     """Run a comparison, and print its report or how it goes on; code 2 if a job has failed."""
     with importing():
         from lorada.compare.run import compare as run_comparison
 
     try:
-        with full_disk_in_one_line(place, FREE_AND_RESUME), prints_to_stderr(as_json):
-            compared = run_comparison(chosen, place, pool, overwrite=overwrite, report=note)
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(as_json):
+            compared = run_comparison(comparison, folder, pool, overwrite=overwrite, report=note)
     except KeyboardInterrupt:
         note("stopped and saved")
-        suggest("compare", place, "--resume", on=errors)
+        suggest("compare", folder, "--resume", on=errors)
         raise
     for job, error in compared.failures.items():
         note(f"failed: {job}: {error}")
     if compared.left:
         jobs = counted(compared.left, "job")
         note(f"left to other commands, the last of which writes the report: {jobs}")
-        suggest("compare", place, "--resume", on=errors)
+        suggest("compare", folder, "--resume", on=errors)
     else:
         _show_report(compared.summary, compared.reports, as_json=as_json)
     if compared.failures:
@@ -184,62 +196,72 @@ def _run(chosen: Any, place: Path, pool: Any, *, overwrite: bool, as_json: bool)
 
 
 def _forecast(
-    chosen: Any, place: Path, pool: Any, gpus_per_job: float, *, resume: bool, as_json: bool
+    comparison: Any,
+    folder: Path,
+    pool_factory: Any,
+    gpus_per_job: float,
+    *,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     """Print what a comparison would run, and what it would take."""
     with importing():
         from lorada.compare.forecast import forecast
         from lorada.compare.run import planned
 
-    made = pool()
-    slots = made.slots
-    made.close()
+    # The pool is asked only how many jobs it would run at once.
+    pool = pool_factory()
+    slots = pool.slots
+    pool.close()
     with prints_to_stderr(as_json):
-        plan = planned(chosen, place, resume=resume, report=note)
-        found = forecast(chosen, plan, slots, note, gpus_per_job=gpus_per_job)
+        plan = planned(comparison, folder, resume=resume, report=note)
+        estimate = forecast(comparison, plan, slots, note, gpus_per_job=gpus_per_job)
     if as_json:
-        print_json(found | {
+        print_json(estimate | {
             "train_lengths": plan.train_lengths and asdict(plan.train_lengths),
             "held_out_lengths": plan.held_out_lengths and asdict(plan.held_out_lengths),
         })  # fmt: skip
         return
-    _show_forecast(found)
+    _show_forecast(estimate)
     if plan.train_lengths is not None:
         console.print(f"Tokens of the training rows: {plan.train_lengths.spread}.")
     for sentence in plan.losses:
         console.print(sentence)
 
 
-def _show_forecast(found: dict[str, Any]) -> None:
+def _show_forecast(estimate: dict[str, Any]) -> None:
+    """Print the table of candidates, the trainings of each stage, and what all of it takes."""
     from lorada.compare.stored_plan import as_given
 
     names = ("method", "budget", "sizes", "parameters", "runs", "time", "memory")
-    shown = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")
-    for row in found["candidates"]:
+    table = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")
+    for row in estimate["candidates"]:
         budgets = ", ".join(
             f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
         )
-        if row["reason"] is not None:
-            shown.add_row(row["method"], budgets, row["reason"])
+        if row["reason"] is not None:  # it cannot be run, and has no parameters or times
+            table.add_row(row["method"], budgets, row["reason"])
             continue
-        shown.add_row(
+        table.add_row(
             row["method"], budgets, as_given(row["parts"]),
             f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
             duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         )  # fmt: skip
-    console.print(shown)
-    for name, stage in found["stages"].items():
+    console.print(table)
+    slots = estimate["slots"]
+    for name, stage in estimate["stages"].items():
         if not stage["trainings"]:
             continue
-        most, usual = (
-            f"{stage[count]:.0f} ({duration(stage[time] / found['slots'])})"
-            for count, time in (("trainings", "seconds"), ("probably", "probably_seconds"))
-        )
-        said = most if most == usual else f"probably {usual}, at most {most}"
-        console.print(f"Trainings for the {name}: {said}")
+        at_most = f"{stage['trainings']:.0f} ({duration(stage['seconds'] / slots)})"
+        probably = f"{stage['probably']:.0f} ({duration(stage['probably_seconds'] / slots)})"
+        if at_most == probably:
+            console.print(f"Trainings for the {name}: {at_most}")
+        else:
+            console.print(f"Trainings for the {name}: probably {probably}, at most {at_most}")
+    probably = duration(estimate["probably_seconds"])
+    at_most = duration(estimate["seconds"])
     console.print(
-        f"{found['steps']} steps each, {found['slots']} at once: "
-        f"probably {duration(found['probably_seconds'])}, at most {duration(found['seconds'])}. "
+        f"{estimate['steps']} steps each, {slots} at once: probably {probably}, at most {at_most}. "
         "Times are those of a few steps with the longest rows; the start of each process, mostly "
         "the loading of the model, and the scoring come on top."
     )
@@ -257,20 +279,20 @@ def report(
     as_json: opt.Json = False,
 ) -> None:
     """Write a comparison's report again, perhaps by another metric; nothing is trained."""
-    if metric is not None and _asks_answers(folder, metric):
+    if metric is not None and _needs_rescoring(folder, metric):
         with importing(quiet=as_json):
             from lorada.compare.run import rescore
 
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    found = write_report(folder, metric, margin, unit)
-    _show_report(*found, as_json=as_json)
+    summary, paths = write_report(folder, metric, margin, unit)
+    _show_report(summary, paths, as_json=as_json)
 
 
-def _asks_answers(folder: Path, metric: str) -> bool:
+def _needs_rescoring(folder: Path, metric: str) -> bool:
     """Whether a metric has to be computed from the answers first; refuses one that does not fit."""
-    from lorada.data.metrics import LATER, refuse_metric
+    from lorada.data.scoring.row_metrics import LATER, refuse_metric
     from lorada.runs.recipe import JSONL
     from lorada.runs.result import read_result
     from lorada.support.metric_names import CLASS_METRICS, FREE, LOSS
@@ -279,9 +301,9 @@ def _asks_answers(folder: Path, metric: str) -> bool:
     written = False
     for path in folder.glob("runs/*/*/*/result.json"):
         result = read_result(path.parent)
-        if result.get("task") == JSONL:
-            refuse_metric(metric, result["form"])
-            written = result["form"] in FREE
+        if result.task == JSONL:
+            refuse_metric(metric, result.form)
+            written = result.form in FREE
         elif metric != LOSS:
             raise ValueError(f"--metric {metric} is for rows of your own: take loss")
     return CODE in metric or metric in LATER or (written and metric in CLASS_METRICS)
@@ -294,32 +316,41 @@ def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
         return
     console.print(summary.verdict)
     rows = [
-        (one.label, one.score, one.low, one.high, one.letter, one.expected_loss, one.trainable,
-         one.mark) for one in summary.scored
+        (line.label, line.score, line.decided.low, line.decided.high, line.decided.letter,
+         line.decided.expected_loss, line.result.trainable, line.decided.mark)
+        for line in summary.scored
     ]  # fmt: skip
     rows += [
         (one.name, one.score, one.low, one.high, "", None, None, "")
         for one in summary.baselines if one.score is not None
     ]  # fmt: skip
-    _show_scores(summary.scale.title, summary.scale.form, rows)
+    _show_scores(summary.scale.title, summary.score_format, rows)
     missing = [
-        f"{one.label}: {str(one.reason).removeprefix(f'{one.method} ')}"
-        for one in summary.lines if one.score is None
+        f"{line.label}: {str(line.result.reason).removeprefix(f'{line.result.method} ')}"
+        for line in summary.lines if line.score is None
     ]  # fmt: skip
-    shared = [f"{SHARED}."] if any(one.letter for one in summary.scored) else []
+    shared = [f"{SHARED}."] if any(line.decided.letter for line in summary.scored) else []
     for sentence in (*missing, *shared, *summary.sentences):
         console.print(f"• {sentence}")
     say(", ".join(map(str, reports)))
     see = as_typed("python", "-m", "webbrowser", reports[0])
-    next_is(next(iter(summary.commands.values()), see))
+    suggest_line(next(iter(summary.commands.values()), see))
 
 
 @app.command(rich_help_panel=opt.COMPARE)
 def decide(
     scores: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="method, seed, row, score; group")
+        Path,
+        typer.Argument(
+            exists=True,
+            help="table of method, seed, row, score (and group), or logs of lm-eval, Inspect or "
+            "promptfoo: a file, or a folder with METHOD-SEED for each run",
+        ),
     ],
     margin: Margin = None,
+    metric: Annotated[
+        str | None, typer.Option(help="of the logs, where they have several, such as acc_norm")
+    ] = None,
     unit: Annotated[
         str | None, typer.Option(help="of the scores: %, or any; 0/1 and 0/100 need none")
     ] = None,
@@ -337,9 +368,10 @@ def decide(
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
     from lorada.decision.decide import decide as decided
-    from lorada.decision.read_scores import baseline_of, read_costs, read_scores
+    from lorada.decision.read_scores import baseline_of, read_costs
 
-    read = read_scores(scores)
+    scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
+    read = scores_read.table
     without = {}
     for name in dict.fromkeys(baseline or []):
         if name not in read.scores:
@@ -348,15 +380,47 @@ def decide(
     seeds = {name: one for name, one in read.seeds.items() if name in read.scores}
     given = read_costs(costs) if costs else {}
     found = decided(
-        read.scores, given, margin, lower_is_better=lower_is_better, groups=read.groups,
-        baselines=without, seeds=seeds, unit=unit,
+        read.scores, given, margin, lower_is_better=scores_read.lower_is_better,
+        groups=read.groups, baselines=without, seeds=seeds, unit=unit,
     )  # fmt: skip
     if as_json:
         print_json(asdict(found))
+        for sentence in scores_read.notes:
+            note(f"• {sentence}.")
         return
+    _show_decision(found)
+    count = len(next(iter(read.scores.values()))[0])
+    for sentence in scores_read.notes:
+        console.print(f"• {sentence}.")
+    console.print(f"• {_tested(count, read.groups, found)}")
+    typed = [word for name in baseline or [] for word in ("--baseline", name)]
+    typed += [] if metric is None else ["--metric", metric]
+    typed += [] if margin is None else ["--margin", f"{margin:g}"]
+    typed += [] if unit is None else ["--unit", unit]
+    typed += ["--lower-is-better"] if lower_is_better else []
+    suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
+
+
+def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> Any:
+    """The scores in a table or in logs of other tools, as ``LogScores``."""
+    from lorada.data.files.read_rows import read_rows
+    from lorada.decision.read_logs import LogScores, holds_logs, read_logs
+    from lorada.decision.read_scores import read_scores
+
+    if holds_logs(path):
+        return read_logs(path, metric, lower_is_better=lower_is_better)
+    if metric is not None:
+        raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
+    table = read_scores(read_rows(path), str(path))
+    return LogScores(table, "score", lower_is_better=lower_is_better, notes=())
+
+
+def _show_decision(found: Any) -> None:
+    """Print the sentence and the table of a ``Decision``, then scores without training."""
     console.print(found.sentence)
-    form = ".1f" if found.unit == "%" else ".4g"
-    best_first = sorted(found.scores, key=found.scores.__getitem__, reverse=not lower_is_better)
+    best_first = sorted(
+        found.scores, key=found.scores.__getitem__, reverse=not found.lower_is_better
+    )
     rows: list[Scored] = [
         (name, found.scores[name], *found.intervals[name], found.letters.get(name, ""),
          found.expected_loss.get(name), found.costs.get(name, {}).get("parameters"),
@@ -365,37 +429,31 @@ def decide(
     rows += [
         (name, score, None, None, "", None, None, "") for name, score in found.baselines.items()
     ]
-    _show_scores("score", form, rows)
-    count = len(next(iter(read.scores.values()))[0])
-    console.print(f"• {_tested(count, read.groups, found)}")
-    typed = [word for name in baseline or [] for word in ("--baseline", name)]
-    typed += [] if margin is None else ["--margin", f"{margin:g}"]
-    typed += [] if unit is None else ["--unit", unit]
-    typed += ["--lower-is-better"] if lower_is_better else []
-    suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
+    _show_scores("score", found.score_format, rows)
 
 
 def _tested(rows: int, groups: Sequence[str] | None, decision: Any) -> str:
     """What was tested, and how to read the letters; ``decision`` is a ``Decision``."""
     in_groups = f" in {len(set(groups))} groups" if groups is not None else ""
     runs = decision.runs.values()
-    each = dict.fromkeys((min(runs), max(runs)))
-    of = f"{counted(rows, 'row')}{in_groups}, {' to '.join(map(str, each))} runs of each method"
+    fewest, most = min(runs), max(runs)
+    number_of_runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
+    of = f"{counted(rows, 'row')}{in_groups}, {number_of_runs} of each method"
     if not any(decision.letters.values()):
         reason = "" if decision.no_letters in decision.sentence else f" {decision.no_letters}"
         return f"{of}.{reason}"
     return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
 
 
-def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
-    """Print the table: ``what`` heads the scores, ``form`` is the format of numbers."""
+def _show_scores(what: str, score_format: Any, rows: Sequence[Scored]) -> None:
+    """Print the table: ``what`` heads the scores, a ``ScoreFormat`` writes them."""
     heads = ["", f"{what} ± 95 %", "group", "expected loss", "parameters", ""]
     lines = []
     for name, score, low, high, letter, loss, parameters, mark in rows:
-        shown = NOTHING if score is None else format(score, form)
+        shown = NOTHING if score is None else score_format.number(score)
         if score is not None and low is not None and high is not None:
-            shown += f" ± {max(high - score, score - low):{form}}"
-        lost = NOTHING if loss is None else format(loss, form)
+            shown += f" ± {score_format.number(max(high - score, score - low))}"
+        lost = NOTHING if loss is None else score_format.short_loss(loss)
         trained = NOTHING if parameters is None else f"{parameters:,.0f}"
         lines.append([name, shown, letter or NOTHING, lost, trained, mark])
     wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
@@ -411,7 +469,8 @@ def _show_scores(what: str, form: str, rows: Sequence[Scored]) -> None:
     console.print(table, crop=False)
 
 
-SETTINGS = [
+# Of the quickstart: what trains three methods on a laptop's processor in minutes.
+QUICKSTART_SETTINGS = [
     "pooling=mean", "max_length=64", "max_steps=80", "warmup_steps=8",
     "per_device_train_batch_size=16",
 ]  # fmt: skip
@@ -428,13 +487,15 @@ def quickstart(
 ) -> None:
     """Compare LoRA, IA3 and LoRA with a map on bundled rows, and use the one to take."""
     summary = compare(
-        overrides=SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv", held_out="33%",
-        methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"], rates=[1e-3, 3e-3, 1e-2],
+        overrides=QUICKSTART_SETTINGS, model="minilm-l6", data="builtin:syllogisms.csv",
+        held_out="33%", methods=["lora", "ia3", "lora+lmam"], budget=["0.2%"],
+        rates=[1e-3, 3e-3, 1e-2],
         output=str(output), resume=not overwrite, overwrite=overwrite, workers=workers,
     )  # fmt: skip
+    # Jobs are left to other commands, or no method has a score: there is none to use.
     if summary is None or not summary.best:
         return
-    best = next(one for one in summary.lines if one.label == summary.best)
-    run = output / best.first_run.folder
+    best = next(line for line in summary.lines if line.label == summary.best)
+    run = output / best.result.first_run.folder
     say("\n" + as_typed("lorada", "predict", run, "--text", SENTENCE))
     predict(run, text=[SENTENCE])

@@ -10,8 +10,9 @@ from rich.table import Table
 from lorada.cli import options as opt
 from lorada.cli.shared import app, console, importing, print_json, say, suggest
 
-# What the kinds of model are called that a method has settings for; others go by their own name.
-KINDS = {
+# A method's settings are by families of models. These stand for all models of a kind; others go by
+# their own name.
+KIND_NAMES = {
     "llama": "any decoder", "roberta": "any encoder", "deberta": "DeBERTa",
     "bart": "any encoder-decoder",
 }  # fmt: skip
@@ -31,20 +32,20 @@ def methods(
     if peft:
         from lorada.methods.lookup import peft_names
 
-        names = [each for each in peft_names() if each not in METHODS]
-    rows = {each: describe(each) for each in names}
+        names = [tuner for tuner in peft_names() if tuner not in METHODS]
+    facts_by_name = {method: describe(method) for method in names}
     if as_json:
-        print_json(rows)
+        print_json(facts_by_name)
     elif peft:
         console.print(", ".join(names))
         suggest("methods", "ia3")
     elif name is not None:
-        say(_method_page(name, rows[name]))
+        say(_method_page(name, facts_by_name[name]))
         suggest("params", "--method", name, "--model", "MODEL")
     else:
-        width = max(map(len, rows))
-        for each, row in rows.items():
-            line = f"{each:{width}}  {row['summary']}"
+        width = max(map(len, facts_by_name))
+        for method, facts in facts_by_name.items():
+            line = f"{method:{width}}  {facts['summary']}"
             console.print(line, no_wrap=True, overflow="ellipsis")
         console.print(
             "Each is for any decoder, encoder or encoder-decoder; any without a map also as "
@@ -54,21 +55,22 @@ def methods(
         suggest("methods", "lorada_la")
 
 
-def _method_page(name: str, row: Mapping[str, Any]) -> str:
+def _method_page(name: str, facts: Mapping[str, Any]) -> str:
     """All facts of one method as YAML, with its settings for each kind of model."""
     import yaml
 
-    named = {
-        key: {KINDS.get(kind, kind): value for kind, value in row[key].items()}
-        for key in ("settings_from", "not_as_printed", "settings")
-    }
-    facts = {key: one for key, one in {**row, **named}.items() if one and key != "models"}
+    page: dict[str, Any] = {"method": name}
+    for key, value in facts.items():
+        if key in ("settings_from", "not_as_printed", "settings"):
+            value = {KIND_NAMES.get(family, family): setting for family, setting in value.items()}
+        if value and key != "models":  # the settings are by the same models already
+            page[key] = value
     # Through JSON, since YAML would print settings that several kinds of model share only once.
-    copied = json.loads(json.dumps({"method": name, **facts}))
-    page: str = yaml.safe_dump(
+    copied = json.loads(json.dumps(page))
+    text: str = yaml.safe_dump(
         copied, allow_unicode=True, sort_keys=False, default_flow_style=None, width=10_000
     )
-    return page.rstrip()
+    return text.rstrip()
 
 
 @app.command(rich_help_panel=opt.PAPER)
@@ -105,11 +107,12 @@ def params(
 
     pairs = list(overrides or [])
     check_name(model, weights=False)  # first, since some methods' names need PEFT
-    asked = read_recipe(None, pairs, {"method": method, "model": model, "output": "-"})
+    # A recipe needs an output, though nothing is written.
+    unchecked = read_recipe(None, pairs, {"method": method, "model": model, "output": "-"})
     with importing(quiet=as_json):
         from lorada.training.parameter_counts import parameters_of
 
-        recipe = asked.complete()
+        recipe = unchecked.complete()
     if recipe.training:
         raise ValueError(f"{', '.join(recipe.training)} changes no parameter count: leave it out")
     counts = parameters_of(recipe)
@@ -117,10 +120,15 @@ def params(
         print_json(counts)
         return
     table = Table("trained and saved", "base model", "% of the base", "% with the adapter")
-    shares = (f"{counts[name]:.4f}%" for name in ("percent", "percent_of_all"))
-    table.add_row(f"{counts['trainable']:,}", f"{counts['total']:,}", *shares)
+    table.add_row(
+        f"{counts['trainable']:,}",
+        f"{counts['total']:,}",
+        f"{counts['percent']:.4f}%",
+        f"{counts['percent_of_all']:.4f}%",
+    )
     console.print(table)
     console.print(f"settings: {counts['settings_from']}")
-    named = "MODEL" if model in MODELS.keys() - PACKAGED else model  # some have no weights
-    where = ("--model", named, "--data", "FILE", "--output", "runs/mine")
-    suggest("train", "--method", method, *where, *pairs)
+    # Some names have a config alone and no weights to train.
+    trainable_model = "MODEL" if model in MODELS.keys() - PACKAGED else model
+    options = ("--model", trainable_model, "--data", "FILE", "--output", "runs/mine")
+    suggest("train", "--method", method, *options, *pairs)

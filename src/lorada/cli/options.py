@@ -8,14 +8,17 @@ import typer
 
 from lorada.support.metric_names import names_in_words
 
+# The panels of ``lorada --help``.
 TRAIN, COMPARE, PAPER = "Train and use", "Compare", "The paper"
-
 
 COMMA = re.compile(r",(?![^\[]*\])")  # not one inside brackets, which separates items of a list
 DECIMAL_COMMA = re.compile(r"\d{1,2},\d+ *%")
+WHOLE = 0.01  # how far 1 / share may be from a whole number: 0.33 means three jobs on a GPU
+
+# The functions ``parse_…`` are parsers of options. typer adds the option's name to a BadParameter.
 
 
-def named(text: str) -> list[str]:
+def parse_names(text: str) -> list[str]:
     """Split names at commas; those inside brackets belong to a list, ``target_modules=[a,b]``."""
     if text.count("[") != text.count("]"):
         raise typer.BadParameter(f"{text!r} has a bracket without its partner")
@@ -25,46 +28,60 @@ def named(text: str) -> list[str]:
     return names
 
 
-def budgets_of(text: str) -> list[str]:
+def parse_budgets(text: str) -> list[str]:
     """Split parameter budgets at commas, and refuse a comma that is meant as a decimal point."""
-    if written := DECIMAL_COMMA.search(text):
-        share = written.group()
+    decimal_comma = DECIMAL_COMMA.search(text)
+    if decimal_comma is not None:
+        share = decimal_comma.group()
         raise typer.BadParameter(
             f"{share} is read as two budgets: write {share.replace(',', '.')} for one share, or "
             f"{share.replace(',', '%,')} for two"
         )
-    return named(text)
+    return parse_names(text)
 
 
-def seeds_of(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """Split seeds at commas."""
     from lorada.runs.recipe import refuse_seed
 
     try:
-        found = [int(seed) for seed in text.split(",")]
+        seeds = [int(seed) for seed in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{text} must be whole numbers, such as 1,2,3") from error
-    for seed in found:
+    for seed in seeds:
         refuse_seed("", seed)
-    return found
+    return seeds
 
 
-def columns_of(text: str) -> dict[str, str]:
+def parse_rates(text: str) -> list[float]:
+    """Split learning rates at commas."""
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text} must be numbers, such as 1e-4,1e-3") from error
+
+
+def parse_columns(text: str) -> dict[str, str]:
     """Read ``text=review,label=sentiment``."""
-    pairs = [[part.strip() for part in pair.split("=", 1)] for pair in text.split(",")]
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise typer.BadParameter(f"{text} must be such as text=review,label=sentiment")
-    return dict(pairs)
+    columns: dict[str, str] = {}
+    for pair in text.split(","):
+        field, _, column = pair.partition("=")
+        field, column = field.strip(), column.strip()
+        if not field or not column:
+            raise typer.BadParameter(f"{text} must be such as text=review,label=sentiment")
+        columns[field] = column
+    return columns
 
 
-def metrics_of(texts: list[str] | None) -> list[str]:
+def parse_metrics(texts: list[str] | None) -> list[str]:
     """Split metrics at commas; the file of a function may have one in its name."""
-    names = list[str]()
+    metrics: list[str] = []
     for text in texts or []:
         path, _, function = text.rpartition(":")
-        is_one = "," not in function and Path(path).is_file()
-        names += [text] if is_one else named(text)
-    return list(dict.fromkeys(names))
+        is_function_of_file = "," not in function and Path(path).is_file()
+        metrics += [text] if is_function_of_file else parse_names(text)
+    # The first is that of the rows, so a name that comes twice keeps its first place.
+    return list(dict.fromkeys(metrics))
 
 
 def refuse_columns(columns: Any, data: str | None) -> None:
@@ -73,17 +90,18 @@ def refuse_columns(columns: Any, data: str | None) -> None:
         raise ValueError("--columns names the fields of --data: add --data FILE")
 
 
-def gpus_of(text: str) -> float:
+def parse_gpus(text: str) -> float:
     """Read how many GPUs a job has: a whole number, or a share such as 0.25."""
     try:
-        count = float(text)
-        parts = 1 / count if 0 < count < 1 else count
-        is_whole = count > 0 and abs(parts - round(parts)) <= 0.01
-    except (ValueError, OverflowError):  # no number, or none that can be rounded
-        is_whole = False
-    if not is_whole:
+        gpus = float(text)
+        # Of a share it is the number of jobs on a GPU that must be whole.
+        count = 1 / gpus if 0 < gpus < 1 else gpus
+        is_valid = gpus > 0 and abs(count - round(count)) <= WHOLE
+    except (ValueError, OverflowError):  # no number, or one that cannot be rounded, such as inf
+        is_valid = False
+    if not is_valid:
         raise typer.BadParameter(f"{text} must be a whole number, or one over one, such as 0.25")
-    return count
+    return gpus
 
 
 METHOD = typer.Option(help="see `lorada methods`")
@@ -106,16 +124,19 @@ Remote = Annotated[
 DataDir = Annotated[
     str | None, typer.Option(help="folder of the benchmarks' rows (LORADA_DATA); else the hub")
 ]
-# The options with a parser are what it returns, or None.
+# typer needs a class as the type of an option, so those with a parser are Any: what the parser
+# returns, or None.
 Columns = Annotated[
     Any,
     typer.Option(
-        parser=columns_of,
+        parser=parse_columns,
         metavar="TEXT",
         help="your names of fields, such as text=review,label=sentiment",
     ),
 ]
-Seeds = Annotated[Any, typer.Option(parser=seeds_of, metavar="NUMBERS", help="numbers with commas")]
+Seeds = Annotated[
+    Any, typer.Option(parser=parse_seeds, metavar="NUMBERS", help="numbers with commas")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings: key=value …")]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a finished run")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only say what would be run")]
@@ -128,7 +149,7 @@ Workers = Annotated[
 GpusPerJob = Annotated[
     Any,
     typer.Option(
-        parser=gpus_of,
+        parser=parse_gpus,
         metavar="NUMBER",
         help="GPUs that a run has: 2, or 0.25 for four runs on each GPU",
     ),

@@ -13,25 +13,25 @@ from lorada.cli.shared import (
     app,
     console,
     importing,
-    loaded_run,
+    load_with_spinner,
+    make_pool,
     note,
-    pool_of,
     print_json,
     prints_to_stderr,
     say,
+    spinner,
     suggest,
-    waiting,
 )
-from lorada.cli.use_commands import scored_run
+from lorada.cli.use_commands import recipe_to_score
 from lorada.support.files import write_atomic
 from lorada.support.in_words import counted
 from lorada.support.metric_names import main_metric
 from lorada.support.progress import progress_bar
 
 # Options that are not repeated in the command that goes on with the same runs.
-ONCE = ("--dry-run", "--resume", "--overwrite")
+NOT_REPEATED = ("--dry-run", "--resume", "--overwrite")
 Names = Annotated[
-    Any, typer.Option(parser=opt.named, metavar="NAMES", help="with commas; else all")
+    Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="with commas; else all")
 ]
 # A folder of the user's own: a checkout has results of other machines in docs/results.
 OWN_RESULTS = Path("results")
@@ -68,38 +68,44 @@ def table(
             raise ValueError(f"table {number} is computed, so {pairs[0]} changes nothing in it")
         _show_costs(number, as_json=as_json)
         return
-    chosen = _table_named(f"table{number}", data_dir, resume=resume, overwrite=overwrite)
-    chosen.rows_named(rows)
-    chosen.tasks_at("paper", tasks)
+    spec = _load_spec(f"table{number}", data_dir, resume=resume, overwrite=overwrite)
+    # Both refuse unknown names, before torch loads.
+    spec.rows_named(rows)
+    spec.tasks_at("paper", tasks)
     with importing(quiet=as_json):
         from lorada.paper.table_page import make_page
         from lorada.paper.table_runs import Folders, list_jobs, run_all
-    found = list_jobs(
-        chosen, scale, rows=rows, tasks=tasks, seeds=seeds,
+    jobs = list_jobs(
+        spec, scale, rows=rows, tasks=tasks, seeds=seeds,
         folders=Folders(results, output, data_dir), overrides=pairs,
     )  # fmt: skip
-    again = [word for word in sys.argv[1:] if word not in ONCE]
+    same_command = [word for word in sys.argv[1:] if word not in NOT_REPEATED]
     if dry_run:
-        begun = _show_plan(found, as_json=as_json)
+        has_begun = _show_plan(jobs, as_json=as_json)
         if not as_json:
-            suggest(*again, *(["--resume"] if begun else []))
+            suggest(*same_command, *(["--resume"] if has_begun else []))
         return
-    pool = pool_of(workers, cluster, gpus_per_job)
+    pool = make_pool(workers, cluster, gpus_per_job)
     with prints_to_stderr(as_json):
-        complete, outcomes = run_all(found, say=note, resume=resume, overwrite=overwrite, pool=pool)
-    if any(complete):
-        kept = [(job.row, result) for job, result in zip(found, complete, strict=True) if result]
-        _show_page(make_page(chosen, scale, kept, every=rows is None), as_json=as_json)
-        written = _write_so_far(chosen, scale, found[0].tasks, results, pairs)
+        job_results, outcomes = run_all(
+            jobs, say=note, resume=resume, overwrite=overwrite, pool=pool
+        )
+    # The result of a job is None if it failed or another process holds it.
+    if any(job_results):
+        row_results = [
+            (job.row, result) for job, result in zip(jobs, job_results, strict=True) if result
+        ]
+        _show_page(make_page(spec, scale, row_results, every=rows is None), as_json=as_json)
+        path = _write_so_far(spec, scale, jobs[0].tasks, results, pairs)
         if not as_json:
-            say(written)
-            suggest(*again, "--dry-run")
+            say(path)
+            suggest(*same_command, "--dry-run")
     _check_outcomes(outcomes)
 
 
-def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bool) -> Any:
-    """A table or figure by its name, after the checks that need no torch."""
-    from lorada.data.read_rows import data_folder
+def _load_spec(name: str, data_dir: str | None, *, resume: bool, overwrite: bool) -> Any:
+    """The ``PaperTable`` of a table or figure, after the checks that need no torch."""
+    from lorada.data.files.benchmark_files import data_folder
     from lorada.paper.table_spec import load_table
     from lorada.runs.folder import refuse_both
 
@@ -111,10 +117,10 @@ def _table_named(name: str, data_dir: str | None, *, resume: bool, overwrite: bo
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Any], notes: list[str]) -> None:
     """Print a table of any width, and sentences below it."""
-    shown = Table(*(Column(name, overflow="fold") for name in columns), title=title)
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
     for cells in rows:
-        shown.add_row(*map(str, cells))
-    console.print(shown)
+        table.add_row(*map(str, cells))
+    console.print(table)
     for sentence in notes:
         console.print(f"• {sentence}")
 
@@ -137,32 +143,39 @@ def _show_page(page: Any, *, as_json: bool) -> None:
     if as_json:
         print_json({**vars(page), "lines": [vars(line) for line in page.lines]})
         return
-    rows = (format_cells(page, line) for line in page.lines)
+    rows = [format_cells(page, line) for line in page.lines]
     _print_table(page.title, column_headers(page), rows, page.notes)
 
 
 def _write_so_far(
-    chosen: Any, scale: Any, tasks: list[str], results: Path, overrides: list[str]
+    spec: Any, scale: Any, tasks: list[str], results: Path, overrides: list[str]
 ) -> str:
-    """Write the page of every row and seed so far; if one run learns all tasks, of these tasks."""
+    """Write the page of every row and seed that has a result, and return its path.
+
+    If one run learns all tasks, the page is of the runs that learn these ``tasks``.
+    """
     from lorada.paper.table_page import format_markdown, make_page
     from lorada.paper.table_runs import stored_rows
 
-    of = tasks if chosen.train == "together" else None
-    so_far = stored_rows(chosen, scale, of, results, report=note, overrides=overrides)
-    part = "" if of in (None, chosen.tasks_at(scale)) else f"-{'-'.join(tasks)}"
-    path = results / chosen.name / scale / f"table{part}.md"
-    write_atomic(path, format_markdown(make_page(chosen, scale, so_far, every=True)))
+    learned_together = tasks if spec.train == "together" else None
+    row_results = stored_rows(
+        spec, scale, learned_together, results, report=note, overrides=overrides
+    )
+    # A page of all tasks has the plain name, one of a part has their names in its own.
+    has_all_tasks = learned_together in (None, spec.tasks_at(scale))
+    suffix = "" if has_all_tasks else f"-{'-'.join(tasks)}"
+    path = results / spec.name / scale / f"table{suffix}.md"
+    write_atomic(path, format_markdown(make_page(spec, scale, row_results, every=True)))
     return str(path)
 
 
 def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
     """Say which jobs of a queue (name → ``Outcome``) are held, and which failed and why."""
     failed = [name for name, outcome in outcomes.items() if outcome.status == "failed"]
-    held = sum(outcome.status == "held" for outcome in outcomes.values())
-    if held:
+    held_count = sum(outcome.status == "held" for outcome in outcomes.values())
+    if held_count:
         note(
-            f"{held} of {len(outcomes)} jobs are held by other processes, which finish them; "
+            f"{held_count} of {len(outcomes)} jobs are held by other processes, which finish them; "
             "--resume goes on with what is left then"
         )
     for name in failed:
@@ -173,13 +186,13 @@ def _check_outcomes(outcomes: Mapping[str, Any]) -> None:
         )
 
 
-def _show_plan(found: list[Any], *, as_json: bool) -> bool:
+def _show_plan(jobs: list[Any], *, as_json: bool) -> bool:
     """Print the runs of a table with their parameters; whether any is done."""
     from lorada.paper.table_runs import load_complete_result
     from lorada.training.parameter_counts import counts_of
 
     plan = []
-    for job in progress_bar(found, "Counting parameters"):
+    for job in progress_bar(jobs, "Counting parameters"):
         plan.append({
             "row": job.row.key, "model": job.recipe.model, "tasks": job.tasks,
             "seed": job.seed, **counts_of(job.recipe), "share": job.row.share,
@@ -190,18 +203,19 @@ def _show_plan(found: list[Any], *, as_json: bool) -> bool:
     else:
         names = ("row", "tasks", "seed", "trained", "paper", "done")
         models = ", ".join(dict.fromkeys(entry["model"] for entry in plan))
-        _print_table(f"On {models}", names, map(_planned, plan), [])
+        _print_table(f"On {models}", names, map(_plan_cells, plan), [])
     return any(entry["done"] for entry in plan)
 
 
-def _planned(one: dict[str, Any]) -> list[str]:
+def _plan_cells(entry: dict[str, Any]) -> list[str]:
+    """The cells of one run; its ``share`` of the parameters is what the paper prints."""
     return [
-        one["row"],
-        " ".join(one["tasks"]),
-        str(one["seed"]),
-        f"{one['percent']:.3f}%",
-        "–" if one["share"] is None else f"{one['share']}%",
-        "yes" if one["done"] else "no",
+        entry["row"],
+        " ".join(entry["tasks"]),
+        str(entry["seed"]),
+        f"{entry['percent']:.3f}%",
+        "–" if entry["share"] is None else f"{entry['share']}%",
+        "yes" if entry["done"] else "no",
     ]
 
 
@@ -236,8 +250,11 @@ def plot(
     data_dir: opt.DataDir = None,
 ) -> None:
     """Draw a figure of the paper."""
-    if (run is None) != (what == "4"):
-        raise ValueError(f"lorada plot {what} takes {'no' if run else 'a'} run")
+    takes_run = what != "4"  # which trains its own
+    if takes_run and run is None:
+        raise ValueError(f"lorada plot {what} takes a run")
+    if not takes_run and run is not None:
+        raise ValueError(f"lorada plot {what} takes no run")
     if run is None:
         _plot_sweep(
             scale, seeds, results, output, data_dir, resume=resume, overwrite=overwrite
@@ -249,79 +266,93 @@ def plot(
 
 
 def _plot_maps(run: Path, text: str, text_pair: str | None, head: int | None, output: Path) -> None:
+    """Draw Figure 1: the attention map of a sentence, the map that is added, and their sum."""
     from lorada.paper.figures import attention_maps
     from lorada.runs.folder import finished_run
 
     recipe = finished_run(run)
-    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    loaded = load_with_spinner(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.page_data import pair_sentences, sentence_maps
 
     (sentence,) = pair_sentences([text], [text_pair] if text_pair else None)
-    found = sentence_maps(loaded, sentence, head)
-    title = f"{found['layer']}, head {found['head']}"
-    maps = found["tokens"], found["maps"]
-    _draw("figure1", output, lambda *paths: attention_maps(*maps, *paths, title=title))
-    suggest("explore", run, *_asked_text(loaded))
+    maps = sentence_maps(loaded, sentence, head)
+    title = f"{maps['layer']}, head {maps['head']}"
+    _draw(
+        "figure1",
+        output,
+        lambda *paths: attention_maps(maps["tokens"], maps["maps"], *paths, title=title),
+    )
+    suggest("explore", run, *_text_options(loaded))
 
 
-def _asked_text(run: Any) -> list[str]:
+def _text_options(run: Any) -> list[str]:
     """The options for a sentence of the kind that a run has learned."""
-    return ["--text", "TEXT", *(["--text-pair", "TEXT"] if run.pairs else [])]
+    return ["--text", "TEXT", "--text-pair", "TEXT"] if run.pairs else ["--text", "TEXT"]
 
 
 def _plot_layers(
     run: Path, rows: int, output: Path, data: str | None, data_dir: str | None, *, whole: bool
 ) -> None:
+    """Draw Figure 3: the share of negative entries, layer by layer."""
     from lorada.paper.figures import layers_figure
 
-    recipe = scored_run(run, data, data_dir)
-    loaded = loaded_run(run, recipe.model, remote=False, quiet=False)
+    recipe = recipe_to_score(run, data, data_dir)
+    loaded = load_with_spinner(run, recipe.model, remote=False, quiet=False)
     from lorada.explore.page_data import ratios_by_layer
 
     layers = ratios_by_layer(loaded, rows, data, data_dir, whole=whole)
     _draw("figure3", output, lambda *paths: layers_figure(layers, *paths))
-    for one in layers["layers"]:
-        line = f"{one['layer']}: map {100 * one['map_negative_ratio']:.1f}% below 0, fused "
-        console.print(f"{line}{100 * one['negative_ratio']:.1f}%")
-    suggest("plot", "1", run, *(_asked_text(loaded) if loaded.pairs else []))
+    for layer in layers["layers"]:
+        map_percent = 100 * layer["map_negative_ratio"]
+        fused_percent = 100 * layer["negative_ratio"]
+        console.print(
+            f"{layer['layer']}: map {map_percent:.1f}% below 0, fused {fused_percent:.1f}%"
+        )
+    # Figure 1 has a sentence of its own, but none for a run that reads pairs.
+    suggest("plot", "1", run, *(_text_options(loaded) if loaded.pairs else []))
 
 
 def _plot_sweep(
-    at: Literal["paper", "local"], seeds: list[int] | None, results: Path, output: Path,
+    scale: Literal["paper", "local"], seeds: list[int] | None, results: Path, output: Path,
     data_dir: str | None, *, resume: bool, overwrite: bool,
 ) -> None:  # fmt: skip
     """Train the runs of Figure 4 that are not there, and draw it from those that are."""
-    figure = _table_named("figure4", data_dir, resume=resume, overwrite=overwrite)
+    figure = _load_spec("figure4", data_dir, resume=resume, overwrite=overwrite)
     with importing():
         from lorada.paper.figures import sweep_figure
         from lorada.paper.table_runs import Folders, list_jobs, run_all
     folders = Folders(results, Path("runs"), data_dir)
-    found = list_jobs(figure, at, seeds=seeds, folders=folders)
-    complete, outcomes = run_all(
-        found, say=note, resume=resume, overwrite=overwrite, pool=pool_of(None, None, 1.0)
+    jobs = list_jobs(figure, scale, seeds=seeds, folders=folders)
+    job_results, outcomes = run_all(
+        jobs, say=note, resume=resume, overwrite=overwrite, pool=make_pool(None, None, 1.0)
     )
     scores: dict[tuple[int, int], list[float]] = {}  # by heads and rank, one for each seed
-    for job, result in zip(found, complete, strict=True):
-        if result:
-            lmam, model = result["recipe"]["parts"]["lmam"], result["model"]
-            metrics = result["metrics"][job.tasks[0]]
-            metric = main_metric(metrics)
-            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(metrics[metric])
+    for job, result in zip(jobs, job_results, strict=True):
+        if result is None or result.recipe is None:
+            continue
+        lmam, model = result.recipe.parts["lmam"], result.model
+        task_scores = result.metrics[job.tasks[0]].scores
+        metric = main_metric(task_scores)
+        score = task_scores[metric]
+        if score is not None:
+            scores.setdefault((lmam["heads"], lmam["rank"]), []).append(score)
     if scores:
-        for sentence in figure.differs if at == "local" else []:
-            console.print(f"• {sentence}")
-        counts = sorted({len(each) for each in scores.values()})
-        fewest = f"{counts[0]} to " if counts[1:] else ""
-        title = f"{figure.title} ({model}, {at} scale, {fewest}{counted(counts[-1], 'seed')})"
+        if scale == "local":  # which differs from the paper's runs
+            for sentence in figure.differs:
+                console.print(f"• {sentence}")
+        seed_counts = [len(seed_scores) for seed_scores in scores.values()]
+        fewest, most = min(seed_counts), max(seed_counts)
+        seed_range = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+        title = f"{figure.title} ({model}, {scale} scale, {seed_range})"
         labels = {"title": title, "metric": f"{metric} (%)"}
         _draw("figure4", output, lambda *paths: sweep_figure(scores, *paths, **labels))
-        suggest("table", "5", "--scale", at, "--dry-run")
+        suggest("table", "5", "--scale", scale, "--dry-run")
     _check_outcomes(outcomes)
 
 
 def _draw(name: str, folder: Path, write: Any) -> None:
     """Draw a picture as PNG and SVG, and print the paths."""
     paths = [folder / f"{name}{suffix}" for suffix in (".png", ".svg")]
-    with waiting("drawing"):
+    with spinner("drawing"):
         write(*paths)
     say(", ".join(map(str, paths)))

@@ -15,22 +15,27 @@ from lorada.support.error_messages import needs_extra
 from lorada.support.files import as_typed, json_text
 from lorada.support.progress import plain_console
 
+# lorada.cli.main prints errors as one line, so typer's tracebacks in frames are off.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = plain_console()
 errors = plain_console(stderr=True)
 
 
-def without_override(
-    first: str | None, overrides: list[str] | None
+def split_overrides(
+    first_word: str | None, overrides: list[str] | None
 ) -> tuple[str | None, list[str]]:
-    """The first word, None if it is an override too, as in ``lorada train rank=4``; and those."""
+    """The first word of a command, None if it is an override, and all overrides.
+
+    In ``lorada train rank=4`` typer takes ``rank=4`` for the recipe.
+    """
     pairs = overrides or []
-    if first is not None and "=" in first and not Path(first).exists():
-        return None, [first, *pairs]
-    return first, pairs
+    # A path may have a = in it too.
+    if first_word is not None and "=" in first_word and not Path(first_word).exists():
+        return None, [first_word, *pairs]
+    return first_word, pairs
 
 
-def pool_of(workers: int | None, cluster: str | None, gpus_per_job: float) -> Any:
+def make_pool(workers: int | None, cluster: str | None, gpus_per_job: float) -> Any:
     """The pool that options ask for: of this machine, or of a Ray cluster."""
     if cluster is None:
         from lorada.compare.jobs.pool import Workers as Pool
@@ -38,7 +43,7 @@ def pool_of(workers: int | None, cluster: str | None, gpus_per_job: float) -> An
         return Pool(workers, gpus_per_job)
     if workers is not None:
         raise ValueError("--workers and --cluster exclude each other")
-    with needs_extra("cluster"):
+    with needs_extra("cluster"):  # the module imports ray
         from lorada.compare.jobs.ray_pool import RayPool
 
     return RayPool(cluster, gpus_per_job)
@@ -56,40 +61,46 @@ def note(text: str) -> None:
 
 def suggest(*words: object, on: Console = console) -> None:
     """Print the lorada command to try next; words in capitals are for the user to fill in."""
-    next_is(as_typed("lorada", *words), on)
+    suggest_line(as_typed("lorada", *words), on)
 
 
-def next_is(command: str, on: Console = console) -> None:
+def suggest_line(command: str, on: Console = console) -> None:
     """Print the command to try next, as it is typed."""
     say(Text.assemble("next: ", (command, "bold")), on)
 
 
-def waiting(what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
-    """Show a spinner with the text ``what`` on the error stream, if that is a terminal."""
-    return nullcontext() if quiet or not errors.is_terminal else errors.status(Text(what))
+def spinner(text: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
+    """Show a spinner with a text on the error stream, if that is a terminal."""
+    if quiet or not errors.is_terminal:
+        return nullcontext()
+    return errors.status(Text(text))  # a Text, since a str may have rich's markup in it
 
 
 def suggest_scoring(run: Path, recipe: Any, on: Console = console) -> None:
     """Suggest to score a run, with --data FILE if its recipe names no rows."""
-    suggest("evaluate", run, *([] if recipe.scores_rows else ["--data", "FILE"]), on=on)
+    rows_options = [] if recipe.scores_rows else ["--data", "FILE"]
+    suggest("evaluate", run, *rows_options, on=on)
 
 
-def say_why(result: dict[str, Any]) -> None:
-    """Print by what the answers of a run are scored, if its rows have decided it."""
-    metric = result.get("metric") or {}
-    if metric.get("reason"):
-        say(f"answers are scored by {metric['name']}, because {metric['reason']}")
+def say_why(metric: Any) -> None:
+    """Print by what the answers of a run are scored, if its rows have decided it.
+
+    ``metric`` is the ``ScoringMetric`` of its result, None for a benchmark.
+    """
+    if metric is not None and metric.reason:
+        say(f"answers are scored by {metric.name}, because {metric.reason}")
 
 
 @contextmanager
 def importing(*, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while the ``with`` block imports torch and transformers.
 
-    Python does not look for garbage meanwhile, which takes half a second: modules are none.
+    Python does not look for garbage meanwhile, which would take half a second and find none:
+    modules stay.
     """
     gc.disable()
     try:
-        with waiting("loading torch and transformers", quiet=quiet):
+        with spinner("loading torch and transformers", quiet=quiet):
             yield
     finally:
         gc.enable()
@@ -98,14 +109,14 @@ def importing(*, quiet: bool = False) -> Iterator[None]:
 @contextmanager
 def loading_model(model: str, *, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while the ``with`` block loads ``model``, in place of transformers' bar."""
-    with waiting(f"loading {model}", quiet=quiet):
+    with spinner(f"loading {model}", quiet=quiet):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         yield
 
 
-def loaded_run(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
+def load_with_spinner(run: Path, model: str, *, remote: bool, quiet: bool) -> Any:
     """Load a finished run on the base ``model``, with a spinner unless ``quiet``.
 
     ``remote`` allows code of the model's repository to run.
@@ -123,4 +134,4 @@ def prints_to_stderr(as_json: bool) -> AbstractContextManager[Any]:
 
 def print_json(data: Any) -> None:
     """Print a result for programs."""
-    print(json_text(data))
+    print(json_text(data))  # not by rich, which would break long lines

@@ -1,9 +1,9 @@
 """The command ``train``."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -17,13 +17,16 @@ from lorada.cli.shared import (
     prints_to_stderr,
     say,
     say_why,
+    split_overrides,
     suggest,
     suggest_scoring,
-    without_override,
 )
 from lorada.support.in_words import counted
 from lorada.support.models import check_name
 from lorada.support.processes import is_main_process, refuse_several
+
+if TYPE_CHECKING:  # its import takes seconds
+    from lorada.data.dry_run import FirstRow
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.TRAIN)
@@ -51,76 +54,88 @@ def train(
     as_json: opt.Json = False,
 ) -> None:
     """Train a method on a model and your rows."""
-    recipe, pairs = without_override(recipe, overrides)
+    recipe, pairs = split_overrides(recipe, overrides)
     options = {
         "method": method, "model": model, "task": task, "data_dir": data_dir, "data": data,
         "columns": columns, "output": output,
         "from_adapter": from_adapter, "trust_remote_code": remote or None,
     }  # fmt: skip
-    asked = _asked(recipe, pairs, options, resume=resume)
+    draft = _read_draft(recipe, pairs, options, resume=resume)
     if is_main_process():  # other processes may already see what the first has begun to write
-        from lorada.data.read_rows import EVAL_DATA
+        from lorada.data.files.read_rows import EVAL_DATA
         from lorada.runs.folder import refuse_taken
 
-        refuse_taken(asked.recipe, resume=resume, overwrite=overwrite)
-        check_inputs(asked.recipe, asked.recipe.eval_data, EVAL_DATA, resumed=resume)
+        refuse_taken(draft.recipe, resume=resume, overwrite=overwrite)
+        check_inputs(draft.recipe, draft.recipe.eval_data, EVAL_DATA, resumed=resume)
     with importing(quiet=as_json):
         from lorada.training.train import train as run_training
 
-        loaded = asked.complete().with_absolute_paths()
+        # The run keeps its recipe, which is read from any folder later.
+        complete_recipe = draft.complete().with_absolute_paths()
     if dry_run:
         refuse_several("lorada train --dry-run")
-        show_training(loaded, as_json=as_json)
+        show_training(complete_recipe, as_json=as_json)
         return
     with prints_to_stderr(as_json):
-        trained = run_training(loaded, resume=resume, overwrite=overwrite, quiet=as_json)
-    _print_result(trained, loaded, as_json=as_json)
+        trained = run_training(complete_recipe, resume=resume, overwrite=overwrite, quiet=as_json)
+    _print_result(trained, complete_recipe, as_json=as_json)
 
 
-def _asked(recipe: str | None, pairs: list[str], options: dict[str, Any], *, resume: bool) -> Any:
-    """What was asked for, read; with ``resume``, the recipe in the output folder if none is named.
+def _read_draft(
+    recipe: str | None, pairs: list[str], options: dict[str, Any], *, resume: bool
+) -> Any:
+    """The ``RecipeDraft`` of a command line.
 
-    A function of a file that only that recipe names is refused.
+    With ``resume`` it is of the recipe in the output folder, if the command names no other. A
+    function of a file that only that recipe names is refused.
     """
-    from lorada.data.metrics import refuse_unnamed
+    from lorada.data.scoring.row_metrics import refuse_unnamed
     from lorada.runs.recipe import RECIPE_FILE
     from lorada.training.load_recipe import read_recipe
 
-    saved = Path(options["output"] or ".") / RECIPE_FILE
-    resumed = resume and recipe is None and saved.is_file()
-    if resumed:  # the output in its recipe is relative to another folder
-        recipe, options = str(saved), {**options, "output": str(saved.parent)}
+    saved_recipe = Path(options["output"] or ".") / RECIPE_FILE
+    run = saved_recipe.parent
+    reads_saved = resume and recipe is None and saved_recipe.is_file()
+    if reads_saved:
+        # The output in the saved recipe may be relative to another folder.
+        recipe, options = str(saved_recipe), {**options, "output": str(run)}
     elif resume and recipe is None and options["model"] is None:
-        raise ValueError(f"{saved.parent} holds no run to resume: give the --output of one")
+        raise ValueError(f"{run} holds no run to resume: give the --output of one")
     if options["model"] is not None:  # first, since some methods' names need PEFT
         check_name(options["model"])
-    asked = read_recipe(recipe, pairs, options)
-    if resumed and not any(pair.startswith("metric=") for pair in pairs):
-        refuse_unnamed(asked.recipe.metric, saved.parent, "metric=")
-    return asked
+    draft = read_recipe(recipe, pairs, options)
+    names_metric = any(pair.startswith("metric=") for pair in pairs)
+    if reads_saved and not names_metric:
+        refuse_unnamed(draft.recipe.metric, run, "metric=")
+    return draft
 
 
 def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bool) -> None:
     """Check the model's name and that the rows are there, before torch loads.
 
-    ``setting`` is the ``RowsSetting`` that names the held-out rows; ``resumed`` says whether the
-    rows must be those of before.
+    Args:
+        recipe: with the training rows.
+        held_out: files of held-out rows, or a share of the training rows; None for none.
+        setting: the ``RowsSetting`` that names the held-out rows.
+        resumed: whether the rows must be those of before, which errors then say.
     """
-    from lorada.data.read_rows import DATA, refuse_missing, share_of
-    from lorada.data.task_rows import refuse_absent
+    from lorada.data.files.read_rows import DATA, refuse_missing
+    from lorada.data.rows.held_out_share import share_of
+    from lorada.data.rows.training_rows import refuse_absent
     from lorada.runs.folder import read_template
 
     check_name(recipe.model)
     if recipe.chat_template is not None:
         read_template(recipe.chat_template)
     refuse_absent(recipe, recipe.data, setting=DATA.resumed if resumed else DATA)
-    if held_out is not None and share_of(held_out) is None:
+    if held_out is not None and share_of(held_out) is None:  # a share lies in the training rows
         refuse_missing(held_out, setting.resumed if resumed else setting)
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:
     """Print the rows and parameters of a training, and its first row; no weights are loaded."""
-    from lorada.data.tokenize import examined, fit_context
+    from lorada.data.dry_run import examine_rows
+    from lorada.data.tokenize import fit_context
     from lorada.training.inputs import prepare_training
     from lorada.training.models.adapters import config_to_start, trained_parts
     from lorada.training.models.loading import stretched
@@ -132,64 +147,81 @@ def show_training(recipe: Any, *, as_json: bool) -> None:
     args = trainer_settings(prepared, quiet=True).args
     counts = parameters_of(recipe)
     refuse_impossible(prepared.recipe, prepared.plan, counts)
-    chosen = "full" if args.gradient_checkpointing else "off"
+    checkpointing = "full" if args.gradient_checkpointing else "off"
+    # What a training does with rows that are longer than the model's context.
     fitted = fit_context(prepared.recipe, stretched(prepared.config, recipe.rope_factor))
-    how = fitted, prepared.tokenizer, prepared.kind, prepared.context
-    found = examined(rows, *how)
-    scored = None if held_out is None else examined(held_out, *how)
+    examine = partial(
+        examine_rows,
+        recipe=fitted,
+        tokenizer=prepared.tokenizer,
+        kind=prepared.kind,
+        reads=prepared.context,
+    )
+    examined_rows = examine(rows)
+    examined_held_out = None if held_out is None else examine(held_out)
     if as_json:
         print_json({
             "method": recipe.method, "model": recipe.model, "output": recipe.output,
-            "rows": len(rows.rows), "classes": rows.classes, **_counts_of(found), **counts,
-            "lengths": found.lengths and asdict(found.lengths),
+            "rows": len(rows.rows), "classes": rows.classes, **_counts_of(examined_rows), **counts,
+            "lengths": _lengths_of(examined_rows),
             "held_out": len(held_out.rows) if held_out else 0,
-            "held_out_lengths": scored and scored.lengths and asdict(scored.lengths),
-            "activation_checkpointing": chosen, "first_row": found.first,
+            "held_out_lengths": examined_held_out and _lengths_of(examined_held_out),
+            "activation_checkpointing": checkpointing,
+            "first_row": examined_rows.first and asdict(examined_rows.first),
         })  # fmt: skip
         return
-    say(f"{recipe.output}: {recipe.method} on {recipe.model}, {_parameters(counts)}")
+    parameters = _parameters(counts["trainable"], counts["percent"])
+    say(f"{recipe.output}: {recipe.method} on {recipe.model}, {parameters}")
     if recipe.from_adapter is not None and prepared.plan.config is not None:
-        say(trained_parts(*config_to_start(prepared.plan.config, recipe, prepared.config), recipe))
-    _say_examined("row", len(rows.rows), found, fitted.max_length)
-    if held_out is not None and scored is not None:
-        _say_examined("held-out row", len(held_out.rows), scored, fitted.max_length)
-    asked = recipe.activation_checkpointing
-    takes = f"{asked} takes {chosen}" if asked == "auto" else asked
-    say(f"activation_checkpointing={takes}")
-    if found.first is not None:
-        say(_shown_row(found.first))
+        config, old_kinds = config_to_start(prepared.plan.config, recipe, prepared.config)
+        say(trained_parts(config, old_kinds, recipe))
+    _say_examined("row", len(rows.rows), examined_rows, fitted.max_length)
+    if held_out is not None and examined_held_out is not None:
+        _say_examined("held-out row", len(held_out.rows), examined_held_out, fitted.max_length)
+    setting = recipe.activation_checkpointing
+    if setting == "auto":
+        say(f"activation_checkpointing=auto takes {checkpointing}")
+    else:
+        say(f"activation_checkpointing={setting}")
+    if examined_rows.first is not None:
+        say(_first_row_text(examined_rows.first))
 
 
-def _counts_of(found: Any) -> dict[str, int]:
+def _lengths_of(examined_rows: Any) -> dict[str, Any] | None:
+    """The lengths of rows for JSON; None for texts, which are joined."""
+    return examined_rows.lengths and asdict(examined_rows.lengths)
+
+
+def _counts_of(examined_rows: Any) -> dict[str, int]:
     """How many rows are cut, left out, empty or copies."""
-    lengths = found.lengths
+    lengths = examined_rows.lengths
     return {
         "cut": lengths.cut if lengths else 0,
         "dropped": lengths.dropped if lengths else 0,
-        "empty": found.empty,
-        "copies": found.copies,
+        "empty": examined_rows.empty,
+        "copies": examined_rows.copies,
     }
 
 
-def _say_examined(what: str, count: int, found: Any, max_length: int) -> None:
+def _say_examined(what: str, count: int, examined_rows: Any, max_length: int) -> None:
     """Print how many rows are cut, left out, empty or copies, and how long rows are."""
-    counts = ", ".join(f"{number:,} {name}" for name, number in _counts_of(found).items())
-    say(f"{counted(count, what)} at max_length={max_length}: {counts}")
-    if found.lengths is None:
+    counts = [f"{number:,} {name}" for name, number in _counts_of(examined_rows).items()]
+    say(f"{counted(count, what)} at max_length={max_length}: {', '.join(counts)}")
+    if examined_rows.lengths is None:
         return
-    say(f"tokens of these rows: {found.lengths.spread}")
-    if found.lengths.losses:
-        say(f"of these rows {found.lengths.summary}")
+    say(f"tokens of these rows: {examined_rows.lengths.spread}")
+    if examined_rows.lengths.losses:
+        say(f"of these rows {examined_rows.lengths.summary}")
 
 
-def _trained(result: Mapping[str, Any]) -> str:
+def _trained(result: Any) -> str:
     """The method, and the parts of the adapter where one was there before."""
-    if result["started_from"] is None:
-        return str(result["method"])
-    return f"{' and '.join(result['adapter_parts'])} from {result['started_from']}"
+    if result.started_from is None:
+        return str(result.method)
+    return f"{' and '.join(result.adapter_parts)} from {result.started_from}"
 
 
-def _losses(history: list[dict[str, Any]]) -> str:
+def _losses(history: list[dict[str, float]]) -> str:
     """The first and the last loss of a training; each is a mean over the steps between two logs."""
     logged = [entry for entry in history if entry.get("loss") is not None]
     if not logged:
@@ -203,19 +235,24 @@ def _losses(history: list[dict[str, Any]]) -> str:
     return f"loss {first['loss']:.3f}, the mean of {steps}"
 
 
-def _parameters(counts: Mapping[str, Any]) -> str:
-    return f"{counts['trainable']:,} parameters ({counts['percent']:.3f}%)"
+def _parameters(trainable: int, percent: float) -> str:
+    return f"{trainable:,} parameters ({percent:.3f}%)"
 
 
-def _shown_row(row: dict[str, Any]) -> Text:
-    """A row as the model reads it, with what counts in the loss between marks."""
-    what = f"the {row['counted']:,} between ⟦ and ⟧ count in the loss"
-    if row["learned"] is not None:
-        what = f"the head learns {row['learned']!r}"
-    which = "the first window" if row["row"] is None else f"row {row['row']}"
-    head = f"{which} as the model reads it, {row['tokens']:,} tokens; {what}:\n"
-    pieces = ((f"⟦{text}⟧", "bold") if counts else text for text, counts in row["pieces"])
-    return Text.assemble(head, *pieces)
+def _first_row_text(row: "FirstRow") -> Text:
+    """The first row as the model reads it, with what counts in the loss between marks."""
+    name = "the first window" if row.row is None else f"row {row.row}"
+    if row.learned is None:
+        learned = f"the {row.counted:,} between ⟦ and ⟧ count in the loss"
+    else:
+        learned = f"the head learns {row.learned!r}"
+    text = Text(f"{name} as the model reads it, {row.tokens:,} tokens; {learned}:\n")
+    for piece, is_counted in row.pieces:
+        if is_counted:
+            text.append(f"⟦{piece}⟧", style="bold")
+        else:
+            text.append(piece)
+    return text
 
 
 def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
@@ -223,22 +260,23 @@ def _print_result(trained: Any, recipe: Any, *, as_json: bool) -> None:
     if not is_main_process():
         raise typer.Exit(130 if trained.interrupted else 0)
     if trained.interrupted:
-        errors.print(f"stopped and saved at step {trained.result['steps']}")
+        errors.print(f"stopped and saved at step {trained.steps}")
         suggest("train", "--resume", "--output", trained.run, on=errors)
         raise typer.Exit(130)
     result = trained.result
     if as_json:
-        print_json(result)
+        print_json(result.stored())
         return
-    say_why(result)
-    say(_losses(result["history"]))
-    effect = result["relative_norm"]
+    say_why(result.metric)
+    say(_losses(result.history))
+    effect = result.relative_norm
     text = f", relative norm {effect:.2g}" if effect is not None else ""
-    resumed = result["resumed_from"]
+    resumed = result.resumed_from
+    counts = result.parameters
     taken = f", those after {resumed} in" if resumed else " in"
     say(
-        f"{_trained(result)} on {result['model']}: {_parameters(result['parameters'])}, "
-        f"{result['steps']} steps{taken} {result['wall_time_s']:.0f} s, "
-        f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB{text}"
+        f"{_trained(result)} on {result.model}: {_parameters(counts.trainable, counts.percent)}, "
+        f"{result.steps} steps{taken} {result.wall_time_s:.0f} s, "
+        f"peak memory {result.peak_memory_bytes / 2**30:.1f} GiB{text}"
     )
     suggest_scoring(trained.run, recipe)

@@ -22,10 +22,10 @@ from lorada.compare.spec import LEAST_RUNS, Comparison
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, mapping_in
 from lorada.compare.trainings import trials_of
 from lorada.data.row_lengths import EncodingLog
-from lorada.data.task_rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import encode_each, encode_options, fit_context
+from lorada.runs.machine import peak_memory
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import peak_memory
 from lorada.support.files import json_text, write_atomic
 from lorada.training.inputs import PreparedTraining, prepare_training
 from lorada.training.models.loading import stretched

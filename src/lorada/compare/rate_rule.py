@@ -15,10 +15,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from lorada.compare.stored_plan import Trial
+
+# What a search varies: the learning rate, or by how much the rate of maps is changed on its own.
+Varied = Literal["rate", "map_factor"]
 
 FURTHER = 3  # trials at most beyond an end of the first ones
 FACTOR = 10**0.5  # between a rate and the next one
@@ -42,7 +46,12 @@ class Taken:
 
 
 def next_value(
-    name: str, tried: Sequence[Trial], first: Sequence[float], trials: int, *, fills: bool = True
+    varied: Varied,
+    trials: Sequence[Trial],
+    first_values: Sequence[float],
+    trial_count: int,
+    *,
+    fills: bool = True,
 ) -> float | None:
     """The next learning rate, or another factor, to try; None if that is enough.
 
@@ -50,122 +59,151 @@ def next_value(
     While no trial has learned anything, what follows is lower and higher in turn.
 
     Args:
-        name: of the value in the trials.
-        tried: the trials so far in which nothing else differs.
-        first: the values to begin with.
-        trials: how many there are, without up to ``FURTHER`` beyond an end of those before.
+        varied: the field of a trial that has the value.
+        trials: those so far in which nothing else differs.
+        first_values: the values to begin with.
+        trial_count: how many trials there are, without up to ``FURTHER`` beyond an end of those
+            before.
         fills: whether a gap of more than ``FACTOR`` beside the best value is divided in any case.
     """
-    if len(tried) < len(first):
-        return first[len(tried)]
-    if trials < 2 or len(tried) >= trials + FURTHER:
+    if len(trials) < len(first_values):
+        return first_values[len(trials)]
+    if trial_count < 2 or len(trials) >= trial_count + FURTHER:
         return None
-    values = sorted(getattr(trial, name) for trial in tried)
-    if all(trial.loss is None for trial in tried):
+
+    values = sorted(getattr(trial, varied) for trial in trials)
+    if all(trial.loss is None for trial in trials):
         return float(values[0] / FACTOR)
-    if not has_learned(tried):
-        return _in_turn(name, tried, values, turns=len(tried) - len(first))
-    losses = smoothed_losses(name, tried, values)
+    if not has_learned(trials):
+        return _value_in_turn(varied, trials, values, turns=len(trials) - len(first_values))
+
+    losses = smoothed_losses(varied, trials, values)
     lowest = losses.min()
     # A loss may be negative in a unit of the user's own, so the tie is a share of its size.
-    place = int(np.flatnonzero(losses <= lowest + TIE * abs(lowest))[-1])
-    if place == 0:
+    best_place = int(np.flatnonzero(losses <= lowest + TIE * abs(lowest))[-1])
+    # A best value at an end may have a better one beyond it.
+    if best_place == 0:
         return float(values[0] / FACTOR)
-    if place == len(values) - 1:
+    if best_place == len(values) - 1:
         return float(values[-1] * FACTOR)
-    return _beside(values, losses, place, halves=len(tried) < trials, fills=fills)
+    has_trials_left = len(trials) < trial_count
+    return _value_beside(values, losses, best_place, halves=has_trials_left, fills=fills)
 
 
-def _in_turn(name: str, tried: Sequence[Trial], values: list[float], turns: int) -> float:
-    """A rate below all others or above them, in turn; none above a trial that diverged."""
-    highest = max(tried, key=lambda trial: getattr(trial, name))
+def _value_in_turn(
+    varied: Varied, trials: Sequence[Trial], values: list[float], turns: int
+) -> float:
+    """A value below all others or above them, in turn; none above a trial that diverged."""
+    highest = max(trials, key=lambda trial: getattr(trial, varied))
     goes_down = turns % 2 == 0 or highest.loss is None
-    return float(values[0] / TURN if goes_down else values[-1] * TURN)
+    if goes_down:
+        return float(values[0] / TURN)
+    return float(values[-1] * TURN)
 
 
-def _beside(
-    values: list[float], losses: np.ndarray, place: int, *, halves: bool, fills: bool
+def _value_beside(
+    values: list[float], losses: np.ndarray, best_place: int, *, halves: bool, fills: bool
 ) -> float | None:
-    """The middle of the wider gap beside the best value, of equal ones on the better side."""
-    gaps = {
-        side: round(abs(math.log10(values[side] / values[place])), 6)
-        for side in (place - 1, place + 1)
-    }
-    side = min(gaps, key=lambda side: (-gaps[side], losses[side]))
-    is_wide = gaps[side] > round(math.log10(FACTOR), 6)
-    if not halves and not (fills and is_wide):
-        return None
-    return math.sqrt(values[place] * values[side])
+    """The middle of the wider gap beside the best value, of equal ones on the better side.
+
+    Args:
+        values: those tried, from the lowest on.
+        losses: the smoothed loss at each of them.
+        best_place: which of them is the best; it is at neither end.
+        halves: whether a gap is divided even if it is not a wide one.
+        fills: whether a wide gap is divided.
+    """
+    gaps: dict[int, float] = {}
+    for neighbour in (best_place - 1, best_place + 1):
+        decades = abs(math.log10(values[neighbour] / values[best_place]))
+        gaps[neighbour] = round(decades, 6)  # gaps of one factor are equal but for rounding
+    neighbour = min(gaps, key=lambda place: (-gaps[place], losses[place]))
+
+    is_wide = gaps[neighbour] > round(math.log10(FACTOR), 6)
+    if halves or (fills and is_wide):
+        return math.sqrt(values[best_place] * values[neighbour])
+    return None
 
 
-def taken_value(name: str, tried: Sequence[Trial], *, between: bool = True) -> Taken | None:
+def taken_value(varied: Varied, trials: Sequence[Trial], *, between: bool = True) -> Taken | None:
     """The value with the lowest smoothed loss; None if no trial has ended with a loss.
 
     Args:
-        name: of the value in the trials.
-        tried: the trials in which nothing else differs.
+        varied: the field of a trial that has the value.
+        trials: those in which nothing else differs.
         between: whether it may lie between values that were tried.
     """
-    values = sorted(getattr(trial, name) for trial in tried if trial.loss is not None)
+    values = sorted(getattr(trial, varied) for trial in trials if trial.loss is not None)
     if not values:
         return None
-    best = _lowest(name, tried, values)
-    all_values = [getattr(trial, name) for trial in tried]
+    best = _lowest(varied, trials, values)
+    all_values = [getattr(trial, varied) for trial in trials]
     # Beyond an end there may be better ones, so there the end itself is taken, and said to be one.
     if not between or best.value in (min(all_values), max(all_values)):
         return best
     candidates = list(values)
     for low, high in pairwise(values):
-        inner = np.geomspace(low, high, BETWEEN + 2)[1:-1]
-        candidates += [float(f"{value:.3g}") for value in inner]
-    return _lowest(name, tried, candidates)
+        inner_values = np.geomspace(low, high, BETWEEN + 2)[1:-1]
+        candidates += [float(f"{value:.3g}") for value in inner_values]
+    return _lowest(varied, trials, candidates)
 
 
-def _lowest(name: str, tried: Sequence[Trial], values: Sequence[float]) -> Taken:
-    losses = smoothed_losses(name, tried, values)
+def _lowest(varied: Varied, trials: Sequence[Trial], values: Sequence[float]) -> Taken:
+    """The one of some values that has the lowest smoothed loss."""
+    losses = smoothed_losses(varied, trials, values)
     best = int(losses.argmin())
     return Taken(values[best], float(losses[best]))
 
 
-def has_learned(tried: Sequence[Trial]) -> bool:
+def has_learned(trials: Sequence[Trial]) -> bool:
     """Whether a trial is clearly below the loss of guessing, where that is known."""
-    guessing = guessing_loss_of(tried)
-    losses = [trial.loss for trial in tried if trial.loss is not None]
-    return guessing is None or min(losses) < guessing - LEARNED * abs(guessing)
+    guessing = guessing_loss_of(trials)
+    if guessing is None:
+        return True
+    lowest = min(trial.loss for trial in trials if trial.loss is not None)
+    return lowest < guessing - LEARNED * abs(guessing)
 
 
-def guessing_loss_of(tried: Sequence[Trial]) -> float | None:
+def guessing_loss_of(trials: Sequence[Trial]) -> float | None:
     """The loss of guessing on the rows set aside; None if no trial has measured it."""
-    return next((trial.guessing for trial in tried if trial.guessing is not None), None)
+    measured = [trial.guessing for trial in trials if trial.guessing is not None]
+    return measured[0] if measured else None
 
 
-def smoothed_losses(name: str, tried: Sequence[Trial], values: Sequence[float]) -> np.ndarray:
+def smoothed_losses(varied: Varied, trials: Sequence[Trial], values: Sequence[float]) -> np.ndarray:
     """The smoothed loss at each of some values, of trials of which one has ended at least."""
-    measured = np.log10([getattr(trial, name) for trial in tried])
-    losses = _bounded_losses(tried)
-    inverse = np.linalg.inv(_covariance(measured, measured) + NOISE**2 * np.eye(len(tried)))
+    measured_at = np.log10([getattr(trial, varied) for trial in trials])
+    losses = _bounded_losses(trials)
+    covariance = _covariance(measured_at, measured_at) + NOISE**2 * np.eye(len(trials))
+    inverse = np.linalg.inv(covariance)
     mean = inverse.sum(axis=0) @ losses / inverse.sum()
-    smooth: np.ndarray = mean + _covariance(np.log10(values), measured) @ inverse @ (losses - mean)
-    return smooth
+    cross_covariance = _covariance(np.log10(values), measured_at)
+    smoothed: np.ndarray = mean + cross_covariance @ inverse @ (losses - mean)
+    return smoothed
 
 
 def _covariance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """k(a, b) of the equation above, for each of ``a`` with each of ``b``."""
     covariance: np.ndarray = np.exp(-((a[:, None] - b) ** 2) / (2 * LENGTH**2))
     return covariance
 
 
-def _bounded_losses(tried: Sequence[Trial]) -> np.ndarray:
+def _bounded_losses(trials: Sequence[Trial]) -> np.ndarray:
     """The losses, none far above the lowest or above that of guessing; failed trials above all.
 
     How far a loss is above that says nothing of the rates beside it, and would outweigh the rest.
     """
-    ended = [trial.loss for trial in tried if trial.loss is not None]
-    guessing, lowest = guessing_loss_of(tried), min(ended)
+    losses = [trial.loss for trial in trials if trial.loss is not None]
+    lowest = min(losses)
+    guessing = guessing_loss_of(trials)
     # Twice the lowest is far. Where the lowest is next to 0 every loss would be, so the distance of
     # the median counts there, twice.
-    highest = lowest + max(abs(lowest), 2 * (float(np.median(ended)) - lowest))
+    highest = lowest + max(abs(lowest), 2 * (float(np.median(losses)) - lowest))
     if guessing is not None:
         highest = max(lowest, min(highest, guessing))
-    failed = highest + max((highest - lowest) / 2, LEARNED * abs(highest))
-    bounded = [failed if trial.loss is None else min(trial.loss, highest) for trial in tried]
+
+    loss_of_failed = highest + max((highest - lowest) / 2, LEARNED * abs(highest))
+    bounded = []
+    for trial in trials:
+        bounded.append(loss_of_failed if trial.loss is None else min(trial.loss, highest))
     return np.array(bounded)

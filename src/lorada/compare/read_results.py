@@ -1,14 +1,12 @@
 """Reads what is there of a comparison's folder: each candidate with its runs and their scores."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import FiniteFloat
 
 from lorada.compare.spec import Comparison, saved_comparison
 from lorada.compare.stored_plan import (
@@ -18,6 +16,7 @@ from lorada.compare.stored_plan import (
     Candidate,
     ComparisonPlan,
     Search,
+    Untrained,
     as_given,
     mapping_in,
     saved_plan,
@@ -26,7 +25,7 @@ from lorada.compare.stored_plan import (
 )
 from lorada.decision.run_variances import Scores
 from lorada.decision.score_units import UNKNOWN, ScoreUnit, named_unit, unit_of
-from lorada.runs.result import read_predictions, read_result
+from lorada.runs.result import Prediction, RowsMetrics, RunResult, read_predictions, read_result
 from lorada.support.metric_names import LOSS, as_score, main_metric, rows_metric
 from lorada.support.row_sources import CODE
 
@@ -34,11 +33,6 @@ RowKey = tuple[str, int]  # the name of the rows and the row's number in their f
 NONE = partial(np.empty, (0, 0))
 UNFINISHED = " is not finished"
 DIVERGED = ("the loss became ", "is not finite after step")  # in errors of a training
-# Fields of a candidate that files of the report have, besides those of the plan.
-SHOWN = (
-    "score", "low", "high", "expected_loss", "mark", "letter", "p_best", "metric", "value",
-    "peak_memory_gib", "seconds_per_step", "forgetting", "rates", "map_rates", "reason",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,43 +44,25 @@ class ScoredRun:
 
     folder: str  # relative to the comparison's
     seed: int
-    result: dict[str, Any]  # ``result.json``
-    lines: dict[RowKey, dict[str, Any]]  # of ``predictions.jsonl``
+    result: RunResult
+    predictions: dict[RowKey, Prediction]
     scores: dict[RowKey, float]
     rows_without_loss: int = 0  # that are left out where methods are compared by the loss
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateResult:
-    """A candidate and all that is known of it, from its runs to its place in the report."""
+    """A candidate with its runs, their scores, and why others are missing."""
 
     label: str  # unique, such as ``lora`` or ``lora (0.2%)``
-    candidate: Candidate  # of several settings, the one that the search chose
-    chosen: str = ""  # of several settings, the one that the search chose
+    candidate: Candidate  # of several settings, with the sizes of the one that the search chose
+    chosen: str = ""  # the name of that setting; empty where there is one alone
     runs: Sequence[ScoredRun] = ()
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
     search: Search | None = None  # for its learning rate; None if there is none
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
-
-    # What its runs show, as the report shows it; None where it was not measured.
-    score: float | None = None  # mean over rows and seeds: percent, or a loss or error as it is
-    metric: str = ""  # the main metric, such as ``exact_match``
-    value: float | None = None  # mean of that over seeds
-    peak_memory_gib: float | None = None  # GiB, the largest of its runs
-    seconds_per_step: float | None = None  # of its fastest run: other work can only slow one down
-    forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
-    rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
-    map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
-
-    # What is decided about it.
-    low: float | None = None  # ends of the score's 95 % confidence interval
-    high: float | None = None
-    expected_loss: float | None = None  # of taking it, in the unit of the score
-    mark: str = ""  # such as ``take``, ``not worse`` or ``too few runs``
-    letter: str = ""  # of groups that are not significantly different; empty without a test
-    p_best: float | None = None  # against the highest score, corrected (Holm)
 
     @property
     def method(self) -> str:
@@ -99,11 +75,16 @@ class CandidateResult:
         return self.candidate.trainable
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[RowsMetrics]:
         """Those of its runs on the held-out rows, by the names of the rows."""
         names = dict.fromkeys(name for run in self.runs for name, _ in run.scores)
-        found = [run.result["metrics"].get(name) for name in names for run in self.runs]
-        return [each for each in found if each]
+        stored = [run.result.metrics.get(name) for name in names for run in self.runs]
+        return [metrics for metrics in stored if metrics is not None]
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it waits for a run that has neither ended nor failed."""
+        return self.reason is not None and self.reason.endswith(UNFINISHED)
 
     @property
     def first_run(self) -> ScoredRun:
@@ -114,28 +95,6 @@ class CandidateResult:
     def sizes(self) -> str:
         """The settings that give its size, as they are typed."""
         return as_given(self.candidate.parts)
-
-    def plain(self) -> dict[str, Any]:
-        """What files of the report have of it."""
-        one = self.candidate
-        found = {
-            "label": self.label, "method": one.method, "budget": ", ".join(one.budgets),
-            "above": any(one.budgets.values()), "sizes": self.sizes, "trainable": one.trainable,
-            "percent": one.percent, "mergeable": one.mergeable,
-            "seeds": [run.seed for run in self.runs],
-        }  # fmt: skip
-        trials = [] if self.search is None else [asdict(trial) for trial in self.search.trials]
-        return found | {name: getattr(self, name) for name in SHOWN} | {"trials": trials}
-
-
-@dataclass(frozen=True)
-class Untrained:
-    """Scores without training, as ``baselines.json`` keeps them, or why there are none."""
-
-    # metric → of each row
-    row_scores: dict[str, list[FiniteFloat | None]] = field(default_factory=dict)
-    answer: Any = None  # the commonest answer
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +114,7 @@ class Results:
     @property
     def own_metric(self) -> str:
         """The metric that the comparison itself was made by; empty for the main metric."""
-        return Path((self.plan.metric or {}).get("name") or "").name
+        return Path(self.plan.metric_name).name
 
     @property
     def runs_left(self) -> bool:
@@ -165,7 +124,7 @@ class Results:
     @property
     def rows_without_loss(self) -> int:
         """How many held-out rows have no loss, though methods are compared by it."""
-        runs = [run for one in self.candidates for run in one.runs]
+        runs = [run for candidate in self.candidates for run in candidate.runs]
         return max((run.rows_without_loss for run in runs), default=0)
 
     @property
@@ -179,44 +138,45 @@ class Results:
 def read_comparison(folder: Path, metric: str | None = None, unit: str | None = None) -> Results:
     """Read a comparison, finished or not; a run that is missing or damaged becomes a reason.
 
-    ``metric`` is what methods are compared by; None for the comparison's own. ``unit`` is that of
-    the values of a user's function; None if the values are to show whether they are percent.
+    Args:
+        folder: of the comparison.
+        metric: what methods are compared by; None for the comparison's own.
+        unit: of the values of a user's function; None if the values are to show whether they are
+            percent.
+
+    Raises:
+        ValueError: if the folder has no plan, for a damaged file of the comparison, and a unit of a
+            metric that has one.
     """
     plan = saved_plan(folder)
     if plan is None:
         raise ValueError(f"{folder} holds no comparison: it has no plan.json")
-    candidates, names = plan.candidates, list(plan.held_out)
     asked = saved_comparison(folder)
     failures = mapping_in(folder / FAILURES_FILE, dict[str, str])
     baselines = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
-    seeds = asked.seeds
-    by = Path(metric or (plan.metric or {}).get("name") or "").name
-    found = [_runs(folder, one, seeds, failures, names, by) for one in candidates]
-    rows = _common_rows([run for runs, _ in found for run in runs], names)
-    labels = Counter(one.method for one in candidates)
-    measured = []
-    for one, (runs, missing) in zip(candidates, found, strict=True):
-        same = [run for run in runs if run.scores.keys() == set(rows)]
+    # A user's function is stored by the name of its file, wherever the file lies.
+    compared_by = Path(metric or plan.metric_name).name
+
+    held_out = list(plan.held_out)
+    runs_of_candidates = []
+    for candidate in plan.candidates:
+        runs_of_candidates.append(
+            _read_runs(folder, candidate, asked.seeds, failures, held_out, compared_by)
+        )
+    # Only after all runs are read it is known which rows most of them were scored on.
+    all_runs = [run for runs in runs_of_candidates for run in runs.scored]
+    rows = _common_rows(all_runs, held_out)
+    candidates = []
+    for candidate, runs in zip(plan.candidates, runs_of_candidates, strict=True):
+        label = _label(candidate, plan.candidates)
+        search = search_of(candidate, folder)
         if asked.until is not None:  # fewer runs than seeds are meant
-            missing = [said for said in missing if not said.endswith(UNFINISHED)]
-        missing += [f"{r.folder}: it was scored on other rows" for r in runs if r not in same]
-        budgets = f" ({', '.join(one.budgets) or 'default size'})" if labels[one.method] > 1 else ""
-        label = one.method + budgets
-        search = search_of(one, folder)
-        failed = {seed: failures.get(one.run(seed), "") for seed in seeds}
-        candidate, chosen = settled(one, search)
-        losses = [[run.lines[row]["loss"] for row in rows] for run in same]
-        measured.append(CandidateResult(
-            label, candidate, chosen, same, search=search, losses=_table(losses, rows),
-            scores=_table([[run.scores[row] for row in rows] for run in same], rows),
-            diverged=tuple(s for s, said in failed.items() if any(x in said for x in DIVERGED)),
-            reason=one.reason or "; ".join(missing) or None,
-        ))  # fmt: skip
-    first = next((run for one in measured for run in one.runs), None)
-    grouped = first is not None and all("group" in first.lines[row] for row in rows)
-    groups = [str(first.lines[row]["group"]) for row in rows] if first and grouped else None
-    results = Results(folder, asked, plan, measured, rows, groups, baselines, by)
-    if CODE in by:
+            runs = runs.without_unfinished()
+        candidates.append(_candidate_result(candidate, label, search, runs, rows))
+
+    groups = _groups_of(candidates, rows)
+    results = Results(folder, asked, plan, candidates, rows, groups, baselines, compared_by)
+    if CODE in compared_by:
         return _in_own_unit(results, unit)
     if unit is not None:
         raise ValueError(
@@ -224,6 +184,144 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
             "out, as other metrics have a unit"
         )
     return results
+
+
+@dataclass(frozen=True)
+class _SeedRuns:
+    """The runs of a candidate, of each seed that was asked for."""
+
+    scored: list[ScoredRun]
+    missing: list[str]  # a line for each of the others, in the order of the seeds
+    diverged: tuple[int, ...]  # seeds
+
+    def without_unfinished(self) -> "_SeedRuns":
+        """The same without lines on runs that have neither ended nor failed."""
+        missing = [line for line in self.missing if not line.endswith(UNFINISHED)]
+        return replace(self, missing=missing)
+
+
+def _read_runs(
+    folder: Path,
+    candidate: Candidate,
+    seeds: Sequence[int],
+    failures: Mapping[str, str],
+    held_out: Collection[str],
+    metric: str,
+) -> _SeedRuns:
+    """Read the runs of a candidate, scored by a metric; empty for the main one."""
+    scored, missing, diverged = [], [], []
+    for seed in seeds:
+        name = candidate.run(seed)
+        if any(text in failures.get(name, "") for text in DIVERGED):
+            diverged.append(seed)
+        if candidate.reason:  # it cannot be run
+            continue
+        has_scores = (folder / name / "predictions.jsonl").is_file()
+        error = failures.get(name)
+        if not error and not has_scores:  # it waits for the search, which may have failed
+            error = failures.get(f"{TRIALS}/{candidate.path}")
+        if error:
+            missing.append(f"{name} failed: {error}")
+            continue
+        if not has_scores:
+            missing.append(f"{name}{UNFINISHED}")
+            continue
+        try:
+            scored.append(_read_run(folder, name, seed, held_out, metric))
+        except ValueError as damage:
+            missing.append(f"{name} was left out: {' '.join(str(damage).split())}")
+    return _SeedRuns(scored, missing, tuple(diverged))
+
+
+def _read_run(
+    folder: Path, name: str, seed: int, held_out: Collection[str], metric: str
+) -> ScoredRun:
+    """A run with its scores on the held-out rows; it may have been scored on others since."""
+    result = read_result(folder / name)
+    predictions: dict[RowKey, Prediction] = {}
+    scores: dict[RowKey, float] = {}
+    rows_without_loss = 0
+    for prediction in read_predictions(folder / name):
+        if prediction.rows not in held_out:
+            continue
+        row = prediction.rows, prediction.row
+        by = rows_metric(metric or _main_metric_on(prediction.rows, result))
+        value = prediction.metrics_and_loss.get(by)
+        if by == LOSS and value is None:
+            rows_without_loss += 1  # its response lies beyond max_length, in every run
+            continue
+        if value is None:
+            raise ValueError(f"row {prediction.row} of {prediction.rows} has no {by}")
+        predictions[row] = prediction
+        scores[row] = as_score(value, by)
+    if not scores:
+        raise ValueError("none of the held-out rows is scored")
+    return ScoredRun(name, seed, result, predictions, scores, rows_without_loss)
+
+
+def _main_metric_on(rows: str, result: RunResult) -> str:
+    """The main metric of a run on the rows of this name."""
+    metrics = result.metrics.get(rows)
+    return main_metric({} if metrics is None else metrics.scores)
+
+
+def _label(candidate: Candidate, candidates: Sequence[Candidate]) -> str:
+    """The name of a candidate: its method, and its budgets if the method has several sizes."""
+    sizes = sum(other.method == candidate.method for other in candidates)
+    if sizes == 1:
+        return candidate.method
+    return f"{candidate.method} ({', '.join(candidate.budgets) or 'default size'})"
+
+
+def _candidate_result(
+    planned: Candidate, label: str, search: Search | None, runs: _SeedRuns, rows: list[RowKey]
+) -> CandidateResult:
+    """A candidate with those of its runs that are scored on ``rows``."""
+    on_these_rows, scores, losses = [], [], []
+    missing = list(runs.missing)
+    for run in runs.scored:
+        if run.scores.keys() != set(rows):
+            missing.append(f"{run.folder}: it was scored on other rows")
+            continue
+        on_these_rows.append(run)
+        scores.append([run.scores[row] for row in rows])
+        losses.append([run.predictions[row].loss for row in rows])
+    candidate, chosen = settled(planned, search)
+    return CandidateResult(
+        label=label,
+        candidate=candidate,
+        chosen=chosen,
+        runs=on_these_rows,
+        scores=_table(scores, rows),
+        losses=_table(losses, rows),
+        search=search,
+        diverged=runs.diverged,
+        reason=planned.reason or "; ".join(missing) or None,
+    )
+
+
+def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
+    """The rows that most runs were scored on, in the order of their names and numbers."""
+    runs_on = Counter(frozenset(run.scores) for run in runs)
+    # Of as many runs on either, the larger set.
+    rows = max(runs_on, key=lambda keys: (runs_on[keys], len(keys)), default=frozenset())
+    return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
+
+
+def _groups_of(candidates: Sequence[CandidateResult], rows: list[RowKey]) -> list[str] | None:
+    """The group of each row, as any run has stored it; None unless every row has one."""
+    run = next((run for candidate in candidates for run in candidate.runs), None)
+    if run is None:
+        return None
+    groups = [run.predictions[row].group for row in rows]
+    if any(group is None for group in groups):
+        return None
+    return [str(group) for group in groups]
+
+
+def _table(values: Sequence[Sequence[float | None]], rows: list[RowKey]) -> Scores:
+    """Runs × rows; None is NaN."""
+    return np.array(values, dtype=float).reshape(len(values), len(rows))
 
 
 def _in_own_unit(results: Results, named: str | None) -> Results:
@@ -234,88 +332,39 @@ def _in_own_unit(results: Results, named: str | None) -> Results:
     """
     if named is not None:
         return replace(results, own_unit=named_unit(named))
-    values = [one.row_scores.get(results.metric, []) for one in results.baselines.values()]
-    untrained = [np.array([value for value in each if value is not None]) for each in values]
-    tables = [one.scores for one in results.candidates if one.scores.size]
+    tables = [candidate.scores for candidate in results.candidates if candidate.scores.size]
     if not tables:
         return results
-    unit = unit_of(tables, [each for each in untrained if each.size])
+    untrained = []
+    for baseline in results.baselines.values():
+        values = [v for v in baseline.row_scores.get(results.metric, []) if v is not None]
+        if values:
+            untrained.append(np.array(values))
+    unit = unit_of(tables, untrained)
     if unit.factor == 1:
         return replace(results, own_unit=unit)
-    candidates = [_scaled(one, unit.factor) for one in results.candidates]
-    baselines = {}
-    for name, entry in results.baselines.items():
-        scores = dict(entry.row_scores)
-        for metric in scores.keys() & {results.metric}:
-            scores[metric] = [v if v is None else unit.factor * v for v in scores[metric]]
-        baselines[name] = replace(entry, row_scores=scores)
+    candidates = [_scaled_candidate(one, unit.factor) for one in results.candidates]
+    baselines = {
+        name: _scaled_baseline(baseline, results.metric, unit.factor)
+        for name, baseline in results.baselines.items()
+    }
     return replace(results, candidates=candidates, baselines=baselines, own_unit=unit)
 
 
-def _scaled(one: CandidateResult, factor: float) -> CandidateResult:
+def _scaled_candidate(candidate: CandidateResult, factor: float) -> CandidateResult:
     """A candidate with all scores times a factor."""
     runs = []
-    for run in one.runs:
+    for run in candidate.runs:
         scores = {row: factor * score for row, score in run.scores.items()}
         runs.append(replace(run, scores=scores))
-    return replace(one, runs=runs, scores=factor * one.scores)
+    return replace(candidate, runs=runs, scores=factor * candidate.scores)
 
 
-def _runs(
-    folder: Path,
-    one: Candidate,
-    seeds: list[int],
-    failures: dict[str, str],
-    held_out: Collection[str],
-    metric: str,
-) -> tuple[list[ScoredRun], list[str]]:
-    """The scored runs of a candidate, and a line for each seed that is missing."""
-    runs, missing = [], []
-    for seed in seeds if not one.reason else []:
-        name = one.run(seed)
-        scored = (folder / name / "predictions.jsonl").is_file()
-        # It waits for the search.
-        error = failures.get(name) or (not scored and failures.get(f"{TRIALS}/{one.path}"))
-        if error:
-            missing.append(f"{name} failed: {error}")
-        elif not scored:
-            missing.append(f"{name}{UNFINISHED}")
-        else:
-            try:
-                runs.append(_run(folder, name, seed, held_out, metric))
-            except ValueError as error:
-                missing.append(f"{name} was left out: {' '.join(str(error).split())}")
-    return runs, missing
-
-
-def _run(folder: Path, name: str, seed: int, held_out: Collection[str], metric: str) -> ScoredRun:
-    """A run with its scores on the held-out rows; it may have been scored on others since."""
-    result = read_result(folder / name)
-    lines, scores, rows_without_loss = {}, {}, 0
-    for line in read_predictions(folder / name):
-        row = str(line["rows"]), int(line["row"])
-        if row[0] not in held_out:
-            continue
-        by = rows_metric(metric or main_metric(result["metrics"].get(row[0], {})))
-        values = {LOSS: line["loss"], **(line.get("metrics") or {})}
-        if by == LOSS and values[LOSS] is None:
-            rows_without_loss += 1  # its response lies beyond max_length, in every run
-            continue
-        if values.get(by) is None:
-            raise ValueError(f"row {row[1]} of {row[0]} has no {by}")
-        lines[row], scores[row] = line, as_score(float(values[by]), by)
-    if not scores:
-        raise ValueError("none of the held-out rows is scored")
-    return ScoredRun(name, seed, result, lines, scores, rows_without_loss)
-
-
-def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
-    """The rows that most runs were scored on, in the order of their names and numbers."""
-    counted = Counter(frozenset(run.scores) for run in runs)
-    rows = max(counted, key=lambda found: (counted[found], len(found)), default=frozenset())
-    return sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
-
-
-def _table(values: list[list[Any]], rows: list[RowKey]) -> Scores:
-    """Runs × rows; None is NaN."""
-    return np.array(values, dtype=float).reshape(len(values), len(rows))
+def _scaled_baseline(baseline: Untrained, metric: str, factor: float) -> Untrained:
+    """A baseline with its scores by one metric times a factor."""
+    row_scores = dict(baseline.row_scores)
+    if metric in row_scores:
+        row_scores[metric] = [
+            score if score is None else factor * score for score in row_scores[metric]
+        ]
+    return replace(baseline, row_scores=row_scores)

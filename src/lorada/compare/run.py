@@ -4,16 +4,16 @@ Several commands may run one comparison at once: each takes jobs that no other h
 one writes the report.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
-from lorada.compare.jobs.queue import Report, first_of, run_queue
-from lorada.compare.make_plan import about, make_plan
+from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
+from lorada.compare.make_plan import fingerprints_of, make_plan
 from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.write_report import write_report
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
@@ -24,30 +24,33 @@ from lorada.compare.stored_plan import (
     RUNS,
     TRIALS,
     ComparisonPlan,
+    Untrained,
     mapping_in,
+    record_in,
     saved_plan,
 )
-from lorada.compare.trainings import (
-    BASE_FILE,
-    answers_written,
-    base_job,
-    comparison_jobs,
-    score_commonest,
-)
+from lorada.compare.trainings import answers_written, base_job, comparison_jobs, score_commonest
 from lorada.compare.until import Until
-from lorada.data.metrics import row_value
-from lorada.data.score_answers import score_answers
-from lorada.data.task_rows import Rows
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.row_metrics import row_value
+from lorada.data.scoring.score_answers import score_answers
 from lorada.inference.evaluate import BASE
-from lorada.runs.folder import LOCK_FILE
+from lorada.runs.folder import BASE_FILE, LOCK_FILE
 from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 from lorada.support.metric_names import rows_metric
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.loading import own_classes
 
-REPORTS = tuple(f"report.{kind}" for kind in ("html", "json"))
-OWN = (SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORTS)
+REPORT_FILES = ("report.html", "report.json")
+# All that a comparison writes into its folder. What the folders of its searches and runs hold is
+# said in ``runs/folder.py``.
+COMPARISON_FILES = (
+    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORT_FILES,
+)  # fmt: skip
+# The baselines of a report, as ``baselines.json`` names them.
+AS_IT_IS = "as_it_is"  # the model without any training
+COMMONEST = "commonest"  # the commonest answer of the training rows, given to every row
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Compared:
 def compare(
     comparison: Comparison,
     folder: Path,
-    pool: Callable[[], Any],
+    pool: Callable[[], Pool],
     *,
     overwrite: bool = False,
     report: Report = print,
@@ -84,83 +87,104 @@ def compare(
     folder = folder.absolute()
     base, data = read(comparison)
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
-    if plan.metric is not None and plan.metric["reason"]:
-        report(f"scored by {plan.metric['name']}, because {plan.metric['reason']}")
+    if plan.metric is not None and plan.metric.reason:
+        report(f"scored by {plan.metric.name}, because {plan.metric.reason}")
     for sentence in plan.losses:
         report(sentence)
+
+    # Jobs that are done are among them too, and what is half done goes on.
     jobs = comparison_jobs(comparison, plan, folder)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
-    keep = partial(_keep_failure, folder)
-    outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep)
-    failed = {
-        _key(job, folder): end.error for job in jobs
-        if (end := outcomes[job.name]).status == "failed" and not job.done()
-    }  # fmt: skip
-    theirs = {name for name, end in outcomes.items() if end.status == "held"}
-    if left := [job for job in jobs if job.name in theirs or job.after in theirs]:
-        return Compared(None, [], failed, len(left))
+    keep_failure = partial(_keep_failure, folder)
+    outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep_failure)
+    failures = {}
+    for job in jobs:
+        # Another command may have done it after it failed here.
+        if outcomes[job.name].status == "failed" and not job.done():
+            failures[_key(job, folder)] = outcomes[job.name].error
+    jobs_left = _jobs_of_others(jobs, outcomes)
+    if jobs_left:  # the last of the commands that work on it writes the report
+        return Compared(None, [], failures, len(jobs_left))
+
+    # Scores without training come last, as they need a run whose adapter can be switched off.
     as_it_is = _as_it_is(base_job(comparison, plan, folder), pool, report)
     if as_it_is is None:
-        return Compared(None, [], failed, 1)
-    metric = None if plan.metric is None else plan.metric["name"]
-    baselines = {"as_it_is": as_it_is, "commonest": score_commonest(data, base.tokenizer, metric)}
-    write_atomic(folder / BASELINES_FILE, json_text(baselines) + "\n")
-    written = write_report(folder)
-    return Compared(*written, failed, 0)
+        return Compared(None, [], failures, 1)
+    commonest = score_commonest(data, base.tokenizer, plan.metric_name or None)
+    _write_baselines(folder, {AS_IT_IS: as_it_is, COMMONEST: commonest})
+    summary, reports = write_report(folder)
+    return Compared(summary, reports, failures, 0)
+
+
+def _jobs_of_others(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> list[Job]:
+    """The jobs that other commands work on, and those that wait for these."""
+    held_names = {name for name, outcome in outcomes.items() if outcome.status == "held"}
+    return [job for job in jobs if job.name in held_names or job.after in held_names]
 
 
 def until_of(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Until:
     """What picks the runs of a comparison that may end before all seeds of each are run."""
-    places = {one.path: place for place, one in enumerate(plan.candidates) if one in plan.runnable}
-    runs = folder / RUNS
-    return Until(folder, comparison.until or 0.0, {
-        job.name: places[str(job.folder.parent.relative_to(runs))]
-        for job in comparison_jobs(comparison, plan, folder) if runs in job.folder.parents
-    })  # fmt: skip
+    place_of_path = {
+        candidate.path: place
+        for place, candidate in enumerate(plan.candidates)
+        if candidate.reason is None
+    }
+    runs_folder = folder / RUNS
+    place_of_job: dict[str, int] = {}
+    for job in comparison_jobs(comparison, plan, folder):
+        if runs_folder in job.folder.parents:  # the others are searches
+            path = job.folder.parent.relative_to(runs_folder)
+            place_of_job[job.name] = place_of_path[str(path)]
+    return Until(folder, comparison.until or 0.0, place_of_job)
 
 
-def _as_it_is(job: Job | None, pool: Callable[[], Any], report: Report) -> dict[str, Any] | None:
+def _as_it_is(job: Job | None, pool: Callable[[], Pool], report: Report) -> Untrained | None:
     """The scores of the model without any training, or the reason why there are none.
 
     None while another command scores it, which is at its end too.
     """
     if job is None:
-        return {"reason": "no finished run has an adapter that could be switched off"}
+        return Untrained(reason="no finished run has an adapter that could be switched off")
     if not job.done():
         outcome = run_queue([job], pool(), report=report)[job.name]
         if outcome.status == "held":
             return None
         if not job.done():
-            return {"reason": outcome.error}
-    found: dict[str, Any] = mapping_in(job.folder / BASE_FILE)
-    return found
+            return Untrained(reason=outcome.error)
+    return record_in(job.folder / BASE_FILE, Untrained)
+
+
+def _write_baselines(folder: Path, baselines: Mapping[str, Untrained]) -> None:
+    stored = {name: baseline.stored() for name, baseline in baselines.items()}
+    write_atomic(folder / BASELINES_FILE, json_text(stored) + "\n")
 
 
 def _begin(
     comparison: Comparison, folder: Path, base: Prepared, data: Data, *, overwrite: bool,
     report: Report,
 ) -> ComparisonPlan:  # fmt: skip
-    """The plan of a comparison, made now or before; the folder is written only if all is well."""
+    """The plan of a comparison, made now or before; the folder is written only if all is well.
+
+    Raises:
+        ValueError: if the folder holds the plan of another comparison, or of other rows.
+    """
     plan = None if overwrite else saved_plan(folder)
     if plan is None:
-        made = make_plan(comparison, base, data, report)
+        new_plan = make_plan(comparison, base, data, report)
         with one_at_a_time(folder):  # several commands may begin at once
             plan = None if overwrite else saved_plan(folder)
             if plan is None:
                 if overwrite:
                     clear(folder)
                 comparison.save(folder)
-                made.save(folder)
-                return made
-    both = [one.model_dump() for one in (saved_comparison(folder), comparison)]
-    for one in both:  # the same rows may lie in another folder by now
-        one["recipe"].pop("data_dir", None)
-    if both[0] != both[1]:
+                new_plan.save(folder)
+                return new_plan
+    if not saved_comparison(folder).is_same(comparison):
         raise ValueError(
             f"another command has begun another comparison in {folder} by now: choose another "
             "--output"
         )
-    if (plan.train, plan.held_out) != about(data):
+    if not fingerprints_of(data).are_of(plan):
         raise ValueError(
             f"the rows are not those that {folder} began with: put them back, or start again "
             "with --overwrite"
@@ -177,11 +201,17 @@ def planned(
     return plan or make_plan(comparison, base, data, report)
 
 
-def read(comparison: Comparison) -> tuple[Prepared, Data]:
+class BaseAndData(NamedTuple):
+    """What a comparison begins with."""
+
+    base: Prepared  # the model's config and tokenizer
+    data: Data
+
+
+def read(comparison: Comparison) -> BaseAndData:
     """The model's config and tokenizer, and the rows."""
     base = prepare(comparison.shared_recipe)
-    data = read_data(comparison, base.kind, own_classes(base.config))
-    return base, data
+    return BaseAndData(base, read_data(comparison, base.kind, own_classes(base.config)))
 
 
 def clear(folder: Path) -> None:
@@ -190,14 +220,17 @@ def clear(folder: Path) -> None:
     Raises:
         HeldError: while another process works on one of its jobs.
     """
-    working = {lock.parent for name in (JOB_FILE, LOCK_FILE) for lock in folder.rglob(name)}
-    with held(working), scratch_folder(folder) as scratch:
-        for name in reversed(OWN):
-            if (path := folder / name).exists():
+    locks = [*folder.rglob(JOB_FILE), *folder.rglob(LOCK_FILE)]
+    with held({lock.parent for lock in locks}), scratch_folder(folder) as scratch:
+        # Its settings go last: if this is interrupted, the folder is still known as a comparison's.
+        for name in reversed(COMPARISON_FILES):
+            path = folder / name
+            if path.exists():
                 path.replace(scratch / name)
 
 
 def _key(job: Job, folder: Path) -> str:
+    """How ``failures.json`` names a job: by its folder."""
     return str(job.folder.relative_to(folder))
 
 
@@ -208,13 +241,17 @@ def _keep_failure(folder: Path, job: Job, outcome: Outcome) -> None:
     """
     if outcome.status == "held":
         return
-    path, key = folder / FAILURES_FILE, _key(job, folder)
+    path = folder / FAILURES_FILE
+    key = _key(job, folder)
     error = "" if job.done() else outcome.error
     if not error and key not in mapping_in(path):
         return
     with one_at_a_time(path):
-        found = {name: each for name, each in mapping_in(path).items() if name != key}
-        write_atomic(path, json_text(found | ({key: error} if error else {})) + "\n")
+        failures = mapping_in(path)
+        failures.pop(key, None)
+        if error:
+            failures[key] = error
+        write_atomic(path, json_text(failures) + "\n")
 
 
 def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> None:
@@ -225,26 +262,30 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
     comparison = saved_comparison(folder)
     row_value(metric)  # the user's code is tried before anything is read
     comparison = comparison.model_copy(update={"trust_remote_code": trust_remote_code})
-    prepared, data = read(comparison)
+    base, data = read(comparison)
     plan = saved_plan(folder)
-    if plan is None or (plan.train, plan.held_out) != about(data):
+    if plan is None or not fingerprints_of(data).are_of(plan):
         raise ValueError(f"the rows are not those that {folder} was scored on: put them back")
-    written = answers_written(data, prepared.tokenizer)
-    by, base = rows_metric(Path(metric).name), list[float]()
+
+    as_it_is: list[float | None] = []
+    held_out = answers_written(data, base.tokenizer)
     for run in sorted((folder / RUNS).glob("*/*/seed*")):
-        untrained: list[float] = []
-        for held_out, rows in written.items():
-            _add_metric(run, held_out, rows, metric)
-            untrained += _add_metric(run, f"{held_out}{BASE}", rows, metric)
-        base = untrained or base  # of the one run whose model was scored as it is
-    path = folder / BASELINES_FILE
-    baselines = mapping_in(path)
-    commonest = score_commonest(data, prepared.tokenizer, metric)
-    found = {"as_it_is": base, "commonest": commonest["row_scores"][by]}
-    for key, values in found.items():
-        if values and "row_scores" in baselines.get(key, {}):
-            baselines[key]["row_scores"][by] = values
-    write_atomic(path, json_text(baselines) + "\n")
+        without_adapter: list[float | None] = []
+        for name, rows in held_out.items():
+            _add_metric(run, name, rows, metric)
+            without_adapter += _add_metric(run, f"{name}{BASE}", rows, metric)
+        if without_adapter:  # the model as it is was scored in one run alone
+            as_it_is = without_adapter
+
+    name_of_rows = rows_metric(Path(metric).name)
+    commonest = score_commonest(data, base.tokenizer, metric).row_scores.get(name_of_rows, [])
+    baselines = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
+    for name, values in ((AS_IT_IS, as_it_is), (COMMONEST, commonest)):
+        baseline = baselines.get(name, Untrained())
+        if values and baseline.row_scores:
+            row_scores = {**baseline.row_scores, name_of_rows: values}
+            baselines[name] = replace(baseline, row_scores=row_scores)
+    _write_baselines(folder, baselines)
 
 
 def _add_metric(run: Path, name: str, rows: Rows, metric: str) -> list[float]:
@@ -252,17 +293,25 @@ def _add_metric(run: Path, name: str, rows: Rows, metric: str) -> list[float]:
 
     Of macro F1, which single rows do not have, it is the metric that tests take in its place there.
     """
-    lines = [line for line in read_predictions(run) if line.pop("rows") == name]
-    if not lines:
+    before = [prediction for prediction in read_predictions(run) if prediction.rows == name]
+    if not before:
         return []
-    index_of = {rows.number(index): index for index in range(len(rows.rows))}
-    answered = rows.part(index_of[line["row"]] for line in lines)
-    scores = score_answers(answered, [str(line["answer"]) for line in lines], [metric])
-    shown = Path(metric).name
-    by = rows_metric(shown)
-    for line, each in zip(lines, scores.by_row, strict=True):
-        line["metrics"] = {**line.get("metrics", {}), by: each[by]}
-    write_predictions(run, name, lines)
-    if before := read_result(run)["metrics"].get(name):
-        keep_scores(run, {name: {**before, shown: scores.metrics[shown]}})
-    return [line["metrics"][by] for line in lines]
+    index_of_number = {rows.number(index): index for index in range(len(rows.rows))}
+    answered_rows = rows.part(index_of_number[prediction.row] for prediction in before)
+    answers = [str(prediction.answer) for prediction in before]
+    scores = score_answers(answered_rows, answers, [metric])
+
+    shown_name = Path(metric).name
+    name_of_rows = rows_metric(shown_name)
+    values = [row_metrics[name_of_rows] for row_metrics in scores.by_row]
+    predictions = []
+    for prediction, value in zip(before, values, strict=True):
+        row_metrics = {**prediction.metrics, name_of_rows: value}
+        predictions.append(prediction.model_copy(update={"metrics": row_metrics}))
+    write_predictions(run, name, predictions)
+
+    metrics = read_result(run).metrics.get(name)
+    if metrics is not None:
+        added = {shown_name: scores.metrics[shown_name]}
+        keep_scores(run, {name: metrics.model_copy(update=added)})
+    return values

@@ -27,20 +27,37 @@ def limit_of(budget: str, total: int) -> int:
 
     A budget is a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
     """
-    plain = budget.strip()
+    text = budget.strip()
+    if text.endswith("%"):
+        limit = _percent_of(total, text.removesuffix("%"))
+    else:
+        limit = _number_above_0(text)
+    if limit is None:
+        raise ValueError(
+            f"budget {budget!r} is neither a share above 0% and up to 100%, such as 0.2%, nor a "
+            "number of parameters above 0, such as 100000"
+        )
+    return limit
+
+
+def _percent_of(total: int, text: str) -> int | None:
+    """So many percent of a number, rounded down; None if the text says no percent up to 100."""
     try:
-        if plain.endswith("%"):
-            percent = Decimal(plain[:-1].strip())
-            if percent.is_finite() and 0 < percent <= 100:
-                return int(total * percent / 100)
-        elif (number := int(plain)) > 0:
-            return number
-    except (ValueError, InvalidOperation):
-        pass
-    raise ValueError(
-        f"budget {budget!r} is neither a share above 0% and up to 100%, such as 0.2%, nor a "
-        "number of parameters above 0, such as 100000"
-    )
+        percent = Decimal(text.strip())
+    except InvalidOperation:
+        return None
+    if percent.is_finite() and 0 < percent <= 100:
+        return int(total * percent / 100)
+    return None
+
+
+def _number_above_0(text: str) -> int | None:
+    """A whole number above 0; None if the text is none."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number > 0 else None
 
 
 @dataclass(frozen=True)
@@ -68,36 +85,65 @@ def size_for(recipe: Recipe, budget: str) -> Sized:
         counts = counts_of(recipe)
         above = counts["trainable"] > limit_of(budget, counts["total"])
         return Sized(dict(recipe.parts), counts, above)
-    leader = max(parts, key=lambda part: part.steps)
+    sizes = _Sizes(recipe, parts)
+    with _without_warnings():
+        first = sizes.first_that_can_be_built()
+        smallest = sizes.counts_at(first)  # raises what is wrong if no size can be built
+        limit = limit_of(budget, smallest["total"])
+        if smallest["trainable"] > limit:
+            return Sized(sizes.settings_at(first), smallest, above=True)
+        best = _largest(sizes.trained_at, first, len(sizes), limit)
+        return Sized(sizes.settings_at(best), sizes.counts_at(best), above=False)
 
-    def overrides(index: int) -> dict[str, Settings]:
+
+class _Sizes:
+    """The sizes of a method, from the smallest on, by an index.
+
+    They are those of its leader, which has the most sizes below its default. Its other parts have
+    the size that is in the ratio of their defaults to the leader's.
+    """
+
+    def __init__(self, recipe: Recipe, parts: Sequence["GrowingPart"]) -> None:
+        self._recipe = recipe
+        self._parts = parts
+        self._leader = max(parts, key=lambda part: part.steps)
+
+    def __len__(self) -> int:
+        return len(self._leader.sizes)
+
+    def settings_at(self, index: int) -> dict[str, Settings]:
         """The settings of all parts where the leader has the size with this index."""
-        size, found = leader.sizes[index], dict(recipe.parts)
-        for part in parts:
-            own = size if part is leader else part.scaled(leader.scale(size))
-            own = part.sizes[0] if index == 0 else own
-            found[part.name] = part.at(own, recipe.parts.get(part.name, {}))
-        return found
+        leader_size = self._leader.sizes[index]
+        settings = dict(self._recipe.parts)
+        for part in self._parts:
+            if index == 0:  # the smallest of each, where ratios may round to larger ones
+                size = part.sizes[0]
+            elif part is self._leader:
+                size = leader_size
+            else:
+                size = part.scaled(self._leader.scale(leader_size))
+            settings[part.name] = part.at(size, self._recipe.parts.get(part.name, {}))
+        return settings
 
-    def counts_at(index: int) -> dict[str, Any]:
-        return counts_of(recipe.model_copy(update={"parts": overrides(index)}))
+    def counts_at(self, index: int) -> dict[str, Any]:
+        """The parameters at an index, as ``parameters_of`` counts them."""
+        return counts_of(self._recipe.model_copy(update={"parts": self.settings_at(index)}))
 
-    def trained(index: int) -> int:
+    def trained_at(self, index: int) -> int:
         """How many parameters train at an index; 0 if this size cannot be built."""
         try:
-            return int(counts_at(index)["trainable"])
+            return int(self.counts_at(index)["trainable"])
         except ValueError:
             return 0
 
-    with _without_warnings():
-        usual = leader.sizes.index(leader.scaled(1.0))
-        first = next(filter(trained, (*range(len(leader.sizes))[:NEAR], usual)), usual)
-        smallest = counts_at(first)  # raises what is wrong if no size can be built
-        limit = limit_of(budget, smallest["total"])
-        if smallest["trainable"] > limit:
-            return Sized(overrides(first), smallest, above=True)
-        best = _largest(trained, first, len(leader.sizes), limit)
-        return Sized(overrides(best), counts_at(best), above=False)
+    def first_that_can_be_built(self) -> int:
+        """The smallest size that can be built: one of the first few, or else the default."""
+        default: int = self._leader.sizes.index(self._leader.scaled(1.0))
+        candidates: list[int] = [*range(min(NEAR, len(self))), default]
+        for index in candidates:
+            if self.trained_at(index):
+                return index
+        return default
 
 
 @contextmanager
@@ -126,15 +172,22 @@ def _largest(trained: Callable[[int], int], first: int, end: int, limit: int) ->
     """
 
     def count(index: int) -> int:
-        near = range(index, max(first, index - NEAR) - 1, -1)
-        return next(filter(None, map(trained, near)), limit + 1)
+        """How many parameters train at the next smaller size that can be built."""
+        for near in range(index, max(first, index - NEAR) - 1, -1):
+            number = trained(near)
+            if number:
+                return number
+        return limit + 1
 
+    # Each size costs the building of a model, and there may be thousands: steps that double find
+    # an end above the limit, and halves between it and the first one find the largest below.
     high = first + 1
     while high < end and count(high) <= limit:
         high = first + 2 * (high - first)
     indices = range(first, min(high, end))
     best = indices[bisect_right(indices, limit, key=count) - 1]
-    return first + bisect_left(indices, count(best), key=count)  # LoKr's ranks have an end
+    # LoKr's ranks have an end, beyond which sizes train no more: the smallest of them is taken.
+    return first + bisect_left(indices, count(best), key=count)
 
 
 @dataclass(frozen=True)
@@ -165,42 +218,62 @@ class GrowingPart:
 
     def scaled(self, scale: float) -> int:
         """The size that comes nearest to ``scale`` times the default."""
-        wanted = self.default / scale if self.name in FEWER_WHEN_LARGER else self.default * scale
+        wanted = self.default * scale
+        if self.name in FEWER_WHEN_LARGER:
+            wanted = self.default / scale
         if isinstance(self.sizes, range):
             return min(max(round(wanted), self.sizes[0]), self.sizes[-1])
         return min(self.sizes, key=lambda size: abs(size - wanted))
 
     def at(self, size: int, fixed: Settings) -> Settings:
         """The settings that give a size, with those that the user fixed."""
-        found: Settings = {self.keys[0]: size}
+        settings: Settings = {self.keys[0]: size}
         for key in self.keys[1:]:
-            value = self.settings[key]
-            if value is not None:
-                scaled = value * size / self.default
-                # LoRA's alpha, for one, has to be a whole number.
-                found[key] = max(1, round(scaled)) if isinstance(value, int) else scaled
-        return {**found, **fixed}
+            default = self.settings[key]
+            if default is None:
+                continue
+            settings[key] = default * size / self.default
+            if isinstance(default, int):  # LoRA's alpha, for one, has to be a whole number
+                settings[key] = max(1, round(settings[key]))
+        return {**settings, **fixed}
 
 
 def growing_parts(recipe: Recipe) -> list[GrowingPart]:
     """The parts of a recipe's method that have a size, unless the recipe sets it."""
-    method, config = method_named(recipe.method), load_config(recipe.model)
-    if method.trainable is not None:
+    method = method_named(recipe.method)
+    if method.trainable is not None:  # it trains weights of the base, which have no size
         return []
-    found, model = [], ModelShape(config)
-    chosen = choose_settings(method, config)
-    for name, values in settings_for(chosen, recipe.parts, config).items():
-        keys, bound = SIZES.get(name, ()), BOUNDS.get(name)
-        if values.get("ablation") == "full_rank":  # a map without a rank
-            keys, bound = ("length",), "context"
-        if not keys or keys[0] in recipe.parts.get(name, {}):
-            continue
-        defaults = part_class(name).__dataclass_fields__
-        needed = {*keys, "r", "length"} & defaults.keys()
-        settings = {**{key: defaults[key].default for key in needed}, **values}
-        sizes, _ = model.allowed(name, bound, settings)
-        if name in FEWER_WHEN_LARGER and isinstance(sizes, list):
-            sizes = sizes[::-1]
-        if settings[keys[0]]:
-            found.append(GrowingPart(name, settings, keys, sizes))
-    return found
+    config = load_config(recipe.model)
+    model_shape = ModelShape(config)
+    method_settings = settings_for(choose_settings(method, config), recipe.parts, config)
+    parts = []
+    for name, settings in method_settings.items():
+        part = _growing_part(name, settings, recipe, model_shape)
+        if part is not None:
+            parts.append(part)
+    return parts
+
+
+def _growing_part(
+    name: str, own_settings: Settings, recipe: Recipe, model_shape: ModelShape
+) -> GrowingPart | None:
+    """A part and its sizes; None if it has no size, or the recipe sets it."""
+    keys = SIZES.get(name, ())
+    bound = BOUNDS.get(name)
+    if own_settings.get("ablation") == "full_rank":  # a map without a rank grows by its length
+        keys = ("length",)
+        bound = "context"
+    if not keys or keys[0] in recipe.parts.get(name, {}):
+        return None
+
+    # A bound may depend on the rank or the length, which may have the default of the part.
+    fields = part_class(name).__dataclass_fields__
+    needed = {*keys, "r", "length"} & fields.keys()
+    defaults = {key: fields[key].default for key in needed}
+    settings = {**defaults, **own_settings}
+    if not settings[keys[0]]:
+        return None
+    sizes = model_shape.allowed(name, bound, settings).values
+    if name in FEWER_WHEN_LARGER and isinstance(sizes, list):
+        sizes = sizes[::-1]
+    return GrowingPart(name, settings, keys, sizes)

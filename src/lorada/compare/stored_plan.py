@@ -6,20 +6,27 @@ It is made once, so that a comparison that goes on runs the same.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from lorada.data.row_lengths import RowLengths
+from lorada.methods.method import Settings
 from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
 
-# Files and folders of a comparison.
-PLAN_FILE, BASELINES_FILE, FAILURES_FILE = "plan.json", "baselines.json", "failures.json"
-TRIALS, RUNS = "trials", "runs"
-STORED = ConfigDict(extra="forbid")  # of records that are read from a file
+# Files of a comparison, in its folder.
+PLAN_FILE = "plan.json"
+BASELINES_FILE = "baselines.json"  # scores without training
+FAILURES_FILE = "failures.json"  # folder of a job that failed → the last line of its error
+# Its folders: of the searches and of the final runs, each with a folder for each candidate.
+TRIALS = "trials"
+RUNS = "runs"
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
+
+STORED = ConfigDict(extra="forbid")  # of records that are read from a file
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,13 @@ class Candidate:
     # Each budget that leads to this size, as given → whether the size is above it, because the
     # method has no smaller one. Empty for the method's default size.
     budgets: dict[str, bool]
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings that give this size
+    parts: dict[str, Settings] = field(default_factory=dict)  # settings that give this size
     trainable: int | None = None  # trained parameters, without a task head
     percent: float | None = None  # the same in percent of the base's
     total: int | None = None  # parameters of the base
     mergeable: bool | None = None  # whether all of it can be merged into the base
-    default_rate: float | None = None  # the method's own learning rate
+    # The learning rate that a search begins with; without a search, that of the runs.
+    default_rate: float | None = None
     # That of maps beside other parts that train at ``default_rate``; None if ``method`` sets it, or
     # without such maps.
     map_rate: float | None = None
@@ -63,6 +71,37 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class TrainingRows:
+    """Which rows the methods learn from."""
+
+    __pydantic_config__ = STORED
+
+    file: str  # the names of their files, without folders
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Which rows the methods are scored on, of one name."""
+
+    __pydantic_config__ = STORED
+
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PlannedMetric:
+    """What the answers to a user's own rows are scored by."""
+
+    __pydantic_config__ = STORED
+
+    name: str  # of a metric, or ``FILE.py:function``
+    reason: str  # why, in words; empty unless the rows have decided it
+
+
+@dataclass(frozen=True)
 class ComparisonPlan:
     """What a comparison runs."""
 
@@ -72,24 +111,29 @@ class ComparisonPlan:
     steps: int  # of every training
     batch: int  # rows of a device in a step
     dev_rows: int  # training rows that the search for learning rates sets aside
-    train: dict[str, Any]  # the training rows: ``file``, ``rows``, ``sha256``
-    held_out: dict[str, dict[str, Any]]  # name of the rows to score → ``rows``, ``sha256``
+    train: TrainingRows
+    held_out: dict[str, HeldOutRows]  # by the name of the rows
     overlap: int  # how many held-out rows are training rows too
-    metric: dict[str, str] | None  # of answers, ``name`` and ``reason``; None for a benchmark
-    versions: dict[str, str]  # of the packages
-    hardware: dict[str, Any]  # of the machine that made the plan
+    metric: PlannedMetric | None  # None for a benchmark, which has its own
+    versions: dict[str, str]  # package → version
+    hardware: dict[str, Any]  # of the machine that made the plan, as ``result.json`` has it
     train_lengths: RowLengths | None = None  # of the training rows; not of texts and benchmarks
     held_out_lengths: RowLengths | None = None  # of the rows to score, likewise
 
     @property
+    def metric_name(self) -> str:
+        """The name of the metric that answers are scored by; empty for a benchmark."""
+        return "" if self.metric is None else self.metric.name
+
+    @property
     def losses(self) -> list[str]:
         """What training rows and held-out rows lose to ``max_length``, a sentence for each."""
-        known = {"training": self.train_lengths, "held-out": self.held_out_lengths}
-        return [
-            f"Of {lengths.rows:,} {what} rows {lengths.summary}."
-            for what, lengths in known.items()
-            if lengths is not None and lengths.losses
-        ]
+        lengths_by_rows = {"training": self.train_lengths, "held-out": self.held_out_lengths}
+        sentences = []
+        for rows, lengths in lengths_by_rows.items():
+            if lengths is not None and lengths.losses:
+                sentences.append(f"Of {lengths.rows:,} {rows} rows {lengths.summary}.")
+        return sentences
 
     @property
     def runnable(self) -> list[Candidate]:
@@ -101,7 +145,7 @@ class ComparisonPlan:
         write_atomic(folder / PLAN_FILE, json_text(asdict(self)) + "\n")
 
 
-# Checked where it is read from a file.
+# Pydantic checks it where a record is read from a file.
 PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -114,9 +158,8 @@ class Point:
     choice: int  # which of several settings of the method, from 0
     rate: PositiveRate  # the learning rate
     map_factor: PositiveRate = 1.0  # by how much the rate of maps was changed on its own
-    map_rate: PositiveRate | None = (
-        None  # that of maps beside other parts; None if it is not searched
-    )
+    # That of maps beside other parts; None if it is not searched.
+    map_rate: PositiveRate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,23 +189,58 @@ class Search:
     map_rate: PositiveRate | None = None
 
 
+@dataclass(frozen=True)
+class Untrained:
+    """Scores without training, as ``baselines.json`` keeps them, or why there are none."""
+
+    # metric → of each row, None where it has none
+    row_scores: dict[str, list[FiniteFloat | None]] = field(default_factory=dict)
+    answer: Any = None  # the commonest answer: a text, a class, several, a candidate, a number
+    reason: str = ""  # why there are no scores
+
+    def stored(self) -> dict[str, Any]:
+        """What a file has of it: what is known."""
+        if not self.row_scores:
+            return {"reason": self.reason}
+        answer = {} if self.answer is None else {"answer": self.answer}
+        return {**answer, "row_scores": self.row_scores}
+
+
 def as_given(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """Settings of parts as they are typed: ``lora.r=2 lora.lora_alpha=4``."""
-    return " ".join(f"{part}.{k}={v}" for part, given in parts.items() for k, v in given.items())
+    words: list[str] = []
+    for part, settings in parts.items():
+        words += [f"{part}.{name}={value}" for name, value in settings.items()]
+    return " ".join(words)
 
 
 def saved_plan(folder: Path) -> ComparisonPlan | None:
     """The plan in a folder; None if there is none."""
-    plan: ComparisonPlan | None = mapping_in(folder / PLAN_FILE, ComparisonPlan) or None
-    return plan
+    return record_in(folder / PLAN_FILE, ComparisonPlan)
+
+
+def record_in(path: Path, kind: type[Record]) -> Record | None:
+    """The record that a JSON file of a comparison holds; None if there is no file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        record: Record = TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise damaged(path, ": ".join(filter(None, first_problem(error)))) from error
+    return record
 
 
 def mapping_in(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """What is in a JSON file of a comparison, as ``kind``; an empty mapping if there is no file."""
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes()) if path.is_file() else {}
-    except ValidationError as error:
-        raise damaged(path, ": ".join(filter(None, first_problem(error)))) from error
+    """The mapping that a JSON file of a comparison holds; an empty one if there is no file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    return record_in(path, kind) or {}
 
 
 def search_in(folder: Path) -> Search | None:
@@ -171,8 +249,7 @@ def search_in(folder: Path) -> Search | None:
     Raises:
         ValueError: if ``search.json`` is damaged.
     """
-    search: Search | None = mapping_in(folder / SEARCH_FILE, Search) or None
-    return search
+    return record_in(folder / SEARCH_FILE, Search)
 
 
 def search_of(candidate: Candidate, folder: Path) -> Search | None:
@@ -181,11 +258,14 @@ def search_of(candidate: Candidate, folder: Path) -> Search | None:
     Raises:
         ValueError: if ``search.json`` is damaged, or chose a setting that the plan does not have.
     """
-    place = folder / TRIALS / candidate.path
-    search = search_in(place)
+    search_folder = folder / TRIALS / candidate.path
+    search = search_in(search_folder)
+    if search is None or search.choice is None:
+        return search
     settings = len(candidate.choices) or 1
-    if search is not None and search.choice is not None and not 0 <= search.choice < settings:
-        raise damaged(place / SEARCH_FILE, f"choice is {search.choice} of {settings} settings")
+    if not 0 <= search.choice < settings:
+        path = search_folder / SEARCH_FILE
+        raise damaged(path, f"choice is {search.choice} of {settings} settings")
     return search
 
 
@@ -197,10 +277,11 @@ def settled(candidate: Candidate, search: Search | None) -> tuple[Candidate, str
     if search is None or search.choice is None or not candidate.choices:
         return candidate, ""
     chosen = candidate.choices[search.choice]
-    named = replace(
+    # Its folders have the name of the method as it was given, with all settings to choose from.
+    settled_candidate = replace(
         chosen, method=candidate.method, budgets=candidate.budgets, choices=candidate.choices
     )
-    return named, chosen.method
+    return settled_candidate, chosen.method
 
 
 def damaged(path: Path, why: object) -> ValueError:

@@ -3,9 +3,11 @@
 Each may be called again after an interrupt or a kill: it does what is not done yet.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,23 +15,22 @@ from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan
-from lorada.data.commonest_answer import commonest_answer
-from lorada.data.read_rows import share_of
-from lorada.data.score_answers import metric_names_for, score_answers
-from lorada.data.task_rows import Rows
+from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, Untrained
+from lorada.data.rows.held_out_share import share_of
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.commonest_answer import commonest_answer
+from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.data.tokenize import written_calls
-from lorada.inference.evaluate import evaluate, evaluate_tasks, has_tasks
+from lorada.inference.evaluate import BASE, evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
 from lorada.inference.perplexity import forgetting
+from lorada.runs.folder import BASE_FILE
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
-from lorada.support.metric_names import LOSS
 
-BASE_FILE = "as_it_is.json"  # in the run whose model was scored without its adapter
-SAVES = 10  # how often a training saves a checkpoint, unless that is after fewer steps than:
-LEAST_STEPS = 10
+SAVES = 10  # how often a training saves a checkpoint
+LEAST_STEPS = 10  # between two checkpoints, in short trainings
 
 
 def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> list[Job]:
@@ -37,55 +38,83 @@ def comparison_jobs(comparison: Comparison, plan: ComparisonPlan, folder: Path) 
 
     A search is one job whose trials follow one another, so one that began late would run alone.
     """
-    found: list[Job] = []
+    jobs: list[Job] = []
     for candidate in plan.runnable:
-        before = None
+        search = None
         if comparison.is_searched(candidate.method):
-            before = _search_job(comparison, plan, candidate, folder / TRIALS / candidate.path)
-            found.append(before)
-        search = before.folder if before else None
+            search = _search_job(comparison, plan, candidate, folder / TRIALS / candidate.path)
+            jobs.append(search)
         for seed in comparison.seeds:
             run = folder / candidate.run(seed)
-            space = _space(comparison, plan, candidate, run, seed)
-            work = partial(train_and_score, space, search, with_text=comparison.with_text)
-            found.append(Job(
-                name=f"{candidate.name} seed {seed}",
-                work=work,
-                folder=run,
-                done=partial(is_scored, run),
-                after=before.name if before else "",
-                reads=_reads(comparison, *([search / SEARCH_FILE] if search else [])),
-            ))  # fmt: skip
-    return sorted(found, key=lambda job: -job.trainings)
+            jobs.append(_run_job(comparison, plan, candidate, run, seed, search))
+    return sorted(jobs, key=lambda job: job.trainings, reverse=True)  # equal ones stay in order
 
 
-def trials_of(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate
-) -> tuple[int, int]:
+class TrialCounts(NamedTuple):
+    """How many trials a search takes."""
+
+    most: int
+    usual: int
+
+
+def trials_of(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> TrialCounts:
     """How many trials the search of a candidate takes, at most and usually."""
     if candidate.reason is not None or not comparison.is_searched(candidate.method):
-        return 0, 0
+        return TrialCounts(0, 0)
     space = _space(comparison, plan, candidate, Path("-"), 0)
-    return space.most, space.usual
+    return TrialCounts(space.most_trials, space.usual_trials)
 
 
 def _search_job(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, place: Path
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, folder: Path
 ) -> Job:
     """The search for a learning rate, with the first seed."""
-    training = {"eval_strategy": "steps", "eval_steps": plan.steps}
-    drawn: dict[str, Any] = {"dev_rows": plan.dev_rows}
-    if share_of(comparison.held_out) is None:  # a share must not be learned
-        drawn["eval_data"] = None
-    seed = comparison.seeds[0]
-    space = _space(comparison, plan, candidate, place, seed, training=training, **drawn)
+    rows: dict[str, Any] = {"dev_rows": plan.dev_rows}
+    # A search does not look at held-out rows. A share of the training rows stays named all the
+    # same, because its rows must not be learned either.
+    if share_of(comparison.held_out) is None:
+        rows["eval_data"] = None
+    space = _space(
+        comparison,
+        plan,
+        candidate,
+        folder,
+        comparison.seeds[0],
+        # The loss is measured once, after the last step.
+        training={"eval_strategy": "steps", "eval_steps": plan.steps},
+        **rows,
+    )
     return Job(
         name=f"{candidate.name} search",
-        work=partial(search_rate, space, place),
-        folder=place,
-        done=(place / SEARCH_FILE).is_file,
-        reads=_reads(comparison),
-        trainings=space.usual,
+        work=partial(search_rate, space, folder),
+        folder=folder,
+        done=(folder / SEARCH_FILE).is_file,
+        reads=_paths_read(comparison),
+        trainings=space.usual_trials,
+    )
+
+
+def _run_job(
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    candidate: Candidate,
+    run: Path,
+    seed: int,
+    search: Job | None,
+) -> Job:
+    """A final run of a candidate; ``search`` chooses its recipe, if there is anything to choose."""
+    space = _space(comparison, plan, candidate, run, seed)
+    search_folder = None if search is None else search.folder
+    reads = _paths_read(comparison)
+    if search_folder is not None:
+        reads += (search_folder / SEARCH_FILE,)
+    return Job(
+        name=f"{candidate.name} seed {seed}",
+        work=partial(train_and_score, space, search_folder, with_text=comparison.with_text),
+        folder=run,
+        done=partial(is_scored, run),
+        after="" if search is None else search.name,
+        reads=reads,
     )
 
 
@@ -94,61 +123,68 @@ def _space(
     training: dict[str, Any] | None = None, **changes: Any,
 ) -> Space:  # fmt: skip
     """What a candidate's runs choose from; all have the same number of steps and rows in a step."""
-    shared = {
+    shared_training = {
         "seed": seed,
         "learning_rate": candidate.default_rate,
         "max_steps": plan.steps,
         "per_device_train_batch_size": plan.batch,
-        "save_steps": max(LEAST_STEPS, -(-plan.steps // SAVES)),
+        "save_steps": max(LEAST_STEPS, math.ceil(plan.steps / SAVES)),
         "save_total_limit": 1,
+        **(training or {}),
     }
     recipes = [
         comparison.run_recipe(
-            one.method, run, parts=one.parts, training={**shared, **(training or {})}, **changes
+            choice.method, run, parts=choice.parts, training=shared_training, **changes
         )
-        for one in candidate.choices or [candidate]
+        for choice in candidate.choices or [candidate]
     ]
-    start, given = candidate.map_rate, sorted(comparison.rates)
-    if start is not None and given:  # in its ratio to the middle one
-        start *= given[len(given) // 2] / (candidate.default_rate or 1.0)
-    return Space(recipes, max(1, comparison.trials), comparison.rates, start)
+    map_rate = candidate.map_rate
+    rates = sorted(comparison.rates)
+    if map_rate is not None and rates:
+        # The map's rate keeps its ratio to the learning rate, of those given to the middle one.
+        middle_rate = rates[len(rates) // 2]
+        map_rate *= middle_rate / (candidate.default_rate or 1.0)
+    return Space(recipes, max(1, comparison.trials), comparison.rates, map_rate)
 
 
 def is_scored(run: Path) -> bool:
     """Whether a final run is trained and scored; the last thing kept of it is its forgetting."""
     result = run / RESULT_FILE
-    scored = (run / PREDICTIONS_FILE).is_file() and result.is_file()
-    return scored and b'"forgetting"' in result.read_bytes()
+    if not (run / PREDICTIONS_FILE).is_file() or not result.is_file():
+        return False
+    # It is asked often, of all runs, so the file is searched and not read as JSON.
+    return b'"forgetting"' in result.read_bytes()
 
 
-def train_and_score(space: Space, search: Path | None, *, with_text: bool) -> None:
+def train_and_score(space: Space, search_folder: Path | None, *, with_text: bool) -> None:
     """Train a final run and score it on the held-out rows, as far as that is not done.
 
-    ``search`` is the folder of the search that has chosen its recipe, if there was one.
+    The search in ``search_folder`` has chosen its recipe, if there was one.
     """
-    recipe = space.chosen(search)
+    recipe = space.chosen_recipe(search_folder)
     run = Path(recipe.output)
     if not (run / RESULT_FILE).is_file():
         train_on(recipe, f"training at learning rate {recipe.training['learning_rate']:.2g}")
     report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
     _score(loaded, recipe, with_text=with_text)
-    forgetting(loaded)
+    forgetting(loaded)  # last: where it is kept, the scores are too
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
 
-def _score(
-    run: Run, recipe: Recipe, *, base: bool = False, with_text: bool = False
-) -> dict[str, dict[str, Any]]:
-    """Score a run on the held-out rows of a recipe; the metrics by the name of the rows."""
+def _score(run: Run, recipe: Recipe, *, base: bool = False, with_text: bool = False) -> list[str]:
+    """Score a run on the held-out rows of a recipe, into its folder; return the names of the rows.
+
+    With ``base`` it is the model with the adapter switched off.
+    """
     if has_tasks(run):
-        return evaluate_tasks(run, recipe.data_dir, base=base, with_text=with_text)
-    found = evaluate(run, base=base, with_text=with_text, metrics=_named(recipe.metric))
-    return {str(run.recipe.eval_data): found}
+        return list(evaluate_tasks(run, recipe.data_dir, base=base, with_text=with_text))
+    evaluate(run, base=base, with_text=with_text, metrics=_as_list(recipe.metric))
+    return [str(run.recipe.eval_data)]
 
 
-def _named(metric: str | None) -> list[str]:
+def _as_list(metric: str | None) -> list[str]:
     return [] if metric is None else [metric]
 
 
@@ -160,13 +196,14 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
     for candidate in plan.runnable:
         for seed in comparison.seeds:
             run = folder / candidate.run(seed)
-            if is_scored(run) and (run / "adapter").is_dir():
+            has_adapter = (run / "adapter").is_dir()  # others have changed the model itself
+            if is_scored(run) and has_adapter:
                 return Job(
                     name="the model as it is",
                     work=partial(score_base, run, comparison.shared_recipe),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
-                    reads=_reads(comparison),
+                    reads=_paths_read(comparison),
                 )
     return None
 
@@ -178,29 +215,37 @@ def score_base(run: Path, recipe: Recipe) -> None:
     """
     report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
-    if loaded.drawn:
+    if loaded.drawn:  # weights that the model's own files do not have, as those of a new head
         reason = (
             f"{loaded.recipe.model} has no {min(loaded.drawn)}, which is drawn anew at each "
             "load, so scores without training would be random"
         )
-        write_atomic(run / BASE_FILE, json_text({"reason": reason}) + "\n")
-        return
-    metrics = _score(loaded, recipe, base=True)
-    names = [f"{name} (base)" for name in metrics]
-    lines = [line for line in read_predictions(run) if line["rows"] in names]
-    each = [{LOSS: line["loss"], **line.get("metrics", {})} for line in lines]
-    write_atomic(run / BASE_FILE, json_text({"row_scores": columns(each)}) + "\n")
+        scores = Untrained(reason=reason)
+    else:
+        names = [f"{name}{BASE}" for name in _score(loaded, recipe, base=True)]
+        row_metrics = []
+        for prediction in read_predictions(run):
+            if prediction.rows in names:
+                row_metrics.append(prediction.metrics_and_loss)
+        scores = Untrained(columns(row_metrics))
+    write_atomic(run / BASE_FILE, json_text(scores.stored()) + "\n")
 
 
-def columns(lines: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The values of each name that all lines have."""
-    names = [name for name in lines[0] if all(name in line for line in lines)]
-    return {name: [line[name] for line in lines] for name in names}
+def columns(row_metrics: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
+    """The metrics of rows by name, each with its values in the rows' order.
+
+    A metric that some row does not have is left out.
+    """
+    by_name = {}
+    for name in row_metrics[0]:
+        if all(name in metrics for metrics in row_metrics):
+            by_name[name] = [metrics[name] for metrics in row_metrics]
+    return by_name
 
 
 def score_commonest(
     data: Data, tokenizer: PreTrainedTokenizerBase, metric: str | None
-) -> dict[str, Any]:
+) -> Untrained:
     """The commonest answer of the training rows, and its score on each held-out row.
 
     ``tokenizer`` is the model's, whose template writes calls of tools. ``metric`` is what answers
@@ -208,14 +253,15 @@ def score_commonest(
     """
     answer = commonest_answer(written_calls(data.train, tokenizer))
     if answer is None:
-        return {"reason": "the training rows have no answers"}
-    lines: list[dict[str, float]] = []
+        return Untrained(reason="the training rows have no answers")
+    row_metrics: list[dict[str, float]] = []
     for rows in answers_written(data, tokenizer).values():
         # Predictions are in the order of the rows' numbers, and so must these be.
-        inside = rows.part(sorted(range(len(rows.rows)), key=rows.number))
-        names = metric_names_for(inside, _named(metric))
-        lines += score_answers(inside, [answer] * len(inside.rows), names).by_row
-    return {"answer": answer, "row_scores": columns(lines)}
+        in_order = rows.part(sorted(range(len(rows.rows)), key=rows.number))
+        metrics = metric_names_for(in_order, _as_list(metric))
+        answers = [answer] * len(in_order.rows)
+        row_metrics += score_answers(in_order, answers, metrics).by_row
+    return Untrained(columns(row_metrics), answer)
 
 
 def answers_written(data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
@@ -223,6 +269,6 @@ def answers_written(data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str,
     return {name: written_calls(rows, tokenizer) for name, rows in data.held_out.items()}
 
 
-def _reads(comparison: Comparison, *more: Path) -> tuple[Path, ...]:
-    """The files and folders that a job reads, besides its own."""
-    return (*(path for _, path in comparison.shared_recipe.local_paths()), *more)
+def _paths_read(comparison: Comparison) -> tuple[Path, ...]:
+    """The files and folders of the user's that a job reads."""
+    return tuple(path for _, path in comparison.shared_recipe.local_paths())

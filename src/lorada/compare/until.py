@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorada.compare.jobs.job import Job
-from lorada.compare.read_results import read_comparison
+from lorada.compare.read_results import Results, read_comparison
 from lorada.compare.spec import LEAST_RUNS
 from lorada.decision.expected_loss import expected_losses
 from lorada.decision.run_variances import Common, Runs, Scores
@@ -36,24 +36,39 @@ def next_method(
         open_: methods that have runs left.
         running: the method of each run that is on its way; a run of another challenger is next.
     """
-    names = list(scores)
-    losses = dict(zip(names, expected_losses(list(scores.values())), strict=True))
-    leader = min(names, key=losses.__getitem__)
+    losses = dict(zip(scores, expected_losses(list(scores.values())), strict=True))
+    leader = min(losses, key=losses.__getitem__)
     if losses[leader] <= until:
         return None
-    gains = {
-        name: float(expected_losses([scores[leader], scores[name]])[0])
-        for name in names
-        if name in open_ and name != leader
-    }
-    waiting = [name for name in gains if name not in running] or list(gains)
-    found = [max(waiting, key=gains.__getitem__)] if waiting else []
-    found += [leader] if leader in open_ else []
-    falls = _falls(scores, running)
-    return max(found, key=falls.__getitem__, default=None)
+    candidates = []
+    challenger = _challenger(scores, leader, open_, running)
+    if challenger is not None:
+        candidates.append(challenger)
+    if leader in open_:
+        candidates.append(leader)
+    # Of equal ones the challenger, which is the first.
+    variance_falls = _variance_falls(scores, running)
+    return max(candidates, key=variance_falls.__getitem__, default=None)
 
 
-def _falls(scores: Mapping[str, Scores], running: Sequence[str]) -> dict[str, float]:
+def _challenger(
+    scores: Mapping[str, Scores], leader: str, open_: Collection[str], running: Sequence[str]
+) -> str | None:
+    """The method with the largest expected gain over the leader; None if none has runs left.
+
+    One of which no run is on its way comes before all others.
+    """
+    gains = {}
+    for name in scores:
+        if name in open_ and name != leader:
+            # Of these two alone, what is lost by taking the leader is what the other would gain.
+            loss_of_leader, _ = expected_losses([scores[leader], scores[name]])
+            gains[name] = float(loss_of_leader)
+    not_running = [name for name in gains if name not in running]
+    return max(not_running or gains, key=gains.__getitem__, default=None)
+
+
+def _variance_falls(scores: Mapping[str, Scores], running: Sequence[str]) -> dict[str, float]:
     """By how much one more run lowers the variance of each method's mean."""
     common = Common.of(list(scores.values()))
     falls = {}
@@ -76,24 +91,37 @@ class Until:
 
     def __call__(self, ready: Sequence[Job], running: Collection[str]) -> Job | None:
         """The next of the jobs that are ready: searches, then the first runs of each candidate."""
-        found = read_comparison(self.folder)
-        candidates = found.candidates
-        on_its_way = [self.runs[name] for name in running if name in self.runs]
-        began = {
-            place: len(one.runs) + on_its_way.count(place) for place, one in enumerate(candidates)
-        }
+        comparison = read_comparison(self.folder)
+        running_places = [self.runs[name] for name in running if name in self.runs]
+        runs_begun = []
+        for place, candidate in enumerate(comparison.candidates):
+            runs_begun.append(len(candidate.runs) + running_places.count(place))
         for job in ready:
-            if job.name not in self.runs or began[self.runs[job.name]] < LEAST_RUNS:
+            if job.name not in self.runs or runs_begun[self.runs[job.name]] < LEAST_RUNS:
                 return job
-        # The choice between the others needs the first runs of all.
-        few = any(len(candidates[place].runs) < LEAST_RUNS for place in on_its_way)
-        if few or len(on_its_way) < len(running):
+        # The choice between the others needs the first runs of all, and the end of all searches.
+        runs_scored = [len(candidate.runs) for candidate in comparison.candidates]
+        waits_for_runs = any(runs_scored[place] < LEAST_RUNS for place in running_places)
+        waits_for_searches = len(running_places) < len(running)
+        if waits_for_runs or waits_for_searches:
             return None
-        scores = {str(place): one.scores for place, one in enumerate(candidates) if one.runs}
-        if found.groups is not None:
-            scores = {place: by_group(each, found.groups) for place, each in scores.items()}
-        by_place = {str(self.runs[job.name]): job for job in reversed(ready)}
-        if not any(len(each) > 1 for each in scores.values()):
+        scores = _scores_by_place(comparison)
+        if not any(len(table) > 1 for table in scores.values()):
             return ready[0] if ready else None
-        chosen = next_method(scores, self.until, by_place, [*map(str, on_its_way)])
-        return None if chosen is None else by_place[chosen]
+        # Of several jobs of one candidate the first one is kept, as the last one to be put there.
+        job_of_place = {str(self.runs[job.name]): job for job in reversed(ready)}
+        chosen = next_method(scores, self.until, job_of_place, [*map(str, running_places)])
+        return None if chosen is None else job_of_place[chosen]
+
+
+def _scores_by_place(comparison: Results) -> dict[str, Scores]:
+    """Place of each candidate that has runs → its scores, of each row or group."""
+    scores = {}
+    for place, candidate in enumerate(comparison.candidates):
+        if not candidate.runs:
+            continue
+        table = candidate.scores
+        if comparison.groups is not None:
+            table = by_group(table, comparison.groups)
+        scores[str(place)] = table
+    return scores

@@ -6,14 +6,17 @@ from operator import itemgetter
 from typing import Any
 
 from lorada.data.chats import ASSISTANT, LossOn, chat_tokens
-from lorada.data.task import Kind
-from lorada.data.task_rows import LEAST_ANSWER, Rows
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.usual_responses import usual_longest
+from lorada.data.task import Kind, Protocol
 from lorada.data.tool_calls import CALLS
-from lorada.data.usual_responses import usual_longest
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.metric_names import FREE
+from lorada.support.row_sources import Row
 
+LEAST_ANSWER = 32  # tokens
 MEASURED = 64  # rows with the longest answers, of which the template is asked how long they are
+TEXTS_AT_ONCE = 1000
 
 
 def answer_limit(
@@ -25,19 +28,32 @@ def answer_limit(
     that reads ``context`` tokens (None for any number), a decoder keeps half for the prompt. None
     for rows of a benchmark, whose protocol says it, and for rows without responses.
     """
-    if recipe.task != JSONL or rows.form not in FREE:
+    if recipe.task != JSONL or rows.form not in FREE or not rows.rows:
         return None
+    learned_length = recipe.max_length
     if rows.form == "messages":
         longest = _longest_turn(rows, recipe, tokenizer)
-    elif rows.rows:
-        longest = usual_longest(_token_counts(rows.responses, tokenizer))
     else:
-        return None
-    cut = recipe.max_target_length if rows.form == "prompt" else None
-    longest = min(longest, cut or recipe.max_length)
-    room = context if context is None or kind == "encoder_decoder" else context // 2
-    most = longest + -(-longest // 10)
-    return max(LEAST_ANSWER, most if room is None else min(most, room))
+        longest = usual_longest(_token_counts(rows.responses, tokenizer))
+        learned_length = recipe.max_target_length or recipe.max_length
+    longest = min(longest, learned_length)
+    limit = longest + -(-longest // 10)  # a tenth more, rounded up
+    if context is not None:
+        limit = min(limit, context if kind == "encoder_decoder" else context // 2)
+    return max(LEAST_ANSWER, limit)
+
+
+def generation_of(
+    recipe: Recipe, protocol: Protocol, max_answer_tokens: int | None = None
+) -> dict[str, Any]:
+    """Settings of ``generate``: the protocol's, with the recipe's ``max_new_tokens`` over them.
+
+    ``max_answer_tokens`` are the most tokens of an answer if neither says it; None for 32.
+    """
+    settings = {"max_new_tokens": max_answer_tokens or LEAST_ANSWER, **protocol.generation}
+    if recipe.max_new_tokens is not None:
+        settings["max_new_tokens"] = recipe.max_new_tokens
+    return settings
 
 
 def _longest_turn(rows: Rows, recipe: Recipe, tokenizer: Any) -> int:
@@ -45,30 +61,38 @@ def _longest_turn(rows: Rows, recipe: Recipe, tokenizer: Any) -> int:
 
     The template is asked about the rows whose answers are the longest without it.
     """
-    texts, owners = list[str](), list[int]()
-    for index, row in enumerate(rows.rows):
-        for turn in row["messages"]:
-            if turn["role"] == ASSISTANT:
-                texts.append(" ".join([turn.get("content") or "", json.dumps(turn.get(CALLS))]))
-                owners.append(index)
-    counts = _token_counts(texts, tokenizer)
-    longest_of = dict.fromkeys(owners, 0)
-    for index, count in zip(owners, counts, strict=True):
-        longest_of[index] = max(longest_of[index], count)
-    usual = usual_longest(counts)
-    measured = [index for index, count in longest_of.items() if count <= usual]
-    chosen = sorted(measured, key=lambda index: -longest_of[index])[:MEASURED]
     loss_on: LossOn = "last" if recipe.loss_on == "last" else "response"
     longest = 0
-    for index in chosen:
+    for index in _rows_with_long_answers(rows.rows, tokenizer):
         with rows.placing(index):
             ids, learned = chat_tokens(rows.rows[index], tokenizer, loss_on=loss_on)
         pairs = zip(ids, learned, strict=True)
-        for counts, group in groupby(pairs, key=itemgetter(1)):
-            if counts:
+        for is_answer, group in groupby(pairs, key=itemgetter(1)):
+            if is_answer:
                 answer = [token for token, _ in group]
                 longest = max(longest, len(_without_end(answer, tokenizer)))
     return longest
+
+
+def _rows_with_long_answers(chats: list[Row], tokenizer: Any) -> list[int]:
+    """The indices of the chats with the longest answers, without odd ones; the longest first.
+
+    To ask the template about every row would take longer than the tokens are worth.
+    """
+    answers: list[str] = []
+    owners: list[int] = []  # of each answer, the index of its chat
+    for index, row in enumerate(chats):
+        for turn in row["messages"]:
+            if turn["role"] == ASSISTANT:
+                answers.append(" ".join([turn.get("content") or "", json.dumps(turn.get(CALLS))]))
+                owners.append(index)
+    counts = _token_counts(answers, tokenizer)
+    longest_of_chat = dict.fromkeys(owners, 0)
+    for index, count in zip(owners, counts, strict=True):
+        longest_of_chat[index] = max(longest_of_chat[index], count)
+    limit = usual_longest(counts)
+    usual = [index for index, count in longest_of_chat.items() if count <= limit]
+    return sorted(usual, key=lambda index: -longest_of_chat[index])[:MEASURED]
 
 
 def _without_end(answer: list[int], tokenizer: Any) -> list[int]:
@@ -81,8 +105,9 @@ def _without_end(answer: list[int], tokenizer: Any) -> list[int]:
 
 def _token_counts(texts: list[str], tokenizer: Any) -> list[int]:
     """How many tokens each text has."""
-    counts = list[int]()
-    for start in range(0, len(texts), 1000):
-        batch = tokenizer(texts[start : start + 1000], add_special_tokens=False, verbose=False)
+    counts: list[int] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        chunk = texts[start : start + TEXTS_AT_ONCE]
+        batch = tokenizer(chunk, add_special_tokens=False, verbose=False)
         counts += map(len, batch["input_ids"])
     return counts

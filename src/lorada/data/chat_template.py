@@ -55,8 +55,8 @@ def applied(row: Row, count: int, tokenizer: "PreTrainedTokenizerBase", **option
         raise
     except Exception as error:  # a template is a program, which may raise anything
         roles = shorten(", ".join(turn["role"] for turn in turns), MOST, placeholder=" …")
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise TurnsRefused(f"the chat template refuses the turns {roles}: {said}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TurnsRefused(f"the chat template refuses the turns {roles}: {reason}") from error
 
 
 def _calls_of_turns(row: Row) -> list[list[ToolCall]]:
@@ -98,49 +98,59 @@ def _with_calls(row: Row, calls: list[list[ToolCall]], *, as_text: bool, blank: 
     ``blank`` is the content of a turn that has calls and says nothing beside them.
     """
     turns = []
-    for turn, own in zip(row["messages"], calls, strict=True):
-        if own:
+    for turn, calls_of_turn in zip(row["messages"], calls, strict=True):
+        if calls_of_turn:
             content = turn.get("content")
-            content = content if (content or "").strip() else blank
-            turn = {**turn, "content": content, CALLS: _rewritten(turn[CALLS], own, as_text)}
+            if not (content or "").strip():
+                content = blank
+            rewritten = _rewrite_calls(turn[CALLS], calls_of_turn, as_text=as_text)
+            turn = {**turn, "content": content, CALLS: rewritten}
         turns.append(turn)
     return {**row, "messages": turns}
 
 
-def _rewritten(given: list[Row], calls: list[ToolCall], as_text: bool) -> list[Row]:
+def _rewrite_calls(calls_in_row: list[Row], calls: list[ToolCall], *, as_text: bool) -> list[Row]:
     """The calls of a turn with all that they had, in the nested form that templates expect."""
     rewritten = []
-    for call, meant in zip(given, calls, strict=True):
-        arguments = json.dumps(meant.arguments, ensure_ascii=False) if as_text else meant.arguments
-        rewritten.append(_nested(call, arguments=arguments))
+    for call_in_row, call in zip(calls_in_row, calls, strict=True):
+        arguments: Any = call.arguments
+        if as_text:
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+        rewritten.append(_nested(call_in_row, arguments=arguments))
     return rewritten
 
 
 def _nested(call: Row, **changes: Any) -> Row:
     """A call, or a tool, with its name under ``function``, and ``changes`` there."""
     function = function_of(call)
-    around = {"type": "function"} if function is call else call
-    return {**around, "function": {**function, **changes}}
+    has_function = function is not call
+    others = call if has_function else {"type": "function"}
+    return {**others, "function": {**function, **changes}}
 
 
 def _writes_calls(row: Row, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a template writes names and arguments of all calls, none as Python shows a dict."""
-    turns, number = list[Row](), 0
+    """Whether a template writes names and arguments of all calls, none as Python shows a dict.
+
+    Each name and each argument is replaced by a text that stands nowhere else, and these are looked
+    for in what the template writes.
+    """
+    turns: list[Row] = []
+    looked_for: list[str] = []
     for turn in row["messages"]:
-        calls = list[Row]()
+        calls: list[Row] = []
         for call in turn.get(CALLS) or []:
-            names: Any = {f"{STAND_IN}key{number}_": ""}
-            as_text = isinstance(call["function"]["arguments"], str)
-            names = json.dumps(names) if as_text else names
-            calls.append(_nested(call, name=f"{STAND_IN}{number}_", arguments=names))
-            number += 1
+            number = len(looked_for)
+            name, key = f"{STAND_IN}{number}_", f"{STAND_IN}key{number}_"
+            looked_for += [name, key]
+            arguments: Any = {key: ""}
+            if isinstance(call["function"]["arguments"], str):
+                arguments = json.dumps(arguments)
+            calls.append(_nested(call, name=name, arguments=arguments))
         turns.append({**turn, CALLS: calls} if calls else turn)
     text = rendered({**row, "messages": turns}, len(turns), tokenizer)
-    written = (
-        f"{STAND_IN}{index}_" in text and f"{STAND_IN}key{index}_" in text
-        for index in range(number)
-    )
-    return all(written) and f"{{'{STAND_IN}" not in text
+    if f"{{'{STAND_IN}" in text:  # {'key': …}, which is no JSON
+        return False
+    return all(stand_in in text for stand_in in looked_for)
 
 
 def _writes_texts(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -154,13 +164,16 @@ def _writes_texts(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 def _writes_tools(row: Row, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a template writes the names of all tools of a chat."""
-    tools, names = list[Row](), list[str]()
+    tools: list[Row] = []
+    names: list[str] = []
     for tool in row["tools"]:
         function = function_of(tool)
         if isinstance(function, dict) and "name" in function:
-            names.append(f"{STAND_IN}{len(names)}_")
-            renamed = {**function, "name": names[-1]}
-            tool = renamed if function is tool else {**tool, "function": renamed}
+            name = f"{STAND_IN}{len(names)}_"
+            names.append(name)
+            renamed = {**function, "name": name}
+            has_function = function is not tool
+            tool = {**tool, "function": renamed} if has_function else renamed
         tools.append(tool)
     text = rendered({**row, "tools": tools}, len(row["messages"]), tokenizer)
     return all(name in text for name in names)

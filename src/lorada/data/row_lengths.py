@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict
+
+
+class Encoded(NamedTuple):
+    """One row as it is encoded."""
+
+    features: dict[str, Any] | None  # None if it has no token to learn
+    truncated: bool  # whether it had to be cut
+    length: int  # its tokens before that; of an encoder–decoder, those that the encoder reads
+    answer_cut: bool = False  # whether a part of what is learned was cut
 
 
 @dataclass
@@ -15,6 +25,18 @@ class EncodingLog:
     dropped: list[int] = field(default_factory=list)  # as the cut left nothing to learn
     empty: list[int] = field(default_factory=list)  # as there was nothing to learn
     lengths: list[int] = field(default_factory=list)  # tokens of each row before it was cut
+
+    def add(self, index: int, encoded: Encoded) -> None:
+        """Add a row that has been encoded."""
+        self.lengths.append(encoded.length)
+        if encoded.features is None:
+            lost = self.dropped if encoded.truncated else self.empty
+            lost.append(index)
+            return
+        if encoded.truncated:
+            self.cut.append(index)
+        if encoded.answer_cut:
+            self.answers_cut.append(index)
 
 
 @dataclass(frozen=True)

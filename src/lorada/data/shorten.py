@@ -14,12 +14,13 @@ LEAST_TEXT, LEAST_SHARE = 64, 0.25
 SPARE = 2  # tokens more than are too many: texts that are joined may take other tokens
 
 
-def without_middle(ids: list[int], most: int) -> list[int]:
-    """The token ids, of which the middle is left out if there are more than ``most``."""
-    if len(ids) <= most:
+def without_middle(ids: list[int], max_length: int) -> list[int]:
+    """The token ids, of which the middle is left out if there are more than ``max_length``."""
+    if len(ids) <= max_length:
         return ids
-    begin = most // 2
-    return ids[:begin] + ids[len(ids) - (most - begin) :]
+    begin = max_length // 2
+    end = max_length - begin
+    return ids[:begin] + ids[len(ids) - end :]
 
 
 def prompt_beside(prompt: list[int], response: list[int], max_length: int) -> list[int]:
@@ -39,26 +40,36 @@ def chat_within(
     returned with its texts as short as they may be.
     """
     turns = row["messages"]
-    read = {k: turn["content"] for k, turn in enumerate(turns) if _is_read(k, turns, loss_on)}
+    texts = _texts_that_are_read(turns, loss_on)
     ids, learned = chat_tokens(row, tokenizer, loss_on=loss_on)
     excess = len(ids) - max_length
-    if excess <= 0 or not read:
+    if excess <= 0 or not texts:
         return ids, learned
-    encoded = tokenizer([*read.values()], add_special_tokens=False, verbose=False)["input_ids"]
-    lengths = dict(zip(read, map(len, encoded), strict=True))
+    encoded = tokenizer([*texts.values()], add_special_tokens=False, verbose=False)["input_ids"]
+    lengths = dict(zip(texts, map(len, encoded), strict=True))
     least = min(LEAST_TEXT, int(LEAST_SHARE * max_length))
     level = least + 1
-    while level > least:
+    # Texts are cut by letters, so how many tokens that saves is only known once they are encoded.
+    while len(ids) > max_length and level > least:
         level = max(least, _level([*lengths.values()], excess))
-        shorter = {k: _shortened(read[k], level / max(1, lengths[k])) for k in read}
-        within = [
-            {**turn, "content": shorter.get(k, turn.get("content"))} for k, turn in enumerate(turns)
-        ]
-        ids, learned = chat_tokens({**row, "messages": within}, tokenizer, loss_on=loss_on)
-        if len(ids) <= max_length:
-            break
+        shorter_turns = []
+        for index, turn in enumerate(turns):
+            if index in texts:
+                share = level / max(1, lengths[index])
+                turn = {**turn, "content": _shorten_text(texts[index], share)}
+            shorter_turns.append(turn)
+        ids, learned = chat_tokens({**row, "messages": shorter_turns}, tokenizer, loss_on=loss_on)
         excess += len(ids) - max_length + SPARE
     return ids, learned
+
+
+def _texts_that_are_read(turns: list[Row], loss_on: LossOn) -> dict[int, str]:
+    """The texts that a model reads and does not learn to write, by the index of their turn."""
+    texts = {}
+    for index, turn in enumerate(turns):
+        if _is_read(index, turns, loss_on):
+            texts[index] = turn["content"]
+    return texts
 
 
 def _is_read(index: int, turns: list[Row], loss_on: LossOn) -> bool:
@@ -66,25 +77,29 @@ def _is_read(index: int, turns: list[Row], loss_on: LossOn) -> bool:
     turn = turns[index]
     if not isinstance(turn.get("content"), str):
         return False
-    earlier = loss_on == "last" and index < len(turns) - 1
-    return turn["role"] != ASSISTANT or turn.get("weight") == 0 or earlier
+    if turn["role"] != ASSISTANT or turn.get("weight") == 0:
+        return True
+    return loss_on == "last" and index < len(turns) - 1
 
 
 def _level(lengths: list[int], excess: int) -> int:
     """The most tokens that each text may have, so that all together lose ``excess``."""
-    ordered, total = sorted(lengths, reverse=True), 0
-    for number, length in enumerate(ordered, start=1):
+    longest_first = sorted(lengths, reverse=True)
+    total = 0
+    # The longest texts lose what they have beyond the next one, until that is enough.
+    for number, length in enumerate(longest_first, start=1):
         total += length
-        following = ordered[number] if number < len(ordered) else 0
-        if total - number * following >= excess:
+        next_length = longest_first[number] if number < len(lengths) else 0
+        if total - number * next_length >= excess:
             return (total - excess) // number
     return 0
 
 
-def _shortened(text: str, share: float) -> str:
+def _shorten_text(text: str, share: float) -> str:
     """A text without its middle, so that a ``share`` of its characters is left."""
     if share >= 1:
         return text
-    most = int(len(text) * share)
-    begin = most // 2
-    return text[:begin] + text[len(text) - (most - begin) :]
+    size = int(len(text) * share)
+    begin = size // 2
+    end = size - begin
+    return text[:begin] + text[len(text) - end :]

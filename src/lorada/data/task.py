@@ -100,12 +100,12 @@ class Task:
         """
         if name is not None and name not in self.protocols:
             raise ValueError(f"protocol={name!r} is not one of {', '.join(self.protocols)}")
-        asked = [self.protocols[name]] if name is not None else [*self.protocols.values()]
-        for protocol in asked:
+        protocols = [*self.protocols.values()] if name is None else [self.protocols[name]]
+        for protocol in protocols:
             if kind in protocol.kinds:
                 return protocol
-        by = f" by protocol {name!r}" if name else ""
+        by_protocol = f" by protocol {name!r}" if name else ""
+        needed = " or ".join(protocols[0].kinds)
         raise ValueError(
-            f"this task{by} needs a model of kind {' or '.join(asked[0].kinds)}, and this one is "
-            f"of kind {kind}"
+            f"this task{by_protocol} needs a model of kind {needed}, and this one is of kind {kind}"
         )

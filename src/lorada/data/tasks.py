@@ -1,6 +1,6 @@
 """``TASKS``: every task, by name. A task makes inputs from rows, and metrics from outputs.
 
-The task ``jsonl`` is a file of your own, whose fields decide the form (``row_forms.READINGS``).
+The task ``jsonl`` is a file of your own, whose fields decide the form (``row_readings.READINGS``).
 """
 
 from lorada.data.benchmarks.arithmetic import ARITHMETIC
@@ -8,7 +8,14 @@ from lorada.data.benchmarks.commonsense import COMMONSENSE
 from lorada.data.benchmarks.glue import GLUE
 from lorada.data.benchmarks.long_sequence import LONG_SEQUENCE
 from lorada.data.benchmarks.summaries_translations import WRITING
-from lorada.data.metrics import accuracy, classes, exact_match, label_sets, numbers, perplexity
+from lorada.data.scoring.metrics import (
+    accuracy,
+    classes,
+    exact_match,
+    label_sets,
+    numbers,
+    perplexity,
+)
 from lorada.data.task import ANY_KIND, Protocol, Task
 
 TASKS: dict[str, Task] = {

@@ -1,43 +1,30 @@
-"""Turns rows of each form into token ids and labels, datasets of these, and padded batches.
+"""Turns rows of each form into token ids and labels: ``encode``, and what a run needs beside it.
 
-``labels`` say which tokens a model learns. Lengths are fitted to the model's context; and
-``examined`` says of a dry run's rows how many are cut, and shows the first as it is read.
+``labels`` say which tokens a model learns. Lengths are fitted to the model's context.
 """
 
-import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby, islice
-from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from itertools import islice
+from typing import Any, Literal
 
-import torch
-from datasets import Dataset, concatenate_datasets
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerBase
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from lorada.data.batches import IGNORED, ROWS_AT_ONCE, dataset_of
 from lorada.data.chat_template import TurnsRefused, for_template, rendered
-from lorada.data.chats import LossOn, chat_tokens, continuations, turn_end, written_answer
-from lorada.data.row_lengths import EncodingLog, RowLengths, lengths_of
+from lorada.data.chats import LossOn, chat_tokens, tokens_behind, turn_end, written_answer
+from lorada.data.row_lengths import Encoded, EncodingLog, RowLengths, lengths_of
+from lorada.data.rows.rows import Rows, refuse_kind
 from lorada.data.shorten import chat_within, prompt_beside, without_middle
 from lorada.data.task import Kind
-from lorada.data.task_rows import Rows, refuse_kind
 from lorada.data.tool_calls import ends_in_calls
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED, Form, Row
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100  # the label that transformers' losses leave out
-CHUNK = 1000  # rows tokenised at once
-# What a row of a form has nothing to read or to learn without.
-BLANK: dict[Form, tuple[str, ...]] = {
-    "text": ("text",), "prompt": ("response",),
-    "label": ("text", "text_pair"), "labels": ("text", "text_pair"), "score": ("text", "text_pair"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,15 +46,6 @@ class EncodeOptions:
     length_norm: Literal["tokens", "characters", "none"] = "tokens"
 
 
-class Encoded(NamedTuple):
-    """One row as it is encoded."""
-
-    features: dict[str, Any] | None  # None if it has no token to learn
-    truncated: bool  # whether it had to be cut
-    length: int  # its tokens before that; of an encoder–decoder, those that the encoder reads
-    answer_cut: bool = False  # whether a part of what is learned was cut
-
-
 def encode(
     rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
@@ -75,17 +53,22 @@ def encode(
     if form == "text":
         yield from windows(rows, tokenizer, options)
         return
-    prompts = _joint_texts if options.joint else _prompts_and_responses
-    encode_chunk = {
-        "messages": _conversations,
-        "choice": _choices,
-        "prompt": _sources_and_targets if options.kind == "encoder_decoder" else prompts,
-        "label": _classified_texts,
-        "labels": _classified_texts,
-        "score": _classified_texts,
-    }[form]
-    for start in range(0, len(rows), CHUNK):
-        yield from encode_chunk(rows[start : start + CHUNK], tokenizer, options)
+    encode_chunk = _encoder_of(form, options)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield from encode_chunk(rows[start : start + ROWS_AT_ONCE], tokenizer, options)
+
+
+def _encoder_of(form: Form, options: EncodeOptions) -> Callable[..., Iterator[Encoded]]:
+    """The function that encodes rows of a form."""
+    if form in HEADED:
+        return _classified_texts
+    if form == "messages":
+        return _conversations
+    if form == "choice":
+        return _choices
+    if options.kind == "encoder_decoder":
+        return _sources_and_targets
+    return _joint_texts if options.joint else _prompts_and_responses
 
 
 def _classified_texts(
@@ -93,20 +76,28 @@ def _classified_texts(
 ) -> Iterator[Encoded]:
     """One text or a pair of texts, with what the head learns of it."""
     names = [name for name in ("text", "text_pair") if name in rows[0]]  # all rows have the same
-    batch = tokenizer(*([row[name] for row in rows] for name in names))
+    columns = []
+    for name in names:
+        columns.append([row[name] for row in rows])
+    batch = tokenizer(*columns)
     # Truncation leaves special tokens alone, so a length that has no room for more reads nothing.
     special = tokenizer.num_special_tokens_to_add(pair=len(names) > 1)
     has_room = options.max_length > special
     for index, row in enumerate(rows):
-        ids: Any = {key: values[index] for key, values in batch.items()}
-        length = len(ids["input_ids"])
-        cut = length > options.max_length
-        if cut and has_room:  # truncation keeps the special tokens at the end
+        inputs: Any = {key: values[index] for key, values in batch.items()}
+        length = len(inputs["input_ids"])
+        is_cut = length > options.max_length
+        if is_cut and not has_room:
+            yield Encoded(None, is_cut, length)
+            continue
+        if is_cut:  # truncation keeps the special tokens at the end
             texts = [row[name] for name in names]
-            ids = tokenizer(*texts, truncation=True, max_length=options.max_length)
-        right = _right_outputs(row, options.labels)
-        reads = bool(ids["input_ids"]) and (has_room or not cut)
-        yield Encoded({**ids, "labels": right} if reads else None, cut, length)
+            inputs = tokenizer(*texts, truncation=True, max_length=options.max_length)
+        if not inputs["input_ids"]:
+            yield Encoded(None, is_cut, length)
+            continue
+        outputs = _right_outputs(row, options.labels)
+        yield Encoded({**inputs, "labels": outputs}, is_cut, length)
 
 
 def _right_outputs(row: Row, names: tuple[str, ...]) -> float | int | list[float]:
@@ -124,22 +115,26 @@ def _prompts_and_responses(
     """Prompt and response, tokenised separately."""
     end = tokenizer.eos_token or ""
     responses = [str(row["response"]) + end for row in rows]
-    most = options.target_length
-    prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
-    written = tokenizer(responses, add_special_tokens=False)["input_ids"]
-    for prompt, response in zip(prompts, written, strict=True):
-        length, answer = len(prompt) + len(response), response[:most]
+    prompts = _prompt_ids(rows, tokenizer)
+    response_ids = tokenizer(responses, add_special_tokens=False)["input_ids"]
+    for prompt, whole_response in zip(prompts, response_ids, strict=True):
+        length = len(prompt) + len(whole_response)
+        response = whole_response[: options.target_length]
         if options.cut == "middle":
-            prompt = prompt_beside(prompt, answer, options.max_length)
-        learned = [False] * len(prompt) + [True] * len(answer)
-        encoded = _sequence(prompt + answer, learned, options, length)
-        yield encoded._replace(answer_cut=encoded.answer_cut or len(answer) < len(response))
+            prompt = prompt_beside(prompt, response, options.max_length)
+        learned = [False] * len(prompt) + [True] * len(response)
+        encoded = _sequence(prompt + response, learned, options, length)
+        if len(response) < len(whole_response):
+            encoded = encoded._replace(answer_cut=True)
+        yield encoded
 
 
 def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a text without the end token that some tokenizers add to every text."""
-    ends = ids[-1:] == [tokenizer.eos_token_id] != [tokenizer.bos_token_id]
-    return ids[:-1] if ends else ids
+    if tokenizer.eos_token_id == tokenizer.bos_token_id:  # as GPT-2's, which begins texts
+        return ids
+    has_end = ids[-1:] == [tokenizer.eos_token_id]
+    return ids[:-1] if has_end else ids
 
 
 def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -148,12 +143,14 @@ def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
     return without_end(ids, tokenizer) != ids
 
 
-def _prompt_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    return [without_end(one, tokenizer) for one in ids]
+def _prompt_ids(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of the prompts of rows, without an end token: the response goes on from there."""
+    batch: list[list[int]] = tokenizer([str(row["prompt"]) for row in rows])["input_ids"]
+    return [without_end(ids, tokenizer) for ids in batch]
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end token; nothing for a tokenizer without one."""
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
@@ -161,12 +158,11 @@ def _conversations(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """Conversations, in which every answer of the assistant counts, or the last alone."""
-    most, loss_on = options.max_length, options.loss_on
     for row in rows:
-        ids, learned = chat_tokens(row, tokenizer, loss_on=loss_on)
+        ids, learned = chat_tokens(row, tokenizer, loss_on=options.loss_on)
         length = len(ids)
-        if length > most and options.cut == "middle":
-            ids, learned = chat_within(row, tokenizer, most, loss_on=loss_on)
+        if length > options.max_length and options.cut == "middle":
+            ids, learned = chat_within(row, tokenizer, options.max_length, loss_on=options.loss_on)
         yield _sequence(ids, learned, options, length)
 
 
@@ -175,16 +171,16 @@ def _sequence(ids: list[int], learned: list[bool], options: EncodeOptions, lengt
 
     ``length`` is how many there were before any other cut.
     """
-    most, every = options.max_length, options.loss_on == "all"
-    answer_cut = any(learned[most:])
-    ids = ids[:most]
-    labels = [
-        token if every or counts else IGNORED for token, counts in zip(ids, learned, strict=False)
-    ]
+    answer_cut = any(learned[options.max_length :])
+    ids = ids[: options.max_length]
+    labels = []
+    for token, counts in zip(ids, learned, strict=False):
+        labels.append(token if counts or options.loss_on == "all" else IGNORED)
+    is_cut = len(ids) < length
+    if all(label == IGNORED for label in labels[1:]):  # the first token is never predicted
+        return Encoded(None, is_cut, length, answer_cut)
     features = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-    nothing = all(label == IGNORED for label in labels[1:])  # the first token is never predicted
-    cut = len(ids) < length
-    return Encoded(None if nothing else features, cut, length, answer_cut)
+    return Encoded(features, is_cut, length, answer_cut)
 
 
 def _joint_texts(
@@ -193,7 +189,7 @@ def _joint_texts(
     """Prompt and response tokenised as one text, with an end token if there is room for it."""
     end = _end(tokenizer)
     texts = [f"{row['prompt']}{row['response']}" for row in rows]
-    prompts = _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
+    prompts = _prompt_ids(rows, tokenizer)
     for ids, prompt in zip(tokenizer(texts)["input_ids"], prompts, strict=True):
         if len(ids) < options.max_length and ids[-1:] != end:
             ids = ids + end
@@ -205,48 +201,72 @@ def _sources_and_targets(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """What an encoder reads and what its decoder learns to write, cut separately."""
-    most, most_given = options.max_length, options.target_length or options.max_length
-    reads = tokenizer([str(row["prompt"]) for row in rows])["input_ids"]
-    writes = tokenizer(text_target=[str(row["response"]) for row in rows])["input_ids"]
-    for row, read, given in zip(rows, reads, writes, strict=True):
-        if not read:
+    sources = tokenizer([str(row["prompt"]) for row in rows])["input_ids"]
+    targets = tokenizer(text_target=[str(row["response"]) for row in rows])["input_ids"]
+    for row, whole_source, whole_target in zip(rows, sources, targets, strict=True):
+        if not whole_source:
             yield Encoded(None, False, 0)
             continue
-        length, answer_cut = len(read), len(given) > most_given
-        if options.cut == "middle":  # special tokens are at the ends
-            read = without_middle(read, most)
-        elif length > most:  # truncation keeps the special tokens at the end
-            read = tokenizer(str(row["prompt"]), truncation=True, max_length=most)["input_ids"]
-        if len(given) > most_given:
-            room = {"truncation": True, "max_length": most_given}
-            given = tokenizer(text_target=str(row["response"]), **room)["input_ids"]
-        if tokenizer.eos_token_id not in given:  # without it the decoder never learns to stop
-            given = given[: most_given - 1] + _end(tokenizer)
-        mask = [1] * len(read)
-        features = {"input_ids": read, "attention_mask": mask, "labels": given}
-        yield Encoded(features, length > most or answer_cut, length, answer_cut)
+        source = _cut_source(row, whole_source, tokenizer, options)
+        target, is_target_cut = _cut_target(row, whole_target, tokenizer, options)
+        mask = [1] * len(source)
+        features = {"input_ids": source, "attention_mask": mask, "labels": target}
+        length = len(whole_source)
+        is_cut = length > options.max_length or is_target_cut
+        yield Encoded(features, is_cut, length, is_target_cut)
+
+
+def _cut_source(
+    row: Row, ids: list[int], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+) -> list[int]:
+    """The ids of what an encoder reads, within ``max_length``, with their special tokens."""
+    if options.cut == "middle":  # special tokens are at the ends
+        return without_middle(ids, options.max_length)
+    if len(ids) <= options.max_length:
+        return ids
+    # Truncation keeps the special tokens at the end.
+    encoded = tokenizer(str(row["prompt"]), truncation=True, max_length=options.max_length)
+    return list(encoded["input_ids"])
+
+
+def _cut_target(
+    row: Row, ids: list[int], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
+) -> tuple[list[int], bool]:
+    """The ids of what a decoder learns to write, with an end token, and whether they were cut."""
+    max_length = options.target_length or options.max_length
+    is_cut = len(ids) > max_length
+    if is_cut:
+        response = str(row["response"])
+        ids = tokenizer(text_target=response, truncation=True, max_length=max_length)["input_ids"]
+    if tokenizer.eos_token_id not in ids:  # without it the decoder never learns to stop
+        ids = ids[: max_length - 1] + _end(tokenizer)
+    return ids, is_cut
 
 
 def _choices(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, options: EncodeOptions
 ) -> Iterator[Encoded]:
     """A prompt and the texts that may follow it; a long prompt loses its middle or beginning."""
-    by, prompts = options.length_norm, _prompt_ids([str(row["prompt"]) for row in rows], tokenizer)
-    for row, prompt, candidates in zip(rows, prompts, _candidates(rows, tokenizer), strict=True):
+    prompts = _prompt_ids(rows, tokenizer)
+    candidates_of_rows = _candidate_ids(rows, tokenizer)
+    for row, prompt, candidates in zip(rows, prompts, candidates_of_rows, strict=True):
         longest = max(len(ids) for ids in candidates)
-        room, length = options.max_length - longest, len(prompt) + longest
-        if room < 1 or not prompt or not all(candidates):
-            yield Encoded(None, bool(prompt and all(candidates)), length)
+        length = len(prompt) + longest
+        room = options.max_length - longest
+        if not prompt or not all(candidates):  # a text that has no token
+            yield Encoded(None, False, length)
+            continue
+        if room < 1:
+            yield Encoded(None, True, length)
             continue
         read = without_middle(prompt, room) if options.cut == "middle" else prompt[-room:]
+        divisors = []
+        for text, ids in zip(row["candidates"], candidates, strict=True):
+            divisors.append(_divisor(text, ids, options))
         features = {
             "prompt": read,
             "candidates": candidates,
-            # As in lm-eval's acc (none) and acc_norm, which counts no space before a candidate.
-            "divisors": [
-                {"tokens": len(ids), "characters": len(text.strip()) or 1, "none": 1}[by]
-                for text, ids in zip(row["candidates"], candidates, strict=True)
-            ],
+            "divisors": divisors,
             "answer": int(row["answer"]),
             # The Trainer groups rows into batches of similar length by this name.
             "length": len(read) + longest,
@@ -254,13 +274,29 @@ def _choices(
         yield Encoded(features, len(prompt) > room, length)
 
 
-def _candidates(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[list[int]]]:
+def _divisor(candidate: str, ids: list[int], options: EncodeOptions) -> int:
+    """What the log-probability of a candidate is divided by.
+
+    As in lm-eval's acc (none) and acc_norm, which counts no space before a candidate.
+    """
+    if options.length_norm == "none":
+        return 1
+    if options.length_norm == "characters":
+        return len(candidate.strip()) or 1
+    return len(ids)
+
+
+def _candidate_ids(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[list[int]]]:
     """Ids of the candidates of each row, each where it follows the last line of the prompt."""
-    pairs = [
-        (str(row["prompt"]).rpartition("\n")[2], text) for row in rows for text in row["candidates"]
-    ]
-    found = continuations(pairs, tokenizer)
-    yield from (list(islice(found, len(row["candidates"]))) for row in rows)
+    pairs = []
+    for row in rows:
+        _, _, last_line = str(row["prompt"]).rpartition("\n")
+        pairs += [(last_line, candidate) for candidate in row["candidates"]]
+    candidate_ids = tokens_behind(pairs, tokenizer)
+    for row in rows:
+        yield list(islice(candidate_ids, len(row["candidates"])))
 
 
 def windows(
@@ -271,16 +307,22 @@ def windows(
     The last window has the tokens that are left, if something is predicted in it. If only ``full``
     windows are asked for, it is left out, unless there is no other.
     """
-    length, left, filled = options.max_length, list[int](), False
+    length = options.max_length
+    unused_ids: list[int] = []  # the tokens that are in no window yet
+    has_full_window = False
     for row in rows:
-        left += document_ids(row, tokenizer)
-        whole = len(left) - len(left) % length if length > 1 else 0  # one token predicts nothing
-        for start in range(0, whole, length):
-            filled = True
-            yield _sequence(left[start : start + length], [True] * length, options, length)
-        del left[:whole]
-    if 1 < len(left) < length and not (filled and options.full):
-        yield _sequence(left, [True] * len(left), options, len(left))
+        unused_ids += document_ids(row, tokenizer)
+        if length < 2:  # one token predicts nothing
+            continue
+        full = len(unused_ids) - len(unused_ids) % length
+        for start in range(0, full, length):
+            has_full_window = True
+            yield _sequence(unused_ids[start : start + length], [True] * length, options, length)
+        del unused_ids[:full]
+    if options.full and has_full_window:
+        return
+    if 1 < len(unused_ids) < length:
+        yield _sequence(unused_ids, [True] * len(unused_ids), options, len(unused_ids))
 
 
 def document_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -315,19 +357,30 @@ def learned_ends(form: Form, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_options(rows: Rows, recipe: Recipe, kind: Kind) -> EncodeOptions:
     """How rows are encoded: as the recipe says, or else as their protocol says."""
     protocol = rows.protocol
-    usual = protocol.target_length and min(protocol.target_length, recipe.max_length)
-    apart = rows.form == "prompt" and not (protocol.joint and kind == "decoder")
     return EncodeOptions(
         recipe.max_length,
         recipe.loss_on or protocol.loss_on,
         rows.labels,
         joint=protocol.joint,
         kind=kind,
-        target_length=(recipe.max_target_length or usual) if apart else None,
+        target_length=_target_length(rows, recipe, kind),
         full=bool(protocol.lengths),  # as was published
         cut="middle" if recipe.task == JSONL else "end",  # as was published
         length_norm=recipe.length_norm or "tokens",
     )
+
+
+def _target_length(rows: Rows, recipe: Recipe, kind: Kind) -> int | None:
+    """The most tokens of a response; None where it shares ``max_length`` with the prompt."""
+    protocol = rows.protocol
+    is_joint = protocol.joint and kind == "decoder"
+    if rows.form != "prompt" or is_joint:
+        return None
+    if recipe.max_target_length is not None:
+        return recipe.max_target_length
+    if protocol.target_length is None:
+        return None
+    return min(protocol.target_length, recipe.max_length)
 
 
 def encode_rows(
@@ -376,9 +429,11 @@ def refuse_lost(
     rows: Rows, options: EncodeOptions, log: EncodingLog, *, answered: bool = False
 ) -> None:
     """Refuse rows of which none is left, or not every one if all have to be ``answered``."""
-    lost, length = log.dropped + log.empty, options.max_length
+    lost = log.dropped + log.empty
+    length = options.max_length
     # An encoder–decoder may have to answer held-out rows while it trains.
-    if (answered or options.kind == "encoder_decoder") and lost:
+    must_answer = answered or options.kind == "encoder_decoder"
+    if must_answer and lost:
         raise ValueError(
             f"{rows.place(min(lost))} cannot be answered: a text of "
             f"it gives this tokenizer no token, or is longer than max_length={length}: "
@@ -395,18 +450,13 @@ def encode_each(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, options: EncodeOptions, log: EncodingLog
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The index of each row that has something to learn, and its features; of texts, windows."""
-    index, total = 0, None if rows.form == "text" else len(rows.rows)
-    each = encode(rows.rows, rows.form, tokenizer, options)
+    total = None if rows.form == "text" else len(rows.rows)  # nobody knows how many windows
+    encoded_rows = encode(rows.rows, rows.form, tokenizer, options)
+    index = 0
     try:
-        for encoded in progress_bar(each, f"Encoding {rows.path}", total=total):
-            log.lengths.append(encoded.length)
-            if encoded.features is None:
-                (log.dropped if encoded.truncated else log.empty).append(index)
-            else:
-                if encoded.truncated:
-                    log.cut.append(index)
-                if encoded.answer_cut:
-                    log.answers_cut.append(index)
+        for encoded in progress_bar(encoded_rows, f"Encoding {rows.path}", total=total):
+            log.add(index, encoded)
+            if encoded.features is not None:
                 yield index, encoded.features
             index += 1
     except TurnsRefused as error:
@@ -417,158 +467,40 @@ def written_calls(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """The rows, in which a chat that ends in calls of tools has the text that a model writes."""
     if not any(map(ends_in_calls, rows.rows)):
         return rows
-    written = []
+    with_texts = []
     for index, row in enumerate(rows.rows):
         if ends_in_calls(row):
             with rows.placing(index):
                 row = {**row, "eval_response": written_answer(row, tokenizer)}
-        written.append(row)
-    return replace(rows, rows=written)
-
-
-def dataset_of(features: Iterator[dict[str, Any]]) -> Dataset | None:
-    """A dataset in Arrow's memory, made chunk by chunk: Python's lists take ten times as much."""
-    parts: list[Dataset] = []
-    while chunk := list(islice(features, CHUNK)):
-        parts.append(Dataset.from_list(chunk))
-    return concatenate_datasets(parts) if parts else None
-
-
-def token_counts(dataset: Dataset) -> list[int]:
-    """Tokens of each encoded row; of the longest candidate where there are several."""
-    if "length" in dataset.column_names:
-        return list(dataset["length"])
-    return [len(ids) for ids in dataset["input_ids"]]
-
-
-def collator(form: Form, tokenizer: PreTrainedTokenizerBase, model: Any = None) -> Any:
-    """The collator for rows of a form: it pads a batch to its longest row, labels included.
-
-    An encoder–decoder is passed as ``model``: its decoder's input is made from the labels here,
-    because label smoothing takes the labels away before the forward.
-    """
-    if form in HEADED:
-        return DataCollatorWithPadding(tokenizer)
-    if form == "choice":
-        return partial(_choice_batch, pad=tokenizer.pad_token_id)
-    # No other model goes along to the processes that make batches.
-    writer = model if model is not None and model.config.is_encoder_decoder else None
-    return DataCollatorForSeq2Seq(tokenizer, writer, label_pad_token_id=IGNORED)
-
-
-def _choice_batch(features: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """A batch of one sequence per candidate of each row: left pads, prompt, candidate.
-
-    ``labels`` has the tokens of the candidates, ``divisors`` what the log-probability of each is
-    divided by, ``groups`` the number of candidates of each row, and ``answers`` the index of the
-    right one.
-    """
-    pairs = [(row["prompt"], ids) for row in features for ids in row["candidates"]]
-    read = [torch.tensor(prompt + ids) for prompt, ids in pairs]
-    learned = [torch.tensor([IGNORED] * len(prompt) + ids) for prompt, ids in pairs]
-    padded = partial(pad_sequence, batch_first=True, padding_side="left")
-    return {
-        "input_ids": padded(read, padding_value=pad),
-        "attention_mask": padded([torch.ones_like(ids) for ids in read]),
-        "labels": padded(learned, padding_value=IGNORED),
-        "divisors": torch.tensor([x for row in features for x in row["divisors"]]),
-        "groups": torch.tensor([len(row["candidates"]) for row in features]),
-        "answers": torch.tensor([row["answer"] for row in features]),
-    }
+        with_texts.append(row)
+    return replace(rows, rows=with_texts)
 
 
 def context_of(model_config: Any) -> int | None:
     """The most tokens that a model can read; None if its config does not say."""
-    context = getattr(model_config, "max_position_embeddings", None)
+    context: Any = getattr(model_config, "max_position_embeddings", None)
     if not isinstance(context, int) or context < 1:  # XLNet has -1, for no limit
         return None
     # RoBERTa's positions begin after the id of its pad token.
-    shifted = model_config.model_type in ("roberta", "xlm-roberta")
-    return context - (model_config.pad_token_id + 1 if shifted else 0)
+    if model_config.model_type in ("roberta", "xlm-roberta"):
+        return context - int(model_config.pad_token_id) - 1
+    return context
 
 
 def fit_context(recipe: Recipe, model_config: Any) -> Recipe:
     """The recipe, its ``max_length`` and ``max_target_length`` within what the model can read."""
     context = context_of(model_config)
+    if context is None:
+        return recipe
     longest = max(recipe.eval_lengths or [0])
-    if context is not None and longest > context:
+    if longest > context:
         raise ValueError(
             f"eval_lengths={recipe.eval_lengths}: the model's context is {context} tokens; ask for "
             f"shorter ones, or stretch its positions with rope_factor={-(-longest // context)}"
         )
     for name in ("max_length", "max_target_length"):
         length = getattr(recipe, name)
-        if context is not None and length is not None and length > context:
+        if length is not None and length > context:
             logger.warning("%s=%d is cut to the model's %d", name, length, context)
             recipe = recipe.model_copy(update={name: context})
     return recipe
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What a dry run says of rows."""
-
-    lengths: RowLengths | None  # None for texts, which are joined
-    empty: int  # rows that have nothing to read or to learn
-    copies: int  # rows that are copies of earlier ones
-    first: dict[str, Any] | None  # the first row that is learned, as ``_first_row`` makes it
-
-
-def examined(
-    rows: Rows,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: Kind,
-    reads: int | None = None,
-) -> Examined:
-    """Encode rows as a training does, and refuse what it refuses; nothing is kept of them.
-
-    ``reads`` is how many tokens the model reads, if that is known.
-    """
-    options, log, first = encode_options(rows, recipe, kind), EncodingLog(), None
-    for index, features in encode_each(rows, tokenizer, options, log):
-        first = first or _first_row(rows, index, features, tokenizer, kind)
-    refuse_lost(rows, options, log)
-    lengths = lengths_of(log, options.max_length, options.target_length, reads)
-    empty = lengths.empty
-    # Such rows are encoded: texts are joined, a head reads [CLS], and an answer has its end.
-    if names := BLANK.get(rows.form):
-        empty = sum(not "".join(r.get(n, "") for n in names).strip() for r in rows.rows)
-    different = {json.dumps(row, sort_keys=True) for row in rows.rows}
-    copies = len(rows.rows) - len(different)
-    return Examined(None if rows.form == "text" else lengths, empty, copies, first)
-
-
-def _first_row(
-    rows: Rows, index: int, features: dict[str, Any], tokenizer: PreTrainedTokenizerBase, kind: Kind
-) -> dict[str, Any]:
-    """A row as it is encoded: its stretches of text, each with whether its tokens count."""
-    learned: Any = None  # by a head
-    if rows.form == "choice":
-        right = features["candidates"][features["answer"]]
-        pieces = [(features["prompt"], False), (right, True)]
-    elif rows.form in HEADED:
-        pieces, learned = [(features["input_ids"], False)], features["labels"]
-    elif kind == "encoder_decoder":
-        pieces = [(features["input_ids"], False), (features["labels"], True)]
-    else:
-        counts = [label != IGNORED for label in features["labels"]]
-        counts[0] = False  # the first token is never predicted
-        marked = groupby(zip(features["input_ids"], counts, strict=True), itemgetter(1))
-        pieces = [([token for token, _ in group], one) for one, group in marked]
-    return {
-        "row": None if rows.form == "text" else rows.number(index),  # None for a window
-        "tokens": sum(len(ids) for ids, _ in pieces),
-        "counted": sum(len(ids) for ids, one in pieces if one),
-        "pieces": [(tokenizer.decode(ids), one) for ids, one in pieces],
-        "learned": _as_named(learned, rows),
-    }
-
-
-def _as_named(learned: Any, rows: Rows) -> Any:
-    """What a head learns of a row, by the names of classes and labels."""
-    if rows.form == "label":
-        return rows.labels[learned]
-    if rows.form == "labels":
-        return [name for name, right in zip(rows.labels, learned, strict=True) if right]
-    return learned

@@ -34,7 +34,7 @@ class ToolCall:
 
 def ends_in_calls(row: Row) -> bool:
     """Whether a row is a chat whose last turn calls tools."""
-    return bool("messages" in row and row["messages"][-1].get(CALLS))
+    return "messages" in row and bool(row["messages"][-1].get(CALLS))
 
 
 def calls_of(turn: Row) -> list[ToolCall]:
@@ -57,8 +57,9 @@ def function_of(call: Any) -> Any:
 
 def calls_in(text: str) -> list[ToolCall]:
     """The calls that stand in a text as JSON, in their order; other text is passed over."""
-    calls, start = list[ToolCall](), text.find("{")
+    calls: list[ToolCall] = []
     decoder = json.JSONDecoder(parse_float=_number)
+    start = text.find("{")
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
@@ -77,19 +78,23 @@ def same_calls(answer: str, right: str, count: int) -> bool:
     many calls the right answer has. A template that does not write them as JSON leaves no more than
     the text to compare, without regard to blanks.
     """
-    calls = calls_in(right)
-    if len(calls) != count:
+    right_calls = calls_in(right)
+    if len(right_calls) != count:
         return answer.split() == right.split()
-    return sorted(call.text for call in calls_in(answer)) == sorted(call.text for call in calls)
+    return _sorted_texts(calls_in(answer)) == _sorted_texts(right_calls)
+
+
+def _sorted_texts(calls: list[ToolCall]) -> list[str]:
+    return sorted(call.text for call in calls)
 
 
 def has_calls(answer: str, right: str, count: int) -> bool:
     """Whether all calls of the right answer are among those of an answer; else as same_calls."""
-    calls = calls_in(right)
-    if len(calls) != count:
+    right_calls = calls_in(right)
+    if len(right_calls) != count:
         return " ".join(right.split()) in " ".join(answer.split())
-    written = [call.text for call in calls_in(answer)]
-    return all(call.text in written for call in calls)
+    texts = [call.text for call in calls_in(answer)]
+    return all(call.text in texts for call in right_calls)
 
 
 def _call_of(function: Any) -> ToolCall:
@@ -105,7 +110,8 @@ def _call_of(function: Any) -> ToolCall:
             raise ValueError(
                 f"the arguments of the call of {name} are not JSON: {error}"
             ) from error
-    arguments = {} if arguments is None else arguments
+    if arguments is None:
+        arguments = {}
     if not isinstance(arguments, dict):
         raise ValueError(
             f"the arguments of the call of {name} are {arguments!r}: they must be a JSON object"
@@ -120,15 +126,15 @@ def _calls_within(value: Any) -> Iterator[ToolCall]:
             yield from _calls_within(inner)
     if not isinstance(value, dict):
         return
-    named = [key for key in ARGUMENTS if key in value]
-    if isinstance(value.get("name"), str) and named:
-        try:
-            yield _call_of({"name": value["name"], "arguments": value[named[0]]})
-        except ValueError:  # a model may write anything
-            return
+    keys = [key for key in ARGUMENTS if key in value]
+    if not isinstance(value.get("name"), str) or not keys:
+        for inner in value.values():
+            yield from _calls_within(inner)
         return
-    for inner in value.values():
-        yield from _calls_within(inner)
+    try:
+        yield _call_of({"name": value["name"], "arguments": value[keys[0]]})
+    except ValueError:  # a model may write anything
+        return
 
 
 def _number(text: str) -> float | int:

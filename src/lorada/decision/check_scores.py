@@ -1,13 +1,13 @@
 """Checks what ``decide`` is given: scores, seeds, groups and costs; refuses the rest in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lorada.decision.decision_sentence import COSTS, Costs
+from lorada.decision.costs import COSTS, Costs
 from lorada.decision.run_variances import Scores
 from lorada.support.error_messages import unknown_name
 from lorada.support.in_words import counted
@@ -16,67 +16,118 @@ MANY = 10  # runs that are no mistake where rows are fewer
 LARGEST = 1e60  # of scores: the fourth power of a larger one is infinite
 
 
-def score_tables(
+@dataclass(frozen=True)
+class ScoreTables:
+    """Scores as arrays, all with as many rows."""
+
+    methods: dict[str, Scores]  # method → runs × rows; NaN in all rows of a run that diverged
+    baselines: dict[str, Scores]  # name → 1 × rows
+
+    def changed(self, change: Callable[[Scores], Scores]) -> "ScoreTables":
+        """The tables with the same change to each."""
+        return ScoreTables(
+            {name: change(table) for name, table in self.methods.items()},
+            {name: change(table) for name, table in self.baselines.items()},
+        )
+
+    @property
+    def every(self) -> list[Scores]:
+        """The tables of methods, then those of baselines."""
+        return [*self.methods.values(), *self.baselines.values()]
+
+
+def check_score_tables(
     scores: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike]
-) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Methods and baselines as arrays of runs × rows, all with as many rows."""
-    refuse_no_mapping("scores", scores, "method → seeds × rows")
-    refuse_no_mapping("baselines", baselines, "name → score of each row")
+) -> ScoreTables:
+    """Methods and baselines as arrays of runs × rows.
+
+    Raises:
+        ValueError: without scores, for a name that is no text, and what is no table of numbers,
+            has other rows than the first method, or lacks scores of some rows.
+    """
+    _refuse_no_mapping("scores", scores, "method → seeds × rows")
+    _refuse_no_mapping("baselines", baselines, "name → score of each row")
     if not scores:
         raise ValueError("no scores are given: nothing can be decided")
     for name in (*scores, *baselines):
-        if not isinstance(name, str) or not name.strip() or len(name.splitlines()) > 1:
-            raise ValueError(f"a method is named {name!r}: give each a name that is a text")
-    tables = {name: _numbers(name, one) for name, one in scores.items()}
-    fixed = {name: _numbers(name, one)[None] for name, one in baselines.items()}
-    for name, table in fixed.items():
+        _refuse_name(name)
+    methods = {name: _as_numbers(name, table) for name, table in scores.items()}
+    without_training = {
+        name: _as_numbers(name, row_scores)[None] for name, row_scores in baselines.items()
+    }
+    for name, table in without_training.items():
         if table.ndim != 2:
             raise ValueError(f"{name}: a baseline has one score of each row, not {table.shape[1:]}")
-    first, rows = next((name, table.shape[-1:]) for name, table in tables.items())
-    for name, table in [*tables.items(), *fixed.items()]:
-        if table.ndim != 2 or not table.size:
-            raise ValueError(f"{name}: scores have the shape {table.shape}, not seeds × rows")
-        if table.shape[1:] != rows:
-            raise ValueError(
-                f"{name} has {table.shape[1]} rows and {first} has {rows[0]}: "
-                "methods are compared on the same rows"
-            )
-        finite = np.isfinite(table)
-        if np.abs(table[finite]).max(initial=0.0) > LARGEST:
-            raise ValueError(
-                f"{name} has scores above {LARGEST:g}: give another unit, or no score (NaN) in all "
-                "rows of a run that diverged"
-            )
-        for run, row in np.argwhere(~finite):
-            if finite[run].any() or name in fixed:
-                raise ValueError(
-                    f"{name}, run {run + 1}: row {row + 1} has no score. Give each run a score of "
-                    "all rows, or of none if it diverged"
-                )
-    return tables, fixed
+    first = next(iter(methods))
+    for name, table in [*methods.items(), *without_training.items()]:
+        _refuse_other_shape(name, table)
+        _refuse_other_rows(name, table, first, methods[first])
+        _refuse_too_large(name, table)
+        _refuse_missing_scores(name, table, may_diverge=name not in without_training)
+    return ScoreTables(methods, without_training)
 
 
-def _numbers(name: str, scores: ArrayLike) -> Scores:
+def _refuse_no_mapping(what: str, value: object, form: str) -> None:
+    """Refuse what is no mapping from names."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} are a {type(value).__name__}: give {form}")
+
+
+def _refuse_name(name: object) -> None:
+    """Refuse a name that could not stand in a sentence."""
+    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) > 1:
+        raise ValueError(f"a method is named {name!r}: give each a name that is a text")
+
+
+def _as_numbers(name: str, scores: ArrayLike) -> Scores:
     try:
         if isinstance(scores, np.ma.MaskedArray):
             # What is masked is not there, whatever number stands under the mask.
             return np.asarray(np.ma.filled(scores.astype(float), np.nan))
-        if np.iscomplexobj(scores):
+        if np.iscomplexobj(scores):  # NumPy would drop the imaginary part
             raise TypeError
         return np.asarray(scores, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: scores are no table of numbers, seeds × rows") from error
 
 
-def refuse_no_mapping(what: str, value: object, form: str) -> None:
-    """Refuse what is no mapping from names."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} are a {type(value).__name__}: give {form}")
+def _refuse_other_shape(name: str, table: Scores) -> None:
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"{name}: scores have the shape {table.shape}, not seeds × rows")
+
+
+def _refuse_other_rows(name: str, table: Scores, first: str, first_table: Scores) -> None:
+    rows, rows_of_first = table.shape[1], first_table.shape[1]
+    if rows != rows_of_first:
+        raise ValueError(
+            f"{name} has {rows} rows and {first} has {rows_of_first}: "
+            "methods are compared on the same rows"
+        )
+
+
+def _refuse_too_large(name: str, table: Scores) -> None:
+    finite = table[np.isfinite(table)]
+    if np.abs(finite).max(initial=0.0) > LARGEST:
+        raise ValueError(
+            f"{name} has scores above {LARGEST:g}: give another unit, or no score (NaN) in all "
+            "rows of a run that diverged"
+        )
+
+
+def _refuse_missing_scores(name: str, table: Scores, *, may_diverge: bool) -> None:
+    """Refuse a run with scores of some rows alone, and one with none unless it may diverge."""
+    is_finite = np.isfinite(table)
+    for run, row in np.argwhere(~is_finite):
+        if is_finite[run].any() or not may_diverge:
+            raise ValueError(
+                f"{name}, run {run + 1}: row {row + 1} has no score. Give each run a score of "
+                "all rows, or of none if it diverged"
+            )
 
 
 def refuse_transposed(tables: Mapping[str, Scores], seeds: Mapping[str, Sequence[object]]) -> None:
     """Refuse rows × seeds, which looks like many runs of a few rows."""
-    refuse_no_mapping("seeds", seeds, "method → the seed of each run")
+    _refuse_no_mapping("seeds", seeds, "method → the seed of each run")
     for name, table in tables.items():
         runs, rows = table.shape
         if name not in seeds and runs > max(rows, MANY):
@@ -91,25 +142,25 @@ def group_places(groups: Sequence[object], rows: int) -> list[int]:
     groups = list(groups)
     if len(groups) != rows:
         raise ValueError(f"{len(groups)} groups for {rows} rows: give the group of each row")
-    places: dict[object, int] = {}
-    spellings: dict[str, object] = {}
-    found = []
+    place_of_group: dict[object, int] = {}
+    group_of_text: dict[str, object] = {}
+    places = []
     for row, group in enumerate(groups, 1):
         try:
-            place = places.setdefault(group, len(places))
+            place = place_of_group.setdefault(group, len(place_of_group))
             is_missing = group is None or bool(group != group)  # NaN
         except TypeError as error:  # a list, or pandas' NA
             raise ValueError(f"the group of row {row} is {group!r}: give a name") from error
         if is_missing:
             raise ValueError(f"row {row} has no group ({group}): give the group of each row")
-        other = spellings.setdefault(str(group), group)
+        other = group_of_text.setdefault(str(group), group)
         if other != group:
             raise ValueError(
                 f"the groups {other!r} and {group!r} look alike and differ: give all as texts, or "
                 "all as numbers"
             )
-        found.append(place)
-    return found
+        places.append(place)
+    return places
 
 
 @dataclass(frozen=True)
@@ -121,40 +172,55 @@ class SeedOrder:
 
 
 def seed_orders(
-    given: Mapping[str, Sequence[object]], runs_finished: Mapping[str, Scores]
+    seeds: Mapping[str, Sequence[object]], has_finished: Mapping[str, Scores]
 ) -> dict[str, SeedOrder]:
-    """The seeds of the runs that did not diverge; their places where none are given."""
-    for name in given:
-        if name not in runs_finished:
-            raise unknown_name("method in the seeds", name, runs_finished)
-    rank: dict[object, int] = {}  # seed → its place, of any order, but one for all methods
+    """The seeds of the runs that did not diverge; their places where none are given.
+
+    Args:
+        seeds: method → the seed of each run.
+        has_finished: method → of each run, whether it did not diverge.
+    """
+    for name in seeds:
+        if name not in has_finished:
+            raise unknown_name("method in the seeds", name, has_finished)
+    # Seeds may be of any kind, so they are ordered by where each is met first.
+    rank_of_seed: dict[object, int] = {}
     orders = {}
-    for name, finished in runs_finished.items():
-        seeds = tuple(given.get(name, range(len(finished))))
-        try:
-            count = len(set(seeds))
-        except TypeError as error:
-            raise ValueError(f"the seeds of {name} are {list(seeds)}: give numbers") from error
-        if not count == len(seeds) == len(finished):
-            raise ValueError(f"{name} has {len(finished)} runs, but the seeds {list(seeds)}")
-        left = [seed for seed, keep in zip(seeds, finished, strict=True) if keep]
+    for name, finished in has_finished.items():
+        seeds_of_runs = _checked_seeds(name, seeds.get(name, range(len(finished))), len(finished))
+        left = [seed for seed, is_left in zip(seeds_of_runs, finished, strict=True) if is_left]
         for seed in left:
-            rank.setdefault(seed, len(rank))
-        places = sorted(range(len(left)), key=lambda place: rank[left[place]])
+            rank_of_seed.setdefault(seed, len(rank_of_seed))
+        ranks = [rank_of_seed[seed] for seed in left]
+        places = sorted(range(len(left)), key=ranks.__getitem__)
         orders[name] = SeedOrder(tuple(left[place] for place in places), places)
     return orders
 
 
-def check_costs(given: Costs, methods: Mapping[str, Scores]) -> None:
+def _checked_seeds(name: str, seeds: Sequence[object], runs: int) -> tuple[object, ...]:
+    """The seeds of a method's runs, all different."""
+    seeds = tuple(seeds)
+    try:
+        different = len(set(seeds))
+    except TypeError as error:  # a list, which cannot be in a set
+        raise ValueError(f"the seeds of {name} are {list(seeds)}: give numbers") from error
+    if not different == len(seeds) == runs:
+        raise ValueError(f"{name} has {runs} runs, but the seeds {list(seeds)}")
+    return seeds
+
+
+def check_costs(costs: Costs, methods: Mapping[str, Scores]) -> None:
     """Refuse costs of unknown methods, of unknown kinds, and what is no number."""
-    refuse_no_mapping("costs", given, "method → parameters, seconds, bytes")
-    for name, costs in given.items():
+    _refuse_no_mapping("costs", costs, "method → parameters, seconds, bytes")
+    for name, costs_of_method in costs.items():
         if name not in methods:
             raise unknown_name("method in the costs", name, methods)
-        if not isinstance(costs, Mapping):
+        if not isinstance(costs_of_method, Mapping):
             kinds = ", ".join(COSTS)
-            raise ValueError(f"the costs of {name} are {costs!r}: give numbers of {kinds}")
-        for kind, value in costs.items():
+            raise ValueError(
+                f"the costs of {name} are {costs_of_method!r}: give numbers of {kinds}"
+            )
+        for kind, value in costs_of_method.items():
             if kind not in COSTS:
                 raise unknown_name(f"cost of {name}", kind, COSTS)
             checked_number(value, f"{kind} of {name} is {value!r}: give a number of at least 0")
@@ -166,7 +232,7 @@ def checked_number(value: object, error: str) -> float:
         raise ValueError(error)
     try:
         number = float(value)
-    except OverflowError:
+    except OverflowError:  # of a whole number with hundreds of digits
         number = np.inf
     if not 0 <= number < np.inf:
         raise ValueError(error)

@@ -1,343 +1,266 @@
-"""What is decided about methods: which to take, what is known of each, and how that is said."""
+"""Says a decision in plain English: which method to take, why, and what is not known."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-COSTS = ("parameters", "seconds", "bytes")  # what counts first, then what decides between equals
-CHEAPER = 0.8  # of another's cost: what is nearer is the granularity of sizes
-Costs = Mapping[str, Mapping[str, float]]  # method → kind of cost → how much
+from lorada.decision.costs import saving
+from lorada.decision.decision_record import Decision
+
 # A share of a cost → its words.
 SHARES = {
     0.1: "a tenth", 0.2: "a fifth", 0.25: "a quarter", 1 / 3: "a third", 0.5: "half",
     2 / 3: "two thirds", 0.75: "three quarters",
 }  # fmt: skip
-NAMED = 5  # methods that a sentence names at most
-NEAR = 0.05  # relative; a share that is nearer than this needs no "about"
+NEAR = 0.05  # relative; a share that is nearer to one of these is called by its words
 SAVED = {
     "parameters": "trains {} of the parameters",
     "seconds": "takes {} of the time",
     "bytes": "needs {} of the memory",
 }
+NAMED = 5  # methods that a sentence names at most
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Which method to take, and what is known of each.
-
-    Attributes:
-        sentence: the decision in plain English, and what is not known.
-        pick: the method to take; None if none has a score, or none has learned.
-        expected_score: what the mean score of the pick is expected to be on new rows and with new
-            seeds. The measured one is too high where it was chosen for being high. None without a
-            pick, or if no method has two runs; so are the next three.
-        expected_interval: between which values that is, with a probability of 95 %.
-        p_best: how probable it is that the pick is the best method.
-        loss_after_more_runs: the expected loss of taking the highest score after three more runs of
-            each method; None, too, where the pick is not the highest score of those that learned.
-        highest: the method with the best mean score; None if none has a score.
-        leader: the one that the rule starts from: ``highest``, unless some of its runs diverged; of
-            different numbers of runs the least expected loss. None without a pick.
-        scores: method → mean over rows, and over the runs that did not diverge.
-        intervals: method → ends of the 95 % confidence interval of that.
-        expected_loss: method → how far its true mean is expected to be from that of the best, in
-            the unit of the scores; empty if no method has two runs.
-        claimed_loss: what is said of the pick: its expected loss; for one that is taken because it
-            is cheaper, the larger of this and the bound of what it costs. None if unknown.
-        not_worse: the cheaper methods that are shown to be not worse than ``leader`` by the margin.
-        letters: method → its letters: two methods share one if, and only if, they are not
-            significantly different. A method that is not tested has an empty text.
-        no_letters: why nothing can be tested; empty if something is, or if there is one method.
-        p_highest: method → the p-value of its difference from the best of those that are tested,
-            corrected for all pairs of these by Holm's method.
-        runs: method → its runs, those that diverged too.
-        diverged: method → how many of its runs diverged, if any.
-        untested: methods that have a score and too few runs to be tested.
-        unlearned: methods that are not shown to have learned: no run is above all scores without
-            training.
-        rows_to_learn: such a method → about how many rows would show it, with 80 % power and if its
-            measured gain is the true one; without those that gain nothing.
-        baselines: name → mean score without training.
-        costs: method → its costs.
-        margin: that a cheaper method may cost, in the unit of the scores; None where it is not
-            given and the unit has no default, so that no cheaper method is taken.
-        unit: of the scores, such as ``%``; empty if it is not known.
-        lower_is_better: whether scores are losses or errors.
-    """
-
-    sentence: str
-    pick: str | None
-    expected_score: float | None
-    expected_interval: tuple[float, float] | None
-    p_best: float | None
-    loss_after_more_runs: float | None
-    highest: str | None
-    leader: str | None
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    expected_loss: dict[str, float]
-    claimed_loss: float | None
-    not_worse: tuple[str, ...]
-    letters: dict[str, str]
-    no_letters: str
-    p_highest: dict[str, float]
-    runs: dict[str, int]
-    diverged: dict[str, int]
-    untested: tuple[str, ...]
-    unlearned: tuple[str, ...]
-    rows_to_learn: dict[str, int]
-    baselines: dict[str, float]
-    costs: Costs
-    margin: float | None
-    unit: str
-    lower_is_better: bool
-
-    def mark(self, name: str) -> str:
-        """What is decided about a method, in a word or two; empty for one that is just worse."""
-        diverged = f"{self.diverged.get(name)} of {self.runs.get(name)} diverged"
-        marks = {
-            "take": name == self.pick, "not shown to learn": name in self.unlearned,
-            diverged: name in self.diverged, "too few runs": name in self.untested,
-            "highest": name == self.highest,
-            "within the margin": name in self.not_worse and self.differ(name, self.leader),
-            "not worse": name in self.not_worse,
-        }  # fmt: skip
-        return next((mark for mark, is_so in marks.items() if is_so), "")
-
-    def differ(self, name: str, other: str | None) -> bool:
-        """Whether two methods are tested and have no letter in common."""
-        letters = self.letters.get(name, ""), self.letters.get(other or "", "")
-        return all(letters) and not set(letters[0]) & set(letters[1])
-
-    @property
-    def least_shown(self) -> float:
-        """The smallest difference that is written as a number: a smaller one is "less than" it."""
-        if self.unit == "%":
-            return 0.1
-        return float(f"{(self.margin_to_give if self.margin is None else self.margin) / 10:.0e}")
-
-    @property
-    def margin_to_give(self) -> float:
-        """A tenth of what methods differ by: a margin to give where there is no default."""
-        scores = [score for name, score in self.scores.items() if name not in self.unlearned]
-        scores = scores or list(self.scores.values())
-        return float(f"{(max(scores) - min(scores)) / 10:.0e}")
-
-
-def saved(costs: Costs, one: str, other: str) -> tuple[str, float] | None:
-    """The first cost in which two methods differ, and one's share of it, if one has less."""
-    for kind in COSTS:
-        a, b = (costs.get(name, {}).get(kind) for name in (one, other))
-        if a is not None and b is not None and min(a, b) < CHEAPER * max(a, b):
-            return (kind, a / b) if a < b else None
-    return None
-
-
-def sentence(found: Decision) -> str:
+def decision_sentence(decision: Decision) -> str:
     """The decision in a few sentences, the score first."""
-    if found.highest is None:
+    if decision.highest is None:
         return "All runs diverged, so no method has a score."
-    if found.pick is None:
-        return _nothing_learned(found, found.highest)
-    sentences = [_take(found, found.pick), _expected(found, found.pick), _margin_missing(found)]
-    mentioned = (found.pick, found.highest)
-    unmentioned_diverged = [name for name in found.diverged if name not in mentioned]
-    if unmentioned_diverged:
-        sentences.append(
-            f"{', '.join(_diverged(found, name, name) for name in unmentioned_diverged)}."
-        )
-    explained = () if found.highest == found.leader else (found.highest,)
-    few = [name for name in found.untested if name not in (*explained, *found.diverged)]
-    if few and found.expected_loss:
-        sentences.append(f"Too few runs for a test: {_listed(few)}.")
-    if len(found.scores) - len(found.untested) > 1:
-        sentences.append(found.no_letters)
+    if decision.pick is None:
+        return _nothing_learned(decision, decision.highest)
+    sentences = [
+        _take(decision, decision.pick),
+        _expected_loss(decision, decision.pick),
+        _missing_margin(decision),
+        _other_diverged(decision),
+        _too_few_runs(decision),
+    ]
+    if len(decision.scores) - len(decision.untested) > 1:
+        sentences.append(decision.no_letters)
     return " ".join(filter(None, sentences))
 
 
-def _take(found: Decision, pick: str) -> str:
+def _take(decision: Decision, pick: str) -> str:
     """What to take, and why it is not the highest score if it is not."""
-    said = f"Take {pick} ({_on_new_rows(found, pick)})"
+    sentence = f"Take {pick} ({_on_new_rows(decision, pick)})"
+    if decision.unlearned:
+        are = "is" if len(decision.unlearned) == 1 else "are"
+        sentence += (
+            f" in what is a comparison of learning rates: {_listed(decision.unlearned)} {are} not "
+            f"shown to have learned at the tried rates"
+            f"{_rows_to_learn(decision, decision.unlearned)}"
+        )
+    reasons = "; ".join(_reasons(decision, pick))
+    if not reasons:
+        return f"{sentence}."
+    # What has not learned is said behind a colon already, so the reasons begin a sentence.
+    between = ". " if decision.unlearned else ": "
+    return f"{sentence}{between}{reasons}."
+
+
+def _reasons(decision: Decision, pick: str) -> list[str]:
+    """Why the pick is taken, though it has not the highest score or some of its runs diverged."""
     reasons = []
-    highest, leader = found.highest or pick, found.leader or pick
-    if highest in found.unlearned:  # the rows are too few to show that it is above
+    leader = decision.leader or pick
+    highest = decision.highest or pick
+    if highest in decision.unlearned:  # the rows are too few to show that it is above
         highest = leader
     if highest != leader:
-        why = _why_not_highest(found, highest)
-        reasons.append(f"{highest} scores {_score(found, found.scores[highest])}, but {why}")
+        score = decision.score_format.score(decision.scores[highest])
+        reasons.append(f"{highest} scores {score}, but {_why_not_highest(decision, highest)}")
     if pick != leader:
+        score = decision.score_format.score(decision.scores[leader])
         reasons.append(
-            f"{pick} {_saving(found, pick, leader)} of {leader} "
-            f"({_score(found, found.scores[leader])}) and is {_not_worse(found, pick, leader)}"
+            f"{pick} {_saving_in_words(decision, pick, leader)} of {leader} ({score}) and is "
+            f"{_not_worse(decision, pick, leader)}"
         )
-    if pick in found.diverged:
-        reasons.append(f"{_diverged(found, pick)}, but {_none_steady(found)}")
-    if found.unlearned:
-        are = "is" if len(found.unlearned) == 1 else "are"
-        said += (
-            f" in what is a comparison of learning rates: {_listed(found.unlearned)} {are} not "
-            f"shown to have learned at the tried rates{_rows_to_learn(found, found.unlearned)}"
-        )
-    between = ". " if found.unlearned else ": "
-    return between.join([said, *filter(None, ["; ".join(reasons)])]) + "."
+    if pick in decision.diverged:
+        reasons.append(f"{_its_diverged(decision, pick)}, but {_none_steady(decision)}")
+    return reasons
 
 
-def _why_not_highest(found: Decision, highest: str) -> str:
+def _why_not_highest(decision: Decision, highest: str) -> str:
     """Why the highest score is not the one that the rule starts from."""
-    if highest in found.diverged:
-        return _diverged(found, highest)
-    if highest in found.untested:
-        return f"{highest} has too few runs ({found.runs[highest]}) for a test"
-    lost = _points(found, _number(found, found.expected_loss[highest]))
-    return f"{highest} has {found.runs[highest]} runs and is expected to lose {lost}"
+    runs = decision.runs[highest]
+    if highest in decision.diverged:
+        return _its_diverged(decision, highest)
+    if highest in decision.untested:
+        return f"{highest} has too few runs ({runs}) for a test"
+    loss = _loss_with_unit(decision, decision.expected_loss[highest])
+    return f"{highest} has {runs} runs and is expected to lose {loss}"
 
 
-def _on_new_rows(found: Decision, pick: str) -> str:
+def _on_new_rows(decision: Decision, pick: str) -> str:
     """The score that the pick is expected to have, or the measured one if nothing is expected."""
-    if found.expected_score is None or found.expected_interval is None:
-        return _score(found, found.scores[pick])
-    low, high = (_bare(found, end) for end in found.expected_interval)
+    score_format = decision.score_format
+    measured = score_format.score(decision.scores[pick])
+    if decision.expected_score is None or decision.expected_interval is None:
+        return measured
+    low, high = map(score_format.number, decision.expected_interval)
     if low == high:
-        return _score(found, found.scores[pick])
-    return f"expect {_score(found, found.expected_score)}, {low} to {high}, on new rows and seeds"
+        return measured
+    expected = score_format.score(decision.expected_score)
+    return f"expect {expected}, {low} to {high}, on new rows and seeds"
 
 
-def _not_worse(found: Decision, pick: str, leader: str) -> str:
+def _not_worse(decision: Decision, pick: str, leader: str) -> str:
     """By how much a cheaper method is not worse; by a wide margin it may be worse for certain."""
-    margin = _points(found, f"{found.margin or 0.0:.3g}")
-    if found.differ(pick, leader):
+    margin = decision.score_format.margin(decision.margin or 0.0)
+    if decision.differ(pick, leader):
         return f"significantly worse, but not by more than {margin} (90 % confidence)"
     return f"not worse by more than {margin} (90 % confidence)"
 
 
-def _none_steady(found: Decision) -> str:
+def _none_steady(decision: Decision) -> str:
     """Why a method is taken some of whose runs diverged."""
-    if found.margin is None:
+    if decision.margin is None:
         return "no method whose runs all finished scores as much, and no margin is given"
-    margin = _points(found, f"{found.margin:.3g}")
+    margin = decision.score_format.margin(decision.margin)
     return f"no method whose runs all finished is within {margin}"
 
 
-def _margin_missing(found: Decision) -> str:
+def _missing_margin(decision: Decision) -> str:
     """That a cheaper method could be taken if a margin were given; empty if there is none."""
-    if found.margin is not None or found.leader is None:
+    if decision.margin is not None or decision.leader is None:
         return ""
-    left_out = (*found.unlearned, *found.diverged, *found.untested)
-    names = [name for name in found.scores if name not in left_out]
-    if not any(saved(found.costs, name, found.leader) for name in names):
+    left_out = (*decision.unlearned, *decision.diverged, *decision.untested)
+    names = [name for name in decision.scores if name not in left_out]
+    if not any(saving(decision.costs, name, decision.leader) for name in names):
         return ""
-    said = (
+    margin = decision.score_format.with_unit(f"{decision.margin_to_give:g}")
+    sentence = (
         "A cheaper method is taken only by a margin, which has no default in this unit: give what "
-        f"it may cost, such as {_points(found, f'{found.margin_to_give:g}')}"
+        f"it may cost, such as {margin}"
     )
-    scores = found.scores.values()
+    scores = decision.scores.values()
     may_be_percent = min(scores) >= 0 and 1 < max(scores) <= 100
-    if may_be_percent and not found.unit and not found.lower_is_better:
-        return f"{said}, or the unit % if scores are percent."
-    return f"{said}."
+    if may_be_percent and not decision.unit and not decision.lower_is_better:
+        return f"{sentence}, or the unit % if scores are percent."
+    return f"{sentence}."
 
 
-def _rows_to_learn(found: Decision, names: Sequence[str]) -> str:
-    """How many rows would show that methods have learned, in brackets; empty if none would."""
-    needed = [found.rows_to_learn[name] for name in names if name in found.rows_to_learn]
-    if not needed:
+def _other_diverged(decision: Decision) -> str:
+    """How many runs of the methods diverged that are not mentioned before."""
+    texts = []
+    for name, runs in decision.runs.items():
+        if name in decision.diverged and name not in (decision.pick, decision.highest):
+            texts.append(f"{decision.diverged[name]} of {runs} runs of {name} diverged")
+    return f"{', '.join(texts)}." if texts else ""
+
+
+def _too_few_runs(decision: Decision) -> str:
+    """Which methods have too few runs for a test, of those of which it is not said before."""
+    # Where the highest is not the leader, the reason is given with it.
+    explained = () if decision.highest == decision.leader else (decision.highest,)
+    names = [name for name in decision.untested if name not in (*explained, *decision.diverged)]
+    if not names or not decision.expected_loss:
         return ""
-    ends = dict.fromkeys(f"{float(f'{rows:.1e}'):,.0f}" for rows in (min(needed), max(needed)))
-    of = "" if len(needed) == len(names) else f" of {len(needed)} of them"
-    return f" (about {' to '.join(ends)} rows would show it{of})"
+    return f"Too few runs for a test: {_listed(names)}."
 
 
-def _expected(found: Decision, pick: str) -> str:
+def _rows_to_learn(decision: Decision, names: Sequence[str]) -> str:
+    """How many rows would show that methods have learned, in brackets; empty if none would."""
+    rows = [decision.rows_to_learn[name] for name in names if name in decision.rows_to_learn]
+    if not rows:
+        return ""
+    least, most = _two_digits(min(rows)), _two_digits(max(rows))
+    how_many = least if least == most else f"{least} to {most}"
+    of_them = "" if len(rows) == len(names) else f" of {len(rows)} of them"
+    return f" (about {how_many} rows would show it{of_them})"
+
+
+def _two_digits(rows: int) -> str:
+    """A number of rows as an estimate is written: ``1,500``."""
+    rounded = float(f"{rows:.1e}")
+    return f"{rounded:,.0f}"
+
+
+def _expected_loss(decision: Decision, pick: str) -> str:
     """How far the pick is expected to be from the best, and the alternative that saves most."""
-    if len(found.scores) == 1:
+    if len(decision.scores) == 1:
         return "No other method has a score."
-    if not found.expected_loss:
+    if not decision.expected_loss:
         return (
             "It has the best score of one run each, and how much runs differ is not known: train "
             "two seeds or more."
         )
-    loss = found.expected_loss[pick]
-    worse = "above" if found.lower_is_better else "below"
-    said = f"Expected to be {_points(found, _number(found, loss))} {worse} the true best"
-    others = [name for name in found.scores if name not in (pick, *found.unlearned)]
-    cheaper = [name for name in others if saved(found.costs, name, pick)]
-    if found.leader and found.leader != pick:
-        bound = found.claimed_loss or loss
+    loss = decision.expected_loss[pick]
+    worse = "above" if decision.lower_is_better else "below"
+    sentence = f"Expected to be {_loss_with_unit(decision, loss)} {worse} the true best"
+    if decision.leader and decision.leader != pick:
+        bound = decision.claimed_loss or loss
         if bound > loss:
-            most = _points(found, _number(found, bound))
-            said += f", and at most {most} {worse} {found.leader} (90 % confidence)"
-        lost = _number(found, found.expected_loss[found.leader])
-        return f"{said}; {found.leader} is expected to lose {lost}."
-    more = _more_runs(found, pick)
+            most = _loss_with_unit(decision, bound)
+            sentence += f", and at most {most} {worse} {decision.leader} (90 % confidence)"
+        return f"{sentence}; {_alternative(decision, decision.leader)}."
+    more_runs = _more_runs(decision, pick)
+    others = [name for name in decision.scores if name not in (pick, *decision.unlearned)]
+    cheaper = [name for name in others if saving(decision.costs, name, pick)]
     if not cheaper:
-        return f"{said}.{more}"
-    other = min(cheaper, key=found.expected_loss.__getitem__)
-    lost = _number(found, found.expected_loss[other])
-    return f"{said}; {other} {_saving(found, other, pick)} and is expected to lose {lost}.{more}"
+        return f"{sentence}.{more_runs}"
+    other = min(cheaper, key=decision.expected_loss.__getitem__)
+    saves = _saving_in_words(decision, other, pick)
+    return f"{sentence}; {_alternative(decision, other, f'{saves} and ')}.{more_runs}"
 
 
-def _more_runs(found: Decision, pick: str) -> str:
+def _alternative(decision: Decision, name: str, saves: str = "") -> str:
+    """What another method is expected to lose."""
+    loss = decision.score_format.loss(decision.expected_loss[name])
+    return f"{name} {saves}is expected to lose {loss}"
+
+
+def _more_runs(decision: Decision, pick: str) -> str:
     """What three more seeds of each method would save; empty if it cannot be seen in the numbers.
 
     Below the margin a loss does not matter, and more seeds are not worth their time.
     """
-    now, later = found.expected_loss[pick], found.loss_after_more_runs
-    if later is None or now <= (found.margin or 0.0):
+    loss, later_loss = decision.expected_loss[pick], decision.loss_after_more_runs
+    if later_loss is None or loss <= (decision.margin or 0.0):
         return ""
-    before, after = _number(found, now), _number(found, later)
-    if before == after or later >= now:
+    before, after = map(decision.score_format.loss, (loss, later_loss))
+    if before == after or later_loss >= loss:
         return ""
     return f" Three more seeds each: expected loss {after} instead of {before}."
 
 
-def _nothing_learned(found: Decision, highest: str) -> str:
-    best = (min if found.lower_is_better else max)(found.baselines, key=found.baselines.__getitem__)
-    alone = len(found.scores) == 1
-    which = f"{highest} is not" if alone else "No method is"
-    rows = _rows_to_learn(found, [highest])
+def _nothing_learned(decision: Decision, highest: str) -> str:
+    """That no method is shown to be better than the best score without training."""
+    best_of = min if decision.lower_is_better else max
+    baseline = best_of(decision.baselines, key=decision.baselines.__getitem__)
+    which = f"{highest} is not" if len(decision.scores) == 1 else "No method is"
+    rows = _rows_to_learn(decision, [highest])
+    score = decision.score_format.score(decision.scores[highest])
+    without_training = decision.score_format.score(decision.baselines[baseline])
     return (
-        f"{which} shown to have learned at the tried rates{rows}: the best score, "
-        f"{_score(found, found.scores[highest])} of {highest}, is not significantly better than "
-        f"{best} ({_score(found, found.baselines[best])})."
+        f"{which} shown to have learned at the tried rates{rows}: the best score, {score} of "
+        f"{highest}, is not significantly better than {baseline} ({without_training})."
     )
 
 
-def _saving(found: Decision, one: str, other: str) -> str:
+def _saving_in_words(decision: Decision, method: str, other: str) -> str:
     """What one method has less of than another: ``trains a third of the parameters``."""
-    kind, share = saved(found.costs, one, other) or ("parameters", 1.0)
-    near = min(SHARES, key=lambda known: abs(known / share - 1) if share else known)
-    words = SHARES[near] if abs(near - share) < NEAR * near else f"{100 * share:.2g} %"
-    return SAVED[kind].format(words)
+    saved = saving(decision.costs, method, other)
+    assert saved is not None  # only cheaper methods are said to save
+    return SAVED[saved.kind].format(_share_in_words(saved.share))
 
 
-def _diverged(found: Decision, name: str, whose: str = "") -> str:
-    """How many runs diverged: ``3 of its 5 runs diverged``, or of those of a name."""
-    of = f" of {whose}" if whose else ""
-    return f"{found.diverged[name]} of {'' if of else 'its '}{found.runs[name]} runs{of} diverged"
+def _share_in_words(share: float) -> str:
+    for known, words in SHARES.items():
+        if abs(known - share) < NEAR * known:
+            return words
+    return f"{100 * share:.2g} %"
 
 
-def _score(found: Decision, value: float) -> str:
-    return f"{_bare(found, value)} {found.unit}".strip()
+def _its_diverged(decision: Decision, name: str) -> str:
+    """How many runs of a method diverged that is named just before."""
+    return f"{decision.diverged[name]} of its {decision.runs[name]} runs diverged"
 
 
-def _bare(found: Decision, value: float) -> str:
-    """A score without its unit."""
-    return f"{value:.1f}" if found.unit == "%" else f"{value:.4g}"
-
-
-def _points(found: Decision, number: str) -> str:
-    """A difference with its unit: ``0.2 points``."""
-    unit = found.unit if found.unit != "%" else "point" if number == "1" else "points"
-    return f"{number} {unit}".strip()
-
-
-def _number(found: Decision, value: float) -> str:
-    least = found.least_shown
-    if value < least / 2:
-        return f"less than {least:g}"
-    return f"{value:.1f}" if found.unit == "%" else f"{value:.2g}"
+def _loss_with_unit(decision: Decision, loss: float) -> str:
+    return decision.score_format.with_unit(decision.score_format.loss(loss))
 
 
 def _listed(names: Sequence[str]) -> str:
-    rest = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
-    *first, last = [*names[:NAMED], *rest]
+    """Names as a sentence lists them: ``a, b and c``, of many the first few."""
+    listed = list(names[:NAMED])
+    if len(names) > NAMED:
+        listed.append(f"{len(names) - NAMED} more")
+    *first, last = listed
     return f"{', '.join(first)} and {last}" if first else last

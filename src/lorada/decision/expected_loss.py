@@ -97,77 +97,119 @@ def posterior(
     measured = np.array([scores.mean() for scores in methods])
     counts = np.array([len(scores) for scores in methods])
     random = np.random.default_rng(SEED)
-    rows, runs = _errors(methods, by_seed, random)
-    means = _true_means(measured, rows + runs, random)
+    errors = _error_covariances(methods, by_seed, random)
+    means = _draw_true_means(measured, errors.rows + errors.runs, random)
     if not more_runs:
-        return Posterior(means, means[:0])
-    more = more_runs / (counts + more_runs)
-    luck = _luck_of_runs(measured - means, rows, runs, counts / more_runs, random)
-    return Posterior(means, measured + more * luck)
+        return Posterior(means, later=means[:0])
+    luck = _draw_luck_of_runs(measured - means, errors, counts / more_runs, random)
+    share_of_new_runs = more_runs / (counts + more_runs)
+    return Posterior(means, later=measured + share_of_new_runs * luck)
 
 
-def _true_means(measured: Scores, error: Scores, random: np.random.Generator) -> Scores:
+@dataclass(frozen=True)
+class _ErrorAxes:
+    """The errors of the methods' means, in axes in which they are independent of each other.
+
+    Attributes:
+        turn: from these axes to methods: draws × methods × axes.
+        variances: of the errors along each axis: draws × axes.
+        scores: the measured means in these axes: draws × axes.
+        ones: one point more for every method, in these axes: draws × axes. The level lies along it.
+    """
+
+    turn: Scores
+    variances: Scores
+    scores: Scores
+    ones: Scores
+
+    @classmethod
+    def of(cls, measured: Scores, covariance: Scores) -> "_ErrorAxes":
+        """Those of mean scores with a covariance: draws × methods × methods."""
+        variances, turn = np.linalg.eigh(covariance)
+        return cls(
+            turn=turn,
+            variances=np.maximum(variances, 0.0),  # rounding makes some a little negative
+            scores=turn.swapaxes(1, 2) @ measured,
+            ones=turn.sum(axis=1),
+        )
+
+    def repeated(self) -> "_ErrorAxes":
+        """``DRAWS`` times those of each draw."""
+        return _ErrorAxes(
+            turn=self.turn.repeat(DRAWS, axis=0),
+            variances=self.variances.repeat(DRAWS, axis=0),
+            scores=self.scores.repeat(DRAWS, axis=0),
+            ones=self.ones.repeat(DRAWS, axis=0),
+        )
+
+
+def _draw_true_means(measured: Scores, covariance: Scores, random: np.random.Generator) -> Scores:
     """Draws of the true means: draws × methods.
 
     Args:
         measured: the mean score of each method.
-        error: draws of the covariance of its errors: variances × methods × methods.
+        covariance: draws of the covariance of its errors: variances × methods × methods.
         random: source of random numbers.
     """
     count = len(measured)
-    # In these axes the errors are independent; the level lies along ``ones``.
-    variances, turn = np.linalg.eigh(error)
-    variances = np.maximum(variances, 0.0)
-    scores = turn.swapaxes(1, 2) @ measured
-    ones = turn.sum(axis=1)
-    of_all = error.sum(axis=(1, 2)) / count
-    unit = float((np.trace(error, axis1=1, axis2=2) - of_all).mean()) / max(1, count - 1)
-    if unit < NOTHING:  # nothing is uncertain but what all methods share
-        shared = np.sqrt(np.maximum(of_all / count, 0.0).repeat(DRAWS))
-        alike: Scores = measured + (shared * random.standard_normal(len(shared)))[:, None]
-        return alike
-    spread = _spreads(scores, ones, variances, unit)
-    scores, ones, variances = (each.repeat(DRAWS, axis=0) for each in (scores, ones, variances))
-    total = spread[:, None] ** 2 + variances
-    precision = (ones**2 / total).sum(axis=1)
-    level = (ones * scores / total).sum(axis=1) / precision
+    # Of the variance of an error, the part that all methods share tells nothing of differences.
+    shared = covariance.sum(axis=(1, 2)) / count
+    whole = np.trace(covariance, axis1=1, axis2=2)
+    unit = float((whole - shared).mean()) / max(1, count - 1)
+    if unit < NOTHING:
+        deviation = np.sqrt(np.maximum(shared / count, 0.0).repeat(DRAWS))
+        shift = deviation * random.standard_normal(len(deviation))
+        shifted: Scores = measured + shift[:, None]
+        return shifted
+
+    axes = _ErrorAxes.of(measured, covariance)
+    spread = _draw_spreads(axes, unit)[:, None]
+    axes = axes.repeated()
+    total = spread**2 + axes.variances
+    # The level, given the spread: the mean weighted by precision, and how far that is uncertain.
+    precision = (axes.ones**2 / total).sum(axis=1)
+    level = (axes.ones * axes.scores / total).sum(axis=1) / precision
     level += random.standard_normal(len(level)) / np.sqrt(precision)
-    prior = level[:, None] * ones
-    pull = spread[:, None] ** 2 / total  # 1: the measured mean is right; 0: the level is
-    drawn = prior + pull * (scores - prior)
-    drawn += np.sqrt(pull * variances) * random.standard_normal(drawn.shape)
-    means: Scores = np.einsum("dmk,dk->dm", turn.repeat(DRAWS, axis=0), drawn)
+    # The means, given both: between the level and what was measured.
+    prior = level[:, None] * axes.ones
+    pull = spread**2 / total  # 1: the measured mean is right; 0: the level is
+    drawn = prior + pull * (axes.scores - prior)
+    drawn += np.sqrt(pull * axes.variances) * random.standard_normal(drawn.shape)
+    means: Scores = np.einsum("dmk,dk->dm", axes.turn, drawn)
     return means
 
 
-def _spreads(scores: Scores, ones: Scores, variances: Scores, unit: float) -> Scores:
+def _draw_spreads(axes: _ErrorAxes, unit: float) -> Scores:
     """Draws of the spread of true means, ``DRAWS`` for each of the variances.
 
     Args:
-        scores: the measured means in the axes of the errors: variances × axes.
-        ones: the level in these axes.
-        variances: of the errors in these axes.
+        axes: the measured means and their errors.
         unit: the mean variance of errors, without what all methods share.
     """
-    # Axes: variances, spreads, axes of the errors. The level is integrated out.
-    total = unit * SPREADS[:, None] ** 2 + variances[:, None, :]
-    scores, ones = scores[:, None, :], ones[:, None, :]
+    # Axes of the arrays: variances, spreads, axes of the errors.
+    total = unit * SPREADS[:, None] ** 2 + axes.variances[:, None, :]
+    scores, ones = axes.scores[:, None, :], axes.ones[:, None, :]
+    # The likelihood of each spread, with the level integrated out.
     precision = (ones**2 / total).sum(axis=2)
-    squares = (scores**2 / total).sum(axis=2) - (ones * scores / total).sum(axis=2) ** 2 / precision
-    likelihood = -0.5 * (np.log(total).sum(axis=2) + np.log(precision) + squares)
-    # The grid has equal steps of the logarithm, so a density counts times the spread.
-    weight = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    fitted = (ones * scores / total).sum(axis=2) ** 2 / precision
+    squares = (scores**2 / total).sum(axis=2) - fitted
+    log_likelihood = -0.5 * (np.log(total).sum(axis=2) + np.log(precision) + squares)
+    # The grid has equal steps of the logarithm, so a density counts times the spread: the prior
+    # s² / (1 + s²)² becomes s³ / (1 + s²)².
+    weight = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
     weight = weight * SPREADS**3 / (1 + SPREADS**2) ** 2
-    reached = np.cumsum(weight, axis=1) / weight.sum(axis=1, keepdims=True)
-    places = (np.arange(DRAWS) + 0.5) / DRAWS
-    drawn = [np.searchsorted(row, places) for row in reached]
-    found: Scores = np.sqrt(unit) * SPREADS[np.concatenate(drawn)]
-    return found
+    # Quantiles in equal steps instead of random draws: fewer of them are as exact.
+    cumulated = np.cumsum(weight, axis=1) / weight.sum(axis=1, keepdims=True)
+    quantiles = (np.arange(DRAWS) + 0.5) / DRAWS
+    places = [np.searchsorted(of_variance, quantiles) for of_variance in cumulated]
+    spreads: Scores = np.sqrt(unit) * SPREADS[np.concatenate(places)]
+    return spreads
 
 
-def _luck_of_runs(
-    error: Scores, rows: Scores, runs: Scores, share: Scores, random: np.random.Generator
-) -> Scores:
+def _draw_luck_of_runs(
+    error: Scores, covariances: "_ErrorCovariances", runs_per_new_one: Scores,
+    random: np.random.Generator,
+) -> Scores:  # fmt: skip
     """By how much new runs would score above those that were measured: draws × methods.
 
     The luck of the measured runs is a part of their error; the other part is that of the rows,
@@ -175,66 +217,92 @@ def _luck_of_runs(
 
     Args:
         error: of the measured means, in each draw.
-        rows: covariance of the errors that rows cause: variances × methods × methods.
-        runs: the same of runs.
-        share: measured runs of each method, for each new one.
+        covariances: of the errors that rows and runs cause.
+        runs_per_new_one: measured runs of each method, for each new one.
         random: source of random numbers.
     """
-    of_runs = runs @ np.linalg.pinv(rows + runs, hermitian=True)
-    left = runs - of_runs @ runs
-    scale = np.sqrt(share)
-    fresh = runs * scale[:, None] * scale
-    luck = np.einsum("dmk,dk->dm", of_runs.repeat(DRAWS, axis=0), error)
-    luck += _normal(left, random)
-    new: Scores = _normal(fresh, random) - luck
-    return new
+    runs = covariances.runs
+    # Given the whole error, that of the runs is normal about its regression on the whole.
+    regression = runs @ np.linalg.pinv(covariances.rows + runs, hermitian=True)
+    unexplained = runs - regression @ runs
+    luck = np.einsum("dmk,dk->dm", regression.repeat(DRAWS, axis=0), error)
+    luck += _draw_normal(unexplained, random)
+    # The mean of fewer new runs varies more than that of those which were measured.
+    scale = np.sqrt(runs_per_new_one)
+    luck_of_new_runs = _draw_normal(runs * scale[:, None] * scale, random)
+    gain: Scores = luck_of_new_runs - luck
+    return gain
 
 
-def _normal(covariance: Scores, random: np.random.Generator) -> Scores:
+def _draw_normal(covariance: Scores, random: np.random.Generator) -> Scores:
     """Normal draws with these covariances, ``DRAWS`` of each."""
-    variances, turn = np.linalg.eigh((covariance + covariance.swapaxes(1, 2)) / 2)
+    symmetric = (covariance + covariance.swapaxes(1, 2)) / 2
+    variances, turn = np.linalg.eigh(symmetric)
     root = turn * np.sqrt(np.maximum(variances, 0.0))[:, None, :]
-    normal = random.standard_normal((len(covariance) * DRAWS, covariance.shape[-1]))
-    drawn: Scores = np.einsum("dmk,dk->dm", root.repeat(DRAWS, axis=0), normal)
+    standard = random.standard_normal((len(covariance) * DRAWS, covariance.shape[-1]))
+    drawn: Scores = np.einsum("dmk,dk->dm", root.repeat(DRAWS, axis=0), standard)
     return drawn
 
 
-def _errors(
-    methods: Sequence[Scores], by_seed: Collection[tuple[int, int]], random: np.random.Generator
-) -> tuple[Scores, Scores]:
-    """Covariances of the errors of the methods' means that rows cause, and that runs cause.
+@dataclass(frozen=True)
+class _ErrorCovariances:
+    """Covariances of the errors of the methods' means: variances × methods × methods.
 
-    Each is variances × methods × methods; those of rows differ only in the noise of single runs.
+    Attributes:
+        rows: of the errors that the choice of rows causes, the same for all variances.
+        runs: of those that runs cause, as the noise of single runs is among them.
     """
+
+    rows: Scores
+    runs: Scores
+
+
+def _error_covariances(
+    methods: Sequence[Scores], by_seed: Collection[tuple[int, int]], random: np.random.Generator
+) -> _ErrorCovariances:
+    """The covariances of the errors of the methods' means; see ``posterior`` for the arguments."""
     common = Common.of(methods)
     if common is None:
         raise ValueError("no method has two runs, so it is unknown how much runs vary")
-    count = methods[0].shape[1]
+    row_count = methods[0].shape[1]
     moderated = [common.moderate(Runs.of(scores)) for scores in methods]
-    counts = np.array([each.count for each in moderated])
-    noise = np.array([each.noise for each in moderated]) / count
-    freedom = np.array([max(1.0, each.freedom) for each in moderated])
-    # Means over rows hold the noise of single runs, and so do means of runs: it counts once. Noise
-    # is known from all rows, so only what is above it is drawn.
-    over_rows = np.cov(np.stack([scores.mean(axis=0) for scores in methods])) / count
-    above = np.maximum([each.between for each in moderated] - noise, 0.0)
-    median = np.maximum(freedom - 2 / 3, freedom / 3)  # of chi²
-    alone = above * median / _chi_squares(freedom, random) + noise
-    deviations = np.sqrt(alone / counts)
+    counts = np.array([runs.count for runs in moderated])
+    between = np.array([runs.between for runs in moderated])
+    noise = np.array([runs.noise for runs in moderated]) / row_count
+    freedom = np.array([max(1.0, runs.freedom) for runs in moderated])
+
+    # Means over rows hold the noise of single runs, and so do means of runs: it counts once.
+    row_means = np.stack([scores.mean(axis=0) for scores in methods])
+    over_rows = np.cov(row_means) / row_count
+    rows = np.atleast_2d(over_rows) - np.diag(noise / counts)
+
+    # Noise is known from all rows, so only what is above it is drawn.
+    above_noise = np.maximum(between - noise, 0.0)
+    median_chi_square = np.maximum(freedom - 2 / 3, freedom / 3)
+    drawn = above_noise * median_chi_square / _draw_chi_squares(freedom, random)
+    deviations = np.sqrt((drawn + noise) / counts)
+    correlation = _correlation_by_seed(methods, by_seed)
+    runs: NDArray[np.float64] = deviations[:, :, None] * deviations[:, None, :] * correlation
+    return _ErrorCovariances(rows=np.broadcast_to(rows, runs.shape), runs=runs)
+
+
+def _correlation_by_seed(
+    methods: Sequence[Scores], by_seed: Collection[tuple[int, int]]
+) -> NDArray[np.float64]:
+    """How the mean scores of runs correlate between methods; 0 of those that are no pairs."""
     correlation = np.eye(len(methods))
     for a, b in by_seed:
-        both = np.corrcoef(methods[a].mean(axis=1), methods[b].mean(axis=1))[0, 1]
-        correlation[a, b] = correlation[b, a] = both
-    runs: NDArray[np.float64] = deviations[:, :, None] * deviations[:, None, :] * correlation
-    rows = np.atleast_2d(over_rows) - np.diag(noise / counts)
-    return np.broadcast_to(rows, runs.shape), runs
+        means_of_a, means_of_b = methods[a].mean(axis=1), methods[b].mean(axis=1)
+        correlation[a, b] = correlation[b, a] = np.corrcoef(means_of_a, means_of_b)[0, 1]
+    return correlation
 
 
-def _chi_squares(freedom: Scores, random: np.random.Generator) -> Scores:
+def _draw_chi_squares(freedom: Scores, random: np.random.Generator) -> Scores:
     """Draws of chi² with these degrees of freedom: ``VARIANCES`` × methods, spread evenly."""
     from scipy.stats import chi2
 
-    places = (np.arange(VARIANCES) + 0.5) / VARIANCES
-    shuffled = np.stack([random.permutation(places) for _ in freedom], axis=1)
+    quantiles = (np.arange(VARIANCES) + 0.5) / VARIANCES
+    # Each method has all quantiles, in an order of its own.
+    shuffled = np.stack([random.permutation(quantiles) for _ in freedom], axis=1)
     drawn: Scores = chi2.ppf(shuffled, freedom)
     return drawn

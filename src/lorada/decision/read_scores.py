@@ -1,97 +1,129 @@
-"""Reads scores of any trainer from a table: a line for each method, seed and row."""
+"""Reads scores of any trainer from the rows of a table: one for each method, seed and row."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lorada.data.read_rows import read_rows
 from lorada.decision.run_variances import Scores
-from lorada.runs.recipe import read_yaml
+from lorada.support.plain_yaml import read_yaml
 
-COLUMNS = ["method", "seed", "row", "score"]
+PLACE_COLUMNS = ["method", "seed", "row"]  # where a score stands
+COLUMNS = [*PLACE_COLUMNS, "score"]
+# What a table may have in place of a number → that number; right and wrong are 1 and 0.
+SPELLED_SCORES = {"": "nan", "true": "1", "false": "0"}
 
 
 @dataclass(frozen=True)
-class ScoreFile:
-    """The scores of a file."""
+class ScoreTable:
+    """The scores of a table."""
 
     scores: dict[str, Scores]  # method → seeds × rows; NaN where a run diverged
     seeds: dict[str, tuple[str, ...]]  # of each run
     groups: tuple[str, ...] | None  # of each row
 
 
-def read_scores(path: Path) -> ScoreFile:
-    """Read a table with the columns method, seed, row and score, and maybe group.
+def read_scores(rows: Iterable[Mapping[str, Any]], source: str) -> ScoreTable:
+    """Read the scores of a table with the columns method, seed, row and score, and maybe group.
 
-    It is a file such as a training takes: CSV with any delimiter, JSON, JSON Lines or Parquet. A
-    score that is empty, ``nan`` or ``inf`` says that there is none: a run with no score diverged.
-    Names of columns may be written in capitals.
+    Names of columns may be written in capitals. A score that is empty, ``nan`` or ``inf`` says that
+    there is none: a run with no score diverged.
+
+    Args:
+        rows: of the table, each column → value.
+        source: the name of the table in errors, such as its file.
+
+    Raises:
+        ValueError: for a column that is missing or there twice, a score that is no number or there
+            twice, a run with scores of some rows alone, and a row in two groups.
     """
-    table = _table(path)
-    known = {"": "nan", "true": "1", "false": "0"}  # right and wrong
-    score = table["score"].str.strip().str.lower().replace(known)
-    scores = pd.to_numeric(score, errors="coerce")
-    wrong = {
-        "needs a method, a seed and a row": (table[COLUMNS[:3]] == "").any(axis=1),
-        "has a score that is there already": table.duplicated(COLUMNS[:3]),
-        "has a score that is no number": scores.isna() & (score != "nan"),
-    }
+    table = _text_table(rows, source)
     if "group" in table and not table["group"].any():
         table = table.drop(columns="group")
+    texts = table["score"].str.strip().str.lower().replace(SPELLED_SCORES)
+    numbers = pd.to_numeric(texts, errors="coerce")  # NaN for what is no number
+    _refuse_first(source, _mistakes(table, is_number=numbers.notna() | (texts == "nan")))
+
+    row_names = table["row"].unique()
+    by_run = table.assign(score=numbers).pivot(
+        index=["method", "seed"], columns="row", values="score"
+    )
+    by_run = by_run[row_names]  # a pivot sorts its columns, and groups are in the table's order
+    _refuse_unscored_rows(source, by_run)
+    groups = None
     if "group" in table:
-        wrong["has no group, and others have one"] = table["group"] == ""
-        first = table.groupby("row")["group"].transform("first")
-        wrong["has another group than before"] = table["group"] != first
-    for what, lines in wrong.items():
-        if lines.any():
-            raise ValueError(f"{path}, row {int(np.argmax(lines)) + 1}, {what}")
-    rows = table["row"].unique()
-    runs = table.assign(score=scores).pivot(index=["method", "seed"], columns="row", values="score")
-    runs = runs[rows]
-    for run, scored in zip(runs.index, np.isfinite(runs.to_numpy()), strict=True):
-        if 0 < scored.sum() < len(rows):
-            first, rest = rows[~scored][0], len(rows) - scored.sum() - 1
-            raise ValueError(
-                f"{path}: {run[0]}, seed {run[1]}, has no score of row {first}"
-                f"{f' and of {rest} more' if rest else ''}. Give every run a score of all rows, or "
-                "leave these rows out of all"
-            )
-    methods = {name: runs.loc[name] for name in table["method"].unique()}
-    groups = tuple(table.groupby("row")["group"].first()[rows]) if "group" in table else None
-    return ScoreFile(
-        {name: one.to_numpy() for name, one in methods.items()},
-        {name: tuple(one.index) for name, one in methods.items()},
-        groups,
+        groups = tuple(table.groupby("row")["group"].first()[row_names])
+    runs_of_methods = {name: by_run.loc[name] for name in table["method"].unique()}
+    return ScoreTable(
+        scores={name: runs.to_numpy() for name, runs in runs_of_methods.items()},
+        seeds={name: tuple(runs.index) for name, runs in runs_of_methods.items()},
+        groups=groups,
     )
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """The file's rows as texts, under the names of columns that are known."""
-    rows = []
-    for row in read_rows(path):
-        texts = {str(name).strip().lower(): _text(value) for name, value in row.items()}
+def _text_table(rows: Iterable[Mapping[str, Any]], source: str) -> pd.DataFrame:
+    """The rows as texts, under the names of columns in small letters."""
+    text_rows = []
+    for row in rows:
+        texts = {str(name).strip().lower(): _as_text(value) for name, value in row.items()}
         if len(texts) < len(row):
-            raise ValueError(f"{path} has two columns of one name: {', '.join(map(str, row))}")
-        rows.append(texts)
-    table = pd.DataFrame(rows).fillna("")
+            raise ValueError(f"{source} has two columns of one name: {', '.join(map(str, row))}")
+        text_rows.append(texts)
+    table = pd.DataFrame(text_rows).fillna("")
     missing = [name for name in COLUMNS if name not in table]
-    if not missing:
-        return table
-    # One score of a whole run, such as the BLEU of a corpus, says nothing of other rows.
-    raise ValueError(
-        f"{path} has no column {', '.join(missing)}, but {', '.join(table) or 'none'}: a table of "
-        f"scores has the columns {', '.join(COLUMNS)} (of each row, not of a whole run), and group "
-        "where rows come in groups"
-    )
+    if missing:
+        # One score of a whole run, such as the BLEU of a corpus, says nothing of other rows.
+        raise ValueError(
+            f"{source} has no column {', '.join(missing)}, but {', '.join(table) or 'none'}: a "
+            f"table of scores has the columns {', '.join(COLUMNS)} (of each row, not of a whole "
+            "run), and group where rows come in groups"
+        )
+    return table
 
 
-def _text(value: object) -> str:
+def _as_text(value: object) -> str:
     """A value as a table has it."""
     if value is None or value != value:  # a null, or NaN
         return ""
     return str(value).strip()
+
+
+def _mistakes(table: pd.DataFrame, is_number: pd.Series) -> dict[str, pd.Series]:
+    """What may be wrong with a row of the table → of each row, whether it is."""
+    mistakes = {
+        "needs a method, a seed and a row": (table[PLACE_COLUMNS] == "").any(axis=1),
+        "has a score that is there already": table.duplicated(PLACE_COLUMNS),
+        "has a score that is no number": ~is_number,
+    }
+    if "group" in table:
+        mistakes["has no group, and others have one"] = table["group"] == ""
+        first_group = table.groupby("row")["group"].transform("first")
+        mistakes["has another group than before"] = table["group"] != first_group
+    return mistakes
+
+
+def _refuse_first(source: str, mistakes: Mapping[str, pd.Series]) -> None:
+    """Refuse a table with mistakes, by the first row that has the first kind of them."""
+    for mistake, is_in_row in mistakes.items():
+        if is_in_row.any():
+            raise ValueError(f"{source}, row {int(np.argmax(is_in_row)) + 1}, {mistake}")
+
+
+def _refuse_unscored_rows(source: str, by_run: pd.DataFrame) -> None:
+    """Refuse a run that has scores of some rows and not of others."""
+    row_names = by_run.columns
+    for (method, seed), has_score in zip(by_run.index, np.isfinite(by_run.to_numpy()), strict=True):
+        if has_score.all() or not has_score.any():
+            continue
+        first, *others = row_names[~has_score]
+        more = f" and of {len(others)} more" if others else ""
+        raise ValueError(
+            f"{source}: {method}, seed {seed}, has no score of row {first}{more}. Give every run a "
+            "score of all rows, or leave these rows out of all"
+        )
 
 
 def baseline_of(name: str, runs: Scores) -> Scores:
@@ -106,9 +138,10 @@ def baseline_of(name: str, runs: Scores) -> Scores:
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
     """Read costs from a YAML or JSON file: method → parameters, seconds, bytes."""
     try:
-        found = read_yaml(path.read_text(encoding="utf-8"), f"the costs in {path}")
+        costs = read_yaml(path.read_text(encoding="utf-8"), f"the costs in {path}")
     except UnicodeDecodeError as error:
         raise ValueError(f"the costs in {path} are not UTF-8: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+    is_mapping = isinstance(costs, dict)
+    if not is_mapping or not all(isinstance(of_method, dict) for of_method in costs.values()):
         raise ValueError(f"{path} needs the costs of each method: lora: {{parameters: 36864}}")
-    return {str(name): costs for name, costs in found.items()}
+    return {str(name): of_method for name, of_method in costs.items()}

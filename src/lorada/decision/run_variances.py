@@ -60,11 +60,14 @@ class Runs:
         """The runs of seeds × rows, without those of other methods."""
         count, rows = scores.shape
         if min(count, rows) < 2:
-            return cls(count, 0.0, 0.0, 0)
-        means = scores.mean(axis=1, keepdims=True)
-        residuals = scores - means - scores.mean(axis=0) + scores.mean()
+            return cls(count, between=0.0, noise=0.0, freedom=0)
+        run_means = scores.mean(axis=1, keepdims=True)
+        row_means = scores.mean(axis=0)
+        # What neither the run nor the row explains, as in an analysis of variance in two ways.
+        residuals = scores - run_means - row_means + scores.mean()
         noise = float((residuals**2).sum() / ((count - 1) * (rows - 1)))
-        return cls(count, float(means.var(ddof=1)), noise, count - 1)
+        between = float(run_means.var(ddof=1))
+        return cls(count, between, noise, freedom=count - 1)
 
 
 @dataclass(frozen=True)
@@ -91,39 +94,43 @@ class Common:
     @classmethod
     def of_runs(cls, methods: Sequence[Runs]) -> "Common | None":
         """That of the runs of each method."""
-        several = [runs for runs in methods if runs.freedom]
-        if not several:
+        with_variance = [runs for runs in methods if runs.freedom]  # of two runs or more
+        if not with_variance:
             return None
-        freedom = np.array([runs.freedom for runs in several])
-        between = np.array([runs.between for runs in several])
-        noise = np.array([runs.noise for runs in several])
-        pooled = float(freedom @ between / freedom.sum())
+        freedom = np.array([runs.freedom for runs in with_variance])
+        between = np.array([runs.between for runs in with_variance])
+        noise = np.array([runs.noise for runs in with_variance])
+        pooled_between = float(freedom @ between / freedom.sum())
+        pooled_noise = float(freedom @ noise / freedom.sum())
         return cls(
-            between=pooled,
-            noise=float(freedom @ noise / freedom.sum()),
+            between=pooled_between,
+            noise=pooled_noise,
             freedom=float(freedom.sum()),
-            weights=_posterior_of_weights(between, freedom, pooled),
+            weights=_posterior_of_weights(between, freedom, pooled_between),
         )
 
     def moderate(self, own: Runs) -> Runs:
         """The runs of one of the methods, with a variance that borrows from those of all."""
         noise = own.noise if own.count > 1 else self.noise
-        others = self.freedom - own.freedom
-        if self.between < TINY**2 or not others:
+        freedom_of_others = self.freedom - own.freedom
+        if self.between < TINY**2 or not freedom_of_others:  # there is nothing to borrow
             return replace(own, noise=noise, pooled_freedom=self.freedom)
         # The precision 1 / variance has a gamma distribution for each weight, and so about the
         # one with their mean and variance, by which the degrees of freedom are counted.
-        weights = np.minimum(WEIGHTS, others)
+        weights = np.minimum(WEIGHTS, freedom_of_others)
         shape = (weights + own.freedom) / 2
         rate = (weights * self.between + own.freedom * own.between) / 2
-        precision = float(np.dot(self.weights, shape / rate))
-        spread = float(np.dot(self.weights, shape * (shape + 1) / rate**2)) - precision**2
-        between = 1 / precision
+        mean_precision = float(np.dot(self.weights, shape / rate))
+        mean_square = float(np.dot(self.weights, shape * (shape + 1) / rate**2))
+        variance_of_precision = mean_square - mean_precision**2
+        moderated = 1 / mean_precision
+        above_moderated = max(0.0, own.between - moderated)
+        freedom = 2 * mean_precision**2 / variance_of_precision
         return Runs(
             count=own.count,
-            between=between + UPWARDS * max(0.0, own.between - between),
+            between=moderated + UPWARDS * above_moderated,
             noise=noise,
-            freedom=min(2 * precision**2 / spread, self.freedom),  # no more than all runs have
+            freedom=min(freedom, self.freedom),  # no more than all runs have
             pooled_freedom=self.freedom,
         )
 
@@ -137,10 +144,14 @@ def _posterior_of_weights(between: Scores, freedom: Scores, pooled: float) -> tu
         return tuple((PRIOR / PRIOR.sum()).tolist())
     # Axes: weights, levels, methods. The level is not known and is averaged over.
     weight = WEIGHTS[:, None, None]
+    level = (pooled * LEVELS)[:, None]
+    # The log density of an F distribution, without the terms that all weights and levels share.
     total = weight + freedom
-    scaled = weight * (pooled * LEVELS)[:, None]
+    scaled = weight * level
     log_density = gammaln(total / 2) - gammaln(weight / 2) + weight / 2 * np.log(scaled)
     log_density = log_density - total / 2 * np.log(scaled + freedom * between)
-    likelihood = log_density.sum(axis=-1)
-    posterior = np.exp(likelihood - likelihood.max()).sum(axis=1) * PRIOR
+    log_likelihood = log_density.sum(axis=-1)
+    # Less the largest, since the exponential of a large negative number is 0 for all of them.
+    likelihood = np.exp(log_likelihood - log_likelihood.max()).sum(axis=1)
+    posterior = likelihood * PRIOR
     return tuple((posterior / posterior.sum()).tolist())

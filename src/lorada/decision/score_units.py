@@ -5,7 +5,7 @@ scores between 0 and 1 are shares, right and wrong are 1 and 0 or 100 and 0, and
 only if the user or lorada itself says so.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,8 @@ def unit_of(methods: Collection[Scores], baselines: Collection[Scores]) -> Score
     if all(_are_shares(table) for table in (*methods, *baselines)):
         return ScoreUnit(PERCENT, 100.0)
     # Baselines may be means over seeds, so those need not be right or wrong.
-    if all(right_or_wrong(table) for table in methods) and all(map(_within_percent, baselines)):
+    baselines_fit = all(_within_percent(table) for table in baselines)
+    if baselines_fit and all(right_or_wrong(table) for table in methods):
         return ScoreUnit(PERCENT)
     return UNKNOWN
 
@@ -54,7 +55,9 @@ def zoom_of(tables: Collection[Scores]) -> float:
     Differences below a billionth count as rounding errors, which those of a loss of 1e-8 are not.
     """
     largest = max((float(np.abs(table).max()) for table in tables), default=0.0)
-    return 1.0 if largest == 0 or largest >= SMALL else 2.0 ** -np.floor(np.log2(largest))
+    if largest == 0 or largest >= SMALL:
+        return 1.0
+    return float(2.0 ** -np.floor(np.log2(largest)))
 
 
 def right_or_wrong(scores: Scores) -> bool:
@@ -68,17 +71,9 @@ def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_bet
     Scores of 0 and 1 beside 0 and 100 are refused in any unit; others only where it is not said,
     and not of losses, where a small one beside a large one is nothing rare.
     """
-    shares, percent = "", ""
-    for name, table in tables.items():
-        for number, run in enumerate(table, 1):
-            place = f"{name}, run {number}" if len(table) > 1 else name
-            exact = bool(np.isin(run, (0.0, 1.0)).all()), right_or_wrong(run)
-            other = _are_shares(run), _within_percent(run) and run.max() > HALF
-            is_share, is_percent = exact if unit is not None or lower_is_better else other
-            if is_share and run.max() > 0:
-                shares = shares or place
-            if is_percent and run.max() > HALF:
-                percent = percent or place
+    exact_alone = unit is not None or lower_is_better
+    shares = _first_run(tables, _is_0_or_1 if exact_alone else _is_share)
+    percent = _first_run(tables, _is_0_or_100 if exact_alone else _is_percent)
     if shares and percent:
         remedy = "give all in one unit"
         if unit is None:
@@ -107,13 +102,40 @@ def default_margin(tables: Collection[Scores], unit: str, *, lower_is_better: bo
         return None
     means = [float(table.mean()) for table in tables]
     if lower_is_better:
-        negative = min(float(table.min()) for table in tables) < 0
-        return None if negative else LOSS_MARGIN * min(means)
+        is_negative = min(float(table.min()) for table in tables) < 0
+        return None if is_negative else LOSS_MARGIN * min(means)
     if unit != PERCENT:
         return None
     errors = 100.0 - max(means)
-    # Changes in percent may be above 100, and have no errors.
-    return MARGIN if errors < 0 else min(MARGIN, ERRORS_MARGIN * errors)
+    if errors < 0:  # changes in percent may be above 100, and have no errors
+        return MARGIN
+    return min(MARGIN, ERRORS_MARGIN * errors)
+
+
+def _first_run(tables: Mapping[str, Scores], is_so: Callable[[Scores], bool]) -> str:
+    """The first run of which something is true, as an error names it; empty if there is none."""
+    for name, table in tables.items():
+        for number, run in enumerate(table, 1):
+            if is_so(run):
+                return f"{name}, run {number}" if len(table) > 1 else name
+    return ""
+
+
+# What a run tells of its unit. One that is all wrong tells nothing: 0 is 0 in any unit.
+def _is_0_or_1(run: Scores) -> bool:
+    return bool(np.isin(run, (0.0, 1.0)).all() and run.max() > 0)
+
+
+def _is_0_or_100(run: Scores) -> bool:
+    return right_or_wrong(run) and bool(run.max() > 0)
+
+
+def _is_share(run: Scores) -> bool:
+    return _are_shares(run) and bool(run.max() > 0)
+
+
+def _is_percent(run: Scores) -> bool:
+    return _within_percent(run) and bool(run.max() > HALF)
 
 
 def _are_shares(scores: Scores) -> bool:

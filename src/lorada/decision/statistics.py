@@ -31,7 +31,7 @@ seed are treated as pairs only where ``by_seed`` asks for it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 
@@ -77,14 +77,27 @@ class Estimate:
         Where nothing varies it is Clopper and Pearson's (1934) of a share: so many rows may be all
         right, or all wrong, by luck.
         """
+        outside = (1 - level) / 2  # on each side of a two-sided interval
         if self.alike:
-            reach = 100 * (1 - ((1 - level) / 2) ** (1 / self.alike))
+            reach = 100 * most_unseen(self.alike, outside)
             return (100 - reach, 100.0) if self.value > 50 else (0.0, reach)
+        if not self.error:
+            return self.value, self.value
         with needs_extra("compare"):
             from scipy.stats import t
 
-        half = float(t.isf((1 - level) / 2, self.freedom)) * self.error if self.error else 0.0
-        return self.value - half, self.value + half
+        half_width = float(t.isf(outside, self.freedom)) * self.error
+        return self.value - half_width, self.value + half_width
+
+
+def most_unseen(count: int, level: float) -> float:
+    """The largest share of cases that may be of a kind of which ``count`` cases show none.
+
+    It is the end of Clopper and Pearson's (1934) interval of 0 of ``count``, one-sided:
+    (1 - share)^count = level. ``scipy.stats.binomtest`` searches it numerically, to eleven digits.
+    """
+    share: float = 1 - level ** (1 / count)
+    return share
 
 
 def mean_score(scores: Scores, common: Common | None = None, share: bool = False) -> Estimate:
@@ -93,11 +106,18 @@ def mean_score(scores: Scores, common: Common | None = None, share: bool = False
     Of one run without others in ``common``, the error is that over rows alone. ``share`` says that
     scores lie between 0 and 100.
     """
-    runs = [_runs(scores, common)] if len(scores) > 1 or common is not None else []
-    found = _estimate(scores.mean(axis=0), runs)
-    if share and min(float(np.abs(scores - end).max()) for end in (0, 100)) < TINY:
-        return replace(found, alike=scores.shape[1])
-    return found
+    runs = []
+    if len(scores) > 1 or common is not None:
+        runs.append(_runs(scores, common))
+    estimate = _estimate(scores.mean(axis=0), runs)
+    if share and _all_right_or_all_wrong(scores):
+        return replace(estimate, alike=scores.shape[1])
+    return estimate
+
+
+def _all_right_or_all_wrong(scores: Scores) -> bool:
+    farthest_from_0, farthest_from_100 = np.abs(scores).max(), np.abs(scores - 100).max()
+    return bool(min(farthest_from_0, farthest_from_100) < TINY)
 
 
 def difference(
@@ -111,12 +131,17 @@ def _paired(
     a: Scores, b: Scores, common: Common | None, by_seed: bool
 ) -> tuple[Scores, list[Runs]]:
     """The difference of each row, and the runs that it comes from: of both methods, or of pairs."""
-    runs = [Runs.of(a - b)] if by_seed else [_runs(a, common), _runs(b, common)]
-    return a.mean(axis=0) - b.mean(axis=0), runs
+    row_differences = a.mean(axis=0) - b.mean(axis=0)
+    if by_seed:
+        return row_differences, [Runs.of(a - b)]
+    return row_differences, [_runs(a, common), _runs(b, common)]
 
 
-def _estimate(rows: Scores, runs: Sequence[Runs]) -> Estimate:
-    return Estimate(float(rows.mean()), *_standard_error(runs, float(rows.var(ddof=1)), len(rows)))
+def _estimate(row_means: Scores, runs: Sequence[Runs]) -> Estimate:
+    """The mean of what each row has, as a mean over runs, with the error that both cause."""
+    over_rows = float(row_means.var(ddof=1))
+    error, freedom = _standard_error(runs, over_rows, len(row_means))
+    return Estimate(float(row_means.mean()), error, freedom)
 
 
 def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
@@ -129,12 +154,14 @@ def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
         scores: seeds × rows.
         groups: of each row, what the rows of its group share, such as the name of a passage.
     """
-    names, place = np.unique(np.array([str(one) for one in groups]), return_inverse=True)
+    group_names = np.array([str(group) for group in groups])
+    names, place_of_row = np.unique(group_names, return_inverse=True)
     means = scores.mean(axis=1, keepdims=True)
     sums = np.zeros((len(scores), len(names)))
-    np.add.at(sums.T, place, (scores - means).T)
-    found: Scores = means + sums * (len(names) / scores.shape[1])
-    return found
+    # Unlike ``sums[:, place] += …``, this adds up what several rows put in one place.
+    np.add.at(sums.T, place_of_row, (scores - means).T)
+    group_scores: Scores = means + sums * (len(names) / scores.shape[1])
+    return group_scores
 
 
 def seeds_correlate(a: Scores, b: Scores) -> bool:
@@ -142,10 +169,12 @@ def seeds_correlate(a: Scores, b: Scores) -> bool:
     with needs_extra("compare"):
         from scipy.stats import pearsonr
 
-    means = a.mean(axis=1), b.mean(axis=1)
-    if len(a) < 3 or min(np.ptp(each) for each in means) < TINY:
+    if len(a) < 3:
         return False
-    return bool(pearsonr(*means, alternative="greater").pvalue < ALPHA)
+    means_of_a, means_of_b = a.mean(axis=1), b.mean(axis=1)
+    if min(np.ptp(means_of_a), np.ptp(means_of_b)) < TINY:  # a constant correlates with nothing
+        return False
+    return bool(pearsonr(means_of_a, means_of_b, alternative="greater").pvalue < ALPHA)
 
 
 def rows_needed(tests: int = 1) -> int:
@@ -172,23 +201,30 @@ def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
     with needs_extra("compare"):
         from scipy.stats import t
 
-    if all(max(each.between, each.noise) < TINY for each in runs):
+    if all(max(of_method.between, of_method.noise) < TINY for of_method in runs):
         return _sign_p(differences)
     error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
     if error < TINY:
         return _sign_p(differences)
     p = 2 * float(t.sf(abs(differences.mean()) / error, freedom))
-    return min(1.0, max(p, 2.0 ** (1 - np.count_nonzero(np.abs(differences) > TINY))))
+    rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
+    least_p = 2.0 ** (1 - rows_that_differ)  # coins would put all of these rows on one side
+    return min(1.0, max(p, least_p))
 
 
 def _sign_p(differences: Scores) -> float:
     """The exact sign test: how often coins would put as many rows on the side of the mean."""
     with needs_extra("compare"):
-        from scipy.stats import binom
+        from scipy.stats import binomtest
 
-    side = np.sign(differences.mean()) * differences
-    count, on_side = np.count_nonzero(np.abs(side) > TINY), np.count_nonzero(side > TINY)
-    return min(1.0, 2 * float(binom.sf(on_side - 1, count, 0.5)))
+    towards_mean = np.sign(differences.mean()) * differences
+    rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
+    if not rows_that_differ:
+        return 1.0
+    on_side = np.count_nonzero(towards_mean > TINY)
+    # One-sided and doubled: where the mean and most rows have different sides, this is 1.
+    one_sided = binomtest(on_side, rows_that_differ, alternative="greater")
+    return min(1.0, 2 * float(one_sided.pvalue))
 
 
 def _standard_error(runs: Sequence[Runs], over_rows: float, rows: int) -> tuple[float, float]:
@@ -196,23 +232,29 @@ def _standard_error(runs: Sequence[Runs], over_rows: float, rows: int) -> tuple[
 
     ``over_rows`` is the variance of the difference over rows, with the noise of single runs in it.
     """
-    between = sum(each.between / each.count for each in runs)
-    noise = sum(each.noise / each.count for each in runs)
+    between = sum(of_method.between / of_method.count for of_method in runs)
+    noise = sum(of_method.noise / of_method.count for of_method in runs)
     # Both variances have the noise in them, which must count once. Runs that answer one class each
     # have much noise and may still have equal means, or equal sums in each row: then the other two
     # hold none of it, and the error is not below what each of the three alone would cause.
     whole = between + (over_rows - noise) / rows
     variance = max(whole, between, over_rows / rows, noise / rows)
-    least = min((each.freedom for each in runs), default=1)
-    limit = min((each.pooled_freedom for each in runs), default=np.inf)
-    squares = sum((each.between / each.count) ** 2 / max(1, each.freedom) for each in runs)
+    # Degrees of freedom by Welch and Satterthwaite: the squared variance of the whole over the sum
+    # of the squared variance of each part over its own degrees.
+    squares = sum(
+        (of_method.between / of_method.count) ** 2 / max(1, of_method.freedom) for of_method in runs
+    )
     # Both of two moderated variances have the pooled one in them.
-    squares = max(squares, between**2 / limit)
-    noises = sum((each.noise / each.count) ** 2 / max(1, each.count - 1) for each in runs)
-    squares += (over_rows**2 + noises) / rows**2 / (rows - 1)
-    # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
+    pooled_freedom = min((of_method.pooled_freedom for of_method in runs), default=np.inf)
+    squares = max(squares, between**2 / pooled_freedom)
+    noise_squares = sum(
+        (of_method.noise / of_method.count) ** 2 / max(1, of_method.count - 1) for of_method in runs
+    )
+    squares += (over_rows**2 + noise_squares) / rows**2 / (rows - 1)
     freedom = variance**2 / squares if squares > 0 else 0.0
-    return float(np.sqrt(variance)), max(freedom, least)
+    # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
+    least_freedom = min((of_method.freedom for of_method in runs), default=1)
+    return float(np.sqrt(variance)), max(freedom, least_freedom)
 
 
 def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
@@ -228,8 +270,11 @@ def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
     if len(several) < 2:
         raise ValueError("fewer than two methods have two seeds and two rows")
     common = Common.of(several)
-    pairs = [difference(a, b, common) for a, b in combinations(several, 2)]
-    return detectable_by([(each.error, each.freedom) for each in pairs], tests)
+    errors_and_freedoms = []
+    for a, b in combinations(several, 2):
+        estimate = difference(a, b, common)
+        errors_and_freedoms.append((estimate.error, estimate.freedom))
+    return detectable_by(errors_and_freedoms, tests)
 
 
 def detectable_by(pairs: Sequence[tuple[float, float]], tests: int) -> float:
@@ -241,16 +286,23 @@ def detectable_by(pairs: Sequence[tuple[float, float]], tests: int) -> float:
     error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
     freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
-    errors = brentq(lambda x: nct.sf(limit, freedom, x) - POWER, 0.0, 4 * limit + 4)
-    return float(errors) * error
+
+    # The t-value of a true difference of so many standard errors is noncentral t.
+    def power_above_wanted(errors: float) -> float:
+        return float(nct.sf(limit, freedom, errors)) - POWER
+
+    return float(brentq(power_above_wanted, 0.0, 4 * limit + 4)) * error
 
 
 def holm(ps: Sequence[float]) -> list[float]:
     """The p-values corrected for their number by Holm's method, in the order given."""
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    corrected, largest = [0.0] * len(ps), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(ps) - place) * ps[index]))
+    smallest_first = sorted(range(len(ps)), key=lambda index: ps[index])
+    corrected = [0.0] * len(ps)
+    largest = 0.0
+    for tests_before, index in enumerate(smallest_first):
+        tests_left = len(ps) - tests_before
+        # A test that comes later is never more significant than the one before.
+        largest = max(largest, min(1.0, tests_left * ps[index]))
         corrected[index] = largest
     return corrected
 
@@ -262,30 +314,53 @@ def letters(names: Sequence[str], different: set[frozenset[str]]) -> dict[str, s
     are not needed to show a pair are left out. The first of the names has an ``a``.
     """
     groups = [set(names)] if names else []
-    for pair in sorted(map(sorted, different)):
-        split = []
-        for group in groups:
-            split += [group - {name} for name in pair] if group.issuperset(pair) else [group]
-        groups = [g for i, g in enumerate(split) if not _covered(g, split[:i], split[i + 1 :])]
+    for pair in sorted(sorted(names_of_pair) for names_of_pair in different):
+        groups = _largest(_split_by(groups, pair))
     for group in list(groups):
         others = [other for other in groups if other is not group]
-        pairs = [{x, y} for x in group for y in group]  # of a name with itself, too
-        if all(any(pair <= other for other in others) for pair in pairs):
+        if _shows_each_pair(others, group):
             groups = others
     place = {name: index for index, name in enumerate(names)}
     groups.sort(key=lambda group: sorted(place[name] for name in group))
-    return {
-        name: "".join(_letter(i) for i, group in enumerate(groups) if name in group)
-        for name in names
-    }
+    texts = dict.fromkeys(names, "")
+    for index, group in enumerate(groups):
+        for name in group:
+            texts[name] += _letter(index)
+    return texts
 
 
-def _covered(group: set[str], before: list[set[str]], after: list[set[str]]) -> bool:
-    """Whether another group holds all of this one; of two equal groups the first stays."""
-    return any(group <= other for other in before) or any(group < other for other in after)
+def _split_by(groups: list[set[str]], pair: Sequence[str]) -> list[set[str]]:
+    """The groups, and of one that holds both of a pair the two without one of them."""
+    split = []
+    for group in groups:
+        if group.issuperset(pair):
+            split += [group - {name} for name in pair]
+        else:
+            split.append(group)
+    return split
+
+
+def _largest(groups: list[set[str]]) -> list[set[str]]:
+    """The groups that no other one holds wholly; of equal groups the first stays."""
+    largest = []
+    for index, group in enumerate(groups):
+        is_in_earlier = any(group <= other for other in groups[:index])
+        is_in_later = any(group < other for other in groups[index + 1 :])
+        if not is_in_earlier and not is_in_later:
+            largest.append(group)
+    return largest
+
+
+def _shows_each_pair(groups: list[set[str]], names: set[str]) -> bool:
+    """Whether each two of the names, and each name with itself, are in one of the groups."""
+    for pair in combinations_with_replacement(sorted(names), 2):
+        if not any(group.issuperset(pair) for group in groups):
+            return False
+    return True
 
 
 def _letter(index: int) -> str:
     """A to z, then a2 to z2 and so on."""
     turn, place = divmod(index, 26)
-    return chr(ord("a") + place) + (str(turn + 1) if turn else "")
+    letter = chr(ord("a") + place)
+    return letter if turn == 0 else f"{letter}{turn + 1}"

@@ -25,17 +25,17 @@ from lorada.attention.interface import CROSS_ATTENTION, watch
 from lorada.attention.map_term import expand_map
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
 from lorada.explore.explorer_page import explorer_page, pack
-from lorada.functional.precision import wide
-from lorada.support.error_messages import EXPLAINING, memory_remedy
-from lorada.support.files import write_atomic
-from lorada.support.task_head import SEVERAL_LABELS
-from lorada.tuners.switch_parts import (
+from lorada.explore.switch_parts import (
     Parts,
     active_parts,
     has_trained_copies,
     without_adapter,
     without_parts,
 )
+from lorada.functional.precision import wide
+from lorada.support.error_messages import EXPLAINING, memory_remedy
+from lorada.support.files import write_atomic
+from lorada.support.task_head import SEVERAL_LABELS
 
 LIKELIEST = 10  # next tokens that are shown
 ATTENDED = ("first", "previous", "itself", "other")  # what a query attends to

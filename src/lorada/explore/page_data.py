@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lorada.attention.call import CallShape
 from lorada.attention.with_parts import CHILD
-from lorada.data.task_rows import Rows, rows_to_score, scored_rows
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import rows_to_score
 from lorada.data.tokenize import context_of, prompt_of, without_end
 from lorada.explore.explanation import Explanation, explain, page_entry
 from lorada.inference.generate import chat_prompt

@@ -31,7 +31,8 @@ def factors_product(
     ``left`` is W_a with PE and scale, ``right`` W_b with PE; ``causal`` and ``window`` (in tokens)
     are the mask.
     """
-    size, rank, share = *left.shape[1:], heads // value.shape[1]
+    size, rank = left.shape[1:]
+    share = heads // value.shape[1]  # query heads of a key/value head
     form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
     # A mask on W_a W_b stands between the factors, so W_b V cannot be computed first, except block
     # by block for a causal mask.
@@ -58,21 +59,27 @@ def factors_product_gradients(
         map_grad, value_grad = _apply_map_gradients(map_, value, grad)
         map_grad = mask_map(map_grad, causal, window)
         return map_grad @ right.mT, left.mT @ map_grad, value_grad
-    left_grad, inner_grad = _apply_map_gradients(left, apply_map(right, value, grad.shape[1]), grad)
-    return left_grad, *_apply_map_gradients(right, value, inner_grad)
+    # Without a mask the product is W_a (W_b V), whose two steps are taken back one by one.
+    inner = apply_map(right, value, grad.shape[1])
+    left_grad, inner_grad = _apply_map_gradients(left, inner, grad)
+    right_grad, value_grad = _apply_map_gradients(right, value, inner_grad)
+    return left_grad, right_grad, value_grad
 
 
 def _apply_map_gradients(map_: Tensor, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of the map (S, T, M) of all samples and of ``value``, from ``apply_map``'s."""
-    (maps, queries, keys), (batch, groups, _, width) = map_.shape, value.shape
+    maps, queries, keys = map_.shape
+    batch, groups, _, width = value.shape
     tiles = grad.shape[1] // maps
     # As in ``apply_map``: samples side by side, and the query heads of a group as more rows.
-    stacked = side_by_side(grad).reshape(groups, -1, batch * width)
+    stacked_grad = side_by_side(grad).reshape(groups, -1, batch * width)
     values = side_by_side(value)
-    tiled = (map_.repeat(tiles, 1, 1) if tiles > 1 else map_).reshape(groups, -1, keys)
-    map_grad = (stacked @ values.mT).view(tiles, maps, queries, keys)
+    # The query heads that share a map add up their gradients.
+    map_grad = (stacked_grad @ values.mT).view(tiles, maps, queries, keys)
     map_grad = map_grad.sum(0) if tiles > 1 else map_grad[0]
-    value_grad = (tiled.mT @ stacked).unflatten(2, (batch, width)).permute(2, 0, 1, 3)
+    tiled = map_.repeat(tiles, 1, 1) if tiles > 1 else map_
+    stacked_map = tiled.reshape(groups, -1, keys)
+    value_grad = (stacked_map.mT @ stacked_grad).unflatten(2, (batch, width)).permute(2, 0, 1, 3)
     return map_grad, value_grad
 
 

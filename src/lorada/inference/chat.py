@@ -32,26 +32,33 @@ def stream(run: Run, prompt: str, show: Show, max_new_tokens: int | None = None)
     tokens = tokens_of(run, [prompt], room, templated=run.form == "messages")
     beams = settings.get("num_beams") or run.model.generation_config.num_beams or 1
     begin = len(tokens[0]) if run.kind == "decoder" else 1  # behind the prompt, or a start token
-    shown = ""
+    text_so_far = ""  # what was shown
 
     def watch(ids: Tensor) -> None:
-        nonlocal shown
+        """Show what the last token has added, once its characters are whole."""
+        nonlocal text_so_far
+        if beams > 1:  # whose best beam may become another one
+            return
         text = run.tokenizer.decode(ids[0, begin:], skip_special_tokens=True)
-        # The last character may be cut yet: bytes that follow may change those before. And some
-        # tokenizers take back what they gave before.
-        cut = run.tokenizer.convert_ids_to_tokens(int(ids[0, -1])).startswith("<0x")
-        cut = cut or text.endswith("\ufffd")
-        if beams == 1 and text.startswith(shown) and not cut:
-            new, shown = text[len(shown) :], text
-            show(new)
+        # The last character may be cut yet: bytes that follow may change those before.
+        last_token = run.tokenizer.convert_ids_to_tokens(int(ids[0, -1]))
+        if last_token.startswith("<0x") or text.endswith("\ufffd"):
+            return
+        if not text.startswith(text_so_far):  # some tokenizers take back what they gave before
+            return
+        piece = text[len(text_so_far) :]
+        text_so_far = text
+        show(piece)
 
     try:
-        ((_, (whole, _)),) = write(run, tokens, settings, watch)
-        # What is left of it, or all of it again.
-        show(whole[len(shown) :] if whole.startswith(shown) else f"\n{whole}")
+        ((_, answer),) = write(run, tokens, settings, watch)
+        if answer.text.startswith(text_so_far):
+            show(answer.text[len(text_so_far) :])
+        else:
+            show(f"\n{answer.text}")  # all of it again
     except KeyboardInterrupt:
-        return shown
-    return whole
+        return text_so_far
+    return answer.text
 
 
 @dataclass
@@ -73,23 +80,34 @@ class Chat:
         if self.run.form != "messages":
             self.last = question
             return self.write(question, show)
-        turns = [*self.turns, {"role": "user", "content": question}]
-        first = [] if self.system is None else [{"role": "system", "content": self.system}]
-        settings = generation_settings(self.run, self.max_new_tokens)
-        room = room_for_prompts(self.run, settings["max_new_tokens"])
-        prompt, left_out = chat_prompt(self.run, [*first, *turns]), 0
-        while room is not None and turns[2:]:
-            if len(tokens_of(self.run, [prompt], None, templated=True)[0]) <= room:
-                break
-            turns, left_out = turns[2:], left_out + 1
-            prompt = chat_prompt(self.run, [*first, *turns])
-        if left_out:
-            first_ones = "question" if left_out == 1 else f"{left_out} questions"
-            logger.warning("left out the first %s to fit the model's context", first_ones)
-        self.last = prompt
+        turns = self._fitting([*self.turns, {"role": "user", "content": question}])
+        self.last = self._prompt(turns)
         text = self.write(self.last, show)
         self.turns = [*turns, {"role": "assistant", "content": text}]
         return text
+
+    def _prompt(self, turns: list[Row]) -> str:
+        """What the model reads of turns, behind the system's turn if there is one."""
+        if self.system is None:
+            return chat_prompt(self.run, turns)
+        return chat_prompt(self.run, [{"role": "system", "content": self.system}, *turns])
+
+    def _fitting(self, turns: list[Row]) -> list[Row]:
+        """The turns without the first questions and answers that the context has no room for."""
+        settings = generation_settings(self.run, self.max_new_tokens)
+        room = room_for_prompts(self.run, settings["max_new_tokens"])
+        left_out = 0
+        # The last question stays, however long it is; ``stream`` shortens it.
+        while room is not None and len(turns) > 2:
+            (ids,) = tokens_of(self.run, [self._prompt(turns)], None, templated=True)
+            if len(ids) <= room:
+                break
+            turns = turns[2:]
+            left_out += 1
+        if left_out:
+            questions = "question" if left_out == 1 else f"{left_out} questions"
+            logger.warning("left out the first %s to fit the model's context", questions)
+        return turns
 
     def base_prompt(self) -> str:
         """What the base alone is to continue: the last prompt."""

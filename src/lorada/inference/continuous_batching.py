@@ -26,7 +26,7 @@ from lorada.training.models.candidate_scores import accepted, only_last, positio
 SHARE = 8
 
 Ended = Callable[[Tensor], Tensor]  # says which rows (B,) of ids (B, T) end with their last token
-padded = partial(pad_sequence, batch_first=True, padding_side="left")
+pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Writer:
 
 
 @dataclass
-class _Rows:
+class _Batch:
     """Rows that are being written."""
 
-    numbers: list[int]  # of each row's prompt
+    prompt_numbers: list[int]  # of each row's prompt
     written: list[int]  # how many of its tokens are answer
     done: list[bool]  # whether its answer has ended
     ids: Tensor  # (B, T); the cache has all but the last slot
     mask: Tensor  # (B, T): 1 for tokens, 0 for pads
     cache: RefilledCache  # keys and values of the first T-1 slots
 
-    def kept(self) -> list[int]:
+    def unfinished(self) -> list[int]:
         """Which rows have not ended."""
         return [row for row, done in enumerate(self.done) if not done]
 
@@ -66,97 +66,133 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
     """
     if not prompts:
         return
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    budget = writer.size * (len(prompts[waiting[0]]) + writer.limit)
+    waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
+    longest = len(prompts[waiting[0]])
+    slot_budget = writer.size * (longest + writer.limit)
     first = [waiting.popleft() for _ in range(min(writer.size, len(waiting)))]
-    rows = _read(writer, first, prompts)
-    yield from _ended(writer, rows)
-    while waiting or not all(rows.done):
-        joining = _next_rows(writer, prompts, waiting, rows, budget)
+    batch = _read_prompts(writer, first, prompts)
+    yield from _newly_ended(writer, batch)
+    while waiting or not all(batch.done):
+        joining = _take_joining(writer, prompts, waiting, batch, slot_budget)
         # Where none may join, the others go on alone once enough have ended.
-        if joining or (not waiting and sum(rows.done) * SHARE >= len(rows.done)):
-            rows = _refilled(writer, rows, joining, prompts)
+        enough_ended = not waiting and sum(batch.done) * SHARE >= len(batch.done)
+        if joining or enough_ended:
+            batch = _refill(writer, batch, joining, prompts)
         else:
-            _step(writer, rows)
-        yield from _ended(writer, rows)
+            _step(writer, batch)
+        yield from _newly_ended(writer, batch)
 
 
-def _next_rows(
-    writer: Writer, prompts: Sequence[Sequence[int]], waiting: deque[int], rows: _Rows, budget: int
+def _take_joining(
+    writer: Writer,
+    prompts: Sequence[Sequence[int]],
+    waiting: deque[int],
+    batch: _Batch,
+    slot_budget: int,
 ) -> list[int]:
-    """Take the prompts that join now from those that wait; none until enough have room."""
+    """Take the prompts that join now from those that wait; none until enough have room.
+
+    Args:
+        writer: how answers are written.
+        prompts: the token ids of all prompts.
+        waiting: the numbers of prompts that wait, the longest first; those that join leave it.
+        batch: the rows that are being written.
+        slot_budget: the most slots that the cache may have, of all rows together.
+    """
     if not waiting:
         return []
-    staying = [rows.numbers[k] for k in rows.kept()]
-    longest = max(len(prompts[n]) for n in (*staying, waiting[0]))
-    most = budget // (longest + writer.limit)
-    free = min(most - len(staying), len(waiting))
-    if staying and free < min(len(waiting), max(1, most // SHARE)):
+    staying = [batch.prompt_numbers[row] for row in batch.unfinished()]
+    longest = max(len(prompts[number]) for number in (*staying, waiting[0]))
+    most_rows = slot_budget // (longest + writer.limit)
+    join_count = min(most_rows - len(staying), len(waiting))
+    # A prompt that is read alone costs almost as much as a step of the whole batch.
+    worth_it = min(len(waiting), max(1, most_rows // SHARE))
+    if staying and join_count < worth_it:
         return []
-    return [waiting.popleft() for _ in range(free)]
+    return [waiting.popleft() for _ in range(join_count)]
 
 
-def _refilled(
-    writer: Writer, rows: _Rows, joining: list[int], prompts: Sequence[Sequence[int]]
-) -> _Rows:
+def _refill(
+    writer: Writer, batch: _Batch, joining: list[int], prompts: Sequence[Sequence[int]]
+) -> _Batch:
     """The rows that have not ended and, behind them, those that join."""
-    new = _read(writer, joining, prompts) if joining else None
-    kept = rows.kept()
-    if new is not None and not kept:
+    new = _read_prompts(writer, joining, prompts) if joining else None
+    staying = batch.unfinished()
+    if new is not None and not staying:
         return new
-    # What the longest of them needs.
-    slots = max(len(prompts[rows.numbers[k]]) + rows.written[k] for k in kept)
-    rows.cache.refill(kept, slots - 1, None if new is None else new.cache)
-    numbers, written = [rows.numbers[k] for k in kept], [rows.written[k] for k in kept]
-    ids, mask = rows.ids[kept, -slots:], rows.mask[kept, -slots:]
+    # The longest row that stays needs all of its slots; pads before it are dropped.
+    slots = 0
+    for row in staying:
+        prompt = prompts[batch.prompt_numbers[row]]
+        slots = max(slots, len(prompt) + batch.written[row])
+    batch.cache.refill(staying, slots - 1, None if new is None else new.cache)
+    prompt_numbers = [batch.prompt_numbers[row] for row in staying]
+    written = [batch.written[row] for row in staying]
+    ids = batch.ids[staying, -slots:]
+    mask = batch.mask[staying, -slots:]
     if new is not None:
-        numbers, written = numbers + new.numbers, written + new.written
-        ids, mask = _stacked(ids, new.ids, writer.pad), _stacked(mask, new.mask, 0)
-    return _Rows(numbers, written, [False] * len(numbers), ids, mask, rows.cache)
+        prompt_numbers += new.prompt_numbers
+        written += new.written
+        ids = _stack(ids, new.ids, writer.pad)
+        mask = _stack(mask, new.mask, 0)
+    done = [False] * len(prompt_numbers)
+    return _Batch(prompt_numbers, written, done, ids, mask, batch.cache)
 
 
-def _read(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Rows:
+def _read_prompts(writer: Writer, numbers: list[int], prompts: Sequence[Sequence[int]]) -> _Batch:
     """Read some prompts and write the first token of each answer."""
-    each, count = [torch.tensor(prompts[n]) for n in numbers], len(numbers)
-    ids = padded(each, padding_value=writer.pad).to(writer.model.device)
-    mask = padded([torch.ones_like(one) for one in each]).to(writer.model.device)
-    rows = _Rows(numbers, [0] * count, [False] * count, ids, mask, RefilledCache())
-    _write(writer, rows, ids, positions_of(mask))
-    return rows
+    count = len(numbers)
+    prompt_ids = [torch.tensor(prompts[number]) for number in numbers]
+    device = writer.model.device
+    ids = pad_left(prompt_ids, padding_value=writer.pad).to(device)
+    mask = pad_left([torch.ones_like(each) for each in prompt_ids]).to(device)
+    batch = _Batch(numbers, [0] * count, [False] * count, ids, mask, RefilledCache())
+    _write_token(writer, batch, ids, positions_of(mask))
+    return batch
 
 
-def _step(writer: Writer, rows: _Rows) -> None:
+def _step(writer: Writer, batch: _Batch) -> None:
     """Write one more token behind every row; those that have ended get one to no use."""
-    positions = rows.mask.sum(-1, keepdim=True) - 1
+    positions = batch.mask.sum(-1, keepdim=True) - 1  # (B, 1), of the last token
     # An ended row must not run out of the positions that the model has.
-    over = torch.tensor(rows.done, device=positions.device)
-    _write(writer, rows, rows.ids[:, -1:], positions.masked_fill(over[:, None], 0))
+    done = torch.tensor(batch.done, device=positions.device)
+    _write_token(writer, batch, batch.ids[:, -1:], positions.masked_fill(done[:, None], 0))
 
 
-def _write(writer: Writer, rows: _Rows, ids: Tensor, positions: Tensor) -> None:
+def _write_token(writer: Writer, batch: _Batch, ids: Tensor, positions: Tensor) -> None:
     """Give the model these ids (B, ·), and write the likeliest next token behind each row."""
     model = writer.model
-    name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
-    given = {
-        "input_ids": ids, "attention_mask": rows.mask, "use_cache": True, name: rows.cache,
-        **accepted(model, position_ids=positions), **only_last(model, 1, ids.device),
-    }  # fmt: skip
-    tokens = model(**given).logits[:, -1:].float().argmax(-1)  # (B, 1)
-    rows.ids = torch.cat([rows.ids, tokens], -1)
-    rows.mask = torch.cat([rows.mask, torch.ones_like(tokens)], -1)
-    rows.written = [count + 1 for count in rows.written]
+    # Models differ in the name of the cache and in whether they take positions.
+    cache_name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": batch.mask,
+        "use_cache": True,
+        cache_name: batch.cache,
+        **accepted(model, position_ids=positions),
+        **only_last(model, 1, ids.device),
+    }
+    tokens = model(**inputs).logits[:, -1:].float().argmax(-1)  # (B, 1)
+    batch.ids = torch.cat([batch.ids, tokens], -1)
+    batch.mask = torch.cat([batch.mask, torch.ones_like(tokens)], -1)
+    batch.written = [count + 1 for count in batch.written]
 
 
-def _ended(writer: Writer, rows: _Rows) -> Iterator[tuple[int, Tensor]]:
+def _newly_ended(writer: Writer, batch: _Batch) -> Iterator[tuple[int, Tensor]]:
     """Mark the rows whose answers end with their last token, and yield these answers."""
-    for row, last in enumerate(writer.ended(rows.ids).tolist()):
-        if not rows.done[row] and (last or rows.written[row] == writer.limit):
-            rows.done[row] = True
-            yield rows.numbers[row], rows.ids[row, -rows.written[row] :]
+    for row, is_end in enumerate(writer.ended(batch.ids).tolist()):
+        if batch.done[row]:
+            continue
+        written = batch.written[row]
+        if is_end or written == writer.limit:
+            batch.done[row] = True
+            yield batch.prompt_numbers[row], batch.ids[row, -written:]
 
 
-def _stacked(above: Tensor, below: Tensor, fill: int) -> Tensor:
+def _stack(above: Tensor, below: Tensor, fill: int) -> Tensor:
     """Rows of two lengths below each other, with ``fill`` before the shorter ones."""
     longest = max(above.shape[1], below.shape[1])
-    parts = (pad(part, (longest - part.shape[1], 0), value=fill) for part in (above, below))
-    return torch.cat(list(parts))
+    parts = []
+    for part in (above, below):
+        parts.append(pad(part, (longest - part.shape[1], 0), value=fill))
+    return torch.cat(parts)

@@ -8,7 +8,7 @@ Shapes: B rows, G key/value heads, K slots, D head width.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 ROOM = 32  # free slots behind the end
+
+
+class _Slots(NamedTuple):
+    """The slots of a layer's keys or values, and the free ones behind them."""
+
+    buffer: Tensor  # (B, G, K + free slots, D)
+    filled: Tensor  # (B, G, K, D), a view of its first slots
+
+    @classmethod
+    def first_of(cls, buffer: Tensor, count: int) -> "_Slots":
+        """A buffer whose first ``count`` slots are filled."""
+        return cls(buffer, buffer[:, :, :count])
 
 
 class RefilledLayer(DynamicLayer):  # type: ignore[misc]
@@ -27,49 +39,67 @@ class RefilledLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Add tokens to every row; return all keys (B, G, K, D) and values."""
-        if not self.is_initialized:
+        if self.is_initialized:
+            self._take(
+                _append(_Slots(self._keys, self.keys), key_states),
+                _append(_Slots(self._values, self.values), value_states),
+            )
+        else:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self._keys, self._values = key_states, value_states
-            return self.keys, self.values
-        self._keys, self.keys = _appended(self._keys, self.keys, key_states)
-        self._values, self.values = _appended(self._values, self.values, value_states)
+            # The tokens of the prompts: there is no free slot behind them yet.
+            self._take(_Slots(key_states, key_states), _Slots(value_states, value_states))
         return self.keys, self.values
 
-    def refill(self, kept: Tensor, slots: int, new: "RefilledLayer | None") -> None:
-        """Keep the last ``slots`` slots of the rows ``kept``; the rows of ``new`` come after."""
-        kept = kept.to(self.keys.device)
-        keys, values = (None, None) if new is None else (new.keys, new.values)
-        self._keys, self.keys = _joined(self.keys, kept, slots, keys)
-        self._values, self.values = _joined(self.values, kept, slots, values)
+    def refill(self, staying: Tensor, count: int, new: "RefilledLayer | None") -> None:
+        """Keep the last ``count`` slots of the rows ``staying``; the rows of ``new`` come after."""
+        staying = staying.to(self.keys.device)
+        new_keys, new_values = (None, None) if new is None else (new.keys, new.values)
+        self._take(
+            _join(self.keys, staying, count, new_keys),
+            _join(self.values, staying, count, new_values),
+        )
+
+    def _take(self, keys: _Slots, values: _Slots) -> None:
+        # transformers reads ``keys`` and ``values``.
+        self._keys, self.keys = keys
+        self._values, self.values = values
 
 
-def _appended(whole: Tensor, filled: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """The longer tensor and the view of its first slots, with new slots behind ``filled``."""
-    before, after = filled.shape[2], filled.shape[2] + new.shape[2]
-    if after > whole.shape[2]:
-        longer = whole.new_empty(*whole.shape[:2], after + ROOM, whole.shape[3])
-        longer[:, :, :before] = filled
-        whole = longer
-    whole[:, :, before:after] = new
-    return whole, whole[:, :, :after]
+def _append(slots: _Slots, new: Tensor) -> _Slots:
+    """Slots with new ones (B, G, ·, D) behind them, in a longer buffer if there is no room."""
+    buffer = slots.buffer
+    old_count = slots.filled.shape[2]
+    new_count = old_count + new.shape[2]
+    if new_count > buffer.shape[2]:
+        rows, heads, _, width = buffer.shape
+        buffer = buffer.new_empty(rows, heads, new_count + ROOM, width)
+        buffer[:, :, :old_count] = slots.filled
+    buffer[:, :, old_count:new_count] = new
+    return _Slots.first_of(buffer, new_count)
 
 
-def _joined(old: Tensor, kept: Tensor, slots: int, new: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``_appended`` for rows: the last slots of the rows ``kept``, and below them the new ones."""
-    rows = len(kept) + (0 if new is None else len(new))
-    end = slots if new is None else max(slots, new.shape[2])
-    whole = old.new_empty(rows, old.shape[1], end + ROOM, old.shape[3])
+def _join(old: Tensor, staying: Tensor, count: int, new: Tensor | None) -> _Slots:
+    """The last ``count`` slots of the rows ``staying``, and below them the rows of ``new``.
+
+    All end at the same slot. ``old`` and ``new`` are (B, G, K, D), each with its own B and K.
+    """
+    stay_count = len(staying)
+    row_count, end = stay_count, count
+    if new is not None:
+        row_count += len(new)
+        end = max(count, new.shape[2])
+    buffer = old.new_empty(row_count, old.shape[1], end + ROOM, old.shape[3])
     # Pads are zeros, since what a mask hides is still multiplied by 0, which not every number
     # survives.
-    whole[: len(kept), :, : end - slots] = 0
+    buffer[:stay_count, :, : end - count] = 0
     # Into its place: an index makes a copy first, which takes twice as long.
-    place = whole[: len(kept), :, end - slots : end]
-    torch.index_select(old[:, :, old.shape[2] - slots :], 0, kept, out=place)
+    target = buffer[:stay_count, :, end - count : end]
+    torch.index_select(old[:, :, old.shape[2] - count :], 0, staying, out=target)
     if new is not None:
-        whole[len(kept) :, :, : end - new.shape[2]] = 0
-        whole[len(kept) :, :, end - new.shape[2] : end] = new
-    return whole, whole[:, :, :end]
+        first_slot = end - new.shape[2]
+        buffer[stay_count:, :, :first_slot] = 0
+        buffer[stay_count:, :, first_slot:end] = new
+    return _Slots.first_of(buffer, end)
 
 
 class RefilledCache(Cache):  # type: ignore[misc]
@@ -78,16 +108,20 @@ class RefilledCache(Cache):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=RefilledLayer)
 
-    def refill(self, kept: Sequence[int], slots: int, new: "RefilledCache | None" = None) -> None:
+    def refill(
+        self, staying: Sequence[int], count: int, new: "RefilledCache | None" = None
+    ) -> None:
         """Keep some rows, and add those of another cache, so that all end at the same slot.
 
-        The rows ``kept``, in their new order, need so many ``slots`` at the end; those of ``new``
-        come after them.
+        Args:
+            staying: the rows that are kept, in their new order.
+            count: how many slots at the end they need.
+            new: the cache of the rows that come after them; None if none come.
         """
-        added = [None] * len(self.layers) if new is None else new.layers
-        chosen = torch.tensor(kept, dtype=torch.long)
-        for layer, other in zip(self.layers, added, strict=True):
-            layer.refill(chosen, slots, other)
+        new_layers = [None] * len(self.layers) if new is None else new.layers
+        staying_rows = torch.tensor(staying, dtype=torch.long)
+        for layer, new_layer in zip(self.layers, new_layers, strict=True):
+            layer.refill(staying_rows, count, new_layer)
 
 
 def can_be_refilled(config: Any) -> bool:

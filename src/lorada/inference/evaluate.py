@@ -4,60 +4,36 @@ The metrics go into ``result.json``, and the answer to each row into ``predictio
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from datasets import Dataset
-from torch import Tensor
-
-from lorada.data.metrics import THRESHOLD, refuse_metric, refuse_unnamed
-from lorada.data.read_rows import answer_of
-from lorada.data.row_forms import Columns
-from lorada.data.row_lengths import EncodingLog
-from lorada.data.score_answers import AnswerScores, are_own, metric_names_for, score_answers
+from lorada.data.forms.row_matches import Columns
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import rows_to_score
+from lorada.data.scoring.row_metrics import refuse_metric, refuse_unnamed
+from lorada.data.scoring.score_answers import AnswerScores, are_own, metric_names_for, score_answers
 from lorada.data.task import Metrics
-from lorada.data.task_rows import Rows, rows_to_score, scored_rows
-from lorada.data.tokenize import (
-    IGNORED,
-    collator,
-    context_of,
-    encode_each,
-    encode_options,
-    encode_rows,
-    prompt_of,
-    prompts_of,
-    token_counts,
-    written_calls,
-)
-from lorada.inference.generate import generate_parts, generation_settings
+from lorada.data.tokenize import prompt_of, written_calls
+from lorada.inference.answer_rows import answer_all
+from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run, scoring
-from lorada.inference.perplexity import slide
-from lorada.inference.stored_answers import (
-    ANSWERS_HASH,
-    Answers,
-    conditions_of,
-    hash_of,
-    stored_answers,
-)
+from lorada.inference.stored_answers import Answers, conditions_of, hash_of, stored_answers
 from lorada.runs.recipe import JSONL
-from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
-from lorada.support.metric_names import LOSS, LOSS_ROWS, as_score, rows_metric
-from lorada.support.progress import progress_bar
-from lorada.support.row_sources import HEADED, Form, Row, absolute_files
-from lorada.training.models.candidate_scores import (
-    cached_scores,
-    likeliest,
-    needs_whole,
-    sequence_scores,
+from lorada.runs.result import (
+    Prediction,
+    RowsMetrics,
+    keep_scores,
+    read_predictions,
+    read_result,
+    write_predictions,
 )
-from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
+from lorada.support.metric_names import LOSS, LOSS_ROWS, as_score, rows_metric
+from lorada.support.row_sources import HEADED, Row, absolute_files
 
 BASE = " (base)"  # after the name of rows, for scores with the adapter switched off
-# Ranges of rows that are answered one after the other.
-Parts = Sequence[range]
 
 
 def evaluate(
@@ -68,7 +44,7 @@ def evaluate(
     base: bool = False,
     with_text: bool = False,
     metrics: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Metrics:
     """Score a run on a file of held-out rows and keep the numbers and the answers in its folder.
 
     If the recipe has ``eval_rows``, so many of the rows are scored, at random. Beside the scores
@@ -96,20 +72,21 @@ def evaluate(
     name = absolute_files(data or str(run.recipe.eval_data))
     for metric in metrics:
         refuse_metric(metric, rows.form)
-    return _score_all(run, {name: rows}, base=base, with_text=with_text, metrics=metrics)[name]
+    scores = _score_sets(run, {name: rows}, base=base, with_text=with_text, metrics=metrics)
+    return scores[name]
 
 
 def evaluate_tasks(
     run: Run, data_dir: str | None = None, *, base: bool = False, with_text: bool = False
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Metrics]:
     """Score a run on the test rows of its tasks and keep the numbers and answers in its folder.
 
     ``data_dir`` replaces the recipe's; ``base`` and ``with_text`` are as in ``evaluate``. Returned
     are the metrics by task, and by split if a task has two; a task's main metric comes first.
     """
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
-    sets = scored_rows(recipe, run.form, run.labels, run.kind)
-    return _score_all(run, sets, base=base, with_text=with_text)
+    rows_by_name = scored_rows(recipe, run.form, run.labels, run.kind)
+    return _score_sets(run, rows_by_name, base=base, with_text=with_text)
 
 
 def has_tasks(run: Run) -> bool:
@@ -117,259 +94,224 @@ def has_tasks(run: Run) -> bool:
     return run.recipe.task != JSONL
 
 
-def _score_all(
-    run: Run, sets: dict[str, Rows], *, base: bool, with_text: bool, metrics: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """Score a run on sets of rows by name, and write metrics and answers into its folder."""
+def _score_sets(
+    run: Run,
+    rows_by_name: dict[str, Rows],
+    *,
+    base: bool,
+    with_text: bool,
+    metrics: Sequence[str] = (),
+) -> dict[str, Metrics]:
+    """Score a run on sets of rows, and write metrics and answers of each into its folder."""
     read_predictions(run.folder)  # a damaged file is refused before the work, not after it
-    scores = {}
-    for name, rows in sets.items():
-        key = f"{name}{BASE}" if base else name
-        rows = written_calls(rows, run.tokenizer)
-        by_windows = rows.form == "text"  # which are no answers to rows
-        conditions = "" if by_windows else conditions_of(run, rows, base=base)
-        stored = stored_answers(run, rows, key, conditions) if metrics and not by_windows else None
-        with scoring(run, base=base):
-            answers = stored or _answers_of(run, rows)
-        found, lines = score(run, rows, answers, metrics, with_text=with_text)
-        count = len(rows.rows) if rows.protocol.lengths else len(lines)
-        scores[name] = {"n": count, **found, "sha256": rows.fingerprint}
-        if not by_windows:
-            scores[name][ANSWERS_HASH] = hash_of(conditions, lines)
-        asked = "unparsable" in found and not base
-        unparsable = {name: found["unparsable"]} if asked else None
-        # First the answers: where there are metrics, there are answers too.
-        write_predictions(run.folder, key, lines)
-        keep_scores(run.folder, {key: scores[name]}, unparsable)
+    return {
+        name: _score_set(run, rows, name, base=base, with_text=with_text, metrics=metrics)
+        for name, rows in rows_by_name.items()
+    }
+
+
+def _score_set(
+    run: Run, rows: Rows, name: str, *, base: bool, with_text: bool, metrics: Sequence[str]
+) -> Metrics:
+    """Score a run on the rows ``name``, and write metrics and answers into its folder."""
+    stored_name = f"{name}{BASE}" if base else name
+    rows = written_calls(rows, run.tokenizer)
+    # Plain text is scored by windows, which are no answers that could be stored and used again.
+    has_answers = rows.form != "text"
+    conditions = ""
+    answers = None
+    if has_answers:
+        conditions = conditions_of(run, rows, base=base)
+    if has_answers and metrics:  # another metric of the same answers costs no new ones
+        answers = stored_answers(run, rows, stored_name, conditions)
+    with scoring(run, base=base):
+        if answers is None:
+            answers = answer_all(run, rows)
+    found, predictions = score(run, rows, answers, stored_name, metrics, with_text=with_text)
+
+    # Windows of several lengths cover the same texts, so these are counted.
+    count = len(rows.rows) if rows.protocol.lengths else len(predictions)
+    scores: Metrics = {"n": count, **found, "sha256": rows.fingerprint}
+    if has_answers:
+        scores["answers_sha256"] = hash_of(conditions, predictions)
+    unparsable = None
+    if "unparsable" in found and not base:
+        unparsable = {name: found["unparsable"]}
+    # First the answers: where there are metrics, there are answers too.
+    write_predictions(run.folder, stored_name, predictions)
+    keep_scores(run.folder, {stored_name: RowsMetrics(**scores)}, unparsable)
     return scores
 
 
 def score(
-    run: Run, rows: Rows, answers: Answers, metrics: Sequence[str] = (), *, with_text: bool = False
-) -> tuple[Metrics, list[dict[str, Any]]]:
-    """The metrics of a run's answers to some rows, and its loss on them.
+    run: Run,
+    rows: Rows,
+    answers: Answers,
+    name: str,
+    metrics: Sequence[str] = (),
+    *,
+    with_text: bool = False,
+) -> tuple[Metrics, list[Prediction]]:
+    """The metrics of a run's answers to some rows, and its loss on them; and the predictions.
 
-    Rows of a user's own are scored by ``metrics``, or by that of the run; others by their protocol.
-    Returned besides are the lines of ``predictions.jsonl``, by the rows' numbers.
+    Args:
+        run: the run that answered.
+        rows: what was answered. Rows of a user's own are scored by ``metrics``, others by their
+            protocol.
+        answers: the answer to each row, and its loss.
+        name: that of the rows, for the predictions.
+        metrics: names of metrics; none for that of the run.
+        with_text: whether predictions have what was asked and the right answer.
+
+    Returns:
+        The metrics, the main one first, and the predictions in the order of the rows' numbers.
     """
-    names = metric_names_for(rows, metrics or ([] if run.metric is None else [run.metric]))
-    scores = score_answers(rows, answers.values, names)
-    found = {**scores.metrics, **answers.mean}
-    losses = [loss for loss in answers.losses if loss is not None]
-    if LOSS in names and LOSS not in found:  # of choices, only where it is asked for
-        found[LOSS] = sum(losses) / len(losses)
-    shown = [Path(metric).name for metric in names]
-    found = {**{name: found[name] for name in shown}, **found}
-    if LOSS in found and rows.form != "text" and len(losses) < len(rows.rows):
-        found[LOSS_ROWS] = len(losses)
+    if not metrics and run.metric is not None:
+        metrics = [run.metric]
+    metric_names = metric_names_for(rows, metrics)
+    scores = score_answers(rows, answers.values, metric_names)
+    found = _with_losses({**scores.metrics, **answers.mean_loss}, rows, answers, metric_names)
     if are_own(rows) and answers.cut is not None:
-        limit = generation_settings(run)["max_new_tokens"]
-        found |= {"cut": sum(answers.cut), "max_new_tokens": limit}
-    if run.commonest_answer is not None and (beside := _of_commonest(run, rows, names, found)):
-        found["commonest"] = beside
-    by = rows_metric(next(iter(found)))
-    return found, _lines(run, rows, answers, scores, by, with_text=with_text)
+        found["cut"] = sum(answers.cut)
+        found["max_new_tokens"] = generation_settings(run)["max_new_tokens"]
+    commonest = _commonest_scores(run, rows, metric_names, found)
+    if commonest is not None:
+        found["commonest"] = commonest
+    main_row_metric = rows_metric(next(iter(found)))
+    predictions = _predictions(
+        run, rows, answers, scores, main_row_metric, name, with_text=with_text
+    )
+    return found, predictions
 
 
-def _of_commonest(
-    run: Run, rows: Rows, names: Sequence[str], beside: Metrics
+def _with_losses(
+    metrics: Metrics, rows: Rows, answers: Answers, metric_names: Sequence[str]
+) -> Metrics:
+    """Metrics with the loss where it is asked for, those that were asked for first."""
+    losses = [loss for loss in answers.losses if loss is not None]
+    if LOSS in metric_names and LOSS not in metrics:  # of choices, only where it is asked for
+        metrics[LOSS] = sum(losses) / len(losses)
+    # The first metric is the main one; a function of a file is called by its file's name.
+    shown_names = [Path(metric).name for metric in metric_names]
+    metrics = {**{name: metrics[name] for name in shown_names}, **metrics}
+    if LOSS in metrics and rows.form != "text" and len(losses) < len(rows.rows):
+        metrics[LOSS_ROWS] = len(losses)
+    return metrics
+
+
+def _commonest_scores(
+    run: Run, rows: Rows, metric_names: Sequence[str], model_metrics: Metrics
 ) -> dict[str, Any] | None:
     """The commonest answer of the training rows, and what it scores, given to every row.
 
-    It has no loss, and a constant has no correlation: None if nothing is defined for it. ``beside``
-    are the metrics of the model.
+    It has no loss, and a constant has no correlation: None if nothing is defined for it.
     """
     answer = run.commonest_answer
-    metrics = score_answers(rows, [answer] * len(rows.rows), names).metrics
-    numbers = {
-        name: value
-        for name, value in metrics.items()
-        if name in beside and isinstance(value, float) and name != "threshold"
-    }
+    if answer is None:
+        return None
+    metrics = score_answers(rows, [answer] * len(rows.rows), metric_names).metrics
+    numbers = {}
+    for name, value in metrics.items():
+        # The threshold is a setting, and no score.
+        if name in model_metrics and isinstance(value, float) and name != "threshold":
+            numbers[name] = value
     return {"answer": answer, **numbers} if numbers else None
 
 
-def _lines(
-    run: Run, rows: Rows, answers: Answers, scores: AnswerScores, by: str, *, with_text: bool
-) -> list[dict[str, Any]]:
-    """The lines of ``predictions.jsonl``, by the rows' numbers; ``by`` is the metric of a score."""
-    lines = []
-    for index, (one, loss) in enumerate(zip(scores.by_row, answers.losses, strict=True)):
-        value = one.get(LOSS, loss) if by == LOSS else one[by]
-        line = {
-            "row": index + 1,
-            "answer": None,
-            "score": None if value is None else as_score(value, by),
-            "loss": loss,
-            "metrics": {} if rows.protocol.lengths else one,
-        }
-        if rows.form != "text":  # which is cut into windows, and these are not rows of the file
-            row = rows.rows[index]
-            line |= {"row": rows.number(index), "answer": answers.values[index]}
-            if "group" in row:
-                line["group"] = row["group"]
-            if answers.cut and answers.cut[index]:
-                line["cut"] = True
-            if with_text:
-                line |= _text_of(row, rows.form, run)
-        lines.append(line)
-    return sorted(lines, key=lambda line: int(line["row"]))
+def _predictions(
+    run: Run,
+    rows: Rows,
+    answers: Answers,
+    scores: AnswerScores,
+    main_metric: str,
+    name: str,
+    *,
+    with_text: bool,
+) -> list[Prediction]:
+    """The predictions of some rows, in the order of their numbers.
 
-
-def _text_of(row: Row, form: Form, run: Run) -> dict[str, Any]:
-    """What a row asks, as one text, and the right answer."""
-    if form in HEADED:
-        text = "\n".join(filter(None, (row["text"], row.get("text_pair"))))
-        right = {"label": str, "labels": list, "score": float}[form](row[form])
-        return {"text": text, "right": right}
-    text = prompt_of(row, form, run.tokenizer)
-    if form == "choice":
-        options = (f"{index}: {one}" for index, one in enumerate(row["candidates"]))
-        return {"text": "\n".join([text, *options]), "right": row["answer"]}
-    return {"text": text, "right": answer_of(row)}
-
-
-def _batches(
-    run: Run, rows: Rows, dataset: Dataset, title: str, parts: Parts | None = None
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of encoded rows of similar length, the longest first: their indices and tensors.
-
-    With ``parts``, only their rows are in batches, and no batch has rows of two parts.
+    Args:
+        run: the run that answered.
+        rows: what was answered.
+        answers: the answer to each row, and its loss.
+        scores: what each answer scores.
+        main_metric: the metric of single rows that gives the score.
+        name: that of the rows, as it is stored.
+        with_text: whether predictions have what was asked and the right answer.
     """
-    pad, size = collator(rows.form, run.tokenizer), run.recipe.eval_batch_size
-    batches = [
-        [part[i] for i in chosen]
-        for part in parts or [range(len(dataset))]
-        for chosen in alike(dataset.select(part), size)
-    ]
-    for chosen in progress_bar(batches, title):
-        batch = pad([dataset[i] for i in chosen])
-        yield chosen, {key: tensor.to(run.device) for key, tensor in batch.items()}
+    predictions = []
+    for index, loss in enumerate(answers.losses):
+        row_metrics = scores.by_row[index]
+        prediction = Prediction(
+            rows=name,
+            row=index + 1,
+            answer=None,
+            score=_row_score(row_metrics, loss, main_metric),
+            loss=loss,
+            metrics={} if rows.protocol.lengths else _null_if_not_finite(row_metrics),
+        )
+        # Plain text is cut into windows, which are no rows of the file and have no answer.
+        if rows.form != "text":
+            prediction = _with_answer(prediction, run, rows, answers, index, with_text=with_text)
+        predictions.append(prediction)
+    return sorted(predictions, key=lambda prediction: prediction.row)
 
 
-def alike(dataset: Dataset, size: int) -> list[list[int]]:
-    """The indices of rows, ``size`` together that need few pads, the longest first."""
-    lengths = token_counts(dataset)
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if "candidates" in dataset.column_names:
-        # Candidates are padded by themselves, behind their prompts (``cached_scores``).
-        widest = [max(map(len, candidates)) for candidates in dataset["candidates"]]
-        widths: dict[int, list[int]] = {}
-        for i in order:
-            widths.setdefault(round(4 * math.log2(widest[i])), []).append(i)
-        # Down and up again, so that rows of two widths in one batch have prompts of alike length.
-        turns = enumerate(sorted(widths))
-        order = [i for turn, width in turns for i in widths[width][:: (-1) ** turn]]
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    return sorted(chunks, key=lambda chosen: -max(lengths[i] for i in chosen))
-
-
-class Answered(NamedTuple):
-    """The answer to a row: a class, labels, a number, the index of a candidate, or a text.
-
-    The loss is the training's of the right answer: cross-entropy, the mean over labels of their
-    log-loss, squared error, or −log softmax(s) of the right candidate, s being the candidates'
-    scores; None for a text.
-    """
-
-    value: Any
-    loss: float | None = None
-    probs: list[float] | None = None  # of the classes or labels, in their order
-    cut: bool | None = None  # whether a text was cut at the most tokens of an answer
-
-
-def answer_rows(run: Run, rows: Rows, parts: Parts | None = None) -> Iterator[tuple[int, Answered]]:
-    """The indices of rows of some parts, of all if None, and the answer to each."""
-    if rows.form == "choice" or rows.form in HEADED:
-        encoded = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
-    if rows.form == "choice":
-        scores_of = sequence_scores if needs_whole(run.model) else cached_scores
-        for chosen, batch in _batches(run, rows, encoded, "Choosing", parts):
-            scores, groups = scores_of(run.model, batch), batch["groups"]
-            each = zip(scores.split(groups.tolist()), batch["answers"].tolist(), strict=True)
-            losses = [-float(s.log_softmax(-1)[answer]) for s, answer in each]
-            found = map(Answered, likeliest(scores, groups), losses)
-            yield from zip(chosen, found, strict=True)
-    elif rows.form in HEADED:
-        for chosen, batch in _batches(run, rows, encoded, "Scoring", parts):
-            right = batch.pop("labels")
-            logits = run.model(**batch).logits.float()
-            yield from zip(chosen, _headed_answers(rows, logits, right), strict=True)
+def _row_score(row_metrics: dict[str, float], loss: float | None, main_metric: str) -> float | None:
+    """The main metric of a row, higher for the better one; None for a row without a loss."""
+    value: float | None
+    if main_metric != LOSS:
+        value = row_metrics[main_metric]
+    elif LOSS in row_metrics:
+        value = row_metrics[LOSS]  # a window's own, weighted by its length
     else:
-        prompts = prompts_of(rows, run.tokenizer)
-        # Rows of a user's own file have no generation settings; generate takes those of the task.
-        protocol = rows.protocol if rows.protocol.generation else None
-        settings = generation_settings(run, protocol=protocol)
-        templated = rows.form == "messages"
-        parts = parts or [range(len(prompts))]
-        for index, text in generate_parts(run, prompts, parts, settings, templated=templated):
-            yield index, Answered(text.text, cut=text.cut)
+        value = loss
+    return None if value is None else as_score(value, main_metric)
 
 
-def _headed_answers(rows: Rows, logits: Tensor, right: Tensor) -> Iterator[Answered]:
-    """The answers of a head to a batch; ``right`` are the labels or numbers that it learns."""
-    if rows.form == "label":
-        values = [rows.labels[i] for i in logits.argmax(-1).tolist()]
-        losses = F.cross_entropy(logits, right, reduction="none").tolist()
-        return map(Answered, values, losses, logits.softmax(-1).tolist())
-    if rows.form == "labels":
-        by_label = F.binary_cross_entropy_with_logits(logits, right, reduction="none")
-        probs = logits.sigmoid().tolist()
-        sets = [_likely(rows.labels, shares) for shares in probs]
-        return map(Answered, sets, by_label.mean(-1).tolist(), probs)
-    losses = (logits.flatten() - right).square().tolist()
-    return map(Answered, logits.flatten().tolist(), losses)
+def _null_if_not_finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as a file can hold them, since JSON has no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _likely(names: Sequence[str], probs: list[float]) -> list[str]:
-    """The labels of a text: those that are as likely as not, or more."""
-    return [name for name, prob in zip(names, probs, strict=True) if prob >= THRESHOLD]
+def _with_answer(
+    prediction: Prediction, run: Run, rows: Rows, answers: Answers, index: int, *, with_text: bool
+) -> Prediction:
+    """The prediction of a row with its number and answer, and the fields that only some have."""
+    row = rows.rows[index]
+    fields: dict[str, Any] = {"row": rows.number(index), "answer": answers.values[index]}
+    if "group" in row:
+        fields["group"] = row["group"]
+    if answers.cut and answers.cut[index]:
+        fields["cut"] = True
+    if with_text:
+        fields["text"] = _asked_text(row, rows, run)
+        fields["right"] = _right_answer(row, rows)
+    return prediction.model_copy(update=fields)
 
 
-def _answers_of(run: Run, rows: Rows) -> Answers:
-    """The answers to all rows, in order; the loss of a choice is no metric."""
-    if rows.protocol.lengths:
-        return Answers(*slide(run, rows), {}, None)
-    if rows.form in HEADED or rows.form == "choice":
-        found: list[Any] = [one for _, one in sorted(answer_rows(run, rows))]
-        losses = [one.loss for one in found]
-        mean = {"loss": sum(losses) / len(losses)} if rows.form in HEADED else {}
-        return Answers([one.value for one in found], losses, mean, None)
-    sums, counts = _losses(run, rows)
-    means, loss = (sums / counts).tolist(), {"loss": float(sums.sum() / counts.sum())}
-    if rows.form == "text":
-        return Answers([*zip(means, counts.int().tolist(), strict=True)], means, loss, None)
-    found = [one for _, one in sorted(answer_rows(run, rows))]
-    # A row whose right answer lies beyond max_length is answered, but has no loss.
-    kept: Iterable[int] = range(len(rows.rows))
-    if len(means) < len(rows.rows):
-        options = encode_options(rows, run.recipe, run.kind)
-        kept = [index for index, _ in encode_each(rows, run.tokenizer, options, EncodingLog())]
-    by_row = dict(zip(kept, means, strict=True))
-    losses = [by_row.get(index) for index in range(len(rows.rows))]
-    cut = [bool(one.cut) for one in found]
-    return Answers([one.value for one in found], losses, loss, cut)
+def _asked_text(row: Row, rows: Rows, run: Run) -> str:
+    """What a row asks, as one text."""
+    if rows.form in HEADED:
+        texts = [row["text"], row.get("text_pair")]
+        return "\n".join(text for text in texts if text)
+    prompt = prompt_of(row, rows.form, run.tokenizer)
+    if rows.form != "choice":
+        return prompt
+    options = [f"{index}: {candidate}" for index, candidate in enumerate(row["candidates"])]
+    return "\n".join([prompt, *options])
 
 
-def _losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
-    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
-    found: dict[int, tuple[float, int]] = {}
-    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
-    sparing: LabelledLoss | None = None  # makes logits only where labels count
-    reads = context_of(run.model.config)
-    dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, reads=reads)
-    for number, (chosen, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
-        if number == 0 and shift:
-            sparing = find_labelled_loss(run.model, batch)
-        labels = batch["labels"][:, shift:]
-        if sparing is not None:
-            each, row_of, _ = sparing(run.model, batch)
-            sums = each.new_zeros(len(chosen)).index_add(0, row_of, each)
-        else:
-            logits = run.model(**batch).logits[:, : labels.shape[1]].float().transpose(1, 2)
-            each = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
-            sums = each.sum(-1)
-        pairs = zip(sums.tolist(), (labels != IGNORED).sum(-1).tolist(), strict=True)
-        found.update(zip(chosen, pairs, strict=True))
-    by_row = torch.tensor([found[index] for index in range(len(found))])
-    return by_row[:, 0], by_row[:, 1]
+def _right_answer(row: Row, rows: Rows) -> Any:
+    """The right answer to a row, in the type that the model's answers have."""
+    match rows.form:
+        case "label":
+            return str(row["label"])
+        case "labels":
+            return list(row["labels"])
+        case "score":
+            return float(row["score"])
+        case "choice":
+            return row["answer"]
+        case _:
+            return answer_of(row)

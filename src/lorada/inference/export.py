@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorada.data.metrics import THRESHOLD
+from lorada.data.scoring.metrics import THRESHOLD
 from lorada.data.tokenize import context_of
 from lorada.inference.exported_config import mark
 from lorada.inference.generate import end_tokens
@@ -48,13 +49,38 @@ Inputs = dict[str, Tensor]
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written.
+
+    Attributes:
+        folder: the folder of the model or the graph.
+        merged: kinds of the parts that are merged into the base's weights.
+        adapter: kinds of the other parts, in an adapter beside the base, or in the graph.
+        opset: of an ONNX graph.
+        difference: the largest difference of a graph's logit from torch's.
+    """
+
+    folder: Path
+    merged: list[str]
+    adapter: list[str]
+    opset: int | None = None
+    difference: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON has it; a model has no fields of a graph."""
+        fields = {"folder": str(self.folder), "merged": self.merged, "adapter": self.adapter}
+        if self.opset is None:
+            return fields
+        return {**fields, "opset": self.opset, "difference": self.difference}
+
+
+def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> Exported:
     """Write the finished run in ``folder`` as a model, with every part merged that can be.
 
     ``target`` is a new or empty folder; if an error ends the export, it is not there, or empty.
-    Returned are ``folder``, ``merged`` and ``adapter`` (kinds of parts).
     """
-    run = _to_export(folder, trust_remote_code)
+    run = _load_to_export(folder, trust_remote_code)
     model, merged, left = merge(run)
     if not merged and isinstance(model, PeftModel):
         refuse_without_peft_model(model.peft_config["default"].parts)
@@ -67,7 +93,7 @@ def export(folder: Path, target: Path, *, trust_remote_code: bool = False) -> di
         copy_licence(run.recipe.model, fresh)
         task = task_type(run.model.config, classifies=run.form in HEADED)
         write_model_card(fresh, run.recipe, merged, left, task)
-    return {"folder": str(target), "merged": merged, "adapter": left}
+    return Exported(target, merged, left)
 
 
 def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
@@ -75,8 +101,9 @@ def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
 
     It is written at the first call, into the run. The base is linked beside it where it is here.
     """
-    recipe, place = finished_run(folder), folder.resolve() / SERVED
-    if not (place / "model").is_dir():  # later the base is not needed
+    recipe = finished_run(folder)
+    served = folder.resolve() / SERVED
+    if not (served / "model").is_dir():  # later the base is not needed
         config = load_config(recipe.model, trust_remote_code=trust_remote_code)
         if kind_of(config) != "decoder":
             raise ValueError(
@@ -85,18 +112,19 @@ def served_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
             )
         _refuse_quantised(recipe.model, config)
     try:
-        place.mkdir(exist_ok=True)
+        served.mkdir(exist_ok=True)
     except OSError as error:
-        other = f"lorada export {folder} DIR, then lorada run transformers serve DIR"
-        raise OSError(f"{place} cannot be written ({error.strerror}): {other}") from error
-    with one_at_a_time(place / "model"):
-        if not (place / "model").is_dir():
-            export(folder, place / "model", trust_remote_code=trust_remote_code)
-    named = place / Path(os.path.abspath(folder)).name  # a link to a run has a name of its own
-    if not named.exists():
-        named.symlink_to("model")
-    _link_base(recipe.model, named.with_name(base_name(named.name)))
-    return named
+        remedy = f"lorada export {folder} DIR, then lorada run transformers serve DIR"
+        raise OSError(f"{served} cannot be written ({error.strerror}): {remedy}") from error
+    with one_at_a_time(served / "model"):
+        if not (served / "model").is_dir():
+            export(folder, served / "model", trust_remote_code=trust_remote_code)
+    # Clients ask for a model by the name of its folder. A link to a run has a name of its own.
+    link = served / Path(os.path.abspath(folder)).name
+    if not link.exists():
+        link.symlink_to("model")
+    _link_base(recipe.model, link.with_name(base_name(link.name)))
+    return link
 
 
 def _link_base(model: str, link: Path) -> None:
@@ -115,38 +143,49 @@ def _refuse_quantised(model: str, config: Any) -> None:
         )
 
 
-def _to_export(folder: Path, trust_remote_code: bool) -> Run:
+def _load_to_export(folder: Path, trust_remote_code: bool) -> Run:
     """Load the finished run; write what ends a text into its base's config."""
     run = load_run(folder, trust_remote_code=trust_remote_code, to_merge=True)
-    base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
+    base = _base_of(run.model)
     _refuse_quantised(run.recipe.model, base.config)
-    if base.can_generate() and (ends := end_tokens(run)):
+    if not base.can_generate():
+        return run
+    ends = end_tokens(run)
+    if ends:
         base.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     return run
+
+
+def _base_of(model: PeftModel | PreTrainedModel) -> Any:
+    """The model of transformers under an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
-    again = "Free space, then run the command again"
+    remedy = "Free space, then run the command again"
     if not target.is_dir():
-        with full_disk_in_one_line(target, again), atomic_path(target) as fresh:
+        with full_disk_in_one_line(target, remedy), atomic_path(target) as fresh:
             yield fresh
             refuse_filled(target)  # again, as somebody may have put files there meanwhile
         return
     # A folder that is there stays: it may be the working one, a link, or a mounted disk.
-    with full_disk_in_one_line(target, again), scratch_folder(target) as scratch:
+    with full_disk_in_one_line(target, remedy), scratch_folder(target) as scratch:
         yield scratch / "model"
         if any(path.name != scratch.name for path in target.iterdir()):
             raise ValueError(f"{target} is not empty: choose a new folder")
-        config_last = sorted((scratch / "model").iterdir(), key=lambda one: one.suffix == ".json")
-        for path in config_last:
+        # A folder without its config is no model, so an export that is cut off here is none.
+        written = sorted((scratch / "model").iterdir(), key=lambda path: path.suffix == ".json")
+        for path in written:
             path.replace(target / path.name)
 
 
 def copy_licence(model: str, fresh: Path) -> None:
     """Copy the texts of its licence from the folder of a base."""
-    for pattern in LICENCE_FILES if Path(model).is_dir() else ():
+    if not Path(model).is_dir():
+        return
+    for pattern in LICENCE_FILES:
         for path in Path(model).glob(pattern):
             if path.is_file():
                 shutil.copy(path, fresh)
@@ -159,11 +198,12 @@ def merge(run: Run) -> tuple[PeftModel | PreTrainedModel, list[str], list[str]]:
     other weights than those it was trained on.
     """
     parts = part_kinds(run.model)
-    try:
-        model = run.model.merge_weights() if isinstance(run.model, PeftModel) else run.model
-    except UnmergeableError as error:
-        logger.warning("nothing is merged: %s", str(error).partition(": ")[0])
-        model = run.model
+    model = run.model
+    if isinstance(model, PeftModel):
+        try:
+            model = model.merge_weights()
+        except UnmergeableError as error:
+            logger.warning("nothing is merged: %s", str(error).partition(": ")[0])
     left = part_kinds(model)
     merged = [kind for kind in parts if kind not in left]
     if merged and run.model.dtype in (torch.bfloat16, torch.float16):
@@ -202,27 +242,28 @@ place in `id2label` of `config.json`; a text has those of {THRESHOLD} or more.
 """
 
 
-def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) -> Exported:
     """Write the finished run in ``folder`` as an ONNX graph in fp32, as ``export`` writes a model.
 
-    Returns what ``export`` does, with the opset and the largest ``difference`` of a logit from
-    torch's; the graph is refused if that is large.
+    A graph whose logits differ much from torch's is refused.
     """
-    run = _to_export(folder, trust_remote_code)
+    run = _load_to_export(folder, trust_remote_code)
     recipe = run.recipe
     if run.kind == "encoder_decoder":
         raise ValueError(f"{recipe.model} is an encoder–decoder, which is no one graph: {PLAIN}")
     run.model.float().cpu()
     run.model.config.use_cache = False
     with _new_folder(target) as fresh:
-        texts = list(_texts(run))
-        expected = [_logits(run.model, text) for text in texts]
+        batches = list(_test_batches(run))
+        # Before the merge, which changes the run's model.
+        torch_logits = [_logits(run.model, batch) for batch in batches]
         model, merged, left = merge(run)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = _base_of(model)
         with _one_refusal(run):
-            graph = _graph_of(base, texts[0])
-            found = [_logits(graph, text) for text in texts]
-            opset, difference = graph.program.opset_imports[""], _difference(found, expected)
+            graph = _graph_of(base, batches[0])
+            graph_logits = [_logits(graph, batch) for batch in batches]
+            opset = graph.program.opset_imports[""]
+            difference = _difference(graph_logits, torch_logits)
             graph.save_pretrained(fresh)
         if base.can_generate():  # what ends a text is in these settings
             base.generation_config.save_pretrained(fresh)
@@ -232,17 +273,18 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
             recipe, "onnx", task_type(base.config, classifies=run.form in HEADED)
         )
         title = f"{published_name(recipe.model)} after {recipe.method}, as a graph"
-        made = f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
+        facts = (
+            f"ONNX opset {opset}, float32; logits differ from torch's by up to {difference:.1e}."
+        )
         notes = LABELS_NOTE if run.form == "labels" else ""
-        write_text(fresh, metadata, title=title, made=made, code=CODE, notes=notes)
-    written = {"folder": str(target), "merged": merged, "adapter": left}
-    return {**written, "opset": opset, "difference": difference}
+        write_text(fresh, metadata, title=title, summary=facts, code=CODE, notes=notes)
+    return Exported(target, merged, left, opset, difference)
 
 
 @contextmanager
 def _one_refusal(run: Run) -> Iterator[None]:
     """Turn any error of exporter, runtime or comparison into one line, but no lack of memory."""
-    quiet = logging.root.manager.disable
+    level_before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         # Drop what the exporters print and log; they end with an error if something is wrong.
@@ -257,7 +299,7 @@ def _one_refusal(run: Run) -> Iterator[None]:
             f"model to ONNX ({type(error).__name__}: {reason}): {PLAIN}"
         ) from error
     finally:
-        logging.disable(quiet)
+        logging.disable(level_before)
 
 
 def _graph_of(model: Any, example: Inputs) -> Any:
@@ -265,8 +307,8 @@ def _graph_of(model: Any, example: Inputs) -> Any:
     import onnxruntime
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    free = torch.export.Dim.DYNAMIC  # not AUTO: an error if the model would serve one size only
-    sizes = {name: {0: free, 1: free} for name in example}
+    any_size = torch.export.Dim.DYNAMIC  # not AUTO: an error if it would serve one size only
+    sizes = {name: {0: any_size, 1: any_size} for name in example}
     # onnxruntime optimises a graph when it loads it; onnxscript's optimiser takes minutes.
     config = OnnxConfig(dynamic_shapes=sizes, optimize=False)
     graph = OnnxExporter().export(model, example, config)
@@ -276,39 +318,54 @@ def _graph_of(model: Any, example: Inputs) -> Any:
     return graph
 
 
-def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference of a logit from the expected one, which rounding must explain."""
-    largest = max(float(x.abs().max()) for x in expected)
-    each = [(one - other).abs().max() for one, other in zip(found, expected, strict=True)]
-    difference = float(torch.stack(each).max())  # a NaN of any batch stays
-    if not difference <= TOLERANCE * largest:
+def _difference(graph_logits: list[Tensor], torch_logits: list[Tensor]) -> float:
+    """The largest difference of a graph's logit from torch's, which rounding must explain."""
+    largest_logit = max(float(logits.abs().max()) for logits in torch_logits)
+    differences = []
+    for ours, expected in zip(graph_logits, torch_logits, strict=True):
+        differences.append((ours - expected).abs().max())
+    difference = float(torch.stack(differences).max())  # a NaN of any batch stays
+    if not difference <= TOLERANCE * largest_logit:  # a NaN is refused too
         raise ArithmeticError(f"its logits differ from torch's by up to {difference:.2g}")
     return difference
 
 
 @torch.no_grad()
-def _logits(call: Callable[..., Any], text: Inputs) -> Tensor:
+def _logits(call: Callable[..., Any], batch: Inputs) -> Tensor:
     """The logits of a batch of texts: of each, or of each token that is no pad."""
-    logits: Tensor = call(**text).logits.float()
-    return logits if logits.dim() == 2 else logits[text["attention_mask"].bool()]
+    logits: Tensor = call(**batch).logits.float()
+    if logits.dim() == 2:  # a head has answered: one row for each text
+        return logits
+    return logits[batch["attention_mask"].bool()]
 
 
-def _texts(run: Run) -> Iterator[Inputs]:
+def _test_batches(run: Run) -> Iterator[Inputs]:
     """Padded batches of any tokens: short ones, and longer ones than the longest map."""
-    base: Any = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
-    special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
-    known = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
-    tokens = torch.tensor([i for i in range(known) if i not in special])
-    typed = "token_type_ids" in run.tokenizer.model_input_names
-    typed = typed and getattr(base.config, "type_vocab_size", 0) > 1
-    length = max([SHORT, *(config.length for config in map_configs(run.model))])
+    base = _base_of(run.model)
+    longest_map = max([SHORT, *(config.length for config in map_configs(run.model))])
+    longer = longest_map + 8
+    context = context_of(base.config) or longer
     # All sizes of the first differ from each other, since a trace takes equal ones for one.
-    for batch, count in ((3, SHORT), (2, min(length + 8, context_of(base.config) or length + 8))):
-        pads = count * torch.arange(batch)[:, None] // (batch + 1)  # of each row
-        mask = (torch.arange(count) >= pads).long()  # a decoder's prompts must end alike
-        chosen = tokens[torch.arange(batch * count).reshape(batch, count) * 31 % len(tokens)]
-        ids = torch.where(mask.bool(), chosen, run.tokenizer.pad_token_id or 0)
-        types = {"token_type_ids": ids % 2} if typed else {}  # any 0 and 1 will do
-        # A model with a head counts the positions by itself.
-        own = {} if run.form in HEADED else accepted(base, position_ids=positions_of(mask))
-        yield {"input_ids": ids, "attention_mask": mask, **types, **own}
+    yield _test_batch(run, base, rows=3, length=SHORT)
+    yield _test_batch(run, base, rows=2, length=min(longer, context))
+
+
+def _test_batch(run: Run, base: Any, *, rows: int, length: int) -> Inputs:
+    """A batch of texts of any tokens, each (row, token), with pads before all but the first."""
+    special = {*run.tokenizer.all_special_ids, base.config.pad_token_id}
+    # Either may be larger: a tokenizer may have tokens that the embeddings lack.
+    vocabulary = min(len(run.tokenizer), base.config.get_text_config().vocab_size)
+    tokens = torch.tensor([token for token in range(vocabulary) if token not in special])
+    pad_counts = length * torch.arange(rows)[:, None] // (rows + 1)  # of each row
+    # Pads stand on the left, as a decoder's prompts must end alike.
+    mask = (torch.arange(length) >= pad_counts).long()
+    # 31 is prime to most sizes, so that neighbours are different tokens.
+    places = torch.arange(rows * length).reshape(rows, length) * 31 % len(tokens)
+    ids = torch.where(mask.bool(), tokens[places], run.tokenizer.pad_token_id or 0)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    reads_types = "token_type_ids" in run.tokenizer.model_input_names
+    if reads_types and getattr(base.config, "type_vocab_size", 0) > 1:
+        batch["token_type_ids"] = ids % 2  # any 0 and 1 will do
+    if run.form not in HEADED:  # a model with a head counts the positions by itself
+        batch |= accepted(base, position_ids=positions_of(mask))
+    return batch

@@ -14,9 +14,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList, StopStringCriteria
 
+from lorada.data.answer_length import generation_of
 from lorada.data.shorten import without_middle
 from lorada.data.task import Protocol
-from lorada.data.task_rows import protocol_settings
 from lorada.data.tokenize import context_of, ends_texts, learned_ends, prompt_of, without_end
 from lorada.inference.continuous_batching import Writer, write_answers
 from lorada.inference.continuous_batching_cache import can_be_refilled
@@ -55,8 +55,9 @@ class Text(NamedTuple):
 
 def chat_prompt(run: Run, turns: list[Row]) -> str:
     """The text that the answer to a conversation's last turn starts from, by the chat template."""
-    whole = [*turns, {"role": "assistant", "content": ""}]
-    return prompt_of({"messages": whole}, "messages", run.tokenizer)
+    # The prompt of a row ends before its last turn, so an empty answer stands there.
+    messages = [*turns, {"role": "assistant", "content": ""}]
+    return prompt_of({"messages": messages}, "messages", run.tokenizer)
 
 
 def generate(run: Run, prompts: list[str], max_new_tokens: int | None = None) -> list[str]:
@@ -66,14 +67,15 @@ def generate(run: Run, prompts: list[str], max_new_tokens: int | None = None) ->
     encoder–decoder's, their end), with a warning. ``max_new_tokens`` are the most of an answer;
     None for the recipe's number.
     """
-    chats = run.form == "messages"
-    if chats:
+    is_chat = run.form == "messages"
+    if is_chat:
         prompts = [chat_prompt(run, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    settings, parts = generation_settings(run, max_new_tokens), [range(len(prompts))]
-    outputs = dict(generate_parts(run, prompts, parts, settings, templated=chats))
-    if max_new_tokens is None:
-        say_cut(run, [one.cut for one in outputs.values()])
-    return [outputs[i].text for i in range(len(prompts))]
+    settings = generation_settings(run, max_new_tokens)
+    one_part = [range(len(prompts))]
+    texts = dict(generate_parts(run, prompts, one_part, settings, templated=is_chat))
+    if max_new_tokens is None:  # who gives a limit expects cut answers
+        say_cut(run, [text.cut for text in texts.values()])
+    return [texts[index].text for index in range(len(prompts))]
 
 
 def say_cut(run: Run, cut: list[bool]) -> None:
@@ -92,21 +94,25 @@ def generate_parts(
     """
     room = room_for_prompts(run, settings["max_new_tokens"])
     tokens = tokens_of(run, prompts, room, templated=templated)
-    answers = (
-        (part[i], text)
-        for part in parts
-        for i, text in write(run, [tokens[j] for j in part], settings)
-    )
-    return iter(progress_bar(answers, "Generating", total=sum(map(len, parts))))
+
+    def answers() -> Iterator[tuple[int, Text]]:
+        for part in parts:
+            part_tokens = [tokens[index] for index in part]
+            for place, text in write(run, part_tokens, settings):
+                yield part[place], text
+
+    return iter(progress_bar(answers(), "Generating", total=sum(map(len, parts))))
 
 
 def write(
     run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None = None
 ) -> Iterator[tuple[int, Text]]:
     """Continue prompts of token ids, and yield the index of each with its answer as it ends."""
-    way = _refilled if reason_against(run, settings) is None else _padded
+    write_ids = _write_padded
+    if reason_against(run, settings) is None:
+        write_ids = _write_refilled
     try:
-        for index, ids in way(run, prompts, settings, watch):
+        for index, ids in write_ids(run, prompts, settings, watch):
             text = run.tokenizer.decode(ids, skip_special_tokens=True)
             yield index, Text(text, _is_cut(run, ids, text, settings))
     except (TypeError, AttributeError, RuntimeError) as error:
@@ -121,64 +127,74 @@ def write(
 
 def _is_cut(run: Run, ids: list[int], text: str, settings: Settings) -> bool:
     """Whether a text is as long as it may be, with nothing that ends it; pads may be behind it."""
-    limit, config = settings["max_new_tokens"], run.model.generation_config
-    # An end that is forced upon the last token ends nothing.
-    own = ids[: limit - 1] if getattr(config, "forced_eos_token_id", None) else ids
-    ends = settings.get("eos_token_id", [])
-    stopped = any(string in text for string in settings.get("stop_strings") or [])
-    return len(ids) >= limit and not stopped and not set(ends) & set(own)
+    limit = settings["max_new_tokens"]
+    if len(ids) < limit:
+        return False
+    if any(string in text for string in settings.get("stop_strings") or []):
+        return False
+    if getattr(run.model.generation_config, "forced_eos_token_id", None):
+        ids = ids[: limit - 1]  # an end that is forced upon the last token ends nothing
+    return set(ids).isdisjoint(settings.get("eos_token_id", []))
 
 
-def _refilled(
+def _write_refilled(
     run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
 ) -> Iterator[tuple[int, list[int]]]:
     """Answer prompts in a batch that is refilled as they end: indices and token ids."""
     model = run.model.get_base_model() if isinstance(run.model, PeftModel) else run.model
-    tokens = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
-    strings = settings.get("stop_strings")
-    found = StopStringCriteria(run.tokenizer, strings) if strings else None
+    ends = torch.tensor(settings.get("eos_token_id", []), dtype=torch.long, device=run.device)
+    stop_strings = settings.get("stop_strings")
+    has_stop_string = None
+    if stop_strings:
+        has_stop_string = StopStringCriteria(run.tokenizer, stop_strings)
 
     def ended(ids: Tensor) -> Tensor:
-        last = torch.isin(ids[:, -1], tokens)
-        if found is not None:
-            last = last | found(ids, None)
+        has_ended = torch.isin(ids[:, -1], ends)
+        if has_stop_string is not None:
+            has_ended = has_ended | has_stop_string(ids, None)
         if watch is not None:
             watch(ids)
-        return last
+        return has_ended
 
-    limit, size = settings["max_new_tokens"], run.recipe.eval_batch_size
-    writer = Writer(model, ended, limit, run.tokenizer.pad_token_id, size)
+    writer = Writer(
+        model=model,
+        ended=ended,
+        limit=settings["max_new_tokens"],
+        pad=run.tokenizer.pad_token_id,
+        size=run.recipe.eval_batch_size,
+    )
     for index, ids in write_answers(writer, prompts):
         yield index, ids.tolist()
 
 
-def _padded(
+def _write_padded(
     run: Run, prompts: list[list[int]], settings: Settings, watch: Watch | None
 ) -> Iterator[tuple[int, list[int]]]:
-    """Answer prompts in padded batches with transformers' ``generate``; as ``_refilled`` does."""
+    """Answer prompts in padded batches with transformers' ``generate``: indices and token ids."""
     settings = {"do_sample": False, "pad_token_id": run.tokenizer.pad_token_id, **settings}
     if "stop_strings" in settings:
         settings["tokenizer"] = run.tokenizer
     if watch is not None:
-
-        def told(ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        # After each token ``generate`` asks its criteria whether rows have ended.
+        def call_watch(ids: Tensor, *_: Any, **__: Any) -> Tensor:
             watch(ids)
             return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # ends none
 
-        settings["stopping_criteria"] = StoppingCriteriaList([told])
-    side = "left" if run.kind == "decoder" else None
+        settings["stopping_criteria"] = StoppingCriteriaList([call_watch])
+    padding_side = "left" if run.kind == "decoder" else None
     # Prompts of similar length share a batch. The longest come first, to run out of memory early.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     size = run.recipe.eval_batch_size
     for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        asked = {"input_ids": [prompts[i] for i in chosen]}
-        batch = run.tokenizer.pad(asked, padding_side=side, return_tensors="pt").to(run.device)
+        indices = order[start : start + size]
+        inputs = {"input_ids": [prompts[index] for index in indices]}
+        batch = run.tokenizer.pad(inputs, padding_side=padding_side, return_tensors="pt")
+        batch = batch.to(run.device)
         with torch.no_grad():
             ids = run.model.generate(**batch, **settings)
         # A decoder repeats the prompt in its output; an encoder–decoder has its start token there.
         begin = batch["input_ids"].shape[1] if run.kind == "decoder" else 1
-        yield from zip(chosen, ids[:, begin:].tolist(), strict=True)
+        yield from zip(indices, ids[:, begin:].tolist(), strict=True)
 
 
 def reason_against(run: Run, settings: Settings) -> str | None:
@@ -200,9 +216,11 @@ def reason_against(run: Run, settings: Settings) -> str | None:
     # Only what takes the likeliest token each time is followed.
     settings = run.model.generation_config.to_diff_dict() | settings
     for name, value in settings.items():
-        known = name in FOLLOWED | WITHOUT_EFFECT or NEUTRAL.get(name, object()) == value
-        if value is not None and not known:
-            return f"it generates with {name}={value}"
+        if value is None or name in FOLLOWED or name in WITHOUT_EFFECT:
+            continue
+        if name in NEUTRAL and NEUTRAL[name] == value:
+            continue
+        return f"it generates with {name}={value}"
     prepare = getattr(type(model), "prepare_inputs_for_generation", None)
     if (
         prepare is not GenerationMixin.prepare_inputs_for_generation
@@ -215,23 +233,27 @@ def reason_against(run: Run, settings: Settings) -> str | None:
 
 def end_tokens(run: Run) -> list[int]:
     """The tokens that end an answer: the base's own, and those that the run has learned."""
-    ends = run.model.generation_config.eos_token_id
-    own = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return list(dict.fromkeys([*own, *learned_ends(run.form, run.tokenizer)]))
+    base_ends = run.model.generation_config.eos_token_id  # a token, several or none
+    if base_ends is None:
+        base_ends = []
+    elif isinstance(base_ends, int):
+        base_ends = [base_ends]
+    return list(dict.fromkeys([*base_ends, *learned_ends(run.form, run.tokenizer)]))
 
 
 def generation_settings(
     run: Run, max_new_tokens: int | None = None, protocol: Protocol | None = None
-) -> dict[str, Any]:
+) -> Settings:
     """Settings of transformers' ``generate``; the arguments are those of ``generate`` here."""
     refuse_no_text(run.folder, run.form, run.labels)
-    settings = protocol_settings(run.recipe, protocol or run.protocol, run.most)
+    settings = generation_of(run.recipe, protocol or run.protocol, run.learned_limit)
     strings = run.model.generation_config.stop_strings  # the base's own: a text, or several
     if strings:
         strings = [strings] if isinstance(strings, str) else strings
         settings = {"stop_strings": strings} | settings
     settings |= language_settings(run.tokenizer)
-    if ends := end_tokens(run):
+    ends = end_tokens(run)
+    if ends:
         settings["eos_token_id"] = ends
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
@@ -271,36 +293,69 @@ def tokens_of(
     They lose their middle, as in training; those of benchmarks, as was published, their beginning,
     and an encoder–decoder's their end.
     """
-    tokenizer, decodes = run.tokenizer, run.kind == "decoder"
-    # An encoder–decoder can read an empty text if its tokenizer adds special tokens; XSum has some.
-    if not all(prompts) and (decodes or not tokenizer("")["input_ids"]):
-        which = f"prompt {prompts.index('') + 1} of {len(prompts)}" if prompts[1:] else "the prompt"
-        raise ValueError(f"{which} is empty, and there is nothing to continue: leave it out")
+    if not prompts:
+        return []
+    _refuse_empty(run, prompts)
     refuse_unstorable("prompt", prompts)
-    ended = decodes and not templated and ends_texts(tokenizer)
-
-    def read(**limits: Any) -> list[list[int]]:
-        """The prompts without the end that a tokenizer may add, as in training."""
-        options = {"add_special_tokens": not templated, "verbose": False, **limits}
-        ids: list[list[int]] = tokenizer(prompts, **options)["input_ids"]
-        return [without_end(one, tokenizer) for one in ids] if ended else ids
-
-    found = read() if prompts else []
-    for prompt, ids in zip(prompts, found, strict=True):
+    ids_of_prompts = _encoded(run, prompts, templated=templated)
+    for prompt, ids in zip(prompts, ids_of_prompts, strict=True):
         if not ids:  # a tokenizer may drop unknown characters or white space
             raise ValueError(
                 f"the prompt {prompt!r} has no token that this model knows: there is nothing to "
                 "continue"
             )
-    cut = 0 if room is None else sum(len(ids) > room for ids in found)
-    if room is not None and cut:
-        if run.recipe.task == JSONL:
-            logger.warning("%d of %d prompts lost their middle to fit the model", cut, len(prompts))
-            return [without_middle(ids, room) for ids in found]
-        side = tokenizer.truncation_side
-        tokenizer.truncation_side = "left" if decodes else side
-        found = read(truncation=True, max_length=room + ended)
-        tokenizer.truncation_side = side
-        end = "beginning" if decodes else "end"
-        logger.warning("%d of %d prompts lost their %s to fit the model", cut, len(prompts), end)
-    return found
+    if room is None:
+        return ids_of_prompts
+    too_long = sum(len(ids) > room for ids in ids_of_prompts)
+    if not too_long:
+        return ids_of_prompts
+    if run.recipe.task == JSONL:
+        logger.warning(
+            "%d of %d prompts lost their middle to fit the model", too_long, len(prompts)
+        )
+        return [without_middle(ids, room) for ids in ids_of_prompts]
+    lost_end = "beginning" if run.kind == "decoder" else "end"
+    shortened = _encoded(run, prompts, templated=templated, room=room)
+    logger.warning(
+        "%d of %d prompts lost their %s to fit the model", too_long, len(prompts), lost_end
+    )
+    return shortened
+
+
+def _refuse_empty(run: Run, prompts: list[str]) -> None:
+    """Refuse empty prompts, unless the model can read them.
+
+    An encoder–decoder can if its tokenizer adds special tokens; XSum has empty texts.
+    """
+    if all(prompts):
+        return
+    if run.kind != "decoder" and run.tokenizer("")["input_ids"]:
+        return
+    which = "the prompt"
+    if len(prompts) > 1:
+        which = f"prompt {prompts.index('') + 1} of {len(prompts)}"
+    raise ValueError(f"{which} is empty, and there is nothing to continue: leave it out")
+
+
+def _encoded(
+    run: Run, prompts: list[str], *, templated: bool, room: int | None = None
+) -> list[list[int]]:
+    """The token ids of prompts, without the end that a tokenizer may add, as in training.
+
+    With ``room``, longer ones are cut at the beginning, an encoder–decoder's at the end that its
+    tokenizer says.
+    """
+    tokenizer = run.tokenizer
+    decodes = run.kind == "decoder"
+    adds_end = decodes and not templated and ends_texts(tokenizer)
+    options: dict[str, Any] = {"add_special_tokens": not templated, "verbose": False}
+    usual_side = tokenizer.truncation_side
+    if room is not None:
+        # Of the tokens that the tokenizer counts, the end is taken away again.
+        options |= {"truncation": True, "max_length": room + adds_end}
+        tokenizer.truncation_side = "left" if decodes else usual_side
+    ids_of_prompts: list[list[int]] = tokenizer(prompts, **options)["input_ids"]
+    tokenizer.truncation_side = usual_side
+    if not adds_end:
+        return ids_of_prompts
+    return [without_end(ids, tokenizer) for ids in ids_of_prompts]

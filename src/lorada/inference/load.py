@@ -15,14 +15,15 @@ from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
 from lorada.runs.folder import TEMPLATE_FILE, finished_run
-from lorada.runs.recipe import JSONL
-from lorada.runs.result import read_result
+from lorada.runs.recipe import JSONL, Recipe
+from lorada.runs.result import RunResult, read_result
 from lorada.support.error_messages import LOADING, SCORING, memory_remedy
 from lorada.support.row_sources import Form
 from lorada.support.task_head import head_for
 from lorada.training.arguments import answering_device
 from lorada.training.inputs import Prepared, prepare
 from lorada.training.models.adapters import (
+    Base,
     adapter_config,
     load_adapted,
     load_base,
@@ -46,7 +47,8 @@ class Run(Prepared):
         labels: the classes that it has learned, by index.
         drawn: names of the base's parameters that were drawn at random.
         metric: the name of the metric that it is scored by; None for that of its protocol.
-        most: the most tokens of an answer, unless its recipe or its protocol says it; None for 32.
+        learned_limit: the most tokens of an answer, unless its recipe or its protocol says it;
+            None for 32.
         pairs: whether each of its training rows was a pair of texts.
         commonest_answer: what most of its training rows have as their right answer: a text, a
             class, labels, the index of a candidate, or the mean of scores; None if none is common.
@@ -58,7 +60,7 @@ class Run(Prepared):
     labels: tuple[str, ...]
     drawn: frozenset[str]
     metric: str | None = None
-    most: int | None = None
+    learned_limit: int | None = None
     pairs: bool = False
     commonest_answer: Any = None
 
@@ -85,58 +87,86 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     ``to_merge`` loads the base's own weights, whatever the run was trained on, and onto the CPU: an
     accelerator that holds them in 4 bits has no room for them, and merging computes little.
     """
-    recipe, result = finished_run(folder, trust_remote_code=trust_remote_code), read_result(folder)
-    if to_merge and recipe.quantization is not None:
-        logger.warning(
-            "%s was trained on %s weights and is merged into unquantised ones, so answers differ "
-            "by what the quantisation rounds", folder, recipe.quantization,
-        )  # fmt: skip
-        recipe = recipe.model_copy(update={"quantization": None})
+    recipe = finished_run(folder, trust_remote_code=trust_remote_code)
+    result = read_result(folder)
     if to_merge:
-        recipe = recipe.model_copy(update={"device_map": None})
+        recipe = _recipe_to_merge(recipe, folder)
+    # The run's own copy, since the user's file may be gone.
     template = folder / TEMPLATE_FILE
     if template.is_file():
         recipe = recipe.model_copy(update={"chat_template": str(template)})
     prepared = prepare(recipe)
-    head = head_for(result["form"], result["labels"])
-    whole = folder / "model"
-    if whole.is_dir():
-        # A fully trained model has its own config, in which positions are stretched already.
-        trained = recipe.model_copy(update={"model": str(whole), "rope_factor": None})
-        config = load_config(trained.model, trust_remote_code=trust_remote_code)
-        prepared = replace(prepared, recipe=trained, config=config)
-    pooled = whole.is_dir() and recipe.pooling is not None
     device = None if to_merge else answering_device(recipe)
-    base = load_base(prepared, head, device, without_adapter=pooled)
-    if whole.is_dir():
-        model: PeftModel | PreTrainedModel = base.model.eval()
-        if base.drawn:
-            raise ValueError(f"{whole} has no {min(base.drawn)}: it is incomplete")
-        if recipe.pooling is not None:
-            refuse_other(pooling_part(adapter_config(whole)), recipe.pooling, whole)
-            attach(base.model, recipe.pooling)
+    head = head_for(result.form, result.labels)
+    model: PeftModel | PreTrainedModel
+    trained_base = folder / "model"
+    if trained_base.is_dir():
+        # A fully trained model has its own config, in which positions are stretched already.
+        of_model = recipe.model_copy(update={"model": str(trained_base), "rope_factor": None})
+        config = load_config(of_model.model, trust_remote_code=trust_remote_code)
+        prepared = replace(prepared, recipe=of_model, config=config)
+        base = load_base(prepared, head, device, without_adapter=recipe.pooling is not None)
+        model = _complete_model(base, recipe, trained_base)
     else:
+        base = load_base(prepared, head, device)
         model = load_adapted(base.model, folder / "adapter", base.drawn)
         refuse_other(pooling_part(model.peft_config["default"]), recipe.pooling, folder)
         revision = getattr(prepared.config, "_commit_hash", None)
         warn_of_other_revision(revision, result, folder)
     model = model.to(base.model.device)
     run = Run(
-        fit_context(recipe, model.config), prepared.config, prepared.kind, prepared.tokenizer,
-        folder, model, result["form"], tuple(result["labels"]), base.drawn,
-        (result.get("metric") or {}).get("name"), result.get("max_new_tokens"),
-        result.get("pairs", False), result.get("commonest_answer"),
-    )  # fmt: skip
+        recipe=fit_context(recipe, model.config),
+        config=prepared.config,
+        kind=prepared.kind,
+        tokenizer=prepared.tokenizer,
+        folder=folder,
+        model=model,
+        form=result.form,
+        labels=tuple(result.labels),
+        drawn=base.drawn,
+        metric=result.metric_name,
+        learned_limit=result.max_new_tokens,
+        pairs=result.pairs,
+        commonest_answer=result.commonest_answer,
+    )
+    # Last, as the languages are those of the protocol, which the run knows.
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
 
 
-def warn_of_other_revision(now: str | None, result: dict[str, Any], folder: Path) -> None:
+def _recipe_to_merge(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of a run whose parts are to be merged: on the CPU, into whole weights."""
+    if recipe.quantization is not None:
+        logger.warning(
+            "%s was trained on %s weights and is merged into unquantised ones, so answers differ "
+            "by what the quantisation rounds",
+            folder,
+            recipe.quantization,
+        )
+    return recipe.model_copy(update={"quantization": None, "device_map": None})
+
+
+def _complete_model(base: Base, recipe: Recipe, folder: Path) -> PreTrainedModel:
+    """A fully trained model, with its pooling if it has one.
+
+    Raises:
+        ValueError: if the ``folder`` lacks weights, or has another pooling than the recipe says.
+    """
+    if base.drawn:
+        raise ValueError(f"{folder} has no {min(base.drawn)}: it is incomplete")
+    model = base.model.eval()
+    if recipe.pooling is not None:
+        refuse_other(pooling_part(adapter_config(folder)), recipe.pooling, folder)
+        attach(model, recipe.pooling)
+    return model
+
+
+def warn_of_other_revision(now: str | None, result: RunResult, folder: Path) -> None:
     """Warn where the hub has another revision of the base by ``now`` than at the training."""
-    before = result.get("base_revision")
+    before = result.base_revision
     if None not in (before, now) and before != now:
         logger.warning("%s was trained on revision %s of %s, not on %s, which is here",
-                       folder, before, result["model"], now)  # fmt: skip
+                       folder, before, result.model, now)  # fmt: skip
 
 
 @contextmanager
@@ -152,5 +182,6 @@ def scoring(run: Run, *, base: bool) -> Iterator[None]:
             " so scores of the base would be random: leave out --base"
         )
     as_base = run.model.disable_adapter() if base else nullcontext()
+    # What runs out of memory here is helped by smaller batches.
     with as_base, torch.no_grad(), memory_remedy(SCORING):
         yield

@@ -69,9 +69,12 @@ def write_modelfile(run: Run, folder: Path) -> None:
                            "chat template of this model does")  # fmt: skip
             return
         template = chat.as_template()
-    stops = [run.tokenizer.convert_ids_to_tokens(token) for token in end_tokens(run)]
-    lines = "".join(f'PARAMETER stop "{stop}"\n' for stop in stops if stop and '"' not in stop)
-    text = MODELFILE.format(gguf=GGUF, template=template, stops=lines)
+    stop_lines = ""
+    for token_id in end_tokens(run):
+        stop = run.tokenizer.convert_ids_to_tokens(token_id)
+        if stop and '"' not in stop:  # which ends a text in a Modelfile
+            stop_lines += f'PARAMETER stop "{stop}"\n'
+    text = MODELFILE.format(gguf=GGUF, template=template, stops=stop_lines)
     write_atomic(folder / "Modelfile", text)
 
 
@@ -82,6 +85,7 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
         conversations: list[Turns] = [
             [("user", QUESTION)],
             [("user", QUESTION), ("assistant", ANSWER), ("user", SECOND)],
+            # A template may strip white space, or count the turns.
             [
                 ("user", "a"),
                 ("assistant", "b\nc"),
@@ -99,39 +103,42 @@ def chat_format(tokenizer: Any) -> ChatFormat | None:
     chat = _without_double_begin(chat, tokenizer)
     texts = [chat.without_system, *(chat.system or ()), *chat.user, *chat.assistant, chat.answer]
     # Neither can stand in a Modelfile as a text.
-    return None if any("{{" in text or '"""' in text for text in texts) else chat
+    if any("{{" in text or '"""' in text for text in texts):
+        return None
+    return chat
 
 
 def _probed(tokenizer: Any) -> ChatFormat:
     """The texts around turns, from what the template makes of a few conversations."""
     question, answer = ("user", QUESTION), ("assistant", ANSWER)
-    first = _render(tokenizer, [question], ends=True)
-    both = _render(tokenizer, [question, answer], ends=True)
-    three = _render(tokenizer, [question, answer, ("user", SECOND)], ends=True)
-    user = _around(three.removeprefix(both), SECOND)
-    whole_question = QUESTION.join(user)
+    # Each conversation has one turn more, so that what it adds is that turn.
+    one_turn = _render(tokenizer, [question], ends=True)
+    two_turns = _render(tokenizer, [question, answer], ends=True)
+    three_turns = _render(tokenizer, [question, answer, ("user", SECOND)], ends=True)
+    user = _around(three_turns.removeprefix(two_turns), SECOND)
+    question_text = QUESTION.join(user)
     return ChatFormat(
-        without_system=first.removesuffix(whole_question),
-        system=_system_of(tokenizer, whole_question),
+        without_system=one_turn.removesuffix(question_text),
+        system=_system_of(tokenizer, question_text),
         user=user,
-        assistant=_around(both.removeprefix(first), ANSWER),
-        answer=_render(tokenizer, [question]).removeprefix(first),
+        assistant=_around(two_turns.removeprefix(one_turn), ANSWER),
+        answer=_render(tokenizer, [question]).removeprefix(one_turn),
     )
 
 
-def _system_of(tokenizer: Any, whole_question: str) -> tuple[str, str] | None:
+def _system_of(tokenizer: Any, question_text: str) -> tuple[str, str] | None:
     """What stands around a system text; None if the template refuses it or leaves it out."""
     try:
         text = _render(tokenizer, [("system", SYSTEM), ("user", QUESTION)], ends=True)
     except Exception:  # as above
         return None
-    head = text.removesuffix(whole_question)
+    head = text.removesuffix(question_text)
     return _around(head, SYSTEM) if SYSTEM in head else None
 
 
 def _around(text: str, content: str) -> tuple[str, str]:
-    before, found, behind = text.partition(content)
-    if not found:
+    before, _, behind = text.partition(content)
+    if content not in text:
         raise ValueError(f"the template leaves {content} out")
     return before, behind
 

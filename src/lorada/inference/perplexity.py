@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
-from lorada.data.task_rows import Rows
+from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import context_of, document_ids
 from lorada.inference.load import Run, scoring
-from lorada.runs.result import keep_forgetting
+from lorada.runs.result import Forgetting, keep_forgetting
 from lorada.support.progress import progress_bar
 from lorada.support.row_sources import HEADED
 from lorada.training.inputs import prepare
@@ -35,20 +35,28 @@ SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigaby
 def slide(run: Run, rows: Rows) -> tuple[list[Losses], list[float]]:
     """Mean losses of windows of a run's texts: by context length, and all in order."""
     lengths = _lengths(run, rows)
-    stream = torch.tensor([i for row in rows.rows for i in document_ids(row, run.tokenizer)])
-    answers: list[Losses] = []
+    token_ids: list[int] = []
+    for row in rows.rows:  # the texts are joined, so that windows go on over their ends
+        token_ids += document_ids(row, run.tokenizer)
+    stream = torch.tensor(token_ids)
+    losses_by_length: list[Losses] = []
+    all_losses: list[float] = []
     for length in lengths:
         starts = window_starts(len(stream), length, rows.protocol.stride, run.recipe.eval_windows)
-        size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
-        chunks = [starts[first : first + size] for first in range(0, len(starts), size)]
+        batch_size = max(1, min(run.recipe.eval_batch_size, TOKENS // length))
+        batches = []
+        for first in range(0, len(starts), batch_size):
+            batches.append(starts[first : first + batch_size])
         losses: list[float] = []
-        for chunk in progress_bar(chunks, f"Windows of {length}"):
-            ids = torch.stack([stream[start : start + length] for start in chunk]).to(run.device)
+        for batch_starts in progress_bar(batches, f"Windows of {length}"):
+            windows = [stream[start : start + length] for start in batch_starts]
+            ids = torch.stack(windows).to(run.device)
             # Every window is full, so there are no pads and no mask.
             logits = run.model(input_ids=ids, use_cache=False).logits
             losses += window_losses(logits, ids).tolist()
-        answers.append((length, losses))
-    return answers, [loss for _, losses in answers for loss in losses]
+        losses_by_length.append((length, losses))
+        all_losses += losses
+    return losses_by_length, all_losses
 
 
 def _lengths(run: Run, rows: Rows) -> list[int]:
@@ -85,25 +93,28 @@ def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
     return total / predicted
 
 
-def forgetting(run: Run) -> dict[str, Any]:
+def forgetting(run: Run) -> Forgetting:
     """Measure a run's mean loss on a neutral text, and keep it in its ``result.json``.
 
     The base of a fully trained model is loaded beside it, which takes its memory once more.
-    Returned are the name of the ``text``, and ``base`` and ``adapted``, mean losses in nats per
-    token, both None for a model that does not continue texts.
+    A model that does not continue texts has no such losses.
     """
-    found: dict[str, Any] = {"text": TEXT.name, "base": None, "adapted": None}
+    measured = Forgetting(text=TEXT.name, base=None, adapted=None)
     if run.kind == "decoder" and run.form not in HEADED:
         ids = document_ids({"text": TEXT.read_text(encoding="utf-8")}, run.tokenizer)
-        found["adapted"] = text_loss(run.model, ids)
-        if (run.folder / "adapter").is_dir():
-            with scoring(run, base=True):
-                found["base"] = text_loss(run.model, ids)
-        else:
-            base = load_base(prepare(run.recipe)).model.eval().to(run.device)
-            found["base"] = text_loss(base, ids)
-    keep_forgetting(run.folder, found)
-    return found
+        adapted_loss = text_loss(run.model, ids)
+        measured = Forgetting(text=TEXT.name, base=_base_loss(run, ids), adapted=adapted_loss)
+    keep_forgetting(run.folder, measured)
+    return measured
+
+
+def _base_loss(run: Run, ids: list[int]) -> float:
+    """The mean loss of a text's tokens in nats, of the base that a run was trained on."""
+    if (run.folder / "adapter").is_dir():
+        with scoring(run, base=True):
+            return text_loss(run.model, ids)
+    base = load_base(prepare(run.recipe)).model.eval().to(run.device)
+    return text_loss(base, ids)
 
 
 @torch.no_grad()
@@ -111,9 +122,11 @@ def text_loss(model: Any, ids: list[int]) -> float:
     """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
     length = min(context_of(model.config) or PIECE, PIECE)
     text = torch.tensor([ids], device=model.device)
-    pieces = [text[:, start : start + length] for start in range(0, len(ids) - 1, length)]
-    total = 0.0
-    for piece in pieces:
+    total, predicted_tokens = 0.0, 0
+    # A last token alone would predict nothing, so no piece begins with it.
+    for start in range(0, len(ids) - 1, length):
+        piece = text[:, start : start + length]
         logits = model(input_ids=piece, use_cache=False).logits
         total += float(window_losses(logits, piece)) * (piece.shape[1] - 1)
-    return total / sum(piece.shape[1] - 1 for piece in pieces)
+        predicted_tokens += piece.shape[1] - 1
+    return total / predicted_tokens

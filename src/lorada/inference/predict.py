@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from lorada.data.task_rows import Rows
-from lorada.inference.evaluate import Answered, answer_rows
+from lorada.data.rows.rows import Rows
+from lorada.inference.answer_rows import RowAnswer, answer_rows
 from lorada.inference.generate import say_cut
 from lorada.inference.load import Run
 from lorada.runs.recipe import RECIPE_FILE
@@ -32,11 +32,12 @@ logger = logging.getLogger(__name__)
 
 PART = 32  # batches; within them, rows of similar length are answered together
 WEIGHTS = "adapter/*", "model/*"  # of a run's folder
-Answer = dict[str, Any]
+# What is written of the answer to a row: a line of JSON, or of a table.
+AnswerLine = dict[str, Any]
 
 
 @torch.no_grad()
-def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
+def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[AnswerLine]]:
     """Answer rows, as ``rows_to_answer`` makes them, but for the first ``done``, part by part.
 
     Yields:
@@ -44,117 +45,163 @@ def predict(run: Run, rows: Rows, done: int = 0) -> Iterator[list[Answer]]:
         name; ``score``; the ``answer`` that was written and whether it was ``cut`` at the most
         tokens of one; or the index of the candidate as ``answer``, its text as ``candidate``.
     """
-    size, count = PART * run.recipe.eval_batch_size, len(rows.rows)
-    parts = [range(start, min(start + size, count)) for start in range(done, count, size)]
-    each = answer_rows(run, rows, parts)
+    rows_in_part = PART * run.recipe.eval_batch_size
+    count = len(rows.rows)
+    parts = []
+    for start in range(done, count, rows_in_part):
+        parts.append(range(start, min(start + rows_in_part, count)))
+    answers = answer_rows(run, rows, parts)
     for part in parts:
+        # Within a part answers come in any order, so all of it is awaited.
         with memory_remedy(SCORING):
-            found = dict(islice(each, len(part)))
-        yield [{"row": rows.number(i), **as_answer(rows, i, found[i])} for i in part]
+            by_index = dict(islice(answers, len(part)))
+        yield [_answer_line(rows, index, by_index[index]) for index in part]
 
 
-def as_answer(rows: Rows, index: int, found: Answered) -> Answer:
+def _answer_line(rows: Rows, index: int, answer: RowAnswer) -> AnswerLine:
     """What is said of the answer to a row; its fields are those that ``predict`` names."""
-    if found.probs is not None:
-        return {rows.form: found.value, "probs": dict(zip(rows.labels, found.probs, strict=True))}
-    if rows.form == "choice":
-        candidate = rows.rows[index]["candidates"][found.value]
-        return {"answer": found.value, "candidate": candidate}
-    known = {} if found.cut is None else {"cut": found.cut}
-    return {"score" if rows.form == "score" else "answer": found.value, **known}
+    line: AnswerLine = {"row": rows.number(index)}
+    if answer.probs is not None:
+        line[rows.form] = answer.value
+        line["probs"] = dict(zip(rows.labels, answer.probs, strict=True))
+    elif rows.form == "choice":
+        line["answer"] = answer.value
+        line["candidate"] = rows.rows[index]["candidates"][answer.value]
+    elif rows.form == "score":
+        line["score"] = answer.value
+    else:
+        line["answer"] = answer.value
+    if answer.cut is not None:
+        line["cut"] = answer.cut
+    return line
 
 
-def beside(given: list[Row], answers: list[Answer]) -> list[Answer]:
+def beside(columns_of_rows: list[Row], answers: list[AnswerLine]) -> list[AnswerLine]:
     """Put each answer beside the columns of its row, as they were read.
 
     A field that has the name of a column gets ``predicted_`` before it, and a warning says so.
     """
-    columns = {name for row in given for name in row}
-    names = {name: name for answer in answers for name in answer}
-    for name in names:
-        while names[name] in columns:
-            names[name] = f"predicted_{names[name]}"
-    if both := [name for name in names if names[name] != name]:
-        now = ", ".join(names[name] for name in both)
-        logger.warning("the rows have %s: what is predicted is in %s", ", ".join(both), now)
-    found = []
-    for row, answer in zip(given, answers, strict=True):
-        number, *own = ((names[name], value) for name, value in answer.items())
+    names = _names_beside(columns_of_rows, answers)
+    lines = []
+    for row, answer in zip(columns_of_rows, answers, strict=True):
+        renamed = {names[name]: value for name, value in answer.items()}
         # A column may hold bytes, or half a character, which no file can.
         text = json.dumps(row, default=str, ensure_ascii=False)
-        plain = json.loads(text.encode("utf-8", "replace"))
-        found.append(dict([number, *plain.items(), *own]))
-    return found
+        columns = json.loads(text.encode("utf-8", "replace"))
+        # The number of the row comes first, then its columns, then the answer.
+        number = names["row"]
+        lines.append({number: renamed.pop(number), **columns, **renamed})
+    return lines
+
+
+def _names_beside(columns_of_rows: list[Row], answers: list[AnswerLine]) -> dict[str, str]:
+    """The fields of answers, each with the name that it has beside the columns of the rows."""
+    columns = {column for row in columns_of_rows for column in row}
+    names = {}
+    for field in dict.fromkeys(field for answer in answers for field in answer):
+        name = field
+        while name in columns:
+            name = f"predicted_{name}"
+        names[field] = name
+    taken = [field for field, name in names.items() if name != field]
+    if taken:
+        logger.warning(
+            "the rows have %s: what is predicted is in %s",
+            ", ".join(taken),
+            ", ".join(names[field] for field in taken),
+        )
+    return names
 
 
 def predict_to(
-    run: Run, rows: Rows, given: list[Row], output: Path, *, overwrite: bool = False
+    run: Run, rows: Rows, columns_of_rows: list[Row], output: Path, *, overwrite: bool = False
 ) -> int:
     """Answer rows into a file, JSON Lines or CSV by its ending; a link stays one to that file.
 
-    ``given`` are the rows as they were read, with all their columns. Returned is how many rows an
-    earlier call had answered, which are not answered again. A file that is there already, even if
-    another command finished it meanwhile, or that has the rows, is refused.
+    Args:
+        run: the run that answers.
+        rows: what is to be answered.
+        columns_of_rows: the same rows as they were read, with all their columns.
+        output: the file. One that is there already, even if another command finished it meanwhile,
+            or that has the rows, is refused.
+        overwrite: replace the file that is there.
+
+    Returns:
+        How many rows an earlier call had answered, which are not answered again.
     """
     for name in files_of(rows.path):
         if output.exists() and os.path.exists(name) and output.samefile(name):
             raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
     output = Path(os.path.realpath(output))
     refuse_there(output, overwrite=overwrite)
-    part, key = output.with_name(f"{output.name}.lorada-part"), _key(run, rows)
-    answers = _answered_before(part, key, PART * run.recipe.eval_batch_size)
-    before = len(answers)
+    part_file = output.with_name(f"{output.name}.lorada-part")
+    key = _key(run, rows)
+    answers = _answered_before(part_file, key, PART * run.recipe.eval_batch_size)
+    answered_before = len(answers)
     with full_disk_in_one_line(output, "Free space, then run the command again"):
-        write_atomic(part, json_lines([{"of": key}, *answers]))
-        with part.open("a", encoding="utf-8") as file:
-            for found in predict(run, rows, before):
-                file.write(json_lines(found))
+        # The file begins anew without the part that a killed run had not finished.
+        write_atomic(part_file, json_lines([{"of": key}, *answers]))
+        with part_file.open("a", encoding="utf-8") as file:
+            for part in predict(run, rows, answered_before):
+                file.write(json_lines(part))
                 file.flush()
                 os.fsync(file.fileno())
-                answers += found
+                answers += part
         refuse_there(output, overwrite=overwrite)
         if output.suffix.lower() == ".csv":
-            write_atomic(output, _csv(beside(given, [_flat(answer) for answer in answers])))
+            flat_answers = [_without_probs(answer) for answer in answers]
+            write_atomic(output, _csv_text(beside(columns_of_rows, flat_answers)))
         else:
-            write_atomic(output, json_lines(beside(given, answers)))
+            write_atomic(output, json_lines(beside(columns_of_rows, answers)))
     say_cut(run, [answer.get("cut", False) for answer in answers])
-    part.unlink(missing_ok=True)
-    return before
+    part_file.unlink(missing_ok=True)
+    return answered_before
 
 
 def _key(run: Run, rows: Rows) -> str:
     """What the answers depend on, in short: the rows, the run's recipe and its weights."""
-    weights = [p for name in WEIGHTS for p in sorted(run.folder.glob(name))]
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in weights]
+    files = []
+    for pattern in WEIGHTS:
+        for path in sorted(run.folder.glob(pattern)):
+            files.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
     recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
     limit = run.recipe.max_new_tokens
     text = json_text([rows.fingerprint, rows.form, rows.labels, PART, recipe, files, limit])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _answered_before(part: Path, key: str, size: int) -> list[Answer]:
+def _answered_before(part_file: Path, key: str, rows_in_part: int) -> list[AnswerLine]:
     """The answers of whole parts in an unfinished file; none if it is of other rows or a run."""
-    lines = part.read_bytes().splitlines(True) if part.is_file() else []
+    lines = part_file.read_bytes().splitlines(True) if part_file.is_file() else []
     if lines and lines[0] != json_lines([{"of": key}]).encode():
-        logger.warning("%s is of other rows, settings or weights, and is begun anew", part)
+        logger.warning("%s is of other rows, settings or weights, and is begun anew", part_file)
         return []
+    # A line without an end was being written when the run was killed.
     answers = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]
-    return answers[: len(answers) - len(answers) % size]
+    return answers[: len(answers) - len(answers) % rows_in_part]
 
 
-def _csv(lines: list[Answer]) -> str:
+def _csv_text(lines: list[AnswerLine]) -> str:
     """Lines as CSV; lists are JSON in a cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
+    columns = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(text, list(columns))
     writer.writeheader()
     for line in lines:
-        lists = {k: json.dumps(v, ensure_ascii=False) for k, v in line.items()
-                 if isinstance(v, list | dict)}  # fmt: skip
-        writer.writerow(line | lists)
+        writer.writerow({name: _cell(value) for name, value in line.items()})
     return text.getvalue()
 
 
-def _flat(answer: Answer) -> Answer:
-    """An answer with a field for the probability of each class."""
-    probs = {f"prob_{label}": share for label, share in answer.get("probs", {}).items()}
-    return {name: value for name, value in answer.items() if name != "probs"} | probs
+def _cell(value: Any) -> Any:
+    """A value as a cell of a table holds it."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _without_probs(answer: AnswerLine) -> AnswerLine:
+    """An answer with a field for the probability of each class in place of ``probs``."""
+    flat = {name: value for name, value in answer.items() if name != "probs"}
+    for label, prob in answer.get("probs", {}).items():
+        flat[f"prob_{label}"] = prob
+    return flat

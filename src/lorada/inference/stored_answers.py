@@ -8,14 +8,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Metrics
-from lorada.data.task_rows import Rows
 from lorada.inference.generate import generation_settings
 from lorada.inference.load import Run
-from lorada.runs.result import read_predictions, read_result, versions
+from lorada.runs.machine import versions
+from lorada.runs.result import Prediction, read_predictions, read_result
 from lorada.support.files import json_text
 from lorada.support.metric_names import LOSS
 from lorada.support.row_sources import HEADED
@@ -25,27 +27,36 @@ logger = logging.getLogger(__name__)
 # Fields of a recipe that change no answer but by the rows and the weights, which are compared.
 NO_CONDITIONS = {"output", "metric", "data", "eval_data", "data_dir", "columns", "from_adapter",
                  "chat_template"}  # fmt: skip
-ANSWERS_HASH = "answers_sha256"  # among the metrics of a run on some rows
 
 
-class Answers(NamedTuple):
-    """What a model answers to some rows."""
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers to some rows.
 
-    values: list[Any]  # of each row
-    losses: Sequence[float | None]  # of each row in nats, None for a row without one
-    mean: Metrics  # the loss of all rows, if it is among the metrics
-    cut: list[bool] | None  # whether each was cut, where texts are written
+    Attributes:
+        values: the answer to each row; of plain text what is known of each window.
+        losses: of each row or window in nats; None for a row without one.
+        mean_loss: the ``loss`` of all rows; empty where it is not among the metrics.
+        cut: whether each answer was cut, where texts are written.
+    """
+
+    values: Sequence[Any]
+    losses: Sequence[float | None]
+    mean_loss: Metrics
+    cut: Sequence[bool] | None
 
 
 def conditions_of(run: Run, rows: Rows, *, base: bool) -> str:
     """All that the answers of a run to some rows depend on, as one hash."""
-    writes = rows.form not in (*HEADED, "choice", "text")
-    protocol = rows.protocol if rows.protocol.generation else None
+    generation = None
+    if rows.form not in (*HEADED, "choice", "text"):  # which are answered without a text
+        protocol = rows.protocol if rows.protocol.generation else None
+        generation = generation_settings(run, protocol=protocol)
     conditions = {
         "rows": (rows.fingerprint, rows.indices),
         "recipe": run.recipe.model_dump(exclude=NO_CONDITIONS),
         "labels": run.labels,
-        "generation": generation_settings(run, protocol=protocol) if writes else None,
+        "generation": generation,
         "template": getattr(run.tokenizer, "chat_template", None),
         "adapter_is_on": not base,
         "adapter": _content_of(run.folder / "adapter"),
@@ -58,13 +69,13 @@ def conditions_of(run: Run, rows: Rows, *, base: bool) -> str:
 
 def _content_of(folder: Path) -> list[tuple[str, str]]:
     """The files of an adapter, each with the hash of its content; its card changes no answer."""
-    found = []
+    hashes = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix != ".md":
             with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append((str(path.relative_to(folder)), content))
-    return found
+                content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes.append((str(path.relative_to(folder)), content_hash))
+    return hashes
 
 
 def _files_of(model: str, revision: str | None) -> Any:
@@ -76,19 +87,19 @@ def _files_of(model: str, revision: str | None) -> Any:
     folder = Path(model)
     if not folder.is_dir():
         return revision
-    found = []
+    sizes_and_times = []
     for path in sorted(folder.iterdir()):
         if path.is_file():
             stat = path.stat()
-            found.append((path.name, stat.st_size, stat.st_mtime_ns))
-    return found
+            sizes_and_times.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return sizes_and_times
 
 
-def hash_of(conditions: str, lines: Iterable[dict[str, Any]]) -> str:
-    """The hash of answers, which are ``lines`` of the predictions, and of all they depend on."""
-    answers = [
-        [line["row"], line["answer"], line["loss"], line.get("cut", False)] for line in lines
-    ]
+def hash_of(conditions: str, predictions: Iterable[Prediction]) -> str:
+    """The hash of answers, as predictions have them, and of all that they depend on."""
+    answers = []
+    for prediction in predictions:
+        answers.append([prediction.row, prediction.answer, prediction.loss, prediction.cut])
     return hashlib.sha256((conditions + json_text(answers)).encode()).hexdigest()
 
 
@@ -97,21 +108,26 @@ def stored_answers(run: Run, rows: Rows, name: str, conditions: str) -> Answers 
 
     ``name`` is that of the rows in the run's results.
     """
-    metrics = read_result(run.folder)["metrics"].get(name)
-    if metrics is None or ANSWERS_HASH not in metrics:
+    metrics = read_result(run.folder).metrics.get(name)
+    if metrics is None or metrics.answers_sha256 is None:
         return None
-    lines = [line for line in read_predictions(run.folder) if line["rows"] == name]
-    if metrics[ANSWERS_HASH] != hash_of(conditions, lines):
+    # The file has the predictions of all rows that the run was scored on.
+    all_predictions = read_predictions(run.folder)
+    predictions = [prediction for prediction in all_predictions if prediction.rows == name]
+    if metrics.answers_sha256 != hash_of(conditions, predictions):
         return None
-    by_number = {line["row"]: line for line in lines}
+    by_number = {prediction.row: prediction for prediction in predictions}
     in_order = [by_number[rows.number(index)] for index in range(len(rows.rows))]
-    has_loss = rows.form != "choice"  # whose loss is no metric of its own
-    writes = rows.form not in (*HEADED, "choice")
+    # The loss of choices is no metric of its own.
+    mean_loss = {} if rows.form == "choice" else {LOSS: metrics.scores[LOSS]}
+    cut = None
+    if rows.form not in (*HEADED, "choice"):
+        cut = [prediction.cut for prediction in in_order]
     logger.info("%s: the answers are those of the scoring before, as rows, settings and weights "
                 "are the same", name)  # fmt: skip
     return Answers(
-        [line["answer"] for line in in_order],
-        [line["loss"] for line in in_order],
-        {LOSS: metrics[LOSS]} if has_loss else {},
-        [line.get("cut", False) for line in in_order] if writes else None,
+        [prediction.answer for prediction in in_order],
+        [prediction.loss for prediction in in_order],
+        mean_loss,
+        cut,
     )

@@ -5,9 +5,9 @@ LLaMA's ``q_proj``, for one, becomes ``query`` on a BERT.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,8 @@ from lorada.methods.matrix_names import (
     WRITTEN_FOR,
     Scheme,
     family_of,
-    fits,
-    renamed,
+    has_linears_of,
+    translate_names,
 )
 from lorada.methods.meta_model import meta_model
 from lorada.methods.method import Family, Method, Settings, load, part_class
@@ -94,29 +94,43 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
 def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) -> Plan:
     """``build_method`` with settings by part that were checked when a recipe was read."""
     method = method_named(name)
-    config, settings_from = None, method.source
     refuse_undefined(method, model_config)
+    config, settings_from = None, method.source
     if method.trainable is None:
-        chosen = choose_settings(method, model_config)
-        wanted = settings_for(chosen, stated, model_config)
-        settings, replaced = fit_defaults(wanted, stated, model_config)
-        for sentence in replaced:
-            logger.warning(sentence)
-        settings_from = "; ".join([_with_differences(chosen, wanted, stated), *replaced])
-        parts = [part_class(part)(**values) for part, values in settings.items()]
-        config = LoradaConfig(parts=parts)
-        if model_config.model_type not in NO_TASK_TYPE:
-            config.task_type = TASK_TYPES[family_of(model_config)]
+        config, settings_from = _adapter_config(method, model_config, stated)
+    prepare = None
+    if method.prepare is not None:
+        prepare = partial(load(method.prepare), config=config)
     return Plan(
         config,
         callbacks=tuple(load(callback)() for callback in method.callbacks),
         trainable=method.trainable,
         with_head=method.with_head,
-        prepare=None if method.prepare is None else partial(load(method.prepare), config=config),
+        prepare=prepare,
         optimizer=None if method.optimizer is None else load(method.optimizer),
         arguments=dict(method.arguments),
         settings_from=settings_from,
     )
+
+
+def _adapter_config(
+    method: Method, model_config: Any, stated: Mapping[str, Settings]
+) -> tuple[LoradaConfig, str]:
+    """The config of a method's adapter, and where its settings come from, in words."""
+    method_settings = choose_settings(method, model_config)
+    settings = settings_for(method_settings, stated, model_config)
+    fitted = fit_defaults(settings, stated, model_config)
+    sentences = [str(replacement) for replacement in fitted.replaced]
+    for sentence in sentences:
+        logger.warning(sentence)
+    # The differences are those of the settings that were meant; what did not fit follows them.
+    source = _source_with_differences(method_settings, settings, stated)
+    settings_from = "; ".join([source, *sentences])
+    parts = [part_class(part)(**values) for part, values in fitted.parts.items()]
+    config = LoradaConfig(parts=parts)
+    if model_config.model_type not in NO_TASK_TYPE:
+        config.task_type = TASK_TYPES[family_of(model_config)]
+    return config, settings_from
 
 
 @dataclass(frozen=True)
@@ -132,115 +146,164 @@ class ChosenSettings:
 def choose_settings(method: Method, model_config: Any) -> ChosenSettings:
     """A method's settings for a model: the model's own, its family's, or unpublished ones."""
     if method.summands:
-        return _joined([(m.name, choose_settings(m, model_config)) for m in method.summands])
-    family, model_type = family_of(model_config), model_config.model_type
-    # DeBERTa is an encoder like RoBERTa, and uses its settings where a method has none for DeBERTa.
-    families: tuple[Family, ...] = (family, "roberta") if family == "deberta" else (family,)
-    named = [key for key, model in MODELS.items() if model.is_model_of(model_config)]
+        return _settings_of_sum(method, model_config)
+    model_type = model_config.model_type
+    families = _families(model_config)
     # A named model may have its settings under its model type, as mBART has.
-    for key in (*named, *([model_type] if named else []), *families):
+    model_names = [key for key, model in MODELS.items() if model.is_model_of(model_config)]
+    if model_names:
+        model_names.append(model_type)
+    for key in (*model_names, *families):
         if key in method.parts:
-            home = WRITTEN_FOR.get(key, model_type)
-            parts, source = method.parts[key], method.source_of(key)
-            # Settings of ours were chosen for every model of a family, so no model lent them.
-            if home != model_type and not source.startswith(NOT_FROM_THE_PAPER):
-                source += f"; those of {home} models, taken to a {model_type} model"
-            printed = method.printed.get(key, {})
-            return ChosenSettings(dict.fromkeys(parts, home), parts, source, printed)
+            return _published_settings(method, key, model_type)
     for key in families:
         if key in method.unpublished.parts:
-            parts = method.unpublished.parts[key]
             home = WRITTEN_FOR[method.unpublished.named_as or key]
-            source, printed = method.source_of(key), method.printed.get(key, {})
-            return ChosenSettings(dict.fromkeys(parts, home), parts, source, printed)
-    known = ", ".join(method.parts | method.unpublished.parts)
+            return _settings_under(method, key, method.unpublished.parts[key], home)
+    kinds = ", ".join(method.parts | method.unpublished.parts)
     raise ValueError(
-        f"{method.name} has no settings for {model_type} models, only for {known}: "
+        f"{method.name} has no settings for {model_type} models, only for {kinds}: "
         "use another method"
     )
 
 
-def _joined(summands: Sequence[tuple[str, ChosenSettings]]) -> ChosenSettings:
-    """The settings of a sum, from those of each method, by name."""
-    return ChosenSettings(
-        {part: home for _, one in summands for part, home in one.homes.items()},
-        {part: values for _, one in summands for part, values in one.parts.items()},
-        joined_sources([(name, one.source) for name, one in summands]),
-        {part: values for _, one in summands for part, values in one.printed.items()},
-    )
+def _families(model_config: Any) -> tuple[Family, ...]:
+    """The families whose settings a model takes, the nearest first."""
+    family = family_of(model_config)
+    # DeBERTa is an encoder like RoBERTa, and uses its settings where a method has none for DeBERTa.
+    return (family, "roberta") if family == "deberta" else (family,)
 
 
-def _with_differences(
-    chosen: ChosenSettings, settings: Mapping[str, Settings], stated: Mapping[str, Settings]
+def _published_settings(method: Method, key: str, model_type: str) -> ChosenSettings:
+    """The settings that a method's paper has under a key of ``Method.parts``."""
+    home = WRITTEN_FOR.get(key, model_type)
+    method_settings = _settings_under(method, key, method.parts[key], home)
+    # Settings of ours were chosen for every model of a family, so no model lent them.
+    if home == model_type or method_settings.source.startswith(NOT_FROM_THE_PAPER):
+        return method_settings
+    borrowed = f"{method_settings.source}; those of {home} models, taken to a {model_type} model"
+    return replace(method_settings, source=borrowed)
+
+
+def _settings_under(
+    method: Method, key: str, parts: Mapping[str, Settings], home: str
+) -> ChosenSettings:
+    """Settings that a method has under a key, with names of matrices as in ``home`` models."""
+    printed = method.printed.get(key, {})
+    return ChosenSettings(dict.fromkeys(parts, home), parts, method.source_of(key), printed)
+
+
+def _settings_of_sum(method: Method, model_config: Any) -> ChosenSettings:
+    """The settings of a sum, from those of each of its methods."""
+    homes: dict[str, str] = {}
+    parts: dict[str, Settings] = {}
+    printed: dict[str, Mapping[str, Any]] = {}
+    sources: list[tuple[str, str]] = []
+    for summand in method.summands:
+        method_settings = choose_settings(summand, model_config)
+        homes |= method_settings.homes
+        parts |= method_settings.parts
+        printed |= method_settings.printed
+        sources.append((summand.name, method_settings.source))
+    return ChosenSettings(homes, parts, joined_sources(sources), printed)
+
+
+def _source_with_differences(
+    method_settings: ChosenSettings,
+    settings: Mapping[str, Settings],
+    stated: Mapping[str, Settings],
 ) -> str:
     """The source of the settings, and which of them it does not have."""
-    sentences = []
+    differences: list[str] = []
     for part, values in settings.items():
-        defaults, own = part_class(part).__dataclass_fields__, stated.get(part, {})
-        there = {**chosen.parts[part], **chosen.printed.get(part, {})}
+        differences += _differences_of_part(part, method_settings, values, stated.get(part, {}))
+    if not differences:
+        return method_settings.source
+    return f"{method_settings.source}; but for {', '.join(differences)}"
+
+
+def _differences_of_part(
+    part: str, method_settings: ChosenSettings, settings: Settings, stated: Settings
+) -> list[str]:
+    """What a part takes other than the source has, each as ``lora.r=8 (there 32)``."""
+    defaults = part_class(part).__dataclass_fields__
+    at_source = {}
+    source_values = {**method_settings.parts[part], **method_settings.printed.get(part, {})}
+    for key, value in source_values.items():
         # Names of matrices are translated for each model, so only the user's are compared.
-        there = {key: value for key, value in there.items() if key not in NAMING or key in own}
-        for key in {**there, **own}:
-            here = values[key] if key in values else defaults[key].default
-            at_source = there.get(key, NOT_STATED)
-            if here != (None if at_source == OF_ALL_OTHERS else at_source):
-                words = NOT_STATED if at_source == NOT_STATED else f"there {at_source}"
-                sentences.append(f"{part}.{key}={here} ({words})")
-    if not sentences:
-        return chosen.source
-    return f"{chosen.source}; but for {', '.join(sentences)}"
+        if key not in NAMING or key in stated:
+            at_source[key] = value
+    differences = []
+    for key in {**at_source, **stated}:
+        value = settings[key] if key in settings else defaults[key].default
+        source_value = at_source.get(key, NOT_STATED)
+        # A config says None for the learning rate of all other parameters.
+        expected = None if source_value == OF_ALL_OTHERS else source_value
+        if value != expected:
+            words = NOT_STATED if source_value == NOT_STATED else f"there {source_value}"
+            differences.append(f"{part}.{key}={value} ({words})")
+    return differences
 
 
 def settings_for(
-    chosen: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
+    method_settings: ChosenSettings, stated: Mapping[str, Settings], model_config: Any
 ) -> dict[str, Settings]:
     """Translate chosen settings for a model, and put the user's (``stated``) in their place."""
-    found: dict[str, Settings] = {}
-    here: Scheme | None = None
-    for part, values in chosen.parts.items():
-        own = stated.get(part, {})
-        settings = {**deepcopy(values), **_alpha_for(part, values, own), **own}
-        named = [(key, chosen.homes[part]) for key in NAMING if key in values and key not in own]
+    parts: dict[str, Settings] = {}
+    scheme: Scheme | None = None  # looked up only for a setting that names matrices
+    for part, values in method_settings.parts.items():
+        user_settings = stated.get(part, {})
+        alpha = _alpha_for_rank(part, values, user_settings)
+        settings = {**deepcopy(values), **alpha, **user_settings}
+        # Setting that names matrices → the model type whose names it uses. The user's are as meant.
+        own_naming = [key for key in NAMING if key in values and key not in user_settings]
+        homes = dict.fromkeys(own_naming, method_settings.homes[part])
         placement = PLACEMENTS.get(settings.get("placement", ""))
         if placement is not None and placement.linears and "target_modules" not in settings:
             settings["target_modules"] = list(placement.linears)
-            named.append(("target_modules", "llama"))
-        for key, home in named:
+            homes["target_modules"] = "llama"
+        for key, home in homes.items():
             if isinstance(settings[key], str):
                 continue  # a regex, which is for the model it was written for
-            here = here or scheme_of(model_config, f"{part}.{key}")
-            settings[key] = renamed(settings[key], SCHEMES[home], here)
-        _name_layers(settings)
-        if here is SCHEMES["gpt2"] and "fan_in_fan_out" in settings_of(part):
+            if scheme is None:
+                scheme = scheme_of(model_config, f"{part}.{key}")
+            settings[key] = translate_names(settings[key], SCHEMES[home], scheme)
+        _put_layers_into_regex(settings)
+        if scheme is SCHEMES["gpt2"] and "fan_in_fan_out" in settings_of(part):
             settings.setdefault("fan_in_fan_out", True)  # the layout of Conv1D's weights
-        found[part] = settings
-    return found
+        parts[part] = settings
+    return parts
 
 
-def _name_layers(settings: Settings) -> None:
+def _put_layers_into_regex(settings: Settings) -> None:
     """Put chosen layers into the regex of targets: PEFT reads ``layers_to_transform`` for lists."""
     layers, targets = settings.get("layers_to_transform"), settings.get("target_modules")
     if layers == [] or not isinstance(targets, str):  # the former is refused by the config
         return
-    if layers is not None and targets.startswith(ANY_LAYER):
-        numbers = "|".join(map(str, [layers] if isinstance(layers, int) else layers))
-        settings["target_modules"] = targets.replace(ANY_LAYER, rf".*\.({numbers})", 1)
-        settings["layers_to_transform"] = None
+    if layers is None or not targets.startswith(ANY_LAYER):
+        return
+    indices = [layers] if isinstance(layers, int) else layers
+    alternatives = "|".join(map(str, indices))
+    settings["target_modules"] = targets.replace(ANY_LAYER, rf".*\.({alternatives})", 1)
+    settings["layers_to_transform"] = None
 
 
-def _alpha_for(part: str, values: Settings, own: Settings) -> Settings:
+def _alpha_for_rank(part: str, settings: Settings, user_settings: Settings) -> Settings:
     """The alpha that keeps the scale α/r of a part whose rank the user gives alone."""
     fields = part_class(part).__dataclass_fields__
-    rank = next((name for name in ("init_r", "rank", "r") if name in fields), "")
-    alpha = next((name for name in fields if name.endswith("alpha")), "")
+    rank_key = next((name for name in ("init_r", "rank", "r") if name in fields), "")
+    alpha_key = next((name for name in fields if name.endswith("alpha")), "")
+    if not alpha_key or rank_key not in user_settings or alpha_key in user_settings:
+        return {}
     # rsLoRA's scale is α/√r, by which one alpha suits every rank.
-    if not alpha or rank not in own or alpha in own or own.get("use_rslora"):
+    if user_settings.get("use_rslora"):
         return {}
-    size, before = (values.get(key, fields[key].default) for key in (rank, alpha))
-    if not size or not before:
+    rank = settings.get(rank_key, fields[rank_key].default)
+    alpha = settings.get(alpha_key, fields[alpha_key].default)
+    if not rank or not alpha:
         return {}
-    after = before * own[rank] / size
-    return {alpha: int(after) if after.is_integer() else after}
+    scaled = alpha * user_settings[rank_key] / rank
+    return {alpha_key: int(scaled) if scaled.is_integer() else scaled}
 
 
 def scheme_of(model_config: Any, wanted: str) -> Scheme:
@@ -252,11 +315,11 @@ def scheme_of(model_config: Any, wanted: str) -> Scheme:
     if model_type in SCHEMES:
         return SCHEMES[model_type]
     model = meta_model(model_config)
-    linears = [] if model is None else layer_linear_names(model)
+    linear_names = [] if model is None else layer_linear_names(model)
     for scheme in SCHEMES.values():
-        if linears and fits(scheme, linears):
+        if linear_names and has_linears_of(scheme, linear_names):
             return scheme
-    known = f"; its layers have {', '.join(linears)}" if linears else ""
+    known = f"; its layers have {', '.join(linear_names)}" if linear_names else ""
     raise ValueError(
         f"the matrices of {model_type} models have no names that are known here: "
         f"give {wanted}=[…]{known}"

@@ -56,13 +56,16 @@ def settings_of(section: str) -> dict[str, Any]:
         owner, fixed = Seq2SeqTrainingArguments, FIXED_ARGUMENTS
     else:
         owner = part_class(section)
-        fixed = {f.name for f in dataclasses.fields(PeftConfig)} | FIXED_FIELDS
+        fixed = {field.name for field in dataclasses.fields(PeftConfig)} | FIXED_FIELDS
     try:
         types = get_type_hints(owner)
-    except NameError:
+    except NameError:  # a type that the module imports only for type checkers
         types = {}
-    fields = (f.name for f in dataclasses.fields(owner) if f.init and f.name not in fixed)
-    return {name: types.get(name, Any) for name in fields}
+    settings = {}
+    for field in dataclasses.fields(owner):
+        if field.init and field.name not in fixed:
+            settings[field.name] = types.get(field.name, Any)
+    return settings
 
 
 @cache
@@ -73,15 +76,28 @@ def names_of(section: str) -> frozenset[str]:
     """
     if section not in (*PARTS, TRAINING):
         return frozenset(settings_of(section))  # a tuner of PEFT, which has been imported for it
-    where = "transformers:Seq2SeqTrainingArguments" if section == TRAINING else PARTS[section]
-    package, _, name = where.partition(":")
-    found, classes, waiting = set[str](), _classes(package), [name]
+    owner = "transformers:Seq2SeqTrainingArguments" if section == TRAINING else PARTS[section]
+    package, _, class_name = owner.partition(":")
+    classes = _classes(package)
+    names: set[str] = set()
+    # The class, its bases and theirs: a field may be declared in any of them.
+    waiting = [class_name]
     while waiting:
-        if node := classes.get(waiting.pop()):  # not PeftConfig, whose fields are fixed
-            waiting += map(ast.unparse, node.bases)
-            fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
-            found |= {field.id for field in fields if isinstance(field, ast.Name)}
-    return frozenset(found - FIXED_ARGUMENTS - FIXED_FIELDS)
+        definition = classes.get(waiting.pop())
+        if definition is None:
+            continue  # a class of another package, such as PeftConfig, whose fields are fixed
+        names |= _fields_declared_in(definition)
+        waiting += map(ast.unparse, definition.bases)
+    return frozenset(names - FIXED_ARGUMENTS - FIXED_FIELDS)
+
+
+def _fields_declared_in(definition: ast.ClassDef) -> set[str]:
+    """The names that a class annotates, as a dataclass does its fields."""
+    names = set()
+    for statement in definition.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            names.add(statement.target.id)
+    return names
 
 
 @cache
@@ -90,10 +106,12 @@ def _classes(package: str) -> dict[str, ast.ClassDef]:
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin is not None
-    trees = (
-        ast.parse(path.read_bytes()) for path in Path(spec.origin).parent.glob(CLASSES[package])
-    )
-    return {one.name: one for tree in trees for one in tree.body if isinstance(one, ast.ClassDef)}
+    classes: dict[str, ast.ClassDef] = {}
+    for path in Path(spec.origin).parent.glob(CLASSES[package]):
+        for statement in ast.parse(path.read_bytes()).body:
+            if isinstance(statement, ast.ClassDef):
+                classes[statement.name] = statement
+    return classes
 
 
 def refuse_unknown(section: str, name: str) -> None:
@@ -120,15 +138,16 @@ def checked(section: str, name: str, value: Any) -> Any:
     except Exception:  # pydantic has no schema for the type: the class of the section checks it
         return value
     try:
-        found = adapter.validate_python(value)
+        parsed = adapter.validate_python(value)
     except ValidationError as error:
         # One for each type that the setting may have.
-        reasons = dict.fromkeys(one["msg"].lower() for one in error.errors())
+        reasons = dict.fromkeys(problem["msg"].lower() for problem in error.errors())
         raise ValueError(f"{section}.{name}={value!r}: {' or '.join(reasons)}") from error
-    if isinstance(value, bool) and type(found) in (int, float):
+    if isinstance(value, bool) and type(parsed) in (int, float):
         return value  # pydantic takes a bool for a number; the class of the section refuses it
     # Instead of enums and other objects, which YAML cannot hold, return the value as written.
-    return found if isinstance(found, bool | int | float | str | list | dict | None) else value
+    is_plain = isinstance(parsed, bool | int | float | str | list | dict | None)
+    return parsed if is_plain else value
 
 
 def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str:
@@ -136,31 +155,32 @@ def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str
 
     ``also`` are further valid names, for the hint of the error.
     """
-    known = {section: names_of(section) for section in sections}
-    owners = [section for section, names in known.items() if key in names]
+    names_by_section = {section: names_of(section) for section in sections}
+    owners = [section for section, names in names_by_section.items() if key in names]
     if len(owners) > 1:
-        full = ", ".join(f"{owner}.{key}" for owner in owners)
-        raise ValueError(f"{key} is a setting of several sections: write {full}")
+        full_names = ", ".join(f"{owner}.{key}" for owner in owners)
+        raise ValueError(f"{key} is a setting of several sections: write {full_names}")
     if not owners:
-        names = {*also, *(name for types in known.values() for name in types)}
-        raise _unknown("override", key, names)
+        raise _unknown("override", key, set(also).union(*names_by_section.values()))
     return owners[0]
 
 
-def _unknown(kind: str, name: str, known: Collection[str], section: str = "") -> ValueError:
+def _unknown(kind: str, name: str, known: Collection[str], prefix: str = "") -> ValueError:
     """An error for an unknown setting, with what it is called here, or the nearest names."""
-    for other in ALSO_CALLED.get(name, ()):
-        if other in known:
-            return ValueError(f"unknown {kind} {name!r}; did you mean {section}{other}?")
+    for other_name in ALSO_CALLED.get(name, ()):
+        if other_name in known:
+            return ValueError(f"unknown {kind} {name!r}; did you mean {prefix}{other_name}?")
     return unknown_name(kind, name, known)
 
 
 def part_overrides(parts: Collection[str], overrides: Mapping[str, Any]) -> dict[str, Settings]:
     """Sort overrides by part: ``{"lmam": {"rank": 4}}`` from ``lmam={"rank": 4}`` or ``rank=4``."""
-    found: dict[str, Settings] = {part: {} for part in parts}
+    by_part: dict[str, Settings] = {part: {} for part in parts}
     for key, value in overrides.items():
-        of_part = key in found and isinstance(value, dict)
-        part = key if of_part else owner_of(key, parts, also=parts)
-        for name, inner in value.items() if of_part else [(key, value)]:
-            found[part][name] = checked(part, name, inner)
-    return found
+        if key in by_part and isinstance(value, dict):
+            part, settings = key, value
+        else:
+            part, settings = owner_of(key, parts, also=parts), {key: value}
+        for name, setting in settings.items():
+            by_part[part][name] = checked(part, name, setting)
+    return by_part

@@ -8,6 +8,7 @@ import math
 import re
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from operator import mul
 from typing import Any
@@ -19,18 +20,16 @@ from lorada.attention.call import head_count
 from lorada.attention.interface import dispatches, self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import SHIFTED_ATTENTION, Method, Settings, part_class
+from lorada.methods.method import EVERYTHING, SHIFTED_ATTENTION, Method, Settings, part_class
 from lorada.methods.sizes_and_rates import FITTED, Bound
 from lorada.tuners.base.linears import linears, within_layer
 
-# Which widths (in, out) of a matrix a setting has to divide.
-_DIVIDED = {"divides_inputs": slice(0, 1), "divides_outputs": slice(1, 2), "divides": slice(0, 2)}
-# How large a setting may be on a matrix of these widths.
+# How large a setting may be on a matrix of these widths, whichever is that of its inputs.
 _ROOM: dict[str, Callable[[int, int], int]] = {
     "side": min,
     "largest_side": min,
     "entries": mul,
-    "sparse": lambda rows, columns: rows * columns // (rows + columns),
+    "sparse": lambda width, other: width * other // (width + other),
 }
 # Tuners of PEFT that say nothing, or too late, about other kinds of linear layers.
 _LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
@@ -38,19 +37,33 @@ _LINEAR_ONLY = {"osf": "OSF", "shira": "SHiRA"}
 
 def refuse_undefined(method: Method, model_config: Any) -> None:
     """Refuse a method that has nothing to train in a model."""
-    rule = method.trainable
-    picks, shifts = rule not in (None, "."), SHIFTED_ATTENTION in method.callbacks
-    model = meta_model(model_config) if picks or shifts else None
-    if model is None:
+    pattern = method.trainable
+    trains_some_parameters = pattern is not None and pattern != EVERYTHING
+    shifts_attention = SHIFTED_ATTENTION in method.callbacks
+    if not (trains_some_parameters or shifts_attention):
         return
-    name, kind = method.name, type(model).__name__
-    if picks and not any(re.search(str(rule), key) for key, _ in model.named_parameters()):
-        raise ValueError(f"{name} trains {method.trains}, and {kind} has none")
-    if shifts and not any(dispatches(module) for module in model.modules()):
+    model = meta_model(model_config)
+    if model is None:  # transformers has no class for it, so there is nothing to look at
+        return
+    kind = type(model).__name__
+    if trains_some_parameters:
+        names = [name for name, _ in model.named_parameters()]
+        if not any(re.search(str(pattern), name) for name in names):
+            raise ValueError(f"{method.name} trains {method.trains}, and {kind} has none")
+    if shifts_attention and not any(dispatches(module) for module in model.modules()):
         raise ValueError(
-            f"{name} needs attention that takes a mask for each head, and {kind} "
+            f"{method.name} needs attention that takes a mask for each head, and {kind} "
             "computes its own instead of calling transformers' attention functions"
         )
+
+
+@dataclass(frozen=True)
+class AllowedValues:
+    """The values that a setting of a part may have in a model."""
+
+    values: Sequence[int]  # ascending; a range where every number up to the last fits
+    # The end of a sentence about a value that does not fit; empty where the model sets no limit.
+    why_not: str = ""
 
 
 class ModelShape:
@@ -62,127 +75,207 @@ class ModelShape:
     @cached_property
     def module(self) -> nn.Module:
         """The model without weights; an empty module where transformers has no class for it."""
-        found = meta_model(self._config)
-        return nn.Module() if found is None else found
+        model = meta_model(self._config)
+        return nn.Module() if model is None else model
 
     @cached_property
     def _parameters(self) -> int:
         """How many parameters the model has, which is above any value that makes sense."""
-        return sum(each.numel() for each in self.module.parameters()) or 10**12
+        return sum(parameter.numel() for parameter in self.module.parameters()) or 10**12
 
     def targets(self, part: str, settings: Settings) -> dict[str, nn.Module]:
         """The linear layers that a part is placed on, by name; all in layers if PEFT chooses."""
         config = part_class(part)(**settings)
-        return {
-            name: linear
-            for name, linear in linears(self.module).items()
-            if (
-                check_target_module_exists(config, name)
-                if config.target_modules
-                else within_layer(name) != name
-            )
-        }
+        targets = {}
+        for name, linear in linears(self.module).items():
+            # A config without targets is placed as its tuner chooses, always within the layers.
+            if config.target_modules:
+                is_target = check_target_module_exists(config, name)
+            else:
+                is_target = within_layer(name) != name
+            if is_target:
+                targets[name] = linear
+        return targets
 
-    def allowed(
-        self, part: str, bound: Bound | None, settings: Settings
-    ) -> tuple[Sequence[int], str]:
-        """The values that a setting of a part may have, and the end of a sentence about others.
+    def allowed(self, part: str, bound: Bound | None, settings: Settings) -> AllowedValues:
+        """The values that a setting of a part may have.
 
-        ``bound`` is what limits the setting, ``settings`` are all those of the part.
+        Args:
+            part: the name of the part.
+            bound: what limits the setting; None for nothing.
+            settings: all settings of the part.
         """
+        if bound is None:
+            return self._any_number()
         if bound in ("tokens", "context", "length"):
-            tokens: Any = getattr(self._config, "max_position_embeddings", None)
-            known = isinstance(tokens, int) and tokens > 1
-            most = int(tokens) - (bound != "tokens") if known else self._parameters
-            most = min(most, settings["length"]) if bound == "length" else most
-            return range(1, most + 1), f"does not fit the {tokens} tokens that the model takes"
-        if bound == "divides_heads" and (heads := self._heads(settings.get("stacks"))):
-            return _divisors(heads)
-        matrices = self.targets(part, settings).values() if bound is not None else []
-        shapes: list[tuple[int, ...]] = [_get_in_out_features(each) for each in matrices]
-        if not shapes or bound == "divides_heads":
-            return range(1, self._parameters + 1), ""
-        if bound in _DIVIDED:
-            found, why = _divisors({side for shape in shapes for side in shape[_DIVIDED[bound]]})
-            # A block of a single number has no rotation.
-            return (found[1:] or found if bound == "divides_inputs" else found), why
+            return self._allowed_by_tokens(bound, settings)
+        if bound == "divides_heads":
+            head_counts = self._head_counts(settings.get("stacks"))
+            return _common_divisors(head_counts) if head_counts else self._any_number()
+        matrices = self.targets(part, settings).values()
+        widths: list[tuple[int, int]] = [_get_in_out_features(matrix) for matrix in matrices]
+        if not widths:
+            return self._any_number()
+        if bound in ("divides", "divides_inputs", "divides_outputs"):
+            return _allowed_by_division(bound, widths)
         if bound == "low_rank":
-            return range(1, settings.get("r", 1) * sum(sum(shape) for shape in shapes) + 1), ""
-        room = _ROOM[str(bound)]
-        columns, rows = (max if bound == "largest_side" else min)(shapes, key=lambda s: room(*s))
-        why = f"is more than a weight of {rows} × {columns} has room for"
-        return range(1, max(1, room(columns, rows)) + 1), why
+            entries_of_a_rank = sum(fan_in + fan_out for fan_in, fan_out in widths)
+            return AllowedValues(range(1, settings.get("r", 1) * entries_of_a_rank + 1))
+        return _allowed_by_room(bound, widths)
 
-    def _heads(self, stacks: Sequence[str] | None) -> set[int]:
+    def _any_number(self) -> AllowedValues:
+        return AllowedValues(range(1, self._parameters + 1))
+
+    def _allowed_by_tokens(self, bound: Bound, settings: Settings) -> AllowedValues:
+        """Lengths that leave room in the tokens that the model takes, where its config has them."""
+        tokens: Any = getattr(self._config, "max_position_embeddings", None)
+        if isinstance(tokens, int) and tokens > 1:
+            # A map may cover every token ("tokens"); a prefix leaves at least one for a text.
+            longest = tokens if bound == "tokens" else tokens - 1
+        else:
+            longest = self._parameters
+        if bound == "length":
+            longest = min(longest, settings["length"])
+        why_not = f"does not fit the {tokens} tokens that the model takes"
+        return AllowedValues(range(1, longest + 1), why_not)
+
+    def _head_counts(self, stacks: Sequence[str] | None) -> set[int]:
         """The numbers of heads of the self-attention modules, those of some stacks if given."""
-        return {
-            head_count(self.module.get_submodule(name))
-            for name in self_attentions(self.module)
-            if not stacks or any(stack in name.split(".") for stack in stacks)
-        }
+        counts = set()
+        for name in self_attentions(self.module):
+            path = name.split(".")
+            if not stacks or any(stack in path for stack in stacks):
+                counts.add(head_count(self.module.get_submodule(name)))
+        return counts
 
 
-def _divisors(counts: Iterable[int]) -> tuple[list[int], str]:
-    """The common divisors of some numbers, and that another does not divide them."""
+def _common_divisors(counts: Iterable[int]) -> AllowedValues:
+    """The numbers that divide each of some numbers."""
     common = math.gcd(*counts)
-    why = f"does not divide {' and '.join(map(str, sorted(counts)))}"
-    return [each for each in range(1, common + 1) if common % each == 0], why
+    divisors = [number for number in range(1, common + 1) if common % number == 0]
+    return AllowedValues(divisors, f"does not divide {' and '.join(map(str, sorted(counts)))}")
+
+
+def _allowed_by_division(bound: Bound, widths: Sequence[tuple[int, int]]) -> AllowedValues:
+    """The divisors of the widths (in, out) of all matrices, or of their inputs or outputs."""
+    inputs = {fan_in for fan_in, _ in widths}
+    outputs = {fan_out for _, fan_out in widths}
+    if bound == "divides_outputs":
+        return _common_divisors(outputs)
+    if bound == "divides":
+        return _common_divisors(inputs | outputs)
+    divisors = _common_divisors(inputs)
+    # A block of a single number has no rotation.
+    above_one = divisors.values[1:]
+    return AllowedValues(above_one or divisors.values, divisors.why_not)
+
+
+def _allowed_by_room(bound: Bound, widths: Sequence[tuple[int, int]]) -> AllowedValues:
+    """Sizes up to what the matrix with the least room takes, or the one with the most."""
+    room = _ROOM[bound]
+    choose = max if bound == "largest_side" else min
+    columns, rows = choose(widths, key=lambda matrix: room(*matrix))
+    why_not = f"is more than a weight of {rows} × {columns} has room for"
+    return AllowedValues(range(1, max(1, room(columns, rows)) + 1), why_not)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A default that does not fit a model, and what is taken instead."""
+
+    part: str
+    key: str
+    default: Any
+    why_not: str  # the end of a sentence about the default
+    value: Any
+
+    def __str__(self) -> str:
+        """A sentence for the user."""
+        return f"{self.part}.{self.key}={self.default} {self.why_not}: taking {self.value}"
+
+
+@dataclass(frozen=True)
+class FittedSettings:
+    """The settings of a method's parts, fitted to a model."""
+
+    parts: dict[str, Settings]  # part name → settings
+    replaced: list[Replacement]
 
 
 def fit_defaults(
     parts: Mapping[str, Settings], stated: Mapping[str, Collection[str]], model_config: Any
-) -> tuple[dict[str, Settings], list[str]]:
+) -> FittedSettings:
     """Replace the defaults that do not fit a model by the nearest values that do.
 
-    ``stated`` names the settings of each part that the user wrote, which are kept. Returns the
-    settings, and a sentence for each that was replaced.
+    Args:
+        parts: the settings of each part, by its name.
+        stated: names of the settings of each part that the user wrote, which are kept.
+        model_config: the transformers config of the model.
     """
     model = ModelShape(model_config)
-    found, sentences = {}, []
-    for part, values in parts.items():
-        found[part] = dict(values)
+    fitted: dict[str, Settings] = {}
+    replaced: list[Replacement] = []
+    for part, settings in parts.items():
+        # What PEFT fails on later is refused first, before numbers are fitted to the matrices.
         if part in _LINEAR_ONLY:
-            _refuse_conv1d(part, values, model)
+            _refuse_conv1d(part, settings, model)
         if part == "adalora":
-            refuse_no_pruning(values["init_r"], values["target_r"])
-        for key, bound in FITTED.get(part, {}).items():
-            value = values.get(key, getattr(part_class(part), key, None))
-            if value is None or key in stated.get(part, ()):
-                continue
-            best, why = _nearest(model, part, key, bound, value, values)
-            if best != value:
-                found[part][key] = best
-                sentences.append(f"{part}.{key}={value} {why}: taking {best}")
-        targets = values.get("target_modules")
+            refuse_no_pruning(settings["init_r"], settings["target_r"])
+        replacements = _replacements(part, settings, stated.get(part, ()), model)
         if part == "quanta" and "target_modules" not in stated.get(part, ()):
-            scheme = SCHEMES.get(model_config.model_type, {})
-            fused = scheme.get("query", "") == scheme.get("value", "-")
-            if fused and values.get("dims") is None and targets != list(scheme["output"]):
-                found[part]["target_modules"] = list(scheme["output"])
-                sentences.append(
-                    f"quanta.target_modules={targets} is query, key and value in one, and gates of "
-                    f"the model's width change a part of that: taking {list(scheme['output'])}"
-                )
-    return found, sentences
+            replacements += _unfused_targets(settings, model_config.model_type)
+        changed = {replacement.key: replacement.value for replacement in replacements}
+        fitted[part] = {**settings, **changed}
+        replaced += replacements
+    return FittedSettings(fitted, replaced)
 
 
-def _nearest(
-    model: ModelShape, part: str, key: str, bound: Bound, value: int, settings: Settings
-) -> tuple[int, str]:
-    """The nearest value of a setting that fits, and why its default does not.
+def _replacements(
+    part: str, settings: Settings, stated: Collection[str], model: ModelShape
+) -> list[Replacement]:
+    """The numbers among a part's settings that do not fit, each with the nearest that does."""
+    replacements = []
+    for key, bound in FITTED.get(part, {}).items():
+        default = settings.get(key, getattr(part_class(part), key, None))
+        if default is None or key in stated:
+            continue
+        if key == "heads" and settings.get("ablation") == "full_rank":
+            continue  # as many maps as heads
+        allowed = model.allowed(part, bound, settings)
+        value = _nearest(default, allowed.values, bound)
+        if value != default:
+            replacements.append(Replacement(part, key, default, allowed.why_not, value))
+    return replacements
 
-    Of heads it is the nearest on either side, and the larger of two; else the nearest below.
+
+def _nearest(value: int, values: Sequence[int], bound: Bound) -> int:
+    """The nearest of some ascending values: of heads on either side, the larger of two; else below.
+
+    Where all are above, it is the first of them.
     """
-    if settings.get("ablation") == "full_rank" and key == "heads":
-        return value, ""  # as many maps as heads
-    sizes, why = model.allowed(part, bound, settings)
-    if isinstance(sizes, list) and bound == "divides_heads":
-        return min(sizes, key=lambda size: (abs(size - value), -size)), why
-    return sizes[max(0, bisect(sizes, value) - 1)], why
+    if bound == "divides_heads" and isinstance(values, list):
+        divisors: list[int] = values
+        return min(divisors, key=lambda divisor: (abs(divisor - value), -divisor))
+    return values[max(0, bisect(values, value) - 1)]
 
 
-def _refuse_conv1d(part: str, values: Settings, model: ModelShape) -> None:
-    for name, module in model.targets(part, values).items():
+def _unfused_targets(settings: Settings, model_type: str) -> list[Replacement]:
+    """QuanTA's targets where the model has query, key and value in one matrix."""
+    # By default QuanTA adapts query and value. Its gates have the width of the hidden states, so
+    # they would change only the first outputs of a matrix with three times as many.
+    scheme = SCHEMES.get(model_type)
+    if scheme is None or scheme["query"] != scheme["value"]:
+        return []
+    targets, output = settings.get("target_modules"), list(scheme["output"])
+    if settings.get("dims") is not None or targets == output:
+        return []
+    why_not = "is query, key and value in one, and gates of the model's width change a part of that"
+    return [Replacement("quanta", "target_modules", targets, why_not, output)]
+
+
+def _refuse_conv1d(part: str, settings: Settings, model: ModelShape) -> None:
+    """Refuse linear layers of another class than ``nn.Linear``, such as GPT-2's ``Conv1D``."""
+    for name, module in model.targets(part, settings).items():
         if not isinstance(module, nn.Linear):
             raise ValueError(
                 f"PEFT's {_LINEAR_ONLY[part]} takes nn.Linear only, and {name} of "

@@ -56,36 +56,56 @@ class GaLoreAdamW(torch.optim.Optimizer):
                     self._update(parameter, group)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """One step of one parameter, in the names of the equations above: W, G, G~, N."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        tall = gradient.dim() == 2 and gradient.shape[0] >= gradient.shape[1]
-        done = state.get("step", 0)
-        if group["rank"] is not None:
-            if done % group["refresh"] == 0:
+        steps_done = state.get("step", 0)
+        projects = group["rank"] is not None
+        tall = gradient.dim() == 2 and gradient.shape[0] >= gradient.shape[1]  # m ≥ n
+        if projects:
+            if steps_done % group["refresh"] == 0:
                 state["projector"] = projector(gradient, group["rank"], tall)
-            vectors = state["projector"]
-            gradient = gradient @ vectors.T if tall else vectors.T @ gradient
-        if done == 0:
+            gradient = _project(gradient, state["projector"], tall)
+        if steps_done == 0:
             state["first"] = torch.zeros_like(gradient)
             state["second"] = torch.zeros_like(gradient)
-        state["step"] = done + 1
-        (beta1, beta2), first, second = group["betas"], state["first"], state["second"]
-        first.lerp_(gradient, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = second.sqrt().div_((1 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
-        change = (first / root).div_(1 - beta1 ** state["step"])
-        if group["rank"] is not None:
-            vectors = state["projector"]
-            change = (change @ vectors if tall else vectors @ change).mul_(group["scale"])
-        parameter.add_(change, alpha=-group["lr"])
+        state["step"] = steps_done + 1
+        direction = _adam_direction(gradient, state, group["betas"], group["eps"])
+        if projects:
+            direction = _project_back(direction, state["projector"], tall).mul_(group["scale"])
+        parameter.add_(direction, alpha=-group["lr"])
         if group["weight_decay"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
+def _adam_direction(
+    gradient: Tensor, state: dict[str, Any], betas: tuple[float, float], eps: float
+) -> Tensor:
+    """N: Adam's direction with bias correction; it updates the moments of the state."""
+    beta1, beta2 = betas
+    first, second, step = state["first"], state["second"], state["step"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = second.sqrt().div_((1 - beta2**step) ** 0.5).add_(eps)
+    direction: Tensor = (first / root).div_(1 - beta1**step)
+    return direction
+
+
+def _project(gradient: Tensor, vectors: Tensor, tall: bool) -> Tensor:
+    """G~ = G Qᵀ of a tall gradient, else Pᵀ G."""
+    return gradient @ vectors.T if tall else vectors.T @ gradient
+
+
+def _project_back(direction: Tensor, vectors: Tensor, tall: bool) -> Tensor:
+    """N Q of a tall weight, else P N."""
+    return direction @ vectors if tall else vectors @ direction
+
+
 def projector(gradient: Tensor, rank: int, tall: bool) -> Tensor:
     """The top r singular vectors of a gradient: Q (r, n) if ``tall`` (m ≥ n), else P (m, r)."""
-    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
-    left, _, right = torch.linalg.svd(wide, full_matrices=False)
+    # The decomposition has no kernel in half precision.
+    widened = gradient if gradient.dtype == torch.float64 else gradient.float()
+    left, _, right = torch.linalg.svd(widened, full_matrices=False)
     vectors: Tensor = right[:rank] if tall else left[:, :rank]
     return vectors.contiguous().to(gradient.dtype)
 
@@ -104,31 +124,31 @@ def galore(
     with all parameters trainable that train at any time. ``refresh`` counts the steps from one
     projector to the next.
     """
-    matrices = {
-        id(parameter)
-        for layer in layers_of(model).values()
-        for parameter in layer.parameters()
-        if parameter.requires_grad and parameter.dim() == 2
-    }
-    if not matrices:
+    matrix_ids = set()  # of those that are projected
+    for layer in layers_of(model).values():
+        for parameter in layer.parameters():
+            if parameter.requires_grad and parameter.dim() == 2:
+                matrix_ids.add(id(parameter))
+    if not matrix_ids:
         raise ValueError(
             f"GaLore found no trainable matrix in the layers of {type(model).__name__}"
         )
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    decayed_names = set(Trainer.get_decay_parameter_names(None, model))
+    # One group for each combination: is it projected, and does it decay?
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = id(parameter) in matrices, name in decayed
-            groups.setdefault(kind, []).append(parameter)
+            is_projected, decays = id(parameter) in matrix_ids, name in decayed_names
+            groups.setdefault((is_projected, decays), []).append(parameter)
+    projection = {"rank": rank, "refresh": refresh, "scale": scale}
+    optimizer_groups = []
+    for (is_projected, decays), parameters in groups.items():
+        group = {"params": parameters, "weight_decay": args.weight_decay if decays else 0.0}
+        if is_projected:
+            group |= projection
+        optimizer_groups.append(group)
     return GaLoreAdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": args.weight_decay if decay else 0.0,
-                **({"rank": rank, "refresh": refresh, "scale": scale} if projected else {}),
-            }
-            for (projected, decay), parameters in groups.items()
-        ],
+        optimizer_groups,
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,

@@ -22,24 +22,27 @@ def head_modules(model: nn.Module, drawn: Iterable[str] = ()) -> tuple[str, ...]
 
     ``drawn`` are the names of the parameters that its checkpoint lacked.
     """
-    named = (name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS)
-    found = [*named, *(_owner(name) for name in drawn)]
-    return tuple(sorted({name for name in found if not any(_lies_in(name, o) for o in found)}))
+    names = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS}
+    names |= {_drawn_module(parameter) for parameter in drawn}
+    # A module within another of the head, such as the ``score`` of a classifier, is named by it.
+    outermost = [name for name in names if not _lies_in_any(name, names)]
+    return tuple(sorted(outermost))
 
 
-def _owner(parameter: str) -> str:
+def _drawn_module(parameter: str) -> str:
     """The module of the head that a drawn parameter lies in."""
     path = parameter.split(".")
     return ".".join(path[: path.index(POOLER) + 1]) if POOLER in path else path[0]
 
 
-def _lies_in(name: str, module: str) -> bool:
-    return name.startswith(f"{module}.")
+def _lies_in_any(name: str, modules: Collection[str]) -> bool:
+    """Whether a parameter or a module lies within one of some modules."""
+    return name.startswith(tuple(f"{module}." for module in modules))
 
 
 def in_head(name: str, head: Collection[str]) -> bool:
     """Whether a parameter belongs to a task head, given the names of the head's modules."""
-    return any(_lies_in(name.removeprefix(PEFT_NAMES), module) for module in head)
+    return _lies_in_any(name.removeprefix(PEFT_NAMES), head)
 
 
 def may_be_drawn(name: str, backbone: str) -> bool:
@@ -47,7 +50,7 @@ def may_be_drawn(name: str, backbone: str) -> bool:
 
     ``backbone`` is the name of the base within the model (transformers' ``base_model_prefix``).
     """
-    return POOLER in name.split(".") or not _lies_in(name, backbone)
+    return POOLER in name.split(".") or not _lies_in_any(name, [backbone])
 
 
 def widen_trained(model: nn.Module) -> None:
@@ -56,19 +59,21 @@ def widen_trained(model: nn.Module) -> None:
     Its forward pass then has to run under autocast. The weights of a norm, which autocast does not
     cast on every device, are all in one dtype.
     """
-    narrow = {id(parameter) for parameter in narrow_trained(model)}
+    narrow_ids = {id(parameter) for parameter in narrow_trained(model)}
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        trained = [parameter for parameter in own if id(parameter) in narrow]
-        norm = all(parameter.dim() == 1 for parameter in own)
-        for parameter in own if trained and norm else trained:
+        parameters = list(module.parameters(recurse=False))
+        narrow = [parameter for parameter in parameters if id(parameter) in narrow_ids]
+        is_norm = all(parameter.dim() == 1 for parameter in parameters)
+        for parameter in parameters if narrow and is_norm else narrow:
             parameter.data = parameter.data.float()
 
 
 def narrow_trained(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that train in 16 bits."""
-    narrow = (torch.bfloat16, torch.float16)
-    return [p for p in model.parameters() if p.requires_grad and p.dtype in narrow]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        parameter for parameter in trained if parameter.dtype in (torch.bfloat16, torch.float16)
+    ]
 
 
 def select_trainable(
@@ -79,12 +84,12 @@ def select_trainable(
     ``rule`` and ``with_head`` (further parameters that train with the head) are regexes; ``head``
     has the names of the head's modules.
     """
-    chosen = {name for name, _ in model.named_parameters() if re.search(rule, name)}
-    if not chosen:
+    matches = {name for name, _ in model.named_parameters() if re.search(rule, name)}
+    if not matches:
         raise ValueError(
             f"no parameter of {type(model).__name__} matches {rule!r}: "
             "this method is not defined for this model"
         )
     for name, parameter in model.named_parameters():
-        extra = with_head is not None and re.search(with_head, name) is not None
-        parameter.requires_grad_(name in chosen or extra or in_head(name, head))
+        trains_with_head = with_head is not None and re.search(with_head, name) is not None
+        parameter.requires_grad_(name in matches or trains_with_head or in_head(name, head))

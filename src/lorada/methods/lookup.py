@@ -4,7 +4,6 @@ The names of METHODS need neither torch nor PEFT.
 """
 
 import runpy
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorada.methods.matrix_names import NAMING, SCHEMES, WRITTEN_FOR, renamed
+from lorada.methods.matrix_names import NAMING, SCHEMES, WRITTEN_FOR, translate_names
 from lorada.methods.method import (
     EVERY_FAMILY,
     Method,
@@ -47,8 +46,8 @@ def peft_types() -> frozenset[str]:
     package = find_spec("peft")
     assert package is not None
     assert package.origin is not None
-    listed = runpy.run_path(str(Path(package.origin).parent / "utils" / "peft_types.py"))
-    return frozenset(kind.name.lower() for kind in listed["PeftType"])
+    variables = runpy.run_path(str(Path(package.origin).parent / "utils" / "peft_types.py"))
+    return frozenset(kind.name.lower() for kind in variables["PeftType"])
 
 
 def refusal(name: str) -> str:
@@ -77,9 +76,9 @@ def peft_method(name: str) -> Method:
     config = peft_configs()[name]
     targets = _OTHER_TARGETS.get(name, QUERY_VALUE["llama"])
     settings: Settings = {"target_modules": targets}
-    if name == "ia3":
+    if name == "ia3":  # of its targets the last is in the FFN, where IA3 scales the input
         settings["feedforward_modules"] = targets[-1:]
-    if name == "frod":
+    if name == "frod":  # PEFT draws a bar of its own while it places the part
         settings["progressbar"] = False
     parts = {family: {name: settings} for family in EVERY_FAMILY}
     where = "the layers that PEFT chooses" if name in _OTHER_TARGETS else "query and value"
@@ -105,16 +104,16 @@ def method_named(name: str) -> Method:
     order, but for a map at the end (``lora+lmam``), which comes first.
     """
     names = name.split(SUM)
-    if not all(each.strip() for each in names):
+    if not all(summand.strip() for summand in names):
         raise ValueError(f"method {name!r} has a {SUM} without a method beside it: leave it out")
     if len(names) == 1:
-        return _single(name)
-    if names[-1] == "lmam":
+        return _single_method(name)
+    if names[-1] == "lmam":  # as in the paper's stacks, whose first part is the map
         names = ["lmam", *names[:-1]]
-    return _sum(name, [_single(each) for each in names])
+    return _sum_of(name, [_single_method(summand) for summand in names])
 
 
-def _single(name: str) -> Method:
+def _single_method(name: str) -> Method:
     """A method that is no sum."""
     if name in METHODS:
         method = METHODS[name]
@@ -127,16 +126,36 @@ def _single(name: str) -> Method:
         )
     if name in peft_types():
         return peft_method(name)  # imports PEFT, which other names do not need
-    near = get_close_matches(name, METHODS, cutoff=0.6)
-    raise unknown_name("method", name, near or {*METHODS, *peft_types()})
+    similar_names = get_close_matches(name, METHODS, cutoff=0.6)
+    raise unknown_name("method", name, similar_names or {*METHODS, *peft_types()})
 
 
-def _sum(name: str, methods: Sequence[Method]) -> Method:
+def _sum_of(name: str, methods: Sequence[Method]) -> Method:
     """One method with the parts of several, in their order."""
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")
-    arguments: dict[str, Any] = {}
+    arguments = _joined_arguments(name, methods)
+    _refuse_part_twice(name, methods)
+    callbacks: dict[str, None] = {}  # in order, each once
+    for method in methods:
+        callbacks |= dict.fromkeys(method.callbacks)
+    papers = dict.fromkeys(method.paper for method in methods if method.paper)
+    return Method(
+        " with ".join(method.summary for method in methods),
+        name=name,
+        callbacks=tuple(callbacks),
+        prepare=next((method.prepare for method in methods if method.prepare), None),
+        arguments=arguments,
+        formula="; ".join(method.formula for method in methods),
+        paper=" ".join(papers),
+        summands=tuple(methods),
+    )
+
+
+def _joined_arguments(name: str, methods: Sequence[Method]) -> Settings:
+    """The TrainingArguments that the methods of a sum change; two values of one are refused."""
+    arguments: Settings = {}
     for method in methods:
         for key, value in method.arguments.items():
             if arguments.setdefault(key, value) != value:
@@ -144,21 +163,20 @@ def _sum(name: str, methods: Sequence[Method]) -> Method:
                     f"{name}: {method.name} trains with {key}={value}, another with "
                     f"{key}={arguments[key]}: leave one of them out"
                 )
-    named = Counter(part for method in methods for part in method.part_names)
-    part, count = named.most_common(1)[0]
-    if count > 1:
-        owners = " and ".join(method.name for method in methods if part in method.part_names)
-        raise ValueError(f"{name}: {owners} each bring a {part} part: leave one of them out")
-    return Method(
-        " with ".join(method.summary for method in methods),
-        name=name,
-        callbacks=tuple(dict.fromkeys(each for method in methods for each in method.callbacks)),
-        prepare=next((method.prepare for method in methods if method.prepare), None),
-        arguments=arguments,
-        formula="; ".join(method.formula for method in methods),
-        paper=" ".join(dict.fromkeys(method.paper for method in methods if method.paper)),
-        summands=tuple(methods),
-    )
+    return arguments
+
+
+def _refuse_part_twice(name: str, methods: Sequence[Method]) -> None:
+    """Refuse a sum of methods that share a part: settings name a part by its kind alone."""
+    owners: dict[str, list[str]] = {}  # part → the methods that bring it
+    for method in methods:
+        for part in method.part_names:
+            owners.setdefault(part, []).append(method.name)
+    part = max(owners, key=lambda part: len(owners[part]))
+    if len(owners[part]) > 1:
+        raise ValueError(
+            f"{name}: {' and '.join(owners[part])} each bring a {part} part: leave one of them out"
+        )
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -172,14 +190,13 @@ def describe(name: str) -> dict[str, Any]:
     """
     method = method_named(name)
     methods = method.summands or (method,)
-    each = [_settings(one) for one in methods]
-    settings = {
-        kind: {part: values for one in each for part, values in one[kind].items()}
-        for kind in each[0]
-        if all(kind in one for one in each)
-    }
+    settings = _settings_of_all(methods)
     kinds = list(settings) or ["any"]
-    differences = {kind: _differences(methods, kind, settings.get(kind, {})) for kind in kinds}
+    not_as_printed = {}
+    for kind in kinds:
+        differences = _differences(methods, kind, settings.get(kind, {}))
+        if differences:
+            not_as_printed[kind] = differences
     return {
         "summary": method.summary,
         "formula": method.formula,
@@ -187,55 +204,72 @@ def describe(name: str) -> dict[str, Any]:
         "parts": method.part_names,
         "models": kinds,
         "settings_from": {kind: sources_of(methods, kind) for kind in kinds},
-        "not_as_printed": {kind: parts for kind, parts in differences.items() if parts},
+        "not_as_printed": not_as_printed,
         "settings": settings,
     }
 
 
 def sources_of(methods: Sequence[Method], kind: str) -> str:
     """Where the settings of a method, or of the methods of a sum, are from."""
-    return joined_sources([(one.name, one.source_of(kind)) for one in methods])
+    return joined_sources([(method.name, method.source_of(kind)) for method in methods])
 
 
-def joined_sources(named: Sequence[tuple[str, str]]) -> str:
-    """One sentence for the sources of a sum, by the names of its methods."""
-    if len(named) == 1:
-        return named[0][1]
-    return "; ".join(f"{name}: {source}" for name, source in named)
+def joined_sources(sources: Sequence[tuple[str, str]]) -> str:
+    """One sentence for the sources of a sum, given the name and the source of each method."""
+    if len(sources) == 1:
+        ((_, source),) = sources
+        return source
+    return "; ".join(f"{name}: {source}" for name, source in sources)
 
 
 def _differences(
     methods: Sequence[Method], kind: str, settings: dict[str, Settings]
 ) -> dict[str, dict[str, Any]]:
     """Part → setting → its value here and in the paper, where the paper prints another."""
-    found: dict[str, dict[str, Any]] = {}
+    differences: dict[str, dict[str, Any]] = {}
     for method in methods:
         for part, printed in method.printed.get(kind, {}).items():
-            here = {**MAP_DEFAULTS, **settings[part]}
-            found[part] = {
-                key: {"here": here[key], "paper": value}
+            values = {**MAP_DEFAULTS, **settings[part]}
+            differences[part] = {
+                key: {"here": values[key], "paper": value}
                 for key, value in printed.items()
-                if here[key] != value
+                if values[key] != value
             }
-    return found
+    return differences
 
 
-def _settings(method: Method) -> PartsByModel:
+def _settings_of_all(methods: Sequence[Method]) -> PartsByModel:
+    """Kind of model → part → settings of several methods, for the kinds that each of them has."""
+    # A sum can be trained only on kinds of model that all of its methods have settings for.
+    by_method = [_settings_by_kind(method) for method in methods]
+    joined: PartsByModel = {}
+    for kind in by_method[0]:
+        if all(kind in settings for settings in by_method):
+            joined[kind] = {}
+            for settings in by_method:
+                joined[kind] |= settings[kind]
+    return joined
+
+
+def _settings_by_kind(method: Method) -> PartsByModel:
     """Kind of model → part → settings, with the names that matrices have in that kind."""
-    ours, home = method.unpublished.parts, method.unpublished.named_as
-    if home is not None:
-        ours = {
-            kind: {part: _translated(values, home, kind) for part, values in parts.items()}
-            for kind, parts in ours.items()
+    unpublished, home = method.unpublished.parts, method.unpublished.named_as
+    if home is None:
+        return {**method.parts, **unpublished}
+    translated: PartsByModel = {}
+    for kind, parts in unpublished.items():
+        translated[kind] = {
+            part: _translated(settings, home, kind) for part, settings in parts.items()
         }
-    return {**method.parts, **ours}
+    return {**method.parts, **translated}
 
 
 def _translated(settings: Settings, home: str, kind: str) -> Settings:
     """Settings that name matrices as one kind of model does, for another kind."""
-    named = {
-        key: renamed(settings[key], SCHEMES[home], SCHEMES[WRITTEN_FOR[kind]])
-        for key in NAMING
-        if isinstance(settings.get(key), list)
-    }
-    return {**settings, **named}
+    translated = dict(settings)
+    for key in NAMING:
+        if isinstance(settings.get(key), list):
+            translated[key] = translate_names(
+                settings[key], SCHEMES[home], SCHEMES[WRITTEN_FOR[kind]]
+            )
+    return translated

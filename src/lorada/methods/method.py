@@ -49,8 +49,11 @@ def peft_configs() -> "dict[str, type[PeftConfig]]":
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    known = PEFT_TYPE_TO_CONFIG_MAPPING
-    return {kind.value.lower(): known[kind] for kind in PeftType if kind in known}
+    configs = {}
+    for peft_type in PeftType:
+        if peft_type in PEFT_TYPE_TO_CONFIG_MAPPING:
+            configs[peft_type.value.lower()] = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    return configs
 
 
 def part_class(part: str) -> Any:
@@ -113,5 +116,10 @@ class Method:
     def part_names(self) -> list[str]:
         """Its parts, in the order in which they are stacked."""
         if self.summands:
-            return [part for method in self.summands for part in method.part_names]
-        return list(next(iter((self.parts or self.unpublished.parts).values()), {}))
+            names: list[str] = []
+            for method in self.summands:
+                names += method.part_names
+            return names
+        # A method has the same parts for every kind of model.
+        parts_by_model = self.parts or self.unpublished.parts
+        return list(next(iter(parts_by_model.values()), {}))

@@ -118,5 +118,5 @@ def default_rate(name: str) -> float:
     """
     if name in RATES:
         return RATES[name]
-    methods = [each for each in name.split("+") if each != "lmam"]
-    return min((RATES.get(each, DEFAULT_RATE) for each in methods), default=DEFAULT_RATE)
+    summands = [summand for summand in name.split("+") if summand != "lmam"]
+    return min((RATES.get(summand, DEFAULT_RATE) for summand in summands), default=DEFAULT_RATE)

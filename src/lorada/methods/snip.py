@@ -38,22 +38,21 @@ def snip(
     Returns:
         A copy of ``config`` with masks that fit only this model.
     """
-    config = copy.deepcopy(config)
-    every = config.parts if isinstance(config, LoradaConfig) else [config]
-    parts = [part for part in every if isinstance(part, ShiraConfig)]
+    config = copy.deepcopy(config)  # the caller's may be trained on another model
+    all_parts = config.parts if isinstance(config, LoradaConfig) else [config]
+    parts = [part for part in all_parts if isinstance(part, ShiraConfig)]
     if not parts:
         raise ValueError(
             f"{type(config).__name__} has no ShiraConfig for SNIP to choose entries of"
         )
-    chosen = list(islice(batches, calibration))
-    if not chosen:
+    calibration_batches = list(islice(batches, calibration))
+    if not calibration_batches:
         raise ValueError(f"SNIP got no batches to calibrate on (calibration={calibration})")
-    counts = {
-        name: part.r * sum(module.weight.shape)
-        for part in parts
-        for name, module in _targets(model, part).items()
-    }
-    best = _best_entries(model, chosen, counts)
+    counts = {}  # name of a module → how many entries of its weight train
+    for part in parts:
+        for name, module in _targets(model, part).items():
+            counts[name] = part.r * sum(module.weight.shape)
+    best = _best_entries(model, calibration_batches, counts)
     # Several processes may order equal scores differently, so all take the first one's choice.
     entries = broadcast_from_main(lambda: {name: flat.cpu() for name, flat in best.items()})
     mask_fn = _mask_function({model.get_submodule(name): entries[name] for name in counts})
@@ -65,16 +64,15 @@ def snip(
 def _targets(model: nn.Module, part: ShiraConfig) -> dict[str, nn.Linear]:
     """The modules that PEFT adapts for a part, by name."""
     part = _maybe_include_all_linear_layers(part, model)
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if part.target_modules
-        and isinstance(module, nn.Linear)
-        and check_target_module_exists(part, name)
-    }
-    if not found:
+    targets = {}
+    for name, module in model.named_modules():
+        if not part.target_modules or not isinstance(module, nn.Linear):
+            continue
+        if check_target_module_exists(part, name):
+            targets[name] = module
+    if not targets:
         raise ValueError(f"SHiRA: target_modules={part.target_modules} match no linear layer")
-    for name, module in found.items():
+    for name, module in targets.items():
         if not module.weight.is_floating_point():
             raise ValueError(
                 f"SNIP needs the gradient of {name}, whose weight is {module.weight.dtype}: load "
@@ -85,28 +83,15 @@ def _targets(model: nn.Module, part: ShiraConfig) -> dict[str, nn.Linear]:
                 f"SHiRA: r={part.r} takes more entries than {name} has, in a weight of "
                 f"{tuple(module.weight.shape)}: lower it"
             )
-    return found
+    return targets
 
 
 def _best_entries(
     model: nn.Module, batches: list[Any], counts: dict[str, int]
 ) -> dict[str, Tensor]:
     """The flat indices of the entries with the largest |W · ḡ| of each module's weight."""
-    sums: dict[str, Tensor] = {}
     weights = {name: model.get_parameter(f"{name}.weight") for name in counts}
-    device = next(model.parameters()).device
-    with _gradients_of(model, weights.values()):
-        for batch in progress_bar(batches, "Calibrating"):
-            inputs = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in batch.items()}
-            loss = getattr(model(**inputs), "loss", None)
-            if loss is None:
-                raise ValueError(f"SNIP: no loss for a batch of {', '.join(batch)}: add labels")
-            if not loss.requires_grad:
-                continue
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for name, gradient in zip(weights, found, strict=True):
-                if gradient is not None:
-                    sums[name] = sums.get(name, 0.0) + gradient.float()
+    sums = _summed_gradients(model, batches, weights)
     best = {}
     for name, count in counts.items():
         if name not in sums:
@@ -119,6 +104,33 @@ def _best_entries(
         # topk takes an exact number; a threshold would take more where scores are equal.
         best[name] = score.topk(count, sorted=False).indices
     return best
+
+
+def _summed_gradients(
+    model: nn.Module, batches: list[Any], weights: dict[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The sum over the batches of the loss's gradient by each weight, in float32.
+
+    A weight that no gradient reaches is left out. The mean ḡ orders entries as their sum does.
+    """
+    sums: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
+    with _gradients_of(model, weights.values()):
+        for batch in progress_bar(batches, "Calibrating"):
+            inputs = {
+                key: value.to(device) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
+            loss = getattr(model(**inputs), "loss", None)
+            if loss is None:
+                raise ValueError(f"SNIP: no loss for a batch of {', '.join(batch)}: add labels")
+            if not loss.requires_grad:  # none of the weights takes part in this batch
+                continue
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] = sums.get(name, 0.0) + gradient.float()
+    return sums
 
 
 @contextmanager

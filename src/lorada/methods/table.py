@@ -356,7 +356,7 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
-def _of(method: str, model: str, part: str, **changes: object) -> Settings:
+def _published(method: str, model: str, part: str, **changes: object) -> Settings:
     """The paper's settings of a part of a method, with changes."""
     return {**METHODS[method].parts[model][part], **changes}
 
@@ -364,41 +364,43 @@ def _of(method: str, model: str, part: str, **changes: object) -> Settings:
 _OTHERS = ("roberta", "bart")  # than LLaMA; DeBERTa takes those of RoBERTa
 _LLAMA_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _LLAMA_FFN = ["up_proj", "down_proj"]
-_BESIDE_FFN = _of("lorada_a", "llama", "bottleneck")
-_LLAMA_PREFIX = _of("prefix", "llama", "prefix")
+_BESIDE_FFN = _published("lorada_a", "llama", "bottleneck")
+_LLAMA_PREFIX = _published("prefix", "llama", "prefix")
 
 
-def _every(part: str, **ranks: int) -> PartsByModel:
-    """A bottleneck adapter with one placement, and a rank for each kind of model."""
-    return {kind: {"bottleneck": {"placement": part, "rank": rank}} for kind, rank in ranks.items()}
+def _bottlenecks(placement: str, **ranks: int) -> PartsByModel:
+    """Bottleneck adapters with one placement, and a rank for each kind of model."""
+    return {
+        kind: {"bottleneck": {"placement": placement, "rank": rank}} for kind, rank in ranks.items()
+    }
 
 
 UNPUBLISHED: dict[str, Unpublished] = {
     "dora": Unpublished(
         "the settings of LoRA in Tables 5 and 10",
-        {kind: {"lora": _of("lora", kind, "lora", use_dora=True)} for kind in _OTHERS},
+        {kind: {"lora": _published("lora", kind, "lora", use_dora=True)} for kind in _OTHERS},
     ),
     "series": Unpublished(
-        "the ranks of Adapter-FFN in Tables 5 and 10", _every("series", roberta=32, bart=512)
+        "the ranks of Adapter-FFN in Tables 5 and 10", _bottlenecks("series", roberta=32, bart=512)
     ),
     "parallel": Unpublished(
         "our choice of ranks; on BART that of LoRA(ffn) in Table 10",
-        _every("parallel", roberta=16, bart=102),
+        _bottlenecks("parallel", roberta=16, bart=102),
     ),
     "houlsby": Unpublished(
         "the rank of Table 5, on BART one that gives the size of Pfeiffer's adapter; in a pre-LN "
         "layer y + A(y) after attention and FFN, before the residual sum",
-        _every("houlsby", llama=16, bart=240),
+        _bottlenecks("houlsby", llama=16, bart=240),
     ),
     "pfeiffer": Unpublished(
         "our choice of rank; after the residual sum, as in He et al.'s code for mBART",
-        _every("pfeiffer", llama=32),
+        _bottlenecks("pfeiffer", llama=32),
     ),
     "pa_attn_ffn": Unpublished(
         "as in Table 10; the adapter beside LLaMA's FFN as in Table 19",
         {
             "llama": {
-                "pa_attn": _of("pa_attn_ffn", "bart", "pa_attn"), "bottleneck": _BESIDE_FFN
+                "pa_attn": _published("pa_attn_ffn", "bart", "pa_attn"), "bottleneck": _BESIDE_FFN
             },
             "roberta": METHODS["pa_attn_ffn"].parts["bart"],
         },
@@ -412,10 +414,10 @@ UNPUBLISHED: dict[str, Unpublished] = {
         {
             "llama": {
                 "prefix": _LLAMA_PREFIX,
-                "lora": _of("lora", "llama", "lora", target_modules=_LLAMA_FFN),
+                "lora": _published("lora", "llama", "lora", target_modules=_LLAMA_FFN),
             },
             "roberta": {
-                "prefix": _of("prefix_lora", "bart", "prefix"),
+                "prefix": _published("prefix_lora", "bart", "prefix"),
                 "lora": {**FFN_LORA, "target_modules": _LLAMA_FFN},
             },
         },
@@ -432,7 +434,11 @@ UNPUBLISHED: dict[str, Unpublished] = {
     "adalora": Unpublished(
         "as in Table 11, on DeBERTa",
         {
-            kind: {"adalora": _of("adalora", "deberta", "adalora", target_modules=_LLAMA_LAYER)}
+            kind: {
+                "adalora": _published(
+                    "adalora", "deberta", "adalora", target_modules=_LLAMA_LAYER
+                ),
+            }
             for kind in ("llama", *_OTHERS)
         },
         "llama",
@@ -461,9 +467,9 @@ UNPUBLISHED: dict[str, Unpublished] = {
         "map and adapter of Tables 15 and 16, LoRA of Table 19",
         {
             kind: {
-                "lmam": _of("lorada_a", kind, "lmam"),
-                "lora": _of("lorada_la", "llama", "lora"),
-                "bottleneck": _of("lorada_a", kind, "bottleneck"),
+                "lmam": _published("lorada_a", kind, "lmam"),
+                "lora": _published("lorada_la", "llama", "lora"),
+                "bottleneck": _published("lorada_a", kind, "bottleneck"),
             }
             for kind in _OTHERS
         },
@@ -472,7 +478,10 @@ UNPUBLISHED: dict[str, Unpublished] = {
     "lorada_q": Unpublished(
         "the map of Tables 15 and 16, QuanTA on query and value as in Table 17",
         {
-            kind: {"lmam": _of("lorada_a", kind, "lmam"), "quanta": _of("quanta", kind, "quanta")}
+            kind: {
+                "lmam": _published("lorada_a", kind, "lmam"),
+                "quanta": _published("quanta", kind, "quanta"),
+            }
             for kind in _OTHERS
         },
     ),

@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorada.data.commonest_answer import repeated_answer
-from lorada.data.task_rows import Rows, scored_rows
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.commonest_answer import repeated_answer
 from lorada.runs.recipe import Recipe
 from lorada.support.metric_names import main_metric
 from lorada.training.models.loading import kind_of, load_config
@@ -44,7 +45,9 @@ def error_of_mean(errors: Iterable[float | None]) -> float | None:
     return math.sqrt(total) / count
 
 
-def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+def guessing_scores(
+    recipe: Recipe, form: Any, labels: Iterable[str]
+) -> dict[str, dict[str, float | None]]:
     """The metrics of always giving the commonest answer, by task, on the rows that are scored.
 
     Tasks whose answers are all different, such as translations, are left out.
@@ -58,7 +61,7 @@ def guessing_scores(recipe: Recipe, form: Any, labels: Iterable[str]) -> dict[st
     return guessing
 
 
-def _score_guessing(rows: Rows) -> dict[str, Any]:
+def _score_guessing(rows: Rows) -> dict[str, float | None]:
     """The metrics of the commonest answer; empty where none is common."""
     answer = repeated_answer(rows)
     if answer is None:
@@ -68,11 +71,11 @@ def _score_guessing(rows: Rows) -> dict[str, Any]:
     return {name: value or 0.0 for name, value in metrics.items()}
 
 
-def score_in(metrics: Mapping[str, Any], metric: str | None) -> float | None:
+def score_in(metrics: Mapping[str, float | None], metric: str | None) -> float | None:
     """A metric of a task, its main one for None; None where it is not there."""
     if not metrics:
         return None
-    value = metrics.get(metric or main_metric(dict(metrics)))
+    value = metrics.get(metric or main_metric(metrics))
     if value is None:
         return None
     return float(value)

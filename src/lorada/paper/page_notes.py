@@ -43,8 +43,8 @@ def page_notes(
 
 def _models_note(results: Results) -> str:
     """The models and the seeds."""
-    models = _listed(result["model"] for result in results)
-    seeds = sorted({int(result["seed"]) for result in results})
+    models = _listed(result.model for result in results)
+    seeds = sorted({result.seed for result in results})
     if len(seeds) > 1:
         spread = "; ± is the standard deviation over seeds"
         return f"ours: {models}; seeds {_listed(seeds)}{spread}."
@@ -58,16 +58,16 @@ def _data_note(results: Results) -> str:
     train_on: list[str] = []
     sources: list[str] = []
     for result in results:
-        recipe = result["recipe"]
-        if recipe.get("protocol"):
-            protocols.append(recipe["protocol"])
-        if recipe.get("train_on"):
-            train_on.append(recipe["train_on"])
-        data = result.get("data")
-        if data:
-            sizes.append(f"{data['rows']:,}")
-            if data.get("source"):
-                sources.append(data["source"])
+        recipe = result.recipe
+        if recipe is not None and recipe.protocol:
+            protocols.append(recipe.protocol)
+        if recipe is not None and recipe.train_on:
+            train_on.append(recipe.train_on)
+        data = result.data
+        if data is not None:
+            sizes.append(f"{data.rows:,}")
+        if data is not None and data.source:
+            sources.append(data.source)
     texts = {
         "protocol": _listed(protocols),
         "rows to learn from": _listed(sizes),
@@ -84,8 +84,8 @@ def _sizes_note(results: Results) -> str:
     """How many rows of each task were scored."""
     sizes: dict[str, int] = {}
     for result in results:
-        for task, metrics in result["metrics"].items():
-            sizes[task] = metrics["n"]
+        for task, metrics in result.metrics.items():
+            sizes[task] = metrics.n
     return f"scored rows: {', '.join(f'{task} {size}' for task, size in sizes.items())}."
 
 
@@ -93,16 +93,16 @@ def _scores_note(results: Results, columns: Columns) -> str:
     """The metric that each column shows."""
     columns_of: dict[str, list[str]] = {}  # by metric
     for name, column in columns.items():
-        metrics_of_runs = []
+        scores_of_runs = []
         for result in results:
-            metrics = result["metrics"].get(column.task)
-            if metrics:
-                metrics_of_runs.append(metrics)
+            metrics = result.metrics.get(column.task)
+            if metrics is not None:
+                scores_of_runs.append(metrics.scores)
         metric = column.metric
-        if metric is None and metrics_of_runs:
-            metric = main_metric(metrics_of_runs[0])
+        if metric is None and scores_of_runs:
+            metric = main_metric(scores_of_runs[0])
         # Some columns exist at one scale only, such as a length in tokens.
-        if any(metric in metrics for metrics in metrics_of_runs):
+        if any(metric in scores for scores in scores_of_runs):
             columns_of.setdefault(str(metric), []).append(name)
     if not columns_of:
         return ""
@@ -129,11 +129,11 @@ def _machines_note(results: Results) -> str:
     """The hardware and versions, without repeats."""
     machines = []
     for result in results:
-        hardware = result["hardware"]
-        name = hardware["accelerator"]
+        hardware = result.hardware or {}
+        name = hardware.get("accelerator")
         if not name:
             name = "{cpu}, {cores} cores, threads: {threads}".format(**hardware)
-        versions = result["versions"]
+        versions = result.versions
         packages = [
             f"{package} {versions[package]}" for package in ("torch", "transformers", "peft")
         ]

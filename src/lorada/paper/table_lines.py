@@ -12,13 +12,14 @@ import yaml
 from lorada.methods.provenance import NOT_FROM_THE_PAPER
 from lorada.paper.beside_scores import error_of_mean, score_in, standard_error
 from lorada.paper.table_spec import PaperTable, ScoreColumn
+from lorada.runs.result import RowsMetrics, RunResult
 from lorada.support.metric_names import main_metric
 from lorada.support.tables import NOTHING
 
 MEAN = "mean"
 AVERAGE = "avg"  # the name of the paper's own column of means
 
-Results = Sequence[dict[str, Any]]
+Results = Sequence[RunResult]
 Columns = dict[str, ScoreColumn]  # by the column's name
 
 
@@ -123,10 +124,10 @@ def measured_line(
 
     minutes = None
     if results:
-        minutes = sum(result["wall_time_s"] for result in results) / 60
-    shares = {f"{result['parameters']['percent']:.3f}%" for result in results}
+        minutes = sum(result.wall_time_s for result in results) / 60
+    shares = {f"{result.parameters.percent:.3f}%" for result in results}
     percent = " / ".join(sorted(shares)) or NOTHING
-    if any(NOT_FROM_THE_PAPER in result.get("settings_from", "") for result in results):
+    if any(NOT_FROM_THE_PAPER in result.settings_from for result in results):
         label = f"{label} (settings {NOT_FROM_THE_PAPER})"
     return TableLine(label, "ours", percent, scores, minutes=minutes)
 
@@ -134,16 +135,16 @@ def measured_line(
 def _scores_by_seed(results: Results, columns: Columns) -> list[dict[str, float]]:
     """For each seed, in order, the scores by column; its tasks may be results of their own."""
     by_seed: dict[int, dict[str, float]] = {}
-    for result in sorted(results, key=lambda result: int(result["seed"])):
-        seed_scores = by_seed.setdefault(result["seed"], {})
+    for result in sorted(results, key=lambda result: result.seed):
+        seed_scores = by_seed.setdefault(result.seed, {})
         for name, column in columns.items():
-            metrics = result["metrics"].get(column.task, {})
-            if not metrics:
+            metrics = result.metrics.get(column.task)
+            if metrics is None:
                 continue
-            metric = column.metric or main_metric(metrics)
             # Some columns exist at one scale only, such as a length in tokens.
-            if metric in metrics:
-                seed_scores[name] = float(metrics[metric])
+            score = score_in(metrics.scores, column.metric)
+            if score is not None:
+                seed_scores[name] = score
     return list(by_seed.values())
 
 
@@ -168,10 +169,10 @@ def reference_lines(
     errors: dict[str, float] = {}
     for name, column in columns.items():
         for result in results:
-            guess = score_in(result.get("guessing", {}).get(column.task, {}), column.metric)
+            guess = score_in(result.guessing.get(column.task, {}), column.metric)
             if guess is not None:
                 guesses[name] = guess
-            error = _error_of_score(result["metrics"].get(column.task, {}), column.metric)
+            error = _error_of_score(result.metrics.get(column.task), column.metric)
             if error is not None:
                 # Rows of the table differ in score, and so in their error: the largest is said.
                 errors[name] = max(error, errors.get(name, 0.0))
@@ -187,12 +188,14 @@ def reference_lines(
         yield _reference_line("standard error by the number of rows", errors)
 
 
-def _error_of_score(metrics: Mapping[str, Any], metric: str | None) -> float | None:
+def _error_of_score(metrics: RowsMetrics | None, metric: str | None) -> float | None:
     """The standard error of a score that its number of rows gives, where it is known."""
-    score = score_in(metrics, metric)
+    if metrics is None:
+        return None
+    score = score_in(metrics.scores, metric)
     if score is None:
         return None
-    return standard_error(metric or main_metric(dict(metrics)), score, metrics["n"])
+    return standard_error(metric or main_metric(metrics.scores), score, metrics.n)
 
 
 def _reference_line(label: str, numbers: Mapping[str, float]) -> TableLine:

@@ -6,7 +6,7 @@ Each number is a mean over seeds with its spread, from ``result.json`` files.
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lorada.paper.page_notes import page_notes
 from lorada.paper.table_lines import (
@@ -18,6 +18,7 @@ from lorada.paper.table_lines import (
     row_lines,
 )
 from lorada.paper.table_spec import PaperTable, Scale, TableRow
+from lorada.runs.result import RunResult
 from lorada.support.tables import NOTHING, markdown_table
 
 TEXT_COLUMNS = 3  # columns before the numbers
@@ -42,18 +43,14 @@ class _ScoredRows(NamedTuple):
 
 
 def make_page(
-    table: PaperTable,
-    scale: Scale,
-    stored: Iterable[tuple[TableRow, dict[str, Any]]],
-    *,
-    every: bool,
+    table: PaperTable, scale: Scale, stored: Iterable[tuple[TableRow, RunResult]], *, every: bool
 ) -> Page:
     """The page of results and their rows; with ``every`` also the rows that only the paper has."""
-    by_row: dict[str, list[dict[str, Any]]] = {}
+    by_row: dict[str, list[RunResult]] = {}
     for row, result in stored:
         by_row.setdefault(row.key, []).append(result)
     _refuse_other_rows(by_row)
-    results: list[dict[str, Any]] = []
+    results: list[RunResult] = []
     for row_results in by_row.values():
         results += row_results
 
@@ -72,7 +69,7 @@ def make_page(
         for line in row_lines(table, key, by_row.get(key, []), columns, averaged):
             lines.append(_with_suffix(line, suffix))
     for suffix in protocols:
-        of_protocol: list[dict[str, Any]] = []
+        of_protocol: list[RunResult] = []
         for key, row_results in by_row.items():
             if suffixes[key] == suffix:
                 of_protocol += row_results
@@ -98,16 +95,20 @@ def _scored_tasks(table: PaperTable, results: Results) -> list[str]:
     """The tasks that any run has learned, in the table's order."""
     learned: set[str] = set()
     for result in results:
-        learned |= set(result["recipe"]["task"].split(","))
+        learned |= set(result.task.split(","))
     return [task for task in table.tasks if task in learned]
 
 
 def _column_suffixes(rows: Mapping[str, Results]) -> dict[str, str]:
     """What the names of a row's columns end with: its protocol, where rows differ in that."""
-    protocols = {key: results[0]["recipe"].get("protocol") for key, results in rows.items()}
+    protocols = {key: _protocol_of(results[0]) for key, results in rows.items()}
     if len(set(protocols.values())) <= 1:
         return dict.fromkeys(protocols, "")
     return {key: f" ({protocol})" for key, protocol in protocols.items()}
+
+
+def _protocol_of(result: RunResult) -> str | None:
+    return None if result.recipe is None else result.recipe.protocol
 
 
 def _with_suffix(line: TableLine, suffix: str) -> TableLine:
@@ -123,10 +124,10 @@ def _refuse_other_rows(rows: Mapping[str, Results]) -> None:
     first: dict[tuple[str | None, str], _ScoredRows] = {}
     for key, results in rows.items():
         for result in results:
-            run = f"{key}, seed {result['seed']}"
-            protocol = result["recipe"].get("protocol")
-            for task, metrics in result["metrics"].items():
-                sha256 = str(metrics.get("sha256"))
+            run = f"{key}, seed {result.seed}"
+            protocol = _protocol_of(result)
+            for task, metrics in result.metrics.items():
+                sha256 = str(metrics.sha256)
                 expected = first.setdefault((protocol, task), _ScoredRows(sha256, run))
                 if expected.sha256 != sha256:
                     raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lorada.compare.jobs.job import Job, Outcome, held, report
 from lorada.compare.jobs.queue import run_queue
 from lorada.compare.learning_rate import train_on
-from lorada.data.read_rows import data_folder
+from lorada.data.files.benchmark_files import data_folder
 from lorada.data.tasks import TASKS
 from lorada.inference.evaluate import evaluate_tasks
 from lorada.inference.load import load_run
@@ -23,7 +23,7 @@ from lorada.paper.beside_scores import guessing_scores
 from lorada.paper.table_spec import PaperTable, Scale, TableRow, row_recipe
 from lorada.runs.folder import clear, differences, holds_run
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import RESULT_FILE, read_result, result_in
+from lorada.runs.result import RESULT_FILE, RunResult, read_result, result_in
 from lorada.support.files import json_text, write_atomic
 from lorada.support.models import MODELS
 from lorada.support.progress import progress_bar
@@ -94,7 +94,7 @@ def list_jobs(
     return jobs
 
 
-def load_complete_result(job: TableJob) -> dict[str, Any] | None:
+def load_complete_result(job: TableJob) -> RunResult | None:
     """The stored result of a run; None if there is none or some of its tasks have no score.
 
     Raises:
@@ -104,7 +104,7 @@ def load_complete_result(job: TableJob) -> dict[str, Any] | None:
         return None
     try:
         result = result_in(job.stored)
-        stored_recipe = Recipe(**result["recipe"])
+        stored_recipe = _recipe_in(result)
         scored = _is_scored(job, result)
     except (KeyError, TypeError, ValueError) as error:  # pydantic's is one too
         raise ValueError(f"{job.stored} is not the result of a run: delete it") from error
@@ -114,7 +114,7 @@ def load_complete_result(job: TableJob) -> dict[str, Any] | None:
     return result
 
 
-def load_usable_result(job: TableJob, say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_usable_result(job: TableJob, say: Callable[[str], None]) -> RunResult | None:
     """The stored result of a run; None, with a line that says why, if it cannot be used."""
     try:
         return load_complete_result(job)
@@ -136,7 +136,7 @@ def stored_rows(
     *,
     report: Callable[[str], None],
     overrides: Sequence[str] = (),
-) -> list[tuple[TableRow, dict[str, Any]]]:
+) -> list[tuple[TableRow, RunResult]]:
     """All stored results in the folder ``results``, each with its row.
 
     ``tasks`` are those of the run of a table that has one for all tasks; None for the scale's.
@@ -185,14 +185,21 @@ def _check_recipe(path: Path, stored: Recipe, job: TableJob) -> None:
         )
 
 
-def _is_scored(job: TableJob, result: dict[str, Any]) -> bool:
+def _recipe_in(result: RunResult) -> Recipe:
+    """The whole recipe of a run, from its result."""
+    if result.recipe is None:
+        raise ValueError("it has no recipe")
+    return Recipe(**result.recipe.stored())
+
+
+def _is_scored(job: TableJob, result: RunResult) -> bool:
     """Whether a run was scored on all test rows of its tasks."""
     test_sets = set()
     for task in job.tasks:
         # A task may have several test sets, as MNLI has a matched and a mismatched one.
         for suffix in TASKS[task].test:
             test_sets.add(f"{task}_{suffix}" if suffix else task)
-    return test_sets <= set(result["metrics"])
+    return test_sets <= set(result.metrics)
 
 
 def _with_hub_model(recipe: Recipe) -> Recipe:
@@ -228,24 +235,35 @@ def train_and_score(job: TableJob) -> None:
     if not (run / RESULT_FILE).is_file():
         train_on(recipe, "training")
     result = read_result(run)
-    _check_recipe(run / RESULT_FILE, Recipe(**result["recipe"]), job)
+    _check_recipe(run / RESULT_FILE, _recipe_in(result), job)
     if not _is_scored(job, result):
         report("scoring")
         evaluate_tasks(load_run(run), recipe.data_dir)
         result = read_result(run)
         if not _is_scored(job, result):  # the reason was logged
             raise OSError(f"the scores of {run} were not kept: run the command again")
-    # Drop local paths before storing the result; keep whether the rows came from the hub.
-    result["recipe"].update(data_dir=None, output=str(Path(job.recipe.output)))
+    write_atomic(job.stored, json_text(_to_commit(job, result).stored()) + "\n")
+
+
+def _to_commit(job: TableJob, result: RunResult) -> RunResult:
+    """The result of a run without local paths, and with what its scores are set beside."""
+    recipe, data = result.recipe, result.data
+    if recipe is None or data is None:
+        raise ValueError(f"{job.recipe.output} does not say what it learned: --overwrite it")
     is_local = data_folder(job.recipe.data_dir) is not None
-    result["data"]["source"] = "a local folder" if is_local else "the hub"
-    result["guessing"] = guessing_scores(job.recipe, result["form"], result["labels"] or ())
-    write_atomic(job.stored, json_text(result) + "\n")
+    source = "a local folder" if is_local else "the hub"
+    output = str(Path(job.recipe.output))
+    changes = {
+        "recipe": recipe.model_copy(update={"data_dir": None, "output": output}),
+        "data": data.model_copy(update={"source": source}),
+        "guessing": guessing_scores(job.recipe, result.form, result.labels),
+    }
+    return result.model_copy(update=changes)
 
 
 def run_all(
     jobs: list[TableJob], *, say: Callable[[str], None], resume: bool, overwrite: bool, pool: Any
-) -> tuple[list[dict[str, Any] | None], dict[str, Outcome]]:
+) -> tuple[list[RunResult | None], dict[str, Outcome]]:
     """Run the jobs that have no result yet.
 
     ``resume`` keeps the results that exist, ``overwrite`` deletes them first.

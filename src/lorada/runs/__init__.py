@@ -1,1 +1,1 @@
-"""A run: its recipe, model, rows, training and folder, and the uses of the trained model."""
+"""A run's files: its recipe, its folder with checkpoints, its result and its predictions."""

@@ -29,20 +29,26 @@ def followed(values: dict[str, Any]) -> dict[str, Any]:
     if run is None:
         return values
     earlier = saved_recipe(run / RECIPE_FILE)
-    missing = [name for name in TAKEN_OVER if name not in values]
-    taken = {name: getattr(earlier, name) for name in missing if getattr(earlier, name) is not None}
-    if taken and is_main_process():
-        shown = " ".join(f"{name}={value}" for name, value in taken.items())
-        logger.warning("taken over from %s: %s", run, shown)
-    return {**values, **taken, "from_adapter": str(adapter)}
+    taken_over = {}
+    for name in TAKEN_OVER:
+        value = getattr(earlier, name)
+        if name not in values and value is not None:
+            taken_over[name] = value
+    if taken_over and is_main_process():
+        settings = " ".join(f"{name}={value}" for name, value in taken_over.items())
+        logger.warning("taken over from %s: %s", run, settings)
+    return {**values, **taken_over, "from_adapter": str(adapter)}
 
 
 def _adapter_and_run(source: Path) -> tuple[Path, Path | None]:
     """The adapter that a folder is or has, and the run that it belongs to; None for no run."""
     if not (source / RECIPE_FILE).is_file():
-        saved_by_a_run = (source / "adapter_config.json").is_file()
-        saved_by_a_run &= (source.absolute().parent / RECIPE_FILE).is_file()
-        return source, source.absolute().parent if saved_by_a_run else None
+        # It may be the adapter or a checkpoint in the folder of a run.
+        run = source.absolute().parent
+        is_adapter = (source / "adapter_config.json").is_file()
+        if is_adapter and (run / RECIPE_FILE).is_file():
+            return source, run
+        return source, None
     if (source / "adapter").is_dir():
         return source / "adapter", source
     if (source / "model").is_dir():

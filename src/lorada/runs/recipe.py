@@ -1,9 +1,4 @@
-"""A recipe: all settings of a run, as ``recipe.yaml`` in its folder holds them, and its YAML.
-
-Recipes may come from strangers, so three things are refused in YAML: aliases, because a few lines
-of them can grow into billions of values; tags, because they make Python objects; and a key that is
-given twice, because the second value would hide the first.
-"""
+"""A recipe: all settings of a run, as ``recipe.yaml`` in its folder holds them."""
 
 import math
 import os
@@ -12,83 +7,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from lorada.support.error_messages import first_problem
 from lorada.support.files import write_atomic
 from lorada.support.metric_names import names_in_words
 from lorada.support.models import PACKAGED
+from lorada.support.plain_yaml import read_yaml, write_yaml
 from lorada.support.row_sources import BUILTIN, CODE, absolute_files, files_of
-
-PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
-
-
-class _Plain(yaml.SafeLoader):
-    """A loader that reads only true and false as booleans: in `save_strategy=no`, no is a text."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases and tags before a value is made of them."""
-        event: Any = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            raise _refused(event, f"*{event.anchor} stands for another value: write that value out")
-        if getattr(event, "tag", None) not in (None, "!"):
-            raise _refused(event, f"the tag {event.tag} has no place in a recipe: leave it out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A dictionary; every key must be a text and be given once."""
-        found: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise _refused(key_node, f"{key!r} is a key and no text: put it in quotes")
-            if key in found:
-                raise _refused(key_node, f"{key!r} is given twice: leave one out")
-            found[key] = self.construct_object(value_node, deep=deep)
-        return found
-
-
-_Plain.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in pairs
-        if tag in PLAIN and (not tag.endswith(":bool") or first in "tTfF")
-    ]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# PyYAML reads `1e-5` as a text, because it has no decimal point; here it is a number.
-_Plain.add_implicit_resolver(PLAIN[3], re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), "+-0123456789")
-
-
-def _refused(where: Any, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, where.start_mark)
-
-
-class _Written(yaml.SafeDumper):
-    """A dumper that never writes an alias, because `read_yaml` refuses aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """True for all data."""
-        return True
-
-
-def read_yaml(text: str, source: str) -> Any:
-    """Read a text as YAML; errors call it ``source``."""
-    try:
-        return yaml.load(text, _Plain)
-    except RecursionError as error:
-        raise ValueError(f"{source} is not YAML: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two come from numbers
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark and "\n" in text.strip() else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"{source}{line} is not YAML: {problem}") from error
-
-
-def write_yaml(data: Any) -> str:
-    """YAML that ``read_yaml`` reads again."""
-    return yaml.dump(data, Dumper=_Written, sort_keys=False, allow_unicode=True)
 
 
 def refuse_unstorable(name: str, value: Any) -> None:
@@ -238,31 +164,34 @@ class Recipe(BaseModel):
 
     def local_paths(self) -> list[tuple[str, Path]]:
         """The fields that name files and folders of this machine, and where these are."""
-        named = ((field, name) for field in PATHS for name in files_of(getattr(self, field) or ""))
-        return [
-            (field, Path(name).absolute())
-            for field, name in named
-            # A model may have the name of a file or folder that is not the model.
-            if (field != "model" or (name not in PACKAGED and Path(name).is_dir()))
-            and name and Path(name).exists() and not name.startswith(BUILTIN)
-        ]  # fmt: skip
+        paths = []
+        for field in PATHS:
+            for name in files_of(getattr(self, field) or ""):
+                if not name or name.startswith(BUILTIN) or not Path(name).exists():
+                    continue
+                # A model may have the name of a file or folder that is not the model.
+                if field == "model" and (name in PACKAGED or not Path(name).is_dir()):
+                    continue
+                paths.append((field, Path(name).absolute()))
+        return paths
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe, with the paths of existing files made absolute."""
         fields = {field for field, _ in self.local_paths()}
-        found = {field: absolute_files(getattr(self, field)) for field in fields}
+        absolute = {field: absolute_files(getattr(self, field)) for field in fields}
         if self.metric is not None and CODE in self.metric:
-            found["metric"] = os.path.abspath(self.metric)
-        return self.model_copy(update=found)
+            absolute["metric"] = os.path.abspath(self.metric)
+        return self.model_copy(update=absolute)
 
     @field_serializer("training")
     def _without_secrets(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings without tokens and passwords; a resumed run must be given them again."""
-        return {
-            name: self._without_secrets(value) if isinstance(value, dict) else value
-            for name, value in settings.items()
-            if not SECRET.search(name)
-        }
+        kept_settings = {}
+        for name, value in settings.items():
+            if not SECRET.search(name):
+                is_group = isinstance(value, dict)
+                kept_settings[name] = self._without_secrets(value) if is_group else value
+        return kept_settings
 
     def save(self, folder: Path) -> None:
         """Write the recipe into a run folder."""
@@ -277,8 +206,10 @@ def builtin_recipes() -> dict[str, Path]:
 
 def refuse_seed(name: str, seed: Any) -> None:
     """Refuse a seed that the libraries' random numbers cannot start from; None is not given."""
-    whole = isinstance(seed, int) and not isinstance(seed, bool)
-    if seed is not None and not (whole and 0 <= seed <= MOST_SEED):
+    if seed is None:
+        return
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed <= MOST_SEED:
         raise ValueError(f"{name}{seed!r} must be a whole number from 0 to {MOST_SEED}")
 
 
@@ -287,13 +218,16 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
-        first, (name, wrong) = error.errors()[0], first_problem(error)
+        first = error.errors()[0]
+        name, wrong = first_problem(error)
         if first["type"] == "missing":
             raise ValueError(f"the recipe has no {name}: pass --{name} or {name}=…") from error
         raise ValueError(f"{name}={first['input']!r}: {wrong}") from error
     for name, value in recipe:
-        for key, inner in value.items() if isinstance(value, dict) else [(name, value)]:
-            refuse_unstorable(key, inner)
+        # A setting of TrainingArguments or of a part is called by its own name.
+        settings = value if isinstance(value, dict) else {name: value}
+        for key, setting in settings.items():
+            refuse_unstorable(key, setting)
     return recipe
 
 

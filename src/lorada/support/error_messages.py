@@ -26,7 +26,10 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> ValueError:
 def first_problem(error: Any, depth: int | None = None) -> tuple[str, str]:
     """Where the first value that pydantic refuses stands, and what is wrong with it."""
     first = error.errors()[0]
-    return ".".join(map(str, first["loc"][:depth])), first["msg"].lower()
+    where = ".".join(map(str, first["loc"][:depth]))
+    # Of a record pydantic says "a valid dictionary or instance of RunResult".
+    wrong = first["msg"].lower().partition(" or instance of ")[0]
+    return where, wrong
 
 
 @contextmanager

@@ -70,6 +70,9 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     The process holds a lock on it. Temporary folders without a lock were left by killed processes
     and are removed first.
     """
+    # The lock is on the folder itself, which filelock has none for: it locks files, so that others
+    # would have to write into the folder to see whether its owner is alive; and where there are no
+    # locks it leaves marks that outlive a killed process.
     parent.mkdir(parents=True, exist_ok=True)
     _remove_orphans(parent)
     folder, lock = _locked_folder(parent)

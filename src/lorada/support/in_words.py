@@ -13,10 +13,11 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h"
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, noun: str) -> str:
     """A number of things, such as ``1 row`` or ``3,000 rows``."""
-    plural = "" if count == 1 else "s"
-    return f"{count:,} {what}{plural}"
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}s"
 
 
 def answer_in_words(answer: Any) -> str:

@@ -6,7 +6,7 @@ Methods are compared by scores, which are higher for the better one, so a loss o
 minus itself there. Users see the loss or the error.
 """
 
-from typing import Any
+from collections.abc import Iterable
 
 from lorada.support.row_sources import Form
 
@@ -71,7 +71,7 @@ def as_score(value: float, metric: str) -> float:
     return -value if lower_is_better(metric) else value
 
 
-def main_metric(metrics: dict[str, Any]) -> str:
+def main_metric(metrics: Iterable[str]) -> str:
     """The name of a task's first metric, which tables show under the task's name."""
     for name in metrics:
         if name != "n":  # how many rows were scored

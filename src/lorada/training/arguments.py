@@ -19,8 +19,8 @@ from torch import nn
 from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lorada.data.read_rows import answer_of
-from lorada.data.task_rows import Rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
 from lorada.methods.sizes_and_rates import default_rate
 from lorada.runs.recipe import AUTO, MIXED, MIXED_FP16, Recipe
 from lorada.support.processes import GPU_SHARE, is_main_process, only_cpu
@@ -205,6 +205,15 @@ def training_arguments(
         _try_out(args)
     _refuse_arguments(recipe, args)
     return args
+
+
+def default_learning_rate(recipe: Recipe, method_settings: dict[str, Any]) -> float:
+    """The learning rate of a training whose recipe sets none.
+
+    ``method_settings`` are the TrainingArguments that belong to the method.
+    """
+    settings = {**_default_settings(recipe), **method_settings}
+    return float(settings["learning_rate"])
 
 
 def _default_settings(recipe: Recipe) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from lorada.attention.observation import Observation, observe, ratio_of, squared_norms
-from lorada.runs.folder import STATE_FILE, checkpoints
+from lorada.runs.checkpoints import STATE_FILE, checkpoints
 from lorada.support.processes import all_gather, all_or_none, in_any_process
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """What a training leaves behind at its end: the adapter or the model, and the result."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -9,8 +8,9 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
 from transformers import Trainer
 
-from lorada.data.commonest_answer import repeated_answer
-from lorada.runs.result import hardware, versions
+from lorada.data.scoring.commonest_answer import repeated_answer
+from lorada.runs.machine import hardware, versions
+from lorada.runs.result import LearnedRows, ParameterCounts, RunResult, ScoringMetric, StoredRecipe
 from lorada.support.files import atomic_path
 from lorada.support.processes import process_count
 from lorada.support.row_sources import file_names
@@ -76,49 +76,69 @@ def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
             setattr(module, name, whole_by_shard.setdefault(id(shard), parameter))
 
 
-def training_result(setup: Setup, peak_memory_bytes: int) -> dict[str, Any]:
-    """The fields of ``result.json`` without those that ``train`` adds."""
+def training_result(
+    setup: Setup, peak_memory_bytes: int, *, wall_time_s: float, resumed_from: str | None
+) -> RunResult:
+    """The result of a training that has ended and is saved; nothing is scored yet.
+
+    Args:
+        setup: the training.
+        peak_memory_bytes: of the process with the largest.
+        wall_time_s: seconds that it took.
+        resumed_from: the name of the checkpoint that it went on from, if it did.
+    """
     prepared, base = setup.prepared, setup.base
     recipe, rows, plan = prepared.recipe, prepared.rows, prepared.plan
     scale = setup.score_scale
     history = _history(setup)
     counts = parameter_counts(setup.model, base.total, base.head, plan.with_head)
-    return {
-        "recipe": recipe.model_dump(),
-        "method": recipe.method,
-        "model": recipe.model,
-        "base_revision": getattr(prepared.config, "_commit_hash", None),  # on the hub
-        "task": recipe.task,
-        "form": rows.form,
-        "labels": list(rows.labels),
-        "metric": prepared.metric,
-        "max_new_tokens": recipe.max_new_tokens or prepared.max_answer_tokens,
-        "commonest_answer": repeated_answer(rows),
-        "learned_scores": None if scale is None else {"mean": scale.mean, "sd": scale.sd},
-        "pairs": all(row.get("text_pair") for row in rows.rows),
-        "seed": setup.trainer.args.seed,
-        "data": {"file": file_names(rows.path), "rows": len(rows.rows), "sha256": rows.fingerprint},
-        "versions": versions(),
-        "hardware": hardware(),
-        "processes": process_count(),
-        "parameters": {**counts, "paper": None},
-        "settings_from": plan.settings_from,
-        "started_from": recipe.from_adapter,
-        "adapter_parts": part_kinds(setup.model),
-        "adapter_bytes": _saved_bytes(Path(recipe.output)),
-        "steps": setup.trainer.state.global_step,
-        "seconds_per_step": setup.step_timer.seconds_per_step,
-        "peak_memory_bytes": peak_memory_bytes,
-        "train_loss": _last_value(history, "loss"),
-        "relative_norm": _last_value(history, "relative_norm"),
-        "guessing_loss": _held_out_guessing_loss(setup),
-        "metrics": {},
-        "unparsable": None,
-        "history": history,
-    }
+    metric = prepared.metric
+    scoring_metric = None
+    if metric is not None:
+        scoring_metric = ScoringMetric(name=metric.name, reason=metric.reason)
+    learned_scores = None if scale is None else {"mean": scale.mean, "sd": scale.sd}
+    learned_rows = LearnedRows(
+        file=file_names(rows.path), rows=len(rows.rows), sha256=rows.fingerprint
+    )
+    # The file has the fields in this order.
+    return RunResult(
+        recipe=StoredRecipe(**recipe.model_dump()),
+        method=recipe.method,
+        model=recipe.model,
+        base_revision=getattr(prepared.config, "_commit_hash", None),  # on the hub
+        task=recipe.task,
+        form=rows.form,
+        labels=list(rows.labels),
+        metric=scoring_metric,
+        max_new_tokens=recipe.max_new_tokens or prepared.max_answer_tokens,
+        commonest_answer=repeated_answer(rows),
+        learned_scores=learned_scores,
+        pairs=all(row.get("text_pair") for row in rows.rows),
+        seed=setup.trainer.args.seed,
+        data=learned_rows,
+        versions=versions(),
+        hardware=hardware(),
+        processes=process_count(),
+        parameters=ParameterCounts(**counts, paper=None),
+        settings_from=plan.settings_from,
+        started_from=recipe.from_adapter,
+        adapter_parts=part_kinds(setup.model),
+        adapter_bytes=_saved_bytes(Path(recipe.output)),
+        steps=setup.trainer.state.global_step,
+        seconds_per_step=setup.step_timer.seconds_per_step,
+        peak_memory_bytes=peak_memory_bytes,
+        train_loss=_last_value(history, "loss"),
+        relative_norm=_last_value(history, "relative_norm"),
+        guessing_loss=_held_out_guessing_loss(setup),
+        metrics={},
+        unparsable=None,
+        history=history,
+        wall_time_s=wall_time_s,
+        resumed_from=resumed_from,
+    )
 
 
-def _history(setup: Setup) -> list[dict[str, Any]]:
+def _history(setup: Setup) -> list[dict[str, float | None]]:
     """The log lines of the training that have a loss, each with what a reader needs of it."""
     kept_keys = ["step", "loss", "eval_loss", *setup.metric_names, "relative_norm", "grad_norm"]
     history = []
@@ -128,7 +148,7 @@ def _history(setup: Setup) -> list[dict[str, Any]]:
     return history
 
 
-def _last_value(history: list[dict[str, Any]], key: str) -> Any:
+def _last_value(history: list[dict[str, float | None]], key: str) -> float | None:
     """The value of the last log line that has one; None if none has."""
     values = [log_line[key] for log_line in history if key in log_line]
     return values[-1] if values else None

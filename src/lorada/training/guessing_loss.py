@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 from lorada.support.row_sources import Form
 
 # How many rows must share an answer on average. Of texts that are all different the frequencies say
 # nothing about new ones.
-REPEATED = 5
+MIN_ROWS_PER_ANSWER = 5
 
 
 def guessing_loss(form: Form, held_out: Dataset) -> float | None:
@@ -39,28 +39,33 @@ def guessing_loss(form: Form, held_out: Dataset) -> float | None:
     if form == "score":
         return float(np.var(list(labels)))
     if form == "labels":
-        return _of_several_labels(np.array(list(labels), dtype=float))
-    return _of_frequencies([_counted(label) for label in labels])
+        return _loss_of_several_labels(np.array(list(labels), dtype=float))
+    return _loss_of_frequencies([_counted_tokens(label) for label in labels])
 
 
-def _counted(label: Any) -> tuple[int, ...]:
-    """A class, or the tokens of an answer that count."""
+def _counted_tokens(label: Any) -> tuple[int, ...]:
+    """The tokens of an answer that count in the loss; a class counts as one."""
     tokens: Iterable[int] = label if isinstance(label, list) else [label]
     return tuple(token for token in tokens if token != IGNORED)
 
 
-def _of_frequencies(answers: list[tuple[int, ...]]) -> float | None:
-    rows_of = Counter(answers)
-    tokens = sum(len(answer) for answer in answers)
-    if len(rows_of) * REPEATED > len(answers) or tokens == 0:
+def _loss_of_frequencies(answers: list[tuple[int, ...]]) -> float | None:
+    """Σ_rows H / Σ_rows tokens; None where answers hardly repeat, or no token counts."""
+    row_counts = Counter(answers)
+    token_count = sum(len(answer) for answer in answers)
+    hardly_repeats = len(row_counts) * MIN_ROWS_PER_ANSWER > len(answers)
+    if hardly_repeats or token_count == 0:
         return None
-    nats = sum(rows * math.log(len(answers) / rows) for rows in rows_of.values())
-    return nats / tokens
+    # Each of the rows with an answer of frequency p adds -log p.
+    nats = sum(rows * math.log(len(answers) / rows) for rows in row_counts.values())
+    return nats / token_count
 
 
-def _of_several_labels(labels: np.ndarray) -> float:
+def _loss_of_several_labels(labels: np.ndarray) -> float:
+    """The mean over labels of the entropy of having it, from 0 or 1 for each (rows, labels)."""
     share = labels.mean(axis=0)
-    both = np.stack([share, 1 - share])
+    probabilities = np.stack([share, 1 - share])
     # 0 log 0 is 0: a label that no row has, or every row, costs nothing.
-    nats = -both * np.log(both, out=np.zeros_like(both), where=both > 0)
+    logs = np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)
+    nats = -probabilities * logs
     return float(nats.sum(axis=0).mean())

@@ -14,9 +14,11 @@ from transformers import (
 )
 
 from lorada.data.answer_length import answer_limit
-from lorada.data.doubtful_rows import warn_of_doubtful
+from lorada.data.rows.doubtful_rows import warn_of_doubtful
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import training_rows
+from lorada.data.scoring.chosen_metric import ChosenMetric, metric_of
 from lorada.data.task import Kind
-from lorada.data.task_rows import Rows, metric_of, training_rows
 from lorada.data.tokenize import context_of
 from lorada.methods.build import Plan, plan_method
 from lorada.methods.head_modules import HEADS, POOLER
@@ -57,7 +59,7 @@ class PreparedTraining(Prepared):
     plan: Plan
     rows: Rows
     held_out: Rows | None  # which are measured while training
-    metric: dict[str, str] | None  # None for a benchmark, which has its own
+    metric: ChosenMetric | None  # None for a benchmark, which has its own
 
     @cached_property
     def context(self) -> int | None:

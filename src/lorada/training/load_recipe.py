@@ -5,7 +5,8 @@ TrainingArguments (``training.learning_rate``). The prefix may be left out if on
 field of that name.
 
 ``read_recipe`` reads all this once and checks what needs neither torch nor PEFT, so that a command
-answers a mistake at once; ``Asked.complete`` checks the values for parts and TrainingArguments.
+answers a mistake at once; ``RecipeDraft.complete`` checks the values for parts and
+TrainingArguments.
 """
 
 import os
@@ -22,39 +23,54 @@ from lorada.runs.recipe import (
     SEEDS,
     Recipe,
     builtin_recipes,
-    read_yaml,
     recipe_of,
     refuse_seed,
     refuse_unstorable,
     settings_in,
 )
 from lorada.support.error_messages import unknown_name
+from lorada.support.plain_yaml import read_yaml
 
-# Fields that are not themselves sections of settings.
-PLAIN = Recipe.model_fields.keys() - {"parts", TRAINING}
+# The fields of a recipe that are not themselves sections of settings.
+PLAIN_FIELDS = Recipe.model_fields.keys() - {"parts", TRAINING}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A recipe as it was asked for; ``recipe`` has its own fields, checked."""
+class Setting:
+    """A setting of a part or of TrainingArguments, its value as it was given."""
 
-    recipe: Recipe
-    settings: list[tuple[str, str, Any]]  # of parts and training: section, name, value
+    section: str  # a part's name, or ``training``
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class RecipeDraft:
+    """A recipe whose own fields are checked, and whose settings are not yet."""
+
+    recipe: Recipe  # without parts and training
+    settings: list[Setting]
 
     @property
-    def last(self) -> dict[tuple[str, str], Any]:
-        """The settings by section and name: the last of several counts."""
-        return {(section, name): value for section, name, value in self.settings}
+    def final_settings(self) -> list[Setting]:
+        """The settings of which each has one value: the last of several counts."""
+        by_name = {(setting.section, setting.name): setting for setting in self.settings}
+        return list(by_name.values())
 
     def complete(self) -> Recipe:
         """The whole recipe, its settings checked against PEFT's and transformers' classes."""
-        found: dict[str, dict[str, Any]] = {TRAINING: {}}
-        for (section, name), given in self.last.items():
-            value = checked(section, name, given)
-            refuse_unstorable(name if section == TRAINING else f"{section}.{name}", value)
-            found.setdefault(section, {})[name] = value
-        update = {TRAINING: found.pop(TRAINING), "parts": found}
-        return self.recipe.model_copy(update=update)
+        training: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {}
+        for setting in self.final_settings:
+            section, name = setting.section, setting.name
+            value = checked(section, name, setting.value)
+            if section == TRAINING:
+                refuse_unstorable(name, value)
+                training[name] = value
+            else:
+                refuse_unstorable(f"{section}.{name}", value)
+                parts.setdefault(section, {})[name] = value
+        return self.recipe.model_copy(update={TRAINING: training, "parts": parts})
 
 
 def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> Recipe:
@@ -69,58 +85,73 @@ def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any
     return read_recipe(source, overrides, options).complete()
 
 
-def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> Asked:
+def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> RecipeDraft:
     """What ``load_recipe`` is given, checked as far as that needs neither torch nor PEFT."""
-    given = _settings_of(source) if source is not None else {}
-    asked = given.pop(REMOTE, False)
-    given.update({key: value for key, value in options.items() if value is not None})
-    pairs = [*given.items(), *map(_split, overrides)]
-    last = dict(pairs)
-    if asked is not False and REMOTE not in last:
+    from_file = _read_source(source) if source is not None else {}
+    file_allows_code = from_file.pop(REMOTE, False)
+    from_options = {key: value for key, value in options.items() if value is not None}
+    from_overrides = [_split_override(override) for override in overrides]
+    # In this order, as the last of several values of a key counts.
+    pairs = [*{**from_file, **from_options}.items(), *from_overrides]
+    last_values = dict(pairs)
+    if file_allows_code is not False and REMOTE not in last_values:
         raise ValueError(
-            f"{source} says {REMOTE}={asked!r}, and code of a model's repository runs only if you "
-            f"say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
+            f"{source} says {REMOTE}={file_allows_code!r}, and code of a model's repository runs "
+            f"only if you say so: add {REMOTE}=true to the command, or {REMOTE}=false to go without"
         )
-    values = followed({key: value for key, value in last.items() if key in PLAIN})
-    # Which keys there are depends on the method.
-    method = method_named(str(values.get("method", Recipe.model_fields["method"].default)))
-    recipe = recipe_of(values)
+    fields = {key: value for key, value in last_values.items() if key in PLAIN_FIELDS}
+    fields = followed(fields)  # with what the run of ``from_adapter`` was trained with
+    # Which settings there are depends on the method.
+    method = method_named(str(fields.get("method", Recipe.model_fields["method"].default)))
+    recipe = recipe_of(fields)
     for name in recipe.tasks:
         if name not in TASKS:
             raise unknown_name("task", name, TASKS)
-    others = [(key, value) for key, value in pairs if key not in PLAIN]
-    settings = _by_section(others, list(method.part_names))
-    found = Asked(recipe, settings)
-    for (section, name), value in found.last.items():
-        if section == TRAINING and name in SEEDS:
-            refuse_seed(f"{TRAINING}.{name}=", value)
-    return found
+    other_pairs = [(key, value) for key, value in pairs if key not in PLAIN_FIELDS]
+    draft = RecipeDraft(recipe, _with_sections(other_pairs, list(method.part_names)))
+    for setting in draft.final_settings:
+        if setting.section == TRAINING and setting.name in SEEDS:
+            refuse_seed(f"{TRAINING}.{setting.name}=", setting.value)
+    return draft
 
 
-def _by_section(settings: list[tuple[str, Any]], parts: list[str]) -> list[tuple[str, str, Any]]:
-    """Each setting with its section, in full: of ``lmam.rank``, ``rank`` or ``lmam={…}``."""
-    sections, found, waiting = [*parts, TRAINING], list[tuple[str, str, Any]](), list(settings)
-    while waiting:
-        key, value = waiting.pop(0)
+def _with_sections(pairs: list[tuple[str, Any]], parts: list[str]) -> list[Setting]:
+    """The settings that ``key=value`` pairs name.
+
+    A key is a setting in full (``lmam.rank``), a name that one section alone has (``rank``), a
+    section (``lmam={rank: 4}``), or ``parts`` with sections in it.
+    """
+    sections = [*parts, TRAINING]
+    settings: list[Setting] = []
+    for key, value in pairs:
         section, dot, name = key.partition(".")
         if key in (*sections, "parts"):
             if not isinstance(value, dict | None):
                 raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
-            if key == "parts" and (unknown := [n for n in value or {} if n not in parts]):
-                raise unknown_name("part", unknown[0], parts)
-            before = "" if key == "parts" else f"{key}."
-            waiting[:0] = [(f"{before}{inner}", one) for inner, one in (value or {}).items()]
+            inner_pairs = _pairs_inside(key, value or {}, parts)
+            settings += _with_sections(inner_pairs, parts)
         elif not dot:
-            found.append((owner_of(key, sections, also=PLAIN), key, value))
+            settings.append(Setting(owner_of(key, sections, also=PLAIN_FIELDS), key, value))
         elif section in sections:
             refuse_unknown(section, name)
-            found.append((section, name, value))
+            settings.append(Setting(section, name, value))
         else:
-            raise unknown_name("override", key, [f"{each}.…" for each in sections])
-    return found
+            raise unknown_name("override", key, [f"{known}.…" for known in sections])
+    return settings
 
 
-def _settings_of(source: str) -> dict[str, Any]:
+def _pairs_inside(section: str, values: dict[str, Any], parts: list[str]) -> list[tuple[str, Any]]:
+    """The pairs of a section with their keys in full; those of ``parts`` are sections."""
+    if section != "parts":
+        return [(f"{section}.{name}", value) for name, value in values.items()]
+    for name in values:
+        if name not in parts:
+            raise unknown_name("part", name, parts)
+    return list(values.items())
+
+
+def _read_source(source: str) -> dict[str, Any]:
+    """The settings in a recipe's file, which is named by its path or is built in."""
     recipes = builtin_recipes()
     path = recipes.get(source, Path(source))
     if not path.is_file():
@@ -131,7 +162,8 @@ def _settings_of(source: str) -> dict[str, Any]:
     return settings_in(path)
 
 
-def _split(override: str) -> tuple[str, Any]:
+def _split_override(override: str) -> tuple[str, Any]:
+    """The key and the value of ``key=value``; the value is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"{override!r} is not key=value")

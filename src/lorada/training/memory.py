@@ -22,7 +22,8 @@ from lorada.training.models.loading import stretched
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a token in a layer for each unit of width, if all that the layer makes is kept.
+# Bytes of a token in a layer for each unit of width, if all that the layer makes is kept: by the
+# bits of a number.
 KEPT_16_BIT, KEPT_32_BIT = 60, 100
 FITS = 0.85  # the share of the free memory that weights and activations may take
 TRAINED_BYTES = 16  # of a parameter in fp32, its gradient and AdamW's two moments
@@ -112,22 +113,27 @@ def step_bytes(
     config does not say how many layers there are and how wide. The arguments are as in
     ``needs_recomputing``.
     """
-    model, text_config = meta_model(config), config.get_text_config()
-    if model is None or not model.supports_gradient_checkpointing or _trainer_decides(recipe):
+    if _trainer_decides(recipe):
         return 0.0
+    model, text_config = meta_model(config), config.get_text_config()
+    if model is None or not model.supports_gradient_checkpointing:
+        return 0.0
+    # Configs of decoders and of encoder–decoders name their layers differently.
     layers = sum(getattr(text_config, name, None) or 0 for name in LAYERS)
     width = getattr(text_config, "hidden_size", None)
     if not layers or not width:
         return 0.0
-    weights = model.num_parameters() * _bytes_per_parameter(recipe, trains_everything)
+    weight_bytes = model.num_parameters() * _bytes_per_parameter(recipe, trains_everything)
+    # No row is longer than the model reads.
     context = context_of(stretched(config, recipe.rope_factor)) or recipe.max_length
     batch_size = {**DEFAULTS, **recipe.training}["per_device_train_batch_size"]
     tokens = batch_size * sequences_per_row * min(recipe.max_length, context)
     kept_bytes = KEPT_32_BIT if recipe.base_dtype == "float32" else KEPT_16_BIT
-    return float(weights + kept_bytes * layers * width * tokens)
+    return float(weight_bytes + kept_bytes * layers * width * tokens)
 
 
 def _bytes_per_parameter(recipe: Recipe, trains_everything: bool) -> float:
+    """The bytes of a parameter of the base, with its gradient and optimizer if it trains."""
     if trains_everything:
         return TRAINED_BYTES
     if recipe.quantization is not None:

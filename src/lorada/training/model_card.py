@@ -21,7 +21,7 @@ CARD = """\
 
 # {title}
 
-{made}
+{summary}
 
 ```python
 {code}
@@ -52,6 +52,12 @@ The folder may be moved. On the hub, transformers looks for the base where `adap
 says: before you push, write the id of this repository into `base_model_name_or_path`.
 """
 
+# The first lines of code where the adapter types of lorada have to be known.
+IMPORT_FOR_PEFT = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'"
+IMPORT_FOR_TRANSFORMERS = "import lorada  # without it, loading ends in an error"
+
+SERVED_BY_VLLM = {"LMAM", "BOTTLENECK"}  # parts that the package lorada-vllm knows
+
 # PEFT's task type → the end of the names of auto classes for it, and the hub's name of the task.
 TASK_NAMES = {
     "CAUSAL_LM": ("CausalLM", "text-generation"),
@@ -77,7 +83,7 @@ def _paragraph(text: str) -> str:
     return f"\n{lines}\n"
 
 
-def _unpacked(model: str) -> str:
+def _unpacking_note(model: str) -> str:
     """What a card says of a base whose weights were quantised in its package; else nothing."""
     package = PACKAGED.get(model)
     if package is None or package.gguf is None:
@@ -87,72 +93,97 @@ def _unpacked(model: str) -> str:
 
 def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, base: PreTrainedConfig) -> None:
     """Write the model card of an adapter with a ``config`` on a model with that of the ``base``."""
-    plain = config.plain is not None  # then PEFT needs no lorada
-    knows = "PEFT loads it:" if plain else "PEFT knows its parts once `lorada` has been imported:"
-    line = "import lorada  # registers the adapter types; without it: KeyError: 'LORADA'\n"
-    auto = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
-    # The base may have a head of another size; the weights of the trained one are saved.
-    arguments = ['"path/to/this/folder"']
-    if config.task_type == "SEQ_CLS":
-        outputs = [f"num_labels={base.num_labels}"]
-        if base.problem_type != "regression":  # a number has no name
-            outputs = [f"id2label={base.id2label}", f'problem_type="{base.problem_type}"']
-        arguments += [*outputs, "ignore_mismatched_sizes=True"]
-    call = arguments[0]
-    if len(arguments) > 1:
-        call = "".join(f"\n    {argument}," for argument in arguments) + "\n"
+    auto_class = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
+    arguments = _loading_arguments(config, base)
+    code = f"from peft import {auto_class}\n\nmodel = {auto_class}.from_pretrained({arguments})"
+    if config.plain is not None:  # an adapter as PEFT saves it, which needs no lorada
+        how_it_loads = "PEFT loads it:"
+        notes = ""
+    else:
+        how_it_loads = "PEFT knows its parts once `lorada` has been imported:"
+        notes = f"\n{LAUNCH}\n"
+        code = f"{IMPORT_FOR_PEFT}\n{code}"
+    notes += _unpacking_note(recipe.model) + _paragraph(_adapter_notes(recipe, config))
     write_text(
         folder,
         front_matter(recipe, "peft", config.task_type),
         title=f"{recipe.method} adapter for {published_name(recipe.model)}",
-        made=_paragraph(f"Trained with lorada {__version__}. {knows}").strip(),
-        code=("" if plain else line) + f"from peft import {auto}\n\n"
-        f"model = {auto}.from_pretrained({call})",
-        notes=("" if plain else f"\n{LAUNCH}\n")
-        + _unpacked(recipe.model)
-        + _paragraph(
-            ADAPTER_NOTES.format(
-                parts=", ".join(
-                    getattr(one.peft_type, "value", one.peft_type) for one in config.parts
-                ),
-                task=recipe.task,
-                data=file_names(recipe.data) if recipe.data else recipe.train_on or "own",
-                seed=recipe.training.get("seed", 42),
-            )
-        ),
+        summary=_paragraph(f"Trained with lorada {__version__}. {how_it_loads}").strip(),
+        code=code,
+        notes=notes,
+    )
+
+
+def _loading_arguments(config: LoradaConfig, base: PreTrainedConfig) -> str:
+    """The arguments of ``from_pretrained`` as a card prints them."""
+    folder = '"path/to/this/folder"'
+    if config.task_type != "SEQ_CLS":
+        return folder
+    if base.problem_type == "regression":  # a number has no name
+        outputs = [f"num_labels={base.num_labels}"]
+    else:
+        outputs = [f"id2label={base.id2label}", f'problem_type="{base.problem_type}"']
+    # The base may have a head of another size; the weights of the trained one are saved.
+    arguments = [folder, *outputs, "ignore_mismatched_sizes=True"]
+    return "".join(f"\n    {argument}," for argument in arguments) + "\n"
+
+
+def _adapter_notes(recipe: Recipe, config: LoradaConfig) -> str:
+    """What the adapter is made of, and what it was trained on."""
+    # PEFT's own types are members of an enum, those of lorada are texts.
+    types = [str(getattr(part.peft_type, "value", part.peft_type)) for part in config.parts]
+    rows = file_names(recipe.data) if recipe.data else recipe.train_on or "own"
+    return ADAPTER_NOTES.format(
+        parts=", ".join(types), task=recipe.task, data=rows, seed=recipe.training.get("seed", 42)
     )
 
 
 def write_model_card(
-    folder: Path, recipe: Recipe, merged: list[str], left: list[str], task_type: str
+    folder: Path, recipe: Recipe, merged: list[str], unmerged: list[str], task_type: str
 ) -> None:
     """Write the model card of an exported model, or of a fully trained one with a pooling.
 
-    Kinds of parts are ``merged`` into its weights or ``left`` in an adapter beside them.
+    Args:
+        folder: where the model is.
+        recipe: of its run.
+        merged: PEFT types of the parts that are merged into its weights.
+        unmerged: those that are in an adapter beside the weights.
+        task_type: PEFT's task type.
     """
-    if merged:
-        what = f"the base with {' and '.join(merged)} merged into its weights"
-    elif left and left != ["POOLING"]:  # which is alone only with a fully trained model
-        what = "the base as it was, since nothing of the method can be merged"
-    else:
-        what = "the model as it was trained"
-    beside = f", and an adapter of {' and '.join(left)} beside it" if left else ""
-    auto = f"AutoModelFor{TASK_NAMES[task_type][0]}"
-    # What lorada-vllm serves.
-    served = task_type == "CAUSAL_LM" and {*left} <= {"LMAM", "BOTTLENECK"}
-    engine = " vLLM needs the package lorada-vllm." if served else ""
+    content = _model_content(merged, unmerged)
+    auto_class = f"AutoModelFor{TASK_NAMES[task_type][0]}"
+    code = (
+        f"from transformers import {auto_class}, AutoTokenizer\n\n"
+        f'model = {auto_class}.from_pretrained("path/to/this/folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+    )
+    notes = _unpacking_note(recipe.model)
+    if unmerged:
+        code = f"{IMPORT_FOR_TRANSFORMERS}\n{code}"
+        is_served_by_vllm = task_type == "CAUSAL_LM" and {*unmerged} <= SERVED_BY_VLLM
+        engine = " vLLM needs the package lorada-vllm." if is_served_by_vllm else ""
+        notes += BESIDE_NOTES.format(launch=LAUNCH, engine=engine)
     write_text(
         folder,
         front_matter(recipe, "transformers", task_type),
         title=f"{published_name(recipe.model)} after {recipe.method}",
-        made=_paragraph(f"Written by lorada {__version__}: {what}{beside}.").strip(),
-        code=("import lorada  # without it, loading ends in an error\n" if left else "")
-        + f"from transformers import {auto}, AutoTokenizer\n\n"
-        f'model = {auto}.from_pretrained("path/to/this/folder")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        notes=_unpacked(recipe.model)
-        + (BESIDE_NOTES.format(launch=LAUNCH, engine=engine) if left else ""),
+        summary=_paragraph(f"Written by lorada {__version__}: {content}.").strip(),
+        code=code,
+        notes=notes,
     )
+
+
+def _model_content(merged: list[str], unmerged: list[str]) -> str:
+    """What a model folder holds, by its merged and unmerged parts, in words."""
+    if merged:
+        weights = f"the base with {' and '.join(merged)} merged into its weights"
+    elif unmerged and unmerged != ["POOLING"]:  # which is alone only with a fully trained model
+        weights = "the base as it was, since nothing of the method can be merged"
+    else:
+        weights = "the model as it was trained"
+    if not unmerged:
+        return weights
+    return f"{weights}, and an adapter of {' and '.join(unmerged)} beside it"
 
 
 def write_text(folder: Path, metadata: str, **texts: str) -> None:

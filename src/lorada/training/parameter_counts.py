@@ -89,32 +89,38 @@ def _give_weights(base: PreTrainedModel, config: LoradaConfig) -> None:
     """Draw weights for the linear layers that the parts of an adapter are placed on."""
     for part in config.parts:
         for name, linear in linears(base).items():
-            if part.target_modules and check_target_module_exists(part, name):
-                if linear.weight.is_meta:  # with its neighbours: no module is on two devices
-                    base.get_submodule(name.rpartition(".")[0]).to_empty(device="cpu")
-                torch.nn.init.normal_(linear.weight)
+            is_target = part.target_modules and check_target_module_exists(part, name)
+            if not is_target:
+                continue
+            if linear.weight.is_meta:  # with its neighbours: no module is on two devices
+                base.get_submodule(name.rpartition(".")[0]).to_empty(device="cpu")
+            torch.nn.init.normal_(linear.weight)
 
 
 @cache
-def _counts_of(text: str) -> dict[str, Any]:
-    return parameters_of(Recipe.model_validate_json(text))
+def _counts_of_json(recipe_json: str) -> dict[str, Any]:
+    """The parameters of a recipe; it comes as a text, since a cache needs keys that have hashes."""
+    return parameters_of(Recipe.model_validate_json(recipe_json))
 
 
 def counts_of(recipe: Recipe) -> dict[str, Any]:
     """The parameters of a recipe, cached over its tasks and seeds."""
-    same: dict[str, Any] = {"task": "-", "output": "-", "data_dir": None, "training": {}}
-    return _counts_of(recipe.model_copy(update=same).model_dump_json())
+    # What changes no count has the same value for all.
+    placeholders: dict[str, Any] = {"task": "-", "output": "-", "data_dir": None, "training": {}}
+    return _counts_of_json(recipe.model_copy(update=placeholders).model_dump_json())
 
 
 def refuse_impossible(recipe: Recipe, plan: Plan, counts: dict[str, Any]) -> None:
     """Refuse an adapter that is larger than its base and does not even fit in the memory here."""
     if plan.config is None or counts["trainable"] <= counts["total"]:
         return
-    size, here = 4 * counts["trainable"], device_bytes(recipe)
-    here = here or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > here:
+    adapter_bytes = 4 * counts["trainable"]  # in float32
+    memory_bytes = device_bytes(recipe)
+    if not memory_bytes:  # without an accelerator, what the machine has
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if adapter_bytes > memory_bytes:
         raise ValueError(
             f"{recipe.method} would train {counts['trainable']:,} parameters, which take "
-            f"{size / 2**30:,.0f} GiB, and there are {here / 2**30:.0f} GiB here: lower its sizes, "
-            "such as r"
+            f"{adapter_bytes / 2**30:,.0f} GiB, and there are {memory_bytes / 2**30:.0f} GiB here: "
+            "lower its sizes, such as r"
         )

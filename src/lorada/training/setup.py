@@ -28,12 +28,15 @@ from transformers import (
     set_seed,
 )
 
-from lorada.data.task_rows import Rows, head_of, protocol_settings
-from lorada.data.tokenize import collator, encode_rows, fit_context
+from lorada.data.answer_length import generation_of
+from lorada.data.batches import collator
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import head_of
+from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import narrow_trained, widen_trained
 from lorada.methods.method import EVERYTHING
-from lorada.runs.folder import STATE_FILE
+from lorada.runs.checkpoints import STATE_FILE
 from lorada.runs.recipe import Recipe
 from lorada.training.arguments import (
     argument_errors,
@@ -342,7 +345,7 @@ def _refuse_for_form(prepared: PreparedTraining, args: Seq2SeqTrainingArguments)
 def _writing_trainer(prepared: PreparedTraining, args: Seq2SeqTrainingArguments) -> TrainerClass:
     """The Trainer of an encoder–decoder, told how it writes and how its texts are scored."""
     recipe, tokenizer = prepared.recipe, prepared.tokenizer
-    generation = protocol_settings(recipe, prepared.rows.protocol, prepared.max_answer_tokens)
+    generation = generation_of(recipe, prepared.rows.protocol, prepared.max_answer_tokens)
     compute_metrics = None
     if args.predict_with_generate and prepared.held_out is not None:
         refuse_long(generation["max_new_tokens"], prepared.context)

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from lorada.runs.folder import STATE_FILE, Start, begin, check_folder, locked
+from lorada.runs.checkpoints import STATE_FILE
+from lorada.runs.folder import Start, begin, check_folder, locked
+from lorada.runs.machine import peak_memory
 from lorada.runs.recipe import AUTO, Recipe
-from lorada.runs.result import peak_memory, write_result
+from lorada.runs.result import RunResult, write_result
 from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.processes import all_gather, all_or_none, broadcast_from_main, join_processes
 from lorada.training.arguments import argument_errors
@@ -36,7 +37,8 @@ class Trained:
     """The outcome of a training."""
 
     run: Path
-    result: dict[str, Any]  # the fields of its ``result.json``; only ``steps`` if interrupted
+    result: RunResult | None  # as its ``result.json`` has it; None if it was interrupted
+    steps: int  # optimizer steps so far
     interrupted: bool = False  # by Ctrl-C, after a checkpoint was saved
 
 
@@ -112,21 +114,25 @@ def _train_and_save(
         interrupt.restore()
         relative_norm.stop()
     if interrupt.interrupted:
-        return Trained(run, {"steps": trainer.state.global_step}, interrupted=True)
+        return Trained(run, None, trainer.state.global_step, interrupted=True)
     # Both ask all processes; what follows, the main one does alone.
     weights = all_weights(trainer)
     peak_memory_bytes = max(all_gather(peak_memory()))
 
-    def save() -> dict[str, Any]:
+    def save() -> RunResult:
         save_model(setup, weights)
-        result = training_result(setup, peak_memory_bytes)
-        result["wall_time_s"] = round(time.monotonic() - started_at, 1)
-        result["resumed_from"] = start.checkpoint.name if start.checkpoint else None
+        result = training_result(
+            setup,
+            peak_memory_bytes,
+            wall_time_s=round(time.monotonic() - started_at, 1),
+            resumed_from=start.checkpoint.name if start.checkpoint else None,
+        )
         # It goes last, as a run with a result counts as complete.
         write_result(run, result)
         return result
 
-    return Trained(run, broadcast_from_main(save))
+    result = broadcast_from_main(save)
+    return Trained(run, result, result.steps)
 
 
 def _train_to_the_end(trainer: Trainer, checkpoint: Path | None) -> None:

@@ -36,9 +36,9 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from lorada.data.batches import IGNORED, token_counts
+from lorada.data.rows.rows import Rows
 from lorada.data.task import Kind, Metrics
-from lorada.data.task_rows import Rows
-from lorada.data.tokenize import IGNORED, token_counts
 from lorada.support.error_messages import MEASURING, memory_remedy
 from lorada.support.processes import all_gather, is_main_process
 from lorada.support.row_sources import HEADED
@@ -51,7 +51,8 @@ from lorada.tuners.stack.stack import LoradaModel
 logger = logging.getLogger(__name__)
 
 FAR = 10  # standard deviations from 0 beyond which a head without a bias learns scores poorly
-TRAINED_COPY, ORIGINAL = "modules_to_save.default", "original_module"  # of a head, in PEFT's models
+# PEFT keeps two copies of a head that trains, by these names.
+TRAINED_COPY, ORIGINAL = "modules_to_save.default", "original_module"
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class ScoreScale:
 
     def learned(self, rows: Rows) -> Rows:
         """Rows with scores as they are learned."""
-        each = ((row, (float(row["score"]) - self.mean) / self.sd) for row in rows.rows)
-        return replace(rows, rows=[{**row, "score": score} for row, score in each])
+        learned_rows = []
+        for row in rows.rows:
+            learned_score = (float(row["score"]) - self.mean) / self.sd
+            learned_rows.append({**row, "score": learned_score})
+        return replace(rows, rows=learned_rows)
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
@@ -77,15 +81,18 @@ class ScoreScale:
     def begin(self, model: nn.Module, drawn: Collection[str]) -> "ScoreScale":
         """How a model learns scores whose base learns them so; ``drawn`` is as in ``Base``.
 
-        A head from the adapter of ``--from`` answers in the unit of the rows
-        and is put where scores are learned, so that the model begins as what it was.
+        A head of the checkpoint, or of the adapter of ``--from``, answers in the unit of the rows.
+        It is put where scores are learned, so that the model begins as what it was.
         """
-        placed = replace(self, layer=_last_layer(model))
-        original = model.get_parameter(f"{placed.layer.replace(TRAINED_COPY, ORIGINAL)}.weight")
-        own = model.get_parameter(f"{placed.layer}.weight")
-        if f"{self.layer}.weight" not in drawn or not torch.equal(own, original):
-            replace(placed, mean=-self.mean / self.sd, sd=1 / self.sd).fold(model)
-        return placed
+        scale = replace(self, layer=_last_layer(model))  # whose name an adapter has changed
+        original = model.get_parameter(f"{scale.layer.replace(TRAINED_COPY, ORIGINAL)}.weight")
+        trained = model.get_parameter(f"{scale.layer}.weight")
+        is_drawn = f"{self.layer}.weight" in drawn
+        is_from_adapter = not torch.equal(trained, original)
+        if not is_drawn or is_from_adapter:
+            inverse = replace(scale, mean=-self.mean / self.sd, sd=1 / self.sd)
+            inverse.fold(model)
+        return scale
 
 
 def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
@@ -94,24 +101,26 @@ def scale_of(rows: Rows, base: nn.Module) -> ScoreScale | None:
         return None
     scores = [float(row["score"]) for row in rows.rows]
     mean, sd, layer = fmean(scores), pstdev(scores), _last_layer(base)
-    biased = base.get_submodule(layer).bias is not None
-    if not biased and abs(mean) > FAR * sd and is_main_process():
+    if base.get_submodule(layer).bias is not None:
+        return ScoreScale(layer, mean, sd)
+    if abs(mean) > FAR * sd and is_main_process():
         logger.warning("the scores are %.0f standard deviations from 0, and the head of this model "
                        "has no bias to hold their mean: subtract %g from them, or take an encoder",
                        abs(mean) / sd, mean)  # fmt: skip
-    return ScoreScale(layer, mean if biased else 0.0, sd)
+    return ScoreScale(layer, 0.0, sd)
 
 
 def _last_layer(model: nn.Module) -> str:
     """The name of the layer that gives the scores: the last linear one with one output."""
-    return [
+    names = [
         str(name)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == 1 and ORIGINAL not in name
-    ][-1]
+    ]
+    return names[-1]
 
 
-def _of_head(labels: Tensor) -> bool:
+def _are_for_head(labels: Tensor) -> bool:
     """Whether a head learns these labels: one (B,), or 0.0 or 1.0 for each name (B, L)."""
     return labels.dim() < 2 or labels.is_floating_point()
 
@@ -132,9 +141,11 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         rows = torch.tensor([*super().__iter__()])
-        whole, size = len(rows) // self.batch_size, self.batch_size  # a part of one stays the last
-        order = torch.randperm(whole, generator=self.generator)
-        rows[: whole * size] = rows[: whole * size].view(whole, size)[order].flatten()
+        # Only full batches change places: a part of one stays the last.
+        full_batches = len(rows) // self.batch_size
+        stop = full_batches * self.batch_size
+        order = torch.randperm(full_batches, generator=self.generator)
+        rows[:stop] = rows[:stop].view(full_batches, self.batch_size)[order].flatten()
         return iter(rows.tolist())
 
 
@@ -149,8 +160,8 @@ class RunTrainer(Trainer):
         self._step_loss: Tensor | float = 0.0  # sum over the step's batches so far
         # For each held-out batch so far: [sum of the losses, how many rows or tokens count] by row.
         self._held_out_sums: list[Tensor] = []
-        self._labelled_loss: LabelledLoss | None = None
-        self._labelled_loss_known = False
+        self._labelled_loss: LabelledLoss | None = None  # None also for a model that it is not for
+        self._has_sought_labelled_loss = False
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; under FSDP2 every weight keeps its dtype, as it does under DDP.
@@ -166,15 +177,15 @@ class RunTrainer(Trainer):
 
     @property
     def _shift(self) -> int:
-        """How many first labels a model never predicts."""
+        """How many first labels a model never predicts: a decoder's first token follows none."""
         return 0 if self.model.config.is_encoder_decoder else 1
 
     def counted(self, inputs: dict[str, Any]) -> Tensor:
         """The share of each row in n_b (B,): its tokens that have a label, or 1."""
         labels: Tensor = inputs["labels"]
-        if "groups" in inputs:
+        if "groups" in inputs:  # each row is a group of candidates, with labels of their own
             return torch.ones_like(inputs["groups"])
-        if _of_head(labels):
+        if _are_for_head(labels):
             return torch.ones(len(labels), dtype=torch.long, device=labels.device)
         return (labels[:, self._shift :] != IGNORED).sum(-1)
 
@@ -196,7 +207,7 @@ class RunTrainer(Trainer):
         """One batch of a step; after the last, the loss of the step is checked."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
-        if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients:  # which they are with the last batch of a step
             refuse_broken_loss(self._step_loss, self.args, self.state)
             self._step_loss = 0.0
         return loss
@@ -212,9 +223,8 @@ class RunTrainer(Trainer):
         finally:
             self.args.hub_token = token
         if self.args.should_save:
-            save_beside(
-                self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir)
-            )
+            folder = Path(output_dir or self.args.output_dir)
+            save_beside(self.accelerator.unwrap_model(self.model), folder)
 
     def compute_loss(
         self,
@@ -226,12 +236,15 @@ class RunTrainer(Trainer):
         """A batch's share of the loss of its step; the mean of the batch if n is not given."""
         counted = self.counted(inputs)
         loss, outputs = self.batch_loss(model, inputs)
-        if model.training and "loss" not in outputs:  # which the model has not computed
+        # A model that computes its own loss has added what AdaLoRA adds already.
+        if model.training and "loss" not in outputs:
             stack = getattr(self.accelerator.unwrap_model(model), "base_model", None)
-            loss = stack.regularised(loss) if isinstance(stack, LoradaModel) else loss
+            if isinstance(stack, LoradaModel):
+                loss = stack.regularised(loss)
         if num_items_in_batch is not None:
             loss = loss * (counted.sum().to(loss.device) / num_items_in_batch)
-            if self.args.average_tokens_across_devices:  # gradients are averaged over processes
+            if self.args.average_tokens_across_devices:
+                # n is of all processes, over which gradients are averaged and not summed.
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
@@ -242,27 +255,27 @@ class RunTrainer(Trainer):
             if labelled is not None:
                 losses, _, outputs = labelled(model, inputs)
                 return losses.mean(), outputs
-            found: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
-            return found
+            own_loss: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
+            return own_loss
         # The Trainer decides by the name of the model's class whether logits predict the next
         # token, but FSDP renames the class.
         labels = inputs["labels"]
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-        shifts = not _of_head(labels) and self._shift == 1
-        return self.label_smoother(outputs, labels, shift_labels=shifts), outputs
+        predicts_next = not _are_for_head(labels) and self._shift == 1
+        return self.label_smoother(outputs, labels, shift_labels=predicts_next), outputs
 
     def _labelled(self, model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss | None:
         """What computes logits only where labels count, for models and batches that it is for.
 
         Those of FSDP are in pieces, and a compiled one is not run by Python.
         """
-        labels = inputs["labels"]
-        pieces = self.is_fsdp_enabled or self.args.torch_compile
-        if self._shift == 0 or _of_head(labels) or pieces:
+        if self._shift == 0 or _are_for_head(inputs["labels"]):
             return None
-        if not self._labelled_loss_known:
+        if self.is_fsdp_enabled or self.args.torch_compile:
+            return None
+        if not self._has_sought_labelled_loss:
             self._labelled_loss = find_labelled_loss(self.accelerator.unwrap_model(model), inputs)
-            self._labelled_loss_known = True
+            self._has_sought_labelled_loss = True
         return self._labelled_loss
 
     def prediction_step(
@@ -275,10 +288,12 @@ class RunTrainer(Trainer):
     ) -> Any:
         """One held-out batch; its loss and n_b are kept for ``evaluation_loop``."""
         counted = self.counted(inputs)
-        found = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
-        sums = torch.stack([counted * found[0].to(counted.device), counted], -1)
+        prediction = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        mean_loss = prediction[0].to(counted.device)
+        sums = torch.stack([counted * mean_loss, counted], -1)
+        # The last batch of several processes is filled up with copies, which this leaves out.
         self._held_out_sums.append(self.accelerator.gather_for_metrics(sums.to(self.args.device)))
-        return found
+        return prediction
 
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -307,10 +322,11 @@ class RunTrainer(Trainer):
         if args.train_sampling_strategy != "group_by_length":
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
-        size = args.train_batch_size * args.gradient_accumulation_steps
+        # All batches of a step have rows of about the same length.
+        step_rows = args.train_batch_size * args.gradient_accumulation_steps
         seed = args.seed if args.data_seed is None else args.data_seed
         lengths = token_counts(self.train_dataset)
-        return _GroupedByLength(size, lengths, seed, lambda: int(self.state.epoch or 0))
+        return _GroupedByLength(step_rows, lengths, seed, lambda: int(self.state.epoch or 0))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
         """None: held-out rows come in order, because answers are compared with them in order."""
@@ -330,8 +346,9 @@ def choice_loss(scores: Tensor, groups: Tensor, answers: Tensor) -> Tensor:
     ``scores`` (C,) are of the candidates of all rows in order; ``groups`` (B,) says how many
     candidates each row has, ``answers`` (B,) which is right.
     """
-    rows = scores.split(groups.tolist())
-    losses = [F.cross_entropy(s[None], a[None]) for s, a in zip(rows, answers, strict=True)]
+    losses = []
+    for row_scores, answer in zip(scores.split(groups.tolist()), answers, strict=True):
+        losses.append(F.cross_entropy(row_scores[None], answer[None]))
     return torch.stack(losses).mean()
 
 
@@ -340,26 +357,27 @@ class ChoiceTrainer(RunTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._right: list[Tensor] = []  # by held-out batch: whether each row's choice is right
+        # For each held-out batch so far: whether the choices are right, booleans (B,).
+        self._right_choices: list[Tensor] = []
 
     def batch_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Cross-entropy of the candidates' scores."""
         scores = sequence_scores(model, inputs)
         if not model.training:
-            chosen = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
-            right = chosen == inputs["answers"].to(scores.device)
-            self._right.append(self.accelerator.gather_for_metrics(right))
+            choices = torch.tensor(likeliest(scores, inputs["groups"]), device=scores.device)
+            are_right = choices == inputs["answers"].to(scores.device)
+            self._right_choices.append(self.accelerator.gather_for_metrics(are_right))
         return choice_loss(scores, inputs["groups"], inputs["answers"]), {"scores": scores}
 
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """The held-out loss, and the ``accuracy`` of the likeliest candidates in percent."""
-        self._right = []
+        self._right_choices = []
         output: EvalLoopOutput = super().evaluation_loop(
             *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        share = torch.cat(self._right).float().mean().item()
+        share = torch.cat(self._right_choices).float().mean().item()
         output.metrics[f"{metric_key_prefix}_accuracy"] = 100 * share
         return output
 
@@ -373,8 +391,10 @@ def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPred
     """Measures held-out rows by the tokens that were generated for them."""
 
     def score(prediction: EvalPrediction) -> Metrics:
+        # The Trainer fills up shorter texts with -100, which is no token.
         ids = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)
-        return rows.protocol.score(tokenizer.batch_decode(ids, skip_special_tokens=True), rows.rows)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return rows.protocol.score(texts, rows.rows)
 
     return score
 
@@ -391,8 +411,8 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         settings = {"do_sample": False, **self.generation}
         if self.args.generation_num_beams is not None:
             settings["num_beams"] = self.args.generation_num_beams
-        found: dict[str, float] = super().evaluate(*args, **{**settings, **kwargs})
-        return found
+        metrics: dict[str, float] = super().evaluate(*args, **{**settings, **kwargs})
+        return metrics
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """One batch of held-out rows; the model's own generation settings do not change.
@@ -402,9 +422,9 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         alone, and not to the encoder by itself.
         """
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        kept = copy.deepcopy(model.generation_config)
+        own_settings = copy.deepcopy(model.generation_config)
         try:
             with self.accelerator.autocast():
                 return super().prediction_step(*args, **kwargs)
         finally:
-            model.generation_config = kept
+            model.generation_config = own_settings

@@ -78,12 +78,14 @@ class LamdaLayer(DeltaLayer):
     ) -> None:
         """Create the matrices of an adapter."""
         self.configs[adapter_name] = config
-        width_in, width_out, ranks = self.in_features, self.out_features, config.rank_pattern
-        rank = ranks.get(get_pattern_key(ranks, key), config.rank)
-        if rank > min(width_in, width_out):
+        width_in, width_out = self.in_features, self.out_features
+        pattern = config.rank_pattern
+        rank = pattern.get(get_pattern_key(pattern, key), config.rank)
+        highest_rank = min(width_in, width_out)
+        if rank > highest_rank:
             raise ValueError(
                 f"rank={rank} is more than a weight of {width_out} × {width_in} has: "
-                f"choose {min(width_in, width_out)} or less, or other target_modules"
+                f"choose {highest_rank} or less, or other target_modules"
             )
         self.lora_A[adapter_name] = self.new_weight(rank, width_in).data
         self.lora_M[adapter_name] = self.new_weight(rank, rank)
@@ -169,18 +171,22 @@ def ranks_by_energy(weights: dict[str, Tensor], mean: int) -> dict[str, int]:
         return dict.fromkeys(weights, mean)
     energies = {name: energy(weight, min(mean, *weight.shape)) for name, weight in weights.items()}
     ordered = sorted(energies, key=energies.__getitem__)
-    third, half, budget = len(ordered) // 3, max(1, mean // 2), mean * len(ordered)
-    doubled, halved = third, len(ordered) - third  # the end of the first, the start of the last
-    ranks = [2 * mean] * doubled + [mean] * (halved - doubled) + [half] * third
+    number, third = len(ordered), len(ordered) // 3
+    half = max(1, mean // 2)
+    ranks = [2 * mean] * third + [mean] * (number - 2 * third) + [half] * third
+    budget = mean * number
+    # From the last of those with 2r̄, which has the most energy of them.
+    doubled = third
     while doubled and sum(ranks) > budget:
         doubled -= 1
         ranks[doubled] = mean
-    while halved < len(ordered) and sum(ranks) - half + mean <= budget:
+    # From the first of those with r̄/2, which has the least energy of them.
+    halved = number - third
+    while halved < number and sum(ranks) - half + mean <= budget:
         ranks[halved] = mean
         halved += 1
-    return {
-        name: min(rank, *weights[name].shape) for name, rank in zip(ordered, ranks, strict=True)
-    }
+    rank_of = dict(zip(ordered, ranks, strict=True))
+    return {name: min(rank, *weights[name].shape) for name, rank in rank_of.items()}
 
 
 register("LAMDA", LamdaConfig, LamdaModel)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lorada.attention import interface
 from lorada.attention.call import head_count
@@ -84,18 +84,21 @@ class LmamConfig(LoradaPeftConfig):
 
     def rate_beside(self, learning_rate: float) -> float:
         """The learning rate of the map's factors, where all other parameters have this one."""
-        asked = self.map_learning_rate
-        if isinstance(asked, str):
-            return float(asked.removesuffix("x")) * learning_rate
-        return learning_rate if asked is None else asked
+        rate = self.map_learning_rate
+        if isinstance(rate, str):
+            return float(rate.removesuffix("x")) * learning_rate
+        return learning_rate if rate is None else rate
 
 
 def map_configs(model: nn.Module, adapter: str | None = None) -> list[LmamConfig]:
     """The configs of all maps of a PEFT model, or of one of its adapters, those in stacks too."""
-    found = getattr(model, "peft_config", {})
-    configs = found.values() if adapter is None else [found[adapter]]
-    parts = [part for config in configs for part in getattr(config, "parts", [config])]
-    return [part for part in parts if isinstance(part, LmamConfig)]
+    configs_by_adapter = getattr(model, "peft_config", {})
+    configs = configs_by_adapter.values() if adapter is None else [configs_by_adapter[adapter]]
+    maps = []
+    for config in configs:
+        parts = getattr(config, "parts", [config])  # those of a stack
+        maps += [part for part in parts if isinstance(part, LmamConfig)]
+    return maps
 
 
 class LmamLayer(AttachedLayer):
@@ -103,6 +106,13 @@ class LmamLayer(AttachedLayer):
 
     Each has the factors ``lora_w_a`` (h_s, n, r) and ``lora_w_b`` (h_s, r, n), or for the ablation
     ``full_rank`` one matrix ``lora_w`` (h, n, n).
+
+    The layer holds these weights and gives them out as ``maps()``; it has no forward of its own.
+    The sum Attn + M is computed where the host calls attention. transformers' attention functions
+    are wrapped (``lorada.attention.interface.install``): the wrapper finds this child of the module
+    that calls, and adds M V to what the kernel returns (``lorada.attention.with_parts`` and
+    ``map_term``); only the map of ¬N goes into the kernel's mask. DeBERTa computes its attention
+    itself, so hooks on its modules do the same (``lorada.attention.hooks.DebertaHooks``).
     """
 
     adapter_layer_names = ("lora_w_a", "lora_w_b", "lora_w")
@@ -127,13 +137,7 @@ class LmamLayer(AttachedLayer):
 
     def update_layer(self, adapter_name: str, config: LmamConfig, model: nn.Module) -> None:
         """Create the factors of an adapter."""
-        total = head_count(self.host)
-        heads = total if config.heads is None or config.ablation == "full_rank" else config.heads
-        if total % heads:
-            divisors = ", ".join(str(h) for h in range(1, total + 1) if total % h == 0)
-            raise ValueError(
-                f"heads={heads} does not divide the {total} attention heads: use one of {divisors}"
-            )
+        heads = self._number_of_maps(config)
         if config.ablation == "no_negative" and not interface.dispatches(self.host):
             raise ValueError(
                 f"ablation='no_negative' changes the scores, and {type(self.host).__name__} "
@@ -155,6 +159,20 @@ class LmamLayer(AttachedLayer):
             self.lora_w_b[adapter_name] = self.new_weight(heads, r, n)
         self._place_pe()
         self._initialise(adapter_name, config)
+
+    def _number_of_maps(self, config: LmamConfig) -> int:
+        """h_s, which must divide the number of attention heads."""
+        attention_heads = head_count(self.host)
+        if config.heads is None or config.ablation == "full_rank":
+            return attention_heads
+        if attention_heads % config.heads:
+            sizes = range(1, attention_heads + 1)
+            divisors = ", ".join(str(size) for size in sizes if attention_heads % size == 0)
+            raise ValueError(
+                f"heads={config.heads} does not divide the {attention_heads} attention heads: "
+                f"use one of {divisors}"
+            )
+        return config.heads
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, with what was computed from its factors."""
@@ -179,24 +197,9 @@ class LmamLayer(AttachedLayer):
     def _initialise(self, adapter_name: str, config: LmamConfig) -> None:
         with torch.no_grad():
             if adapter_name in self.lora_w:
-                w = self.lora_w[adapter_name]
-                if not config.init_weights:
-                    w.normal_()
-                else:
-                    # Beside a low-rank map, which starts at zero too, only the rank then differs.
-                    pe = position_embedding(config.length, w)
-                    w.copy_(-pe[:, None] * pe)
-                return
-            w_a, w_b = self.lora_w_a[adapter_name], self.lora_w_b[adapter_name]
-            if not config.init_weights or config.init == "normal":
-                for drawn in (w_a, w_b):
-                    drawn.normal_(std=0.02 if config.init_weights else 1.0)
+                _start_full_rank(self.lora_w[adapter_name], config)
             else:
-                drawn, zero = (w_b, w_a.mT) if config.init == "zero_left" else (w_a, w_b)
-                drawn.normal_(std=1 / math.sqrt(config.rank))
-                zero.zero_()
-                if config.ablation != "no_position":
-                    zero.sub_(position_embedding(config.length, zero))
+                _start_factors(self.lora_w_a[adapter_name], self.lora_w_b[adapter_name], config)
 
     @property
     def forward_inputs(self) -> ForwardInputs:
@@ -206,22 +209,30 @@ class LmamLayer(AttachedLayer):
     @property
     def reach(self) -> float:
         """The length of the longest map, in tokens; infinity if a map reaches the last tokens."""
-        ends = [math.inf if c.align == "end" else c.length for c in self.configs.values()]
-        return max(ends, default=0)
+        configs = self.configs.values()
+        if any(config.align == "end" for config in configs):
+            return math.inf
+        return max((config.length for config in configs), default=0)
 
     def maps(self) -> list[LearnedMap]:
         """The maps of the adapters that are active in this call."""
         return [self._map(name) for name in self.active_here()]
 
     def _map(self, name: str) -> LearnedMap:
+        """The map of one adapter, as ``bake`` computed it if that still holds."""
         if name in self._baked and not self.training and not self.scaling:
             return self._baked[name]
         config = self.configs[name]
         inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
-        names = ("lora_w",) if name in self.lora_w else ("lora_w_a", "lora_w_b")
-        factors = tuple(getattr(self, each)(name) for each in names)
-        known = name in self._pe and self._pe[name].device == factors[0].device  # else offloaded
-        pe = self._pe[name] if known else None
+        factors: tuple[Tensor, ...]
+        if name in self.lora_w:
+            factors = (self.lora_w(name),)
+        else:
+            factors = (self.lora_w_a(name), self.lora_w_b(name))
+        # For factors that accelerate has just brought to another device, PE is computed there.
+        pe = None
+        if name in self._pe and self._pe[name].device == factors[0].device:
+            pe = self._pe[name]
         return LearnedMap(factors, inverse_scale, config.align, config.ablation, pe=pe)
 
     def bake(self) -> None:
@@ -231,8 +242,8 @@ class LmamLayer(AttachedLayer):
             return
         with torch.no_grad():
             for name in self.configs:
-                own = self._map(name)
-                self._baked[name] = replace(own, baked=own.dense())
+                learned_map = self._map(name)
+                self._baked[name] = replace(learned_map, baked=learned_map.dense())
 
     def _apply(self, *args: Any, **kwargs: Any) -> "LmamLayer":
         super()._apply(*args, **kwargs)
@@ -254,6 +265,31 @@ class LmamLayer(AttachedLayer):
                     warn_of_rounding(factor.dtype)
         super().train(mode)
         return self
+
+
+def _start_full_rank(w: Tensor, config: LmamConfig) -> None:
+    """Draw or set the one matrix W (h, n, n) of a full-rank map."""
+    if not config.init_weights:
+        w.normal_()
+        return
+    # Beside a low-rank map, which starts at zero too, only the rank then differs.
+    pe = position_embedding(config.length, w)
+    w.copy_(-pe[:, None] * pe)
+
+
+def _start_factors(w_a: Tensor, w_b: Tensor, config: LmamConfig) -> None:
+    """Draw or set the factors W_a (h_s, n, r) and W_b (h_s, r, n) of a map."""
+    if not config.init_weights or config.init == "normal":
+        for factor in (w_a, w_b):
+            factor.normal_(std=0.02 if config.init_weights else 1.0)
+        return
+    # One factor is normal and the other -PE, so that their product is zero: W_b is, or for
+    # ``zero_left`` W_a, which is turned to be as W_b.
+    normal, negative = (w_b, w_a.mT) if config.init == "zero_left" else (w_a, w_b)
+    normal.normal_(std=1 / math.sqrt(config.rank))
+    negative.zero_()
+    if config.ablation != "no_position":
+        negative.sub_(position_embedding(config.length, negative))
 
 
 @cache  # every layer asks in every step of training

@@ -84,16 +84,20 @@ class OmoeLayer(DeltaLayer):
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """Σ_i g_i u_i of one adapter (…, out)."""
-        config, down, up = self.configs[name], self.lora_down(name), self.lora_up(name)
+        config = self.configs[name]
+        down, up = self.lora_down(name), self.lora_up(name)  # A (E, r, in) and B (E, out, r)
         scale, x = config.alpha / config.rank, x.to(down.dtype)
         dropped = F.dropout(x, config.dropout, self.training)
         hidden = torch.einsum("...i,eri->...er", dropped, down)
-        experts = wide(scale * torch.einsum("...er,eor->...eo", hidden, up))
-        # m (W + s B A) x / ‖W + s B A‖ − W x, with m the magnitude
+        low_rank = wide(
+            scale * torch.einsum("...er,eor->...eo", hidden, up)
+        )  # s B A x, (…, E, out)
+        # DoRA's change of W x, with m the magnitude: e = m (W + s B A) x / ‖W + s B A‖ − W x
         norms = row_norms(matrix(self.get_base_layer()), down, up, scale)
         ratio = wide(self.lora_magnitude(name)) / norms
-        experts = ratio * experts + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
-        shares = torch.softmax(wide(F.linear(x, self.lora_router(name))), -1)
+        experts = ratio * low_rank + (ratio - 1) * self.without_bias(output).unsqueeze(-2)
+        # The router reads x without dropout.
+        shares = torch.softmax(wide(F.linear(x, self.lora_router(name))), -1)  # g, (…, E)
         # A sum and not a matrix product, which autocast would compute in half precision.
         return (shares.unsqueeze(-1) * orthogonalise(experts)).sum(-2)
 
@@ -111,15 +115,15 @@ def orthogonalise(experts: Tensor) -> Tensor:
 
     ``experts`` has e_i of every token (…, E, d), the result u_i, in float32 or wider.
     """
-    found: list[Tensor] = []
+    orthogonal: list[Tensor] = []  # u_1 … u_{i−1}
     for vector in wide(experts).unbind(-2):
         # The modified form of Gram-Schmidt: each product uses the vector as reduced so far, which
         # keeps rounding errors small.
-        for other in found:
+        for other in orthogonal:
             product = (vector * other).sum(-1, keepdim=True)
             vector = vector - product / (other.square().sum(-1, keepdim=True) + EPSILON) * other
-        found.append(vector)
-    return torch.stack(found, -2)
+        orthogonal.append(vector)
+    return torch.stack(orthogonal, -2)
 
 
 @torch.no_grad()
@@ -132,16 +136,20 @@ def row_norms(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """
     with no_autocast(weight.device):
         down, up = wide(down), wide(up)
-        squares, products = [], []
-        for some in weight.split(ROWS):
-            rows = some.to(down.dtype)
-            squares.append(rows.square().sum(1))
-            products.append(rows @ down.flatten(0, 1).T)
+        weight_squares, products = [], []
+        # Some rows of W at a time: only these are ever copied to float32.
+        for rows in weight.split(ROWS):
+            widened = rows.to(down.dtype)
+            weight_squares.append(widened.square().sum(1))
+            products.append(widened @ down.flatten(0, 1).T)
+        # W Aᵀ of all experts in one product, (out, E·r), then by expert, (E, out, r)
         weight_by_down = torch.cat(products).unflatten(1, down.shape[:2]).transpose(0, 1)
-        mixed = 2 * scale * weight_by_down + scale**2 * (up @ (down @ down.mT))
-        total = torch.cat(squares) + mixed.mul(up).sum(-1)
+        down_by_down = down @ down.mT  # A Aᵀ
+        # ‖W‖² + (2s W Aᵀ + s² B A Aᵀ)·B
+        mixed = 2 * scale * weight_by_down + scale**2 * (up @ down_by_down)
+        squares = torch.cat(weight_squares) + mixed.mul(up).sum(-1)
         # Rounding may take the square of a norm near 0 below 0.
-        norms: Tensor = total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
+        norms: Tensor = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
     return norms
 
 

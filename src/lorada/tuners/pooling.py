@@ -144,26 +144,35 @@ class PoolingModel(AttachedModel):
 
 def backbone_of(model: nn.Module) -> nn.Module | None:
     """The module of a model that its head reads; None for a model without a head."""
-    found = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
-    return found if isinstance(found, nn.Module) else None
+    name = getattr(model, "base_model_prefix", "") or "-"  # no attribute is called so
+    backbone = getattr(model, name, None)
+    return backbone if isinstance(backbone, nn.Module) else None
 
 
 def reader_of(model: nn.Module) -> Literal["", "classifier", "pooler"]:
     """The entry of ``READERS`` for a model."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    refuse_type(kind)
-    reader = READERS[kind]
-    head: Any = getattr(model, "classifier", None)
-    last = getattr(head, "out_proj", None) if reader == "classifier" else head
-    # Without a reader of its own the head reads what the pooler in the backbone returns.
-    pooler = getattr(backbone_of(model) if reader == "" else model, reader or "pooler", None)
-    # Asked like this, a linear layer may be wrapped by parts of other adapters.
-    if backbone_of(model) is None or not hasattr(last, "out_features") or pooler is None:
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    refuse_type(model_type)
+    reader = READERS[model_type]
+    backbone = backbone_of(model)
+    if backbone is None or not _has_head(model, backbone, reader):
         raise ValueError(
             f"pooling: {type(model).__name__} has no head for classes or scores as transformers "
-            f"builds it for {kind}: load the model with AutoModelForSequenceClassification"
+            f"builds it for {model_type}: load the model with AutoModelForSequenceClassification"
         )
     return reader
+
+
+def _has_head(model: nn.Module, backbone: nn.Module, reader: str) -> bool:
+    """Whether a model has the reader of its type, and behind it a linear layer."""
+    head: Any = getattr(model, "classifier", None)
+    last = getattr(head, "out_proj", None) if reader == "classifier" else head
+    # Asked like this, a linear layer may be wrapped by parts of other adapters.
+    if not hasattr(last, "out_features"):
+        return False
+    if reader == "":  # the head reads what the pooler in the backbone returns
+        return getattr(backbone, "pooler", None) is not None
+    return getattr(model, reader, None) is not None
 
 
 def refuse_type(model_type: str) -> None:

@@ -150,11 +150,12 @@ class PrefixLayer(PrefixPart):
 
     def prefixes(self) -> list[Prefix]:
         """The prefixes of the adapters that are active in this call."""
-        found = []
+        prefixes = []
         for name in self.active_here():
             key, value = self.prefix(name)
-            found.append(Prefix(key, self.scaled(name, value)))
-        return found
+            # Scaled keys would change what is attended to; scaled values shrink what it adds.
+            prefixes.append(Prefix(key, self.scaled(name, value)))
+        return prefixes
 
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:
         """P_k and P_v of an adapter, both (l, G·D)."""
@@ -195,15 +196,24 @@ class PrefixModel(AttachedModel):
 
     def find_hosts(self, config: Any) -> list[str]:
         """The attention modules, cross-attention included, that can have a prefix."""
-        modules = self.model.named_modules()
-        return [name for name, m in modules if interface.dispatches(m) or is_disentangled(m)]
+        hosts = []
+        for name, module in self.model.named_modules():
+            if interface.dispatches(module) or is_disentangled(module):
+                hosts.append(name)
+        return hosts
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         if not hasattr(target, self.child):
             target.add_module(self.child, PrefixLayer(target, parent))
-        super()._create_and_replace(config, name, target, own, parent, current_key)
+        super()._create_and_replace(config, name, target, target_name, parent, current_key)
         if config.projection is not None:
             layer = getattr(target, self.child)
             layer.network = (self._network_for(config, name, target, current_key),)
@@ -235,29 +245,39 @@ class PrefixModel(AttachedModel):
         The prefix stays the same and is the adapter's parameter from then on. Fold after training:
         a checkpoint to be resumed needs the network.
         """
-        for name in self.active_adapters if adapter_name is None else [adapter_name]:
+        names = self.active_adapters if adapter_name is None else [adapter_name]
+        modules = list(self.model.modules())
+        for name in names:
             # The layers first, since they compute their prefix from the networks.
-            for cls in (PrefixLayer, PrefixNetwork):
-                for module in [m for m in self.model.modules() if isinstance(m, cls)]:
+            for module in modules:
+                if isinstance(module, PrefixLayer):
                     module.fold(name)
-            for child, module in list(self.model.named_children()):
-                if isinstance(module, PrefixNetwork) and not module.lora_hidden:
-                    delattr(self.model, child)
+            for module in modules:
+                if isinstance(module, PrefixNetwork):
+                    module.fold(name)
+        for child, module in list(self.model.named_children()):
+            if isinstance(module, PrefixNetwork) and not module.lora_hidden:
+                delattr(self.model, child)
 
 
 def head_width(module: Any) -> int:
     """D, the width of a query of one head in an attention module."""
-    widths = [getattr(module, name, None) for name in HEAD_WIDTHS]
-    own = next((width for width in widths if isinstance(width, int)), None)
-    return own or module.config.hidden_size // head_count(module)
+    for name in HEAD_WIDTHS:
+        width = getattr(module, name, None)
+        if isinstance(width, int) and width:
+            return width
+    return int(module.config.hidden_size // head_count(module))
 
 
 def network_set(key: str) -> str:
     """The set of modules that share a network: ``cross``, ``encoder``, ``decoder`` or ``self``."""
-    names = key.split(".")
-    if any(cross in names for cross in CROSS_ATTENTION):
+    path = key.split(".")
+    if any(cross in path for cross in CROSS_ATTENTION):
         return "cross"
-    return next((stack for stack in ("encoder", "decoder") if stack in names), "self")
+    for stack in ("encoder", "decoder"):
+        if stack in path:
+            return stack
+    return "self"
 
 
 def draw_uniform(fan_in: int, *weights: Tensor) -> None:

@@ -64,7 +64,7 @@ class SoraLayer(DeltaLayer):
         with torch.no_grad():
             nn.init.kaiming_uniform_(self.lora_A[adapter_name], a=math.sqrt(5))
             self.lora_gate[adapter_name].normal_()
-            if not config.init_weights:
+            if not config.init_weights:  # else B stays 0, so that the model starts as the base
                 self.lora_B[adapter_name].normal_(std=0.1)
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:

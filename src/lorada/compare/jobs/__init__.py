@@ -1,1 +1,1 @@
-"""Trainings and scorings as processes: here, or on a Ray cluster."""
+"""Jobs in processes of their own, in the order of a queue: on this machine, or on a Ray cluster."""

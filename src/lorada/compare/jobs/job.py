@@ -10,21 +10,21 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorada.runs.folder import LOCK_FILE, HeldError, locked
+from lorada.runs.folder import LOCK_FILE, LOG_FILE, HeldError, locked
 from lorada.support.error_messages import out_of_memory, out_of_memory_line
 from lorada.support.processes import hide_bars
 
 JOB_FILE = ".lorada.job"  # not the lock of a run, which training takes in the same folder
-LOG_FILE = "job.log"
 SCORING = "scoring"  # what a job reports behind its training
 REPORT = "> "  # begins what a job reports, among all that libraries print
 TAIL = 10_000  # bytes of a log that are looked at
-STEP = re.compile(r"(?:trial (\d+).*: )?step (\d+) of (\d+)$")
+# How far a training is, in what ``StepReports`` reports: of a search after so many whole trials.
+STEP = re.compile(r"(?:trial (?P<trials>\d+).*: )?step (?P<step>\d+) of (?P<steps>\d+)$")
 
 Status = Literal["done", "kept", "failed", "held", "waiting", "interrupted"]
 
@@ -85,11 +85,14 @@ def held(folders: Iterable[Path]) -> Iterator[None]:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Send what this process prints, and the traceback of an error, to the end of a file."""
-    before = {number: os.dup(number) for number in (1, 2)}
+    """Send what this process prints, and the traceback of an error, to the end of a file.
+
+    The files of the process are replaced, not those of Python, as libraries in C print too.
+    """
+    standard_files = {number: os.dup(number) for number in (1, 2)}  # stdout and stderr
     sys.stdout.flush()
     with path.open("a") as log:
-        for number in before:
+        for number in standard_files:
             os.dup2(log.fileno(), number)
     try:
         yield
@@ -99,9 +102,9 @@ def _logged(path: Path) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, old in before.items():
-            os.dup2(old, number)
-            os.close(old)
+        for number, file in standard_files.items():
+            os.dup2(file, number)
+            os.close(file)
 
 
 def report(line: str) -> None:
@@ -109,28 +112,54 @@ def report(line: str) -> None:
     print(f"{REPORT}{line}", file=sys.stderr, flush=True)
 
 
-def last_report(job: Job) -> tuple[str, float]:
-    """The last line that a job has reported, and the share of its work that is done by then."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is."""
+
+    line: str = ""  # the last that it has reported; empty before the first
+    share: float = 0.0  # of its work that is done by then
+
+
+def progress_of(job: Job) -> Progress:
+    """How far a job is, by what it has reported so far."""
     line, share = "", 0.0
-    with suppress(OSError), (job.folder / LOG_FILE).open("rb") as log:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
-        for each in log.read().decode(errors="replace").splitlines(keepends=True):
-            if each.startswith(REPORT) and each.endswith("\n"):
-                line = each[len(REPORT) : -1]
-                if found := STEP.search(line):
-                    trials, step, steps = (int(number or 0) for number in found.groups())
-                    share = min(1.0, (trials + step / steps) / job.trainings)
-    return line, 1.0 if line == SCORING else share
+    for reported in _reported_lines(job.folder / LOG_FILE):
+        line = reported
+        step = STEP.search(line)
+        if step is not None:
+            trainings = int(step["trials"] or 0) + int(step["step"]) / int(step["steps"])
+            share = min(1.0, trainings / job.trainings)
+    if line == SCORING:
+        share = 1.0
+    return Progress(line, share)
+
+
+def _reported_lines(path: Path) -> list[str]:
+    """The whole lines at the end of a log that the job has reported, not what libraries print."""
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - TAIL))
+            end = log.read().decode(errors="replace")
+    except OSError:  # the job has not begun yet, or another machine does not see the file yet
+        return []
+    lines = []
+    for line in end.splitlines(keepends=True):
+        if line.startswith(REPORT) and line.endswith("\n"):  # else it is not written to its end
+            lines.append(line.removeprefix(REPORT).removesuffix("\n"))
+    return lines
 
 
 # Errors that are meant to be read; the kind of others is named, as the text alone may say nothing.
-KINDS = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
+READABLE = (ValueError, OSError, ImportError, MemoryError, RuntimeError)
 
 
 def last_line(error: BaseException) -> str:
     """The last line of an error; where memory ran out, the line that says what helps."""
     if isinstance(error, MemoryError | RuntimeError) and out_of_memory(error):
         return out_of_memory_line(error)
-    lines = str(error).strip().splitlines() or [""]
-    kind = type(error).__name__
-    return lines[-1] if isinstance(error, KINDS) and lines[-1] else f"{kind}: {lines[-1]}"
+    lines = str(error).strip().splitlines()
+    text = lines[-1] if lines else ""
+    if text and isinstance(error, READABLE):
+        return text
+    return f"{type(error).__name__}: {text}"

@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -24,9 +25,20 @@ from typing import Any
 from lorada.compare.jobs.job import Job, Outcome, carry_out
 from lorada.support.processes import GPU_SHARE
 
-VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
+# Variables of the environment: which cards a process sees, and how many threads it computes with.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
 # What the fork server imports, so that a job does not have to.
 IMPORTED = ["__main__", "lorada.compare.trainings"]
+
+
+@dataclass(frozen=True)
+class _RunningJob:
+    """A job and its process."""
+
+    job: Job
+    process: Any  # of the kind that the context starts: a fork, or a new interpreter
+    outcome: Connection  # through which the process sends what became of the job
 
 
 class Workers:
@@ -43,22 +55,25 @@ class Workers:
 
     def __init__(self, count: int | None = 1, gpus_per_job: float = 1.0) -> None:
         self._cards = cards_of_slots(visible_cards(), gpus_per_job)
-        self._part_of_card = min(1.0, gpus_per_job)
+        self._share_of_card = min(1.0, gpus_per_job)
         self.slots = count or max(1, len(self._cards))
-        known = hasattr(os, "sched_getaffinity")  # not on macOS
-        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-        self._threads = None if self.slots == 1 else max(1, cores // self.slots)
+        self._threads: int | None = None  # of each job; None for as many as torch takes by default
+        if self.slots > 1:  # jobs that run at once share the cores
+            self._threads = max(1, _core_count() // self.slots)
         self._forks = not self._cards and not _has_accelerator()
-        self._context: Any = get_context("forkserver" if self._forks else "spawn")
-        self.preloaded = IMPORTED if self._forks else []
-        self._running: dict[int, tuple[Job, Any, Connection]] = {}  # by slot
+        self._context: Any = get_context("spawn")
+        self.preloaded: list[str] = []
+        if self._forks:
+            self._context = get_context("forkserver")
+            self.preloaded = IMPORTED
+        self._running: dict[int, _RunningJob] = {}  # by slot
 
     def start(self, job: Job) -> None:
         """Start a job in a new process."""
-        slot = next(free for free in range(self.slots) if free not in self._running)
+        slot = min(set(range(self.slots)) - self._running.keys())
         changes = self._environment_of(slot)
-        here, there = self._context.Pipe(duplex=False)
-        arguments = job, there, {**os.environ, **changes}
+        receiver, sender = self._context.Pipe(duplex=False)
+        arguments = job, sender, {**os.environ, **changes}
         process = self._context.Process(target=_work, args=arguments, name=job.name)
         with _silent_stderr():
             if self._forks:
@@ -68,8 +83,8 @@ class Workers:
             else:  # a new interpreter imports what the job needs before it calls `_work`
                 with _in_environment(changes):
                     process.start()
-        there.close()
-        self._running[slot] = job, process, here
+        sender.close()  # so that the process alone holds it, and reading ends when that ends
+        self._running[slot] = _RunningJob(job, process, receiver)
 
     def _environment_of(self, slot: int) -> dict[str, str]:
         """What a job's environment in a slot has beside that of this command: cards and threads.
@@ -80,31 +95,40 @@ class Workers:
         if self._threads and THREADS not in os.environ:
             environment[THREADS] = str(self._threads)
         if self._cards:
-            own = self._cards[slot % len(self._cards)]
-            sharing = [
-                other for other in range(self.slots) if self._cards[other % len(self._cards)] == own
-            ]
-            environment[VISIBLE] = ",".join(own)
-            environment[GPU_SHARE] = str(min(self._part_of_card, 1 / len(sharing)))
+            cards = self._cards_of(slot)
+            sharing = [other for other in range(self.slots) if self._cards_of(other) == cards]
+            environment[VISIBLE] = ",".join(cards)
+            environment[GPU_SHARE] = str(min(self._share_of_card, 1 / len(sharing)))
         return environment
+
+    def _cards_of(self, slot: int) -> list[str]:
+        """The cards of a slot; where there are more slots than cards, several have the same."""
+        return self._cards[slot % len(self._cards)]
 
     def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
         """Wait until a job ends, so many seconds at most; the names of those that have ended."""
-        wait([process.sentinel for _, process, _ in self._running.values()], seconds)
-        for slot, (job, process, link) in list(self._running.items()):
-            if process.exitcode is not None:
+        wait([running.process.sentinel for running in self._running.values()], seconds)
+        for slot, running in list(self._running.items()):
+            if running.process.exitcode is not None:
                 del self._running[slot]
-                yield job.name, _outcome(process, link)
+                yield running.job.name, _outcome_of(running)
 
     def close(self) -> None:
         """Interrupt the jobs that still run, and wait until they have saved."""
         while self._running:
-            for _, process, _ in self._running.values():
+            for running in self._running.values():
                 with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT)
+                    os.kill(running.process.pid, signal.SIGINT)
             with suppress(KeyboardInterrupt):  # pressed again, so all are interrupted again
                 while self._running:
                     list(self.wait(1.0))
+
+
+def _core_count() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _has_accelerator() -> bool:
@@ -141,19 +165,21 @@ def _in_environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _outcome(process: Any, link: Connection) -> Outcome:
-    """What became of the job of a process that has ended."""
-    with link, suppress(EOFError, OSError):
-        found: Outcome = link.recv()
-        return found
-    if process.exitcode == -signal.SIGKILL:
+def _outcome_of(running: _RunningJob) -> Outcome:
+    """What became of a job whose process has ended."""
+    with running.outcome, suppress(EOFError, OSError):
+        outcome: Outcome = running.outcome.recv()
+        return outcome
+    # Nothing was sent, so the process ended in the middle of the job.
+    exit_code = running.process.exitcode
+    if exit_code == -signal.SIGKILL:
         why = "was killed, as the system does when memory runs out"
     else:
-        why = f"ended by itself, with code {process.exitcode}"
+        why = f"ended by itself, with code {exit_code}"
     return Outcome("failed", f"the process of this run {why}")
 
 
-def _work(job: Job, link: Connection, environment: Mapping[str, str]) -> None:
+def _work(job: Job, sender: Connection, environment: Mapping[str, str]) -> None:
     """What a process does: the job, with the environment that the command has by now."""
     os.setpgid(0, 0)  # a terminal sends Ctrl-C to the command, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -163,7 +189,7 @@ def _work(job: Job, link: Connection, environment: Mapping[str, str]) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # of what will change in other libraries
     if THREADS in os.environ and "torch" in sys.modules:  # it read the variable when it was loaded
         sys.modules["torch"].set_num_threads(int(os.environ[THREADS]))
-    link.send(carry_out(job))
+    sender.send(carry_out(job))
 
 
 def _end_with_command() -> None:
@@ -178,10 +204,11 @@ def visible_cards() -> list[str]:
     """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     import torch
 
-    given = os.environ.get(VISIBLE)
-    if given is not None:
-        return [card.strip() for card in given.split(",") if card.strip() not in ("", "-1")]
-    return [str(number) for number in range(torch.cuda.device_count())]
+    visible = os.environ.get(VISIBLE)
+    if visible is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    names = [name.strip() for name in visible.split(",")]
+    return [name for name in names if name not in ("", "-1")]
 
 
 def cards_of_slots(cards: Sequence[str], gpus_per_job: float) -> list[list[str]]:
@@ -190,7 +217,8 @@ def cards_of_slots(cards: Sequence[str], gpus_per_job: float) -> list[list[str]]
         return []
     if gpus_per_job < 1:
         return [[card] for card in cards] * round(1 / gpus_per_job)
-    each = int(gpus_per_job)
-    if each > len(cards):
-        raise ValueError(f"--gpus-per-job {each} needs {each} GPUs, and there are {len(cards)}")
-    return [list(cards[first : first + each]) for first in range(0, len(cards) - each + 1, each)]
+    size = int(gpus_per_job)
+    if size > len(cards):
+        raise ValueError(f"--gpus-per-job {size} needs {size} GPUs, and there are {len(cards)}")
+    whole_jobs = len(cards) // size  # cards that are left over stay free
+    return [list(cards[job * size : (job + 1) * size]) for job in range(whole_jobs)]

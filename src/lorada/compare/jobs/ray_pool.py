@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,42 @@ import ray
 from ray import exceptions
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
-from lorada.runs import result
+from lorada.runs import machine
 from lorada.support.processes import GPU_SHARE
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
 CONNECT_WITHIN = 30.0  # seconds
 FOUND_WITHIN = 10.0  # seconds; a network file system may show a new folder late
 SAVE_WITHIN = 600.0  # seconds for interrupted jobs to save
-TRIES = 4  # how often a job is begun, if its process dies
+MOST_ATTEMPTS = 4  # how often a job is begun, if its process dies
 START = (
     "start one by `ray start --head` and give --cluster auto there, or ray://HOST:10001 elsewhere"
 )
 # Connects in a process that can be ended: where something else listens, or an old cluster is gone,
 # Ray tries for minutes, then exits without an error.
-TRY = """
+TRY_TO_CONNECT = """
 import sys, ray
 try:
     ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
 except BaseException as error:
     sys.exit(str(error).strip().partition("\\n")[0] or type(error).__name__)
 """
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A job that Ray runs, and how often it was begun with this time."""
+
+    job: Job
+    number: int = 1
+
+
+@dataclass(frozen=True)
+class NodeAnswer:
+    """What a node says of a job: what became of it, or why no job can run there."""
+
+    outcome: Outcome | None = None
+    refusal: str | None = None
 
 
 class RayPool:
@@ -59,25 +76,34 @@ class RayPool:
     def __init__(self, address: str, gpus_per_job: float = 1.0) -> None:
         connect(address)
         self._address = address
-        self._running: dict[Any, tuple[Job, int]] = {}  # by task, with its number of tries
-        total = ray.cluster_resources()
-        cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0) / gpus_per_job)
-        self.slots = min(cpus, gpus or cpus)
-        if not self.slots or (total.get("GPU") and not gpus):
+        self._running: dict[Any, _Attempt] = {}  # by the task that Ray knows it as
+        resources = ray.cluster_resources()
+        cpu_slots = int(resources.get("CPU", 0))
+        gpu_slots = int(resources.get("GPU", 0) / gpus_per_job)
+        self.slots = min(cpu_slots, gpu_slots) if gpu_slots else cpu_slots
+        has_too_few_gpus = bool(resources.get("GPU")) and not gpu_slots
+        if not self.slots or has_too_few_gpus:
             ray.shutdown()
             raise ValueError(
                 f"the Ray cluster at {address} has no room for 1 CPU and {gpus_per_job:g} GPUs"
             )
-        # A job without a GPU of its own would see none.
-        needs = {"num_cpus": 1, "num_gpus": gpus_per_job if gpus else 0}
-        self._task = ray.remote(**needs, max_retries=0, max_calls=1)(on_node)
-        self._share = min(1.0, gpus_per_job)
+        # A job that asks for no GPU would see none. Ray begins no task again by itself, as only
+        # some errors are worth it, and gives each a process of its own, which ends with it.
+        self._task = ray.remote(
+            num_cpus=1, num_gpus=gpus_per_job if gpu_slots else 0, max_retries=0, max_calls=1
+        )(on_node)
+        self._share_of_gpu = min(1.0, gpus_per_job)
 
-    def start(self, job: Job, tries: int = 1) -> None:
+    def start(self, job: Job) -> None:
         """Hand a job to Ray."""
+        self._start(_Attempt(job))
+
+    def _start(self, attempt: _Attempt) -> None:
+        job = attempt.job
         job.folder.mkdir(parents=True, exist_ok=True)  # which its node must see
-        task = self._task.options(name=job.name).remote(job, versions(), os.getcwd(), self._share)
-        self._running[task] = job, tries
+        named_task = self._task.options(name=job.name)
+        task = named_task.remote(job, versions(), os.getcwd(), self._share_of_gpu)
+        self._running[task] = attempt
 
     def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
         """As that of ``Workers``.
@@ -89,12 +115,12 @@ class RayPool:
         try:
             ended, _ = ray.wait(list(self._running), timeout=seconds)
             for task in ended:
-                job, tries = self._running.pop(task)
-                outcome = _outcome(task, tries)
+                attempt = self._running.pop(task)
+                outcome = _outcome_of(task, attempt.number)
                 if outcome is None:
-                    self.start(job, tries + 1)
+                    self._start(_Attempt(attempt.job, attempt.number + 1))
                 else:
-                    yield job.name, outcome
+                    yield attempt.job.name, outcome
         except (exceptions.RayError, ConnectionError) as error:
             self._running.clear()
             why = str(error).partition("\n")[0]
@@ -108,8 +134,9 @@ class RayPool:
         with suppress(exceptions.RayError, ConnectionError):
             for task in self._running:
                 ray.cancel(task)
-            if left := list(self._running):
-                ray.wait(left, num_returns=len(left), timeout=SAVE_WITHIN)
+            tasks = list(self._running)
+            if tasks:  # Ray refuses to wait for nothing
+                ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_WITHIN)
         self._running.clear()
         ray.shutdown()
 
@@ -124,7 +151,7 @@ def connect(address: str) -> None:
     try:
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-        command = [sys.executable, "-c", TRY, address]
+        command = [sys.executable, "-c", TRY_TO_CONNECT, address]
         tried = subprocess.run(
             command, capture_output=True, text=True, timeout=CONNECT_WITHIN, check=False
         )
@@ -138,53 +165,61 @@ def connect(address: str) -> None:
         raise ConnectionError(f"no Ray cluster at {address} ({reason}): {START}") from error
 
 
-def _outcome(task: Any, tries: int) -> Outcome | None:
+def _outcome_of(task: Any, attempt_number: int) -> Outcome | None:
     """What became of a task that has ended; None if its process died and it may start again."""
     try:
-        refusal, outcome = ray.get(task)
+        answer: NodeAnswer = ray.get(task)
     except exceptions.TaskCancelledError:
         return Outcome("interrupted")
     except exceptions.RayTaskError as error:  # the node could not even begin
         raise ValueError(f"a node cannot run jobs: {error.cause}") from error
     except (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError,
             exceptions.NodeDiedError) as error:  # fmt: skip
-        died = f"its process died {tries} times ({type(error).__name__})"
-        return None if tries < TRIES else Outcome("failed", died)
-    if refusal is not None:
-        raise ValueError(refusal)
-    found: Outcome = outcome
-    return found
+        if attempt_number < MOST_ATTEMPTS:
+            return None
+        kind = type(error).__name__
+        return Outcome("failed", f"its process died {attempt_number} times ({kind})")
+    if answer.refusal is not None:
+        raise ValueError(answer.refusal)
+    return answer.outcome
 
 
 def on_node(
-    job: Job, here: dict[str, str], directory: str, share: float
-) -> tuple[str | None, Outcome | None]:
-    """Do a job on this node, from ``directory`` on: why it cannot run jobs, or what became of it.
+    job: Job, command_versions: dict[str, str], directory: str, share_of_gpu: float
+) -> NodeAnswer:
+    """Do a job on this node.
 
-    ``here`` are the versions of the command; ``share`` is that of a GPU's memory for the job.
+    Args:
+        job: what to do.
+        command_versions: those of the command that hands out the jobs.
+        directory: where the command runs; paths of the job may be relative to it.
+        share_of_gpu: how much of a GPU's memory the job may plan with.
     """
     # A cluster that a script started in the background ignores interrupts, and so would the job.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     paths = [Path(directory), *(Path(directory, path) for path in (job.folder, *job.reads))]
-    if (wrong := refusal(here, paths)) is not None:
-        return wrong, None
+    reason = refusal(command_versions, paths)
+    if reason is not None:
+        return NodeAnswer(refusal=reason)
     os.chdir(directory)
-    os.environ[GPU_SHARE] = str(share)
-    return None, carry_out(job)
+    os.environ[GPU_SHARE] = str(share_of_gpu)
+    return NodeAnswer(carry_out(job))
 
 
-def refusal(here: dict[str, str], paths: Sequence[Path]) -> str | None:
+def refusal(command_versions: dict[str, str], paths: Sequence[Path]) -> str | None:
     """Why this node can run no job of a command, in one line; None if it can."""
-    there, node, end = versions(), platform.node(), time.monotonic() + FOUND_WITHIN
-    for package, version in here.items():
-        if there.get(package) != version:
+    node = platform.node()
+    node_versions = versions()
+    for package, version in command_versions.items():
+        if node_versions.get(package) != version:
             return (
-                f"node {node} has {package} {there.get(package)}, and this command {version}: "
-                "install the same versions on all nodes"
+                f"node {node} has {package} {node_versions.get(package)}, and this command "
+                f"{version}: install the same versions on all nodes"
             )
+    give_up_at = time.monotonic() + FOUND_WITHIN
     for path in paths:
         while not path.exists():
-            if time.monotonic() > end:
+            if time.monotonic() > give_up_at:
                 return f"node {node} has no {path}: put it on a path that all nodes share, as NFS"
             time.sleep(0.5)
     return None
@@ -195,8 +230,13 @@ def versions() -> dict[str, str]:
 
     Builds for different accelerators (``2.9.0+cpu``) count as one version.
     """
-    found = {name: version.partition("+")[0] for name, version in result.versions().items()}
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    package_versions = {
+        name: version.partition("+")[0] for name, version in machine.versions().items()
+    }
+    # The version of lorada stays as it is while its source changes.
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[2]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return {**found, "lorada": f"{found['lorada']} (source {digest.hexdigest()[:8]})"}
+    lorada_version = f"{package_versions['lorada']} (source {digest.hexdigest()[:8]})"
+    return {**package_versions, "lorada": lorada_version}

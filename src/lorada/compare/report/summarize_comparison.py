@@ -2,70 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from math import isclose
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorada.compare.read_results import UNFINISHED, CandidateResult, Results, ScoredRun, Untrained
-from lorada.compare.report.verdict_and_limits import (
-    PERCENT,
-    Scale,
-    beside_the_loss,
-    limits,
-    scale_of,
-    score_of,
-    verdict,
-    windows_overlap,
-)
-from lorada.compare.stored_plan import Candidate, ComparisonPlan
+from lorada.compare.read_results import CandidateResult, Results, ScoredRun
+from lorada.compare.report.baseline_scores import Baseline, ScoredBaseline, scored_baselines
+from lorada.compare.report.candidate_lines import GIB, CandidateLine, decided_of, measure
+from lorada.compare.report.next_commands import by_loss_command, commands_of, resume_command
+from lorada.compare.report.row_disagreements import Disagreement, disagreements, source
+from lorada.compare.report.score_scale import Scale, scale_of, windows_overlap
+from lorada.compare.report.verdict_and_limits import beside_the_loss, limits, verdict
+from lorada.compare.stored_plan import ComparisonPlan
 from lorada.decision.decide import decide
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 from lorada.decision.run_variances import TINY, Scores
-from lorada.decision.statistics import by_group, has_no_spread, mean_score
-from lorada.runs.folder import trains_base
-from lorada.support.files import as_typed
-from lorada.support.in_words import answer_in_words
-from lorada.support.metric_names import (
-    ERROR,
-    LOSS,
-    as_score,
-    lower_is_better,
-    main_metric,
-    rows_metric,
-)
-from lorada.support.row_sources import BUILTIN, HEADED, file_names
+from lorada.decision.score_format import ScoreFormat
+from lorada.decision.statistics import by_group, has_no_spread
+from lorada.support.metric_names import LOSS, as_score, lower_is_better, main_metric, rows_metric
 
 FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
-MOST_ROWS = 50  # disagreements that a report shows
-RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
-BASELINES = {"as_it_is": "the model as it is", "commonest": "the commonest answer"}
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A score without training, or the reason why there is none."""
-
-    name: str  # ``the model as it is`` or ``the commonest answer``
-    score: float | None = None  # as of a candidate
-    low: float | None = None  # ends of its 95 % confidence interval
-    high: float | None = None
-    answer: str | None = None  # the commonest answer itself
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """A held-out row that some candidates get right in most seeds and others do not."""
-
-    rows: str  # name of the held-out rows, such as ``test.jsonl``
-    row: int  # number in that file, from 1
-    right: tuple[str, ...]  # labels of the candidates that get it right
-    wrong: tuple[str, ...]  # of the others
-    text: str | None = None  # the row itself, if it is stored
-    answer: str | None = None  # its right answer, likewise
 
 
 @dataclass(frozen=True)
@@ -91,15 +47,9 @@ class Summary:
     metric: str = ""  # the main metric
     own_unit: str = ""  # of a user's function: ``%`` if its values are right or wrong, or shares
     best: str = ""  # label of the candidate to take; empty if nothing is scored
-    # What the best is expected to score on new rows and seeds, between which ends (95 %), how
-    # probable it is that it is the best, and the expected loss after three more seeds of each.
-    expected_score: float | None = None
-    expected_interval: tuple[float, float] | None = None
-    p_best: float | None = None
-    loss_after_more_runs: float | None = None
-    lines: tuple[CandidateResult, ...] = ()  # the best score first, those without a score last
+    decision: Decision | None = None  # None where nothing can be decided
+    lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
-    margin: float | None = None  # that a cheaper candidate may cost, in the unit of the metric
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
@@ -107,292 +57,281 @@ class Summary:
     procedure: Procedure | None = None
 
     @property
-    def scored(self) -> list[CandidateResult]:
+    def scored(self) -> list[CandidateLine]:
         """The candidates that have a score, the best first."""
         return [line for line in self.lines if line.score is not None]
 
     @property
     def scale(self) -> Scale:
-        """How its scores are written."""
+        """How its scores are called."""
         return scale_of(self.metric, self.own_unit)
 
+    @property
+    def score_format(self) -> ScoreFormat:
+        """How its scores are written: as the sentence of the decision writes them."""
+        return self.decision.score_format if self.decision else self.scale.score_format
+
+    @property
+    def margin(self) -> float | None:
+        """What a cheaper candidate may cost, in the unit of the metric."""
+        return self.decision.margin if self.decision else None
+
     def plain(self) -> dict[str, Any]:
-        """All of it, for ``report.json``."""
-        return asdict(replace(self, lines=())) | {"lines": [one.plain() for one in self.lines]}
+        """All of it, for ``report.json``; of the decision what is no candidate's own."""
+        decision = self.decision
+        return {
+            "verdict": self.verdict,
+            "sentences": self.sentences,
+            "model": self.model,
+            "task": self.task,
+            "rows": self.rows,
+            "seeds": self.seeds,
+            "metric": self.metric,
+            "own_unit": self.own_unit,
+            "best": self.best,
+            "expected_score": decision.expected_score if decision else None,
+            "expected_interval": decision.expected_interval if decision else None,
+            "p_best": decision.p_best if decision else None,
+            "loss_after_more_runs": decision.loss_after_more_runs if decision else None,
+            "lines": [line.plain() for line in self.lines],
+            "baselines": [asdict(baseline) for baseline in self.baselines],
+            "margin": self.margin,
+            "disagreements": [asdict(disagreement) for disagreement in self.disagreements],
+            "commands": self.commands,
+            "hardware": self.hardware,
+            "versions": self.versions,
+            "procedure": None if self.procedure is None else asdict(self.procedure),
+        }
 
 
 def summarize(results: Results, margin: float | None = None) -> Summary:
     """Summarize a comparison, finished or not; ``margin`` is that of ``write_report``."""
-    ran = [one for one in results.candidates if one.runs]
-    # Of several names of rows with slashes between.
-    main = dict.fromkeys(main_metric(each) for one in ran for each in one.metrics)
-    metric = results.metric or "/".join(main)
-    scale = scale_of(metric, results.own_unit.name)
-    scored = [_with_facts(one, metric, results.own_unit.factor) for one in ran]
-    scored.sort(key=lambda one: float(one.scores.mean()), reverse=True)
-    baselines = _baselines(results, metric)
-    # While others wait, there is nothing yet that the first one could be better than.
-    reasons = [one.reason or UNFINISHED for one in results.candidates if not one.runs]
-    alone = len(ran) == 1 and any(reason.endswith(UNFINISHED) for reason in reasons)
-    decision = None if alone else _decided(results, scored, baselines, metric, margin)
-    lines = [_with_decision(one, decision) for one in scored]
-    taken = (c for c in lines if decision is None or c.label == decision.pick)
-    best = None if alone or results.rows_without_loss else next(taken, None)
-    top = lines[0] if lines and not alone else None
-    said = verdict(decision, top, scale, results)
-    if decision is not None and (beside := beside_the_loss(lines)):
-        said = f"{said} {beside}"
-    commands = {} if best is None else commands_of(results.folder, best)
-    if decision is not None and best is None and lines:  # to look at what was not enough
-        commands = commands_of(results.folder, lines[0], trusted=False)
-    by_loss = as_typed("lorada", "report", results.folder, "--metric", "loss")
-    if alike := _all_alike(lines, scale, by_loss):
-        said = f"{said} Yet {alike}" if best else alike
-        commands = {"write the report by the loss": by_loss, **commands}
-    waiting = any((one.reason or "").endswith(UNFINISHED) for one in results.candidates)
-    if results.runs_left or waiting:
-        resume = as_typed("lorada", "compare", results.folder, "--resume")
-        commands = {"go on with it": resume, **commands}
-    lines += [_with_decision(one, decision) for one in results.candidates if not one.runs]
-    tested = _tested(lines, decision, results.groups)
-    runs = [run for one in lines for run in one.runs]
-    seeds = sorted({run.seed for run in runs})
+    metric = results.metric or _main_metrics(results)
+    ran = sorted(
+        (candidate for candidate in results.candidates if candidate.runs),
+        key=lambda candidate: float(candidate.scores.mean()),
+        reverse=True,
+    )
+    measured = [
+        CandidateLine(candidate, measure(candidate, metric, results.own_unit.factor))
+        for candidate in ran
+    ]
+    baselines = scored_baselines(results, metric)
+    decision = None
+    if not _first_is_alone(results):
+        decision = _decide(results, measured, baselines, metric, margin)
+    scored = [replace(line, decided=decided_of(line.label, decision)) for line in measured]
+    best = _best(results, scored, decision)
+    tested = _tested(ran, decision, results.groups)
     return Summary(
-        verdict=said,
-        sentences=tuple(limits(results, lines, decision, tested)),
+        verdict=_verdict(results, scored, decision, best),
+        sentences=tuple(limits(results, scored, decision, tested)),
         model=str(results.asked.recipe.get("model", "")),
         task=", ".join(source(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
-        seeds=tuple(seeds if seeds and results.asked.until is not None else results.asked.seeds),
+        seeds=_seeds(results),
         metric=metric,
         own_unit=results.own_unit.name,
         best=best.label if best else "",
-        expected_score=decision.expected_score if decision else None,
-        expected_interval=decision.expected_interval if decision else None,
-        p_best=decision.p_best if decision else None,
-        loss_after_more_runs=decision.loss_after_more_runs if decision else None,
-        lines=tuple(lines),
-        baselines=tuple(one for one, _ in baselines),
-        margin=decision.margin if decision else None,
-        disagreements=tuple(_disagreements(results, lines)),
-        commands=commands,
-        hardware=_machines(results.plan.hardware, runs),
+        decision=decision,
+        lines=(*scored, *_lines_without_runs(results, decision)),
+        baselines=tuple(baseline.shown for baseline in baselines),
+        disagreements=tuple(disagreements(results, ran)),
+        commands=_commands(results, scored, decision, best),
+        hardware=_machines(results.plan.hardware, [run for one in ran for run in one.runs]),
         versions=results.plan.versions,
         procedure=_procedure(results.plan),
-    )  # fmt: skip
+    )
+
+
+def _main_metrics(results: Results) -> str:
+    """The main metric; of several names of rows each, with slashes between."""
+    names = []
+    for candidate in results.candidates:
+        if candidate.runs:
+            names += [main_metric(metrics.scores) for metrics in candidate.metrics]
+    return "/".join(dict.fromkeys(names))
+
+
+def _first_is_alone(results: Results) -> bool:
+    """Whether one candidate has runs while others wait: it has nothing to be better than yet."""
+    without_runs = [candidate for candidate in results.candidates if not candidate.runs]
+    if len(results.candidates) - len(without_runs) != 1:
+        return False
+    return any(candidate.is_unfinished or not candidate.reason for candidate in without_runs)
 
 
 def _procedure(plan: ComparisonPlan) -> Procedure:
-    return Procedure(plan.steps, plan.batch, int(plan.train.get("rows", 0)), plan.dev_rows)
+    return Procedure(plan.steps, plan.batch, plan.train.rows, plan.dev_rows)
 
 
-def _with_facts(one: CandidateResult, metric: str, factor: float) -> CandidateResult:
-    """A candidate with what its runs show.
-
-    ``metric`` is the main one, and ``factor`` makes percent of a user's own that gives shares.
-    """
-    score = float(one.scores.mean())
-    values = [each.get(name) for name in metric.split("/") for each in one.metrics]
-    mean = _mean([factor * value for value in values if isinstance(value, int | float)])
-    numbers = partial(_numbers, one.runs)
-    adapted, base = numbers("forgetting", "adapted"), numbers("forgetting", "base")
-    rates = numbers("recipe", "training", "learning_rate")
-    maps = [rate for run in one.runs if (rate := _map_rate(one.candidate, run)) is not None]
-    apart = {rate for rate in maps if rate and not any(map(partial(isclose, rate), rates))}
-    return replace(
-        one, score=as_score(score, metric), metric=metric,
-        value=as_score(score, metric) if metric == LOSS else mean,
-        peak_memory_gib=max((n / 2**30 for n in numbers("peak_memory_bytes")), default=None),
-        seconds_per_step=min(numbers("seconds_per_step"), default=None),
-        forgetting=float(np.mean(adapted) - np.mean(base)) if adapted and base else None,
-        rates=tuple(sorted(set(rates))), map_rates=tuple(sorted(apart)),
-    )  # fmt: skip
+def _seeds(results: Results) -> tuple[int, ...]:
+    """The seeds of the runs; where runs may be fewer than was asked for, of those that were run."""
+    run_seeds = sorted({run.seed for one in results.candidates for run in one.runs})
+    if run_seeds and results.asked.until is not None:
+        return tuple(run_seeds)
+    return tuple(results.asked.seeds)
 
 
-def _map_rate(candidate: Candidate, run: ScoredRun) -> float | None:
-    """The learning rate of the maps of a run; None if they have that of the other parameters."""
-    recipe = run.result.get("recipe") or {}
-    rate = (recipe.get("training") or {}).get("learning_rate")
-    own = ((recipe.get("parts") or {}).get("lmam") or {}).get("map_learning_rate")
-    if isinstance(rate, int | float):
-        if own is None and candidate.map_rate and candidate.default_rate:
-            return candidate.map_rate / candidate.default_rate * rate
-        if isinstance(own, str):
-            return float(own.removesuffix("x")) * rate
-    return float(own) if isinstance(own, int | float) else None
-
-
-def _numbers(runs: Sequence[ScoredRun], *keys: str) -> list[float]:
-    """The numbers under these keys of the runs' results; runs without one are left out."""
-    values: list[Any] = [run.result for run in runs]
-    for key in keys:
-        values = [(value or {}).get(key) for value in values]
-    return [float(value) for value in values if isinstance(value, int | float)]
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _tested(
-    lines: Sequence[CandidateResult], decision: Decision | None, groups: Sequence[str] | None
-) -> list[CandidateResult]:
-    """The candidates that are tested, with a score for each row, or group, that is independent."""
-    known = decision.scores.keys() - decision.untested if decision else ()
-    found = [one for one in lines if one.label in known]
-    if groups is None:
-        return found
-    return [replace(one, scores=by_group(one.scores, groups)) for one in found]
-
-
-def _decided(
+def _decide(
     results: Results,
-    scored: Sequence[CandidateResult],
-    baselines: Sequence[tuple[Baseline, Scores | None]],
+    lines: Sequence[CandidateLine],
+    baselines: Sequence[ScoredBaseline],
     metric: str,
     margin: float | None,
 ) -> Decision | None:
     """Which candidate to take; None where scores are of one row, or of a part of the rows."""
-    if results.units[0] < 2 or windows_overlap(metric) or results.rows_without_loss:
+    independent_rows, _ = results.units
+    if independent_rows < 2 or windows_overlap(metric) or results.rows_without_loss:
         return None
-    rows, sign = len(results.rows), as_score(1.0, metric)
-    asked = results.asked.margin if results.metric == results.own_metric else None
-    known = {one.label: one for one in scored}
-    ran = [known.get(c.label, c) for c in results.candidates if c.runs or c.diverged]
+    if margin is None and results.metric == results.own_metric:
+        margin = results.asked.margin  # which is in the unit of that metric
+    line_of = {line.label: line for line in lines}
+    scores, costs, seeds = {}, {}, {}
+    for candidate in results.candidates:
+        if not candidate.runs and not candidate.diverged:
+            continue
+        scores[candidate.label] = _scores_as_shown(results, candidate, metric)
+        seeds[candidate.label] = (*(run.seed for run in candidate.runs), *candidate.diverged)
+        # Where all runs diverged, none has measured a cost, and the size alone is known.
+        costs[candidate.label] = _costs(line_of.get(candidate.label, CandidateLine(candidate)))
     return decide(
-        {c.label: sign * np.vstack([c.scores.reshape(-1, rows),
-                                    np.full((len(c.diverged), rows), np.nan)]) for c in ran},
-        {c.label: _costs(c) for c in ran},
-        asked if margin is None else margin,
+        scores,
+        costs,
+        margin,
         lower_is_better=lower_is_better(metric),
         groups=results.groups,
-        baselines={one.name: sign * each for one, each in baselines if each is not None},
-        seeds={c.label: (*(run.seed for run in c.runs), *c.diverged) for c in ran},
-        unit=scale_of(metric, results.own_unit.name).behind.strip(),
-    )  # fmt: skip
+        baselines={
+            baseline.shown.name: as_score(1.0, metric) * baseline.row_scores
+            for baseline in baselines
+            if baseline.row_scores is not None
+        },
+        seeds=seeds,
+        unit=scale_of(metric, results.own_unit.name).unit_to_decide,
+    )
 
 
-def _costs(one: CandidateResult) -> dict[str, float]:
-    memory = None if one.peak_memory_gib is None else one.peak_memory_gib * 2**30
-    given = {"parameters": one.trainable, "seconds": one.seconds_per_step, "bytes": memory}
-    return {name: cost for name, cost in given.items() if cost is not None}
+def _scores_as_shown(results: Results, candidate: CandidateResult, metric: str) -> Scores:
+    """Scores as users know them, of all runs: a run that diverged has none."""
+    rows = len(results.rows)
+    of_diverged = np.full((len(candidate.diverged), rows), np.nan)
+    scores = np.vstack([candidate.scores.reshape(-1, rows), of_diverged])
+    shown: Scores = as_score(1.0, metric) * scores
+    return shown
 
 
-def _with_decision(one: CandidateResult, decision: Decision | None) -> CandidateResult:
-    if decision is None or one.label not in decision.runs:
-        return one
-    low, high = decision.intervals.get(one.label, (None, None))
-    return replace(
-        one, low=low, high=high, expected_loss=decision.expected_loss.get(one.label),
-        mark=decision.mark(one.label), letter=decision.letters.get(one.label, ""),
-        p_best=decision.p_highest.get(one.label),
-    )  # fmt: skip
+def _costs(line: CandidateLine) -> dict[str, float]:
+    """What a candidate costs, as far as it is known."""
+    measured, costs = line.measured, dict[str, float]()
+    if line.result.trainable is not None:
+        costs["parameters"] = line.result.trainable
+    if measured.seconds_per_step is not None:
+        costs["seconds"] = measured.seconds_per_step
+    if measured.peak_memory_gib is not None:
+        costs["bytes"] = measured.peak_memory_gib * GIB
+    return costs
 
 
-def _baselines(results: Results, metric: str) -> list[tuple[Baseline, Scores | None]]:
-    """Each score without training, with the scores of its rows; None if it has none."""
-    found: list[tuple[Baseline, Scores | None]] = []
-    by, scale = rows_metric(metric), scale_of(metric, results.own_unit.name)
-    names = BASELINES | ({"commonest": "the mean of the right numbers"} if by == ERROR else {})
-    for key, name in names.items():
-        entry = results.baselines.get(key, Untrained(reason="it is not scored yet"))
-        stored = entry.row_scores.get(by, [])
-        # Rows whose response lies beyond max_length have no loss, in no run.
-        by_row = np.array([as_score(one, by) for one in stored if one is not None], float)
-        if len(by_row) == len(results.rows) > 0:
-            each = by_row[None]
-            each = each if results.groups is None else by_group(each, results.groups)
-            share = scale is PERCENT
-            ends = mean_score(each, share=share).interval() if each.size > 1 else ()
-            low, high = sorted(as_score(end, by) for end in ends) or (None, None)
-            score = as_score(float(by_row.mean()), by)
-            text = None if entry.answer is None else answer_in_words(entry.answer)
-            found.append((Baseline(name, score, low, high, text), by_row))
-        else:
-            reason = entry.reason or f"it has no {scale.title} on these rows"
-            found.append((Baseline(name, reason=reason), None))
-    return found
+def _best(
+    results: Results, scored: Sequence[CandidateLine], decision: Decision | None
+) -> CandidateLine | None:
+    """The candidate to take; of scores that cannot be tested the highest one."""
+    if not scored or _first_is_alone(results) or results.rows_without_loss:
+        return None
+    if decision is None:
+        return scored[0]
+    return next((line for line in scored if line.label == decision.pick), None)
 
 
-def _all_alike(lines: list[CandidateResult], scale: Scale, by_loss: str) -> str:
+def _tested(
+    ran: Sequence[CandidateResult], decision: Decision | None, groups: Sequence[str] | None
+) -> list[CandidateResult]:
+    """The candidates that are tested, with a score for each row, or group, that is independent."""
+    if decision is None:
+        return []
+    names = decision.scores.keys() - decision.untested
+    tested = [candidate for candidate in ran if candidate.label in names]
+    if groups is None:
+        return tested
+    return [replace(one, scores=by_group(one.scores, groups)) for one in tested]
+
+
+def _lines_without_runs(results: Results, decision: Decision | None) -> list[CandidateLine]:
+    lines = []
+    for candidate in results.candidates:
+        if not candidate.runs:
+            decided = decided_of(candidate.label, decision)
+            lines.append(CandidateLine(candidate, decided=decided))
+    return lines
+
+
+def _verdict(
+    results: Results,
+    scored: Sequence[CandidateLine],
+    decision: Decision | None,
+    best: CandidateLine | None,
+) -> str:
+    """The result in a few sentences, with what the decision leaves out."""
+    top = scored[0] if scored and not _first_is_alone(results) else None
+    sentence = verdict(decision, top, results)
+    beside = "" if decision is None else beside_the_loss(scored)
+    if beside:
+        sentence = f"{sentence} {beside}"
+    alike = _all_alike(results, scored)
+    if not alike:
+        return sentence
+    return f"{sentence} Yet {alike}" if best else alike
+
+
+def _all_alike(results: Results, scored: Sequence[CandidateLine]) -> str:
     """Says that free answers of all runs have the same score in each row; empty if they differ.
 
-    If their losses differ, it names the command that writes the report ``by_loss``.
+    If their losses differ, it names the command that writes the report by the loss.
     """
-    forms = {run.result.get("form") for one in lines for run in one.runs}
-    if len(lines) < 2 or rows_metric(lines[0].metric) == LOSS or not forms <= FREE:
+    if len(scored) < 2 or rows_metric(scored[0].measured.metric) == LOSS:
         return ""
-    if not has_no_spread(np.concatenate([one.scores for one in lines])):
+    forms = {run.result.form for line in scored for run in line.result.runs}
+    if not forms <= FREE:
         return ""
-    losses = np.concatenate([one.losses for one in lines])
-    differ = bool((np.ptp(losses, axis=0) > TINY).any())
-    rest = f"their losses differ, `{by_loss}`" if differ else "their losses are equal too."
-    metric, score = lines[0].metric.replace("_", " "), score_of(lines[0], scale)
-    return f"{metric} is {score} for all of them: {rest}"
+    if not has_no_spread(np.concatenate([line.result.scores for line in scored])):
+        return ""
+    losses = np.concatenate([line.result.losses for line in scored])
+    losses_differ = bool((np.ptp(losses, axis=0) > TINY).any())
+    their_losses = "their losses are equal too."
+    if losses_differ:
+        their_losses = f"their losses differ, `{by_loss_command(results.folder)}`"
+    metric = scored[0].measured.metric
+    score = scale_of(metric, results.own_unit.name).score(scored[0].score or 0.0)
+    return f"{metric.replace('_', ' ')} is {score} for all of them: {their_losses}"
+
+
+def _commands(
+    results: Results,
+    scored: Sequence[CandidateLine],
+    decision: Decision | None,
+    best: CandidateLine | None,
+) -> dict[str, str]:
+    """The commands to type next, the most urgent one first: what for → command."""
+    commands: dict[str, str] = {}
+    if results.runs_left or any(candidate.is_unfinished for candidate in results.candidates):
+        commands["go on with it"] = resume_command(results.folder)
+    if _all_alike(results, scored):
+        commands["write the report by the loss"] = by_loss_command(results.folder)
+    if best is not None:
+        commands |= commands_of(results.folder, best.result)
+    elif decision is not None and scored:  # to look at what was not enough
+        commands |= commands_of(results.folder, scored[0].result, trusted=False)
+    return commands
 
 
 def _machines(planned: dict[str, Any], runs: Sequence[ScoredRun]) -> tuple[str, ...]:
-    """One text for each kind of machine that ran a part."""
+    """One text for each kind of machine that ran a part; before, of the one that made the plan."""
+    machines: list[dict[str, Any] | None] = [run.result.hardware for run in runs]
     texts = []
-    for machine in filter(None, [run.result.get("hardware") for run in runs] or [planned]):
+    for machine in machines or [planned]:
+        if not machine:
+            continue
         cpu, cores, memory = (machine.get(key, "?") for key in ("cpu", "cores", "memory_gib"))
-        first = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
-        texts.append(f"{first}{cpu}, {cores} cores, {memory} GiB")
+        accelerator = f"{machine['accelerator']}; " if machine.get("accelerator") else ""
+        texts.append(f"{accelerator}{cpu}, {cores} cores, {memory} GiB")
     return tuple(dict.fromkeys(texts))
-
-
-def source(results: Results, name: str) -> str:
-    """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
-    data = results.asked.recipe.get("data")
-    if data and name.endswith("%"):
-        return f"{name} of {file_names(data).removeprefix(BUILTIN)}"
-    return Path(name).name
-
-
-def _disagreements(results: Results, scored: list[CandidateResult]) -> list[Disagreement]:
-    """The rows that divide the candidates most; none where rows are not right or wrong."""
-    scored = [one for one in scored if one.runs]
-    if not scored or not all(np.isin(c.scores, (RIGHT, WRONG)).all() for c in scored):
-        return []
-    right = np.array([c.scores.mean(axis=0) > (RIGHT + WRONG) / 2 for c in scored])
-    divided = np.minimum(right.sum(axis=0), (~right).sum(axis=0))
-    found = []
-    for index in np.argsort(-divided, kind="stable")[:MOST_ROWS]:
-        if not divided[index]:
-            break
-        name, number = row = results.rows[index]
-        wins = right[:, index]
-        better = tuple(c.label for c, one in zip(scored, wins, strict=True) if one)
-        worse = tuple(c.label for c, one in zip(scored, wins, strict=True) if not one)
-        stored = [run.lines[row] for c in scored for run in c.runs if "text" in run.lines[row]]
-        shown = (stored[-1]["text"], stored[-1].get("right")) if stored else ()
-        texts = map(answer_in_words, shown)
-        found.append(Disagreement(source(results, name), number, better, worse, *texts))
-    return found
-
-
-def commands_of(folder: Path, best: CandidateResult, *, trusted: bool = True) -> dict[str, str]:
-    """The commands to train a candidate again, and to use the run of its first seed.
-
-    Of one that is not ``trusted``, as no method was shown to learn, only those to look at it.
-    """
-    run = best.first_run
-    place, mine = folder / run.folder, f"my-{best.method}"
-    # A file cannot allow remote code, so that the command has to.
-    remote = (run.result.get("recipe") or {}).get("trust_remote_code")
-    allowed = ["--trust-remote-code"] if remote else []
-    words: dict[str, list[Any]] = {}
-    if trusted:
-        words["train"] = ["train", place / "recipe.yaml", "--output", f"runs/{mine}", *allowed]
-        words["export"] = ["export", place, mine, *allowed]
-    if run.result.get("form") in HEADED:
-        words["predict"] = ["predict", place, "--text", "TEXT", *allowed]
-    elif not trusted and run.result.get("form") == "messages":
-        words["chat"] = ["chat", place, *allowed]
-    elif not trusted:
-        words["generate"] = ["generate", place, "--prompt", "TEXT", *allowed]
-    if trusted:
-        words["serve"] = ["serve", place, *allowed]
-    if not trains_base(place):
-        words["explore"] = ["explore", place, "--text", "TEXT", *allowed]
-    return {name: as_typed("lorada", *each) for name, each in words.items()}

@@ -1,153 +1,113 @@
-"""Says in plain English what came out of a comparison and what limits it; how scores are written.
-
-Scores here are as they are shown: a loss or an error as it is, and the lower one is better.
-"""
+"""Says in plain English what came out of a comparison, and what limits it."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from lorada.compare.read_results import CandidateResult, Results
+from lorada.compare.report.candidate_lines import CandidateLine
+from lorada.compare.report.next_commands import by_loss_command
+from lorada.compare.report.score_scale import LOSSES, scale_of, windows_overlap
 from lorada.compare.stored_plan import Search
-from lorada.decision.decision_sentence import Decision
+from lorada.decision.decision_record import Decision
 from lorada.decision.run_variances import TINY
-from lorada.decision.score_units import PERCENT as PERCENT_UNIT
-from lorada.decision.statistics import ALPHA, detectable, rows_needed
-from lorada.support.files import as_typed
+from lorada.decision.statistics import ALPHA, detectable, most_unseen, rows_needed
 from lorada.support.in_words import counted
-from lorada.support.metric_names import ERROR, LOSS, lower_is_better, rows_metric
-from lorada.support.row_sources import CODE
+from lorada.support.metric_names import LOSS, lower_is_better, rows_metric
 
 POWERS = "74 to 84 %"  # of a difference that ``detectable`` gives, measured: docs/compare.md
 TIMES = 4  # as many steps are to be tried where nothing was learned
 NAMED = 6  # labels that a sentence names at most
-
-
-class Scale(NamedTuple):
-    """How scores by a metric are written."""
-
-    title: str  # what is compared, for headings and axes
-    unit: str  # what a score counts, and which end is better if it is the lower one
-    form: str  # the format of a number
-    behind: str = ""  # the unit behind a score
-    gap: str = ""  # and behind a difference
-
-
-PERCENT = Scale("score", "percent", ".1f", "%", " points")
-# Per token; of classes and choices per row.
-LOSSES = Scale("loss", "nats, less is better", ".3f", " nats", " nats")
-ERRORS = Scale("mean error", "the unit of the rows, less is better", ".4g")
-
-
-def scale_of(metric: str, own_unit: str) -> Scale:
-    """How scores by a metric are written; ``own_unit`` is that of a user's function, if known."""
-    by = rows_metric(metric)
-    if by == LOSS:
-        return LOSSES
-    if by == ERROR:
-        return ERRORS
-    if CODE in by and own_unit != PERCENT_UNIT:
-        behind = f" {own_unit}" if own_unit else ""
-        return Scale("score", own_unit or f"what {by} gives", ".4g", behind, behind)
-    return PERCENT
-
-
-def windows_overlap(metric: str) -> bool:
-    """Whether rows are windows of one text that share tokens, so that no test of rows is right."""
-    return metric.startswith("perplexity_")
-
-
-def score_of(one: CandidateResult, scale: Scale) -> str:
-    """A candidate's score with its unit."""
-    return f"{one.score or 0.0:{scale.form}}{scale.behind}"
-
-
-def _gap(gap: float, scale: Scale) -> str:
-    return f"{gap:{scale.form}}{scale.gap}"
+SAME_VALUE = 0.05  # points by which a metric may differ from the score and be called the same
 
 
 def _listed(labels: Sequence[str]) -> str:
+    """The first few of some labels, and how many more there are."""
     more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
     return ", ".join(labels[:NAMED]) + more
 
 
-def verdict(
-    decision: Decision | None, top: CandidateResult | None, scale: Scale, results: Results
-) -> str:
+def verdict(decision: Decision | None, top: CandidateLine | None, results: Results) -> str:
     """The result in a few sentences; where nothing was learned, with what to do.
 
-    ``top`` has the best score, if there is a result; ``scale`` is how scores are written.
+    ``top`` has the best score, if there is a result.
     """
-    if decision is None and top is None:
-        return "Too few runs are scored yet for a result."
-    if decision is None and top is not None:
-        return _untested(top, scale, results)
-    sentence = decision.sentence if decision else ""
-    if decision is None or decision.pick or not decision.highest:
-        return sentence
+    if decision is None:
+        if top is None:
+            return "Too few runs are scored yet for a result."
+        return _undecided(top, results)
+    if decision.pick is not None or decision.highest is None:
+        return decision.sentence
     steps = results.plan.steps
-    more = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
+    more_steps = f"more steps (max_steps={TIMES * steps})" if steps else "more steps"
+    whole_rows = ""
     lengths = results.plan.train_lengths
-    whole = lengths.whole if lengths is not None and lengths.losses else None
-    first = "" if whole is None else f"whole rows (max_length={whole}), "
-    rest = "other learning rates (--rates) or more rows"
-    return f"{sentence} Compare again with {first}{more}, {rest}."
+    if lengths is not None and lengths.losses and lengths.whole is not None:
+        whole_rows = f"whole rows (max_length={lengths.whole}), "
+    return (
+        f"{decision.sentence} Compare again with {whole_rows}{more_steps}, other learning rates "
+        "(--rates) or more rows."
+    )
 
 
-def _untested(top: CandidateResult, scale: Scale, results: Results) -> str:
+def _undecided(top: CandidateLine, results: Results) -> str:
     """The best score where no decision can be made, and why."""
-    end = "lowest" if lower_is_better(top.metric) else "highest"
-    best = f"{top.label} has the {end} {scale.title}, {score_of(top, scale)}, but"
+    metric = top.measured.metric
+    scale = scale_of(metric, results.own_unit.name)
+    end = "lowest" if lower_is_better(metric) else "highest"
+    best = f"{top.label} has the {end} {scale.title}, {scale.score(top.score or 0.0)}, but"
     if results.rows_without_loss:
-        known = len(results.rows)
-        rows = known + results.rows_without_loss
+        with_loss = len(results.rows)
+        rows = with_loss + results.rows_without_loss
         return (
-            f"{best} only {known} of {rows} held-out rows have a loss, as the answers of the "
+            f"{best} only {with_loss} of {rows} held-out rows have a loss, as the answers of the "
             "others lie beyond max_length: compare again with a larger max_length."
         )
-    needs = "more held-out rows"
-    if windows_overlap(top.metric):
-        needs = "windows that share no tokens"
+    needs = "windows that share no tokens" if windows_overlap(metric) else "more held-out rows"
     return f"{best} that may be chance: a test needs {needs}."
 
 
-def beside_the_loss(lines: Sequence[CandidateResult]) -> str:
+def beside_the_loss(lines: Sequence[CandidateLine]) -> str:
     """What a decision by the loss leaves out, where texts are answered: how the answers are.
 
-    Empty for another metric, or where no answers are written.
+    Empty for another metric, or where no answers are written. ``lines`` are those with a score.
     """
-    scored = [line for line in lines if line.score is not None]
-    if not scored or rows_metric(scored[0].metric) != LOSS:
+    if not lines or rows_metric(lines[0].measured.metric) != LOSS:
         return ""
-    exact = {line.label: [each.get("exact_match") for each in line.metrics] for line in scored}
-    means = {label: [v for v in values if v is not None] for label, values in exact.items()}
-    if not all(means.values()):
-        return ""
-    shown = _listed([f"{label} {sum(v) / len(v):.1f} %" for label, v in means.items()])
-    metrics = [each for line in scored for each in line.metrics]
-    cut = sum(each.get("cut", 0) for each in metrics)
-    answers = sum(each["n"] for each in metrics)
+    shares, cut, answers = [], 0, 0
+    for line in lines:
+        exact = []
+        for metrics in line.result.metrics:
+            cut += metrics.cut
+            answers += metrics.n
+            exact_match = metrics.scores.get("exact_match")
+            if exact_match is not None:
+                exact.append(exact_match)
+        if not exact:
+            return ""
+        shares.append(f"{line.label} {sum(exact) / len(exact):.1f} %")
     were_cut = f" {cut} of {answers} written answers were cut." if cut else ""
     return (
         "This compares the loss on the right answers, not the answers that are written; exact "
-        f"match of these is: {shown}.{were_cut}"
+        f"match of these is: {_listed(shares)}.{were_cut}"
     )
 
 
 def limits(
     results: Results,
-    lines: Sequence[CandidateResult],
+    lines: Sequence[CandidateLine],
     decision: Decision | None,
     tested: Sequence[CandidateResult],
 ) -> Iterator[str]:
     """What limits the verdict, a sentence each.
 
-    ``lines`` are the candidates, the best score first; ``tested`` those with enough seeds and rows,
-    with their scores by row or group.
+    Args:
+        results: the comparison.
+        lines: the candidates with a score, the best first.
+        decision: None where nothing can be decided.
+        tested: the candidates with enough seeds and rows, with their scores by row or group.
     """
-    scored = [line for line in lines if line.score is not None]
-    metric = next((line.metric for line in scored), "")
+    metric = lines[0].measured.metric if lines else ""
     yield from _incomplete(results)
     if results.plan.overlap:
         yield (
@@ -156,8 +116,10 @@ def limits(
         )
     yield from results.plan.losses
     yield from _scored_by(results)
-    why_untested = decision.no_letters if decision else ""
-    if decision is None or not why_untested or why_untested not in decision.sentence:
+    yield from _cut_answers(results)
+    # That rows are too few may stand in the verdict already.
+    says_why = decision is not None and decision.no_letters
+    if not says_why or decision is None or decision.no_letters not in decision.sentence:
         yield from _too_few_rows(results) or _power(results, metric, tested)
     yield from _failures_not_excluded(decision)
     if results.asked.until is not None:
@@ -165,11 +127,9 @@ def limits(
             "Runs went where the choice was least certain, so p-values are descriptive: go by the "
             "expected losses."
         )
-    yield from _other_metric(metric, scored)
-    yield from _other_winner_by_loss(results, metric, scored, decision)
-    above = [one.label for one in results.candidates if any(one.candidate.budgets.values())]
-    if above:
-        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
+    yield from _other_metric(metric, lines)
+    yield from _other_winner_by_loss(results, lines, decision)
+    yield from _above_a_budget(results)
     yield from _learning_rates(results)
 
 
@@ -177,7 +137,7 @@ def _incomplete(results: Results) -> Iterator[str]:
     """A sentence if runs are missing that could have been run."""
     runnable = [one for one in results.candidates if not one.candidate.reason]
     planned = len(results.asked.seeds) * len(runnable)
-    scored = sum(len(one.runs) for one in runnable)
+    scored = sum(len(candidate.runs) for candidate in runnable)
     if results.runs_left or (scored < planned and results.asked.until is None):
         yield (
             f"The comparison is not complete: {scored} of {planned} runs are scored. The table "
@@ -186,54 +146,75 @@ def _incomplete(results: Results) -> Iterator[str]:
 
 
 def _scored_by(results: Results) -> Iterator[str]:
-    """Why answers are scored by this metric, and which of them were cut."""
-    own = results.plan.metric or {}
-    if own.get("reason") and own.get("name") == results.metric:
-        yield f"Answers are scored by {own['name'].replace('_', ' ')}, because {own['reason']}."
-    said = []
-    for one in results.candidates:
-        cut = [each for each in one.metrics if each.get("cut")]
-        limits = " or ".join(dict.fromkeys(str(each.get("max_new_tokens")) for each in cut))
-        count, answers = sum(each["cut"] for each in cut), sum(each["n"] for each in one.metrics)
-        said += [f"{one.label} {count} of {answers} at {limits} tokens"] if cut else []
-    if said:
-        yield f"Answers were cut before they had ended: {_listed(said)}."
+    """Why answers are scored by this metric, if the rows have decided it."""
+    planned = results.plan.metric
+    if planned is not None and planned.reason and planned.name == results.metric:
+        name = planned.name.replace("_", " ")
+        yield f"Answers are scored by {name}, because {planned.reason}."
 
 
-def _other_metric(metric: str, scored: Sequence[CandidateResult]) -> Iterator[str]:
+def _cut_answers(results: Results) -> Iterator[str]:
+    """How many answers of each candidate were cut, and at how many tokens."""
+    texts = []
+    for candidate in results.candidates:
+        with_cut = [metrics for metrics in candidate.metrics if metrics.cut]
+        if not with_cut:
+            continue
+        cut = sum(metrics.cut for metrics in with_cut)
+        answers = sum(metrics.n for metrics in candidate.metrics)
+        # Runs that were scored at another time may have another limit.
+        limits = dict.fromkeys(str(metrics.max_new_tokens) for metrics in with_cut)
+        texts.append(f"{candidate.label} {cut} of {answers} at {' or '.join(limits)} tokens")
+    if texts:
+        yield f"Answers were cut before they had ended: {_listed(texts)}."
+
+
+def _other_metric(metric: str, lines: Sequence[CandidateLine]) -> Iterator[str]:
     """A sentence if the main metric is no mean over rows, so that methods are compared by another.
 
     A metric that is only computed from stored answers is always a mean over rows.
     """
     names = metric.split("/")
-    by = "/".join(dict.fromkeys(map(rows_metric, names)))
-    if by == metric and len(names) == 1:
+    by_rows = "/".join(dict.fromkeys(rows_metric(name) for name in names))
+    if by_rows == metric and len(names) == 1:
         return
-    values = [(line.value, line.score) for line in scored]
-    if any(v is not None and s is not None and abs(v - s) > 0.05 for v, s in values):
-        what = "score" if by == metric else by.replace("_", " ")
+    if any(line.value_differs(SAME_VALUE) for line in lines):
+        what = "score" if by_rows == metric else by_rows.replace("_", " ")
         yield f"Methods are compared by their mean {what} over rows, which is not {metric}."
 
 
 def _other_winner_by_loss(
-    results: Results, metric: str, scored: Sequence[CandidateResult], decision: Decision | None
+    results: Results, lines: Sequence[CandidateLine], decision: Decision | None
 ) -> Iterator[str]:
     """A sentence if the loss names another best method than the score does."""
-    if decision is None or decision.pick is None or rows_metric(metric) == LOSS:
+    if decision is None or decision.pick is None or decision.highest is None:
         return
-    losses = {line.label: float(line.losses.mean()) for line in scored if line.losses.size}
-    if len(losses) < len(scored) or not np.isfinite([*losses.values()]).all():
+    if rows_metric(lines[0].measured.metric) == LOSS:
         return
-    highest = str(decision.highest)
-    lowest = min(losses, key=losses.__getitem__)
+    losses = {}
+    for line in lines:
+        loss = float(line.result.losses.mean()) if line.result.losses.size else np.nan
+        if not np.isfinite(loss):  # of one without a loss nothing can be said
+            return
+        losses[line.label] = loss
+    highest, lowest = decision.highest, min(losses, key=losses.__getitem__)
     if losses[highest] - losses[lowest] < TINY:
         return
-    command = as_typed("lorada", "report", results.folder, "--metric", LOSS)
-    form = LOSSES.form
+    number = LOSSES.score_format.number
     yield (
-        f"The loss names another best method: {lowest} ({losses[lowest]:{form}} nats, and "
-        f"{highest} {losses[highest]:{form}}). `{command}` compares by the loss."
+        f"The loss names another best method: {lowest} ({number(losses[lowest])} nats, and "
+        f"{highest} {number(losses[highest])}). `{by_loss_command(results.folder)}` compares by "
+        "the loss."
     )
+
+
+def _above_a_budget(results: Results) -> Iterator[str]:
+    above = []
+    for candidate in results.candidates:
+        if any(candidate.candidate.budgets.values()):
+            above.append(candidate.label)
+    if above:
+        yield f"Above a budget, because no smaller size of the method exists: {_listed(above)}."
 
 
 def _failures_not_excluded(decision: Decision | None) -> Iterator[str]:
@@ -242,51 +223,58 @@ def _failures_not_excluded(decision: Decision | None) -> Iterator[str]:
         return
     runs = decision.runs[decision.pick]
     allow = "allows" if runs == 1 else "allow"
-    most = 100 * (1 - ALPHA ** (1 / runs))
     yield (
         f"{counted(runs, 'run')} of {decision.pick} without a failure still {allow} up to "
-        f"{most:.0f} % of its runs to fail (95 % confidence)."
+        f"{100 * most_unseen(runs, ALPHA):.0f} % of its runs to fail (95 % confidence)."
     )
 
 
 def _too_few_rows(results: Results) -> list[str]:
     """A sentence if no difference between candidates could be shown, whatever their scores."""
-    count, (rows, what) = sum(len(one.runs) > 1 for one in results.candidates), results.units
-    needed = rows_needed(count * (count - 1) // 2) if count > 1 else 0
+    candidates = sum(len(candidate.runs) > 1 for candidate in results.candidates)
+    if candidates < 2:
+        return []
+    rows, what = results.units
+    needed = rows_needed(candidates * (candidates - 1) // 2)
+    if rows >= needed:
+        return []
     return [
         f"With {counted(rows, what)} no difference between candidates can be significant: it takes "
         f"{needed} {what}s or more."
-    ] if rows < needed else []  # fmt: skip
+    ]
 
 
 def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> Iterator[str]:
     """The smallest difference that so many rows and seeds could have shown."""
     if len(tested) < 2:
         return
-    seeds = [len(one.runs) for one in tested]
-    runs = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    scores = [one.scores for one in tested]
+    scores = [candidate.scores for candidate in tested]
     pairs = len(tested) * (len(tested) - 1) // 2
-    scale = scale_of(metric, results.own_unit.name)
-    one, every = detectable(scores), detectable(scores, pairs)
-    if every == 0:
+    of_one_pair, of_all_pairs = detectable(scores), detectable(scores, pairs)
+    if of_all_pairs == 0:
         return
     count, what = results.units
-    right_or_wrong = all(np.isin(each, (0.0, 100.0)).all() for each in scores)
+    right_or_wrong = all(np.isin(table, (0.0, 100.0)).all() for table in scores)
     if right_or_wrong:  # so many rows must differ that the test can find anything
-        one = max(one, 100 * rows_needed() / count)
-        every = max(every, 100 * rows_needed(pairs) / count)
-    rows = counted(count, what) + (f" of {len(results.rows)} rows" if what == "group" else "")
+        of_one_pair = max(of_one_pair, 100 * rows_needed() / count)
+        of_all_pairs = max(of_all_pairs, 100 * rows_needed(pairs) / count)
+    scale = scale_of(metric, results.own_unit.name)
     corrected = ""
-    if pairs > 1 and (not right_or_wrong or every < 100):
-        corrected = f", or of {_gap(every, scale)} with the correction for all {pairs} pairs"
+    if pairs > 1 and (not right_or_wrong or of_all_pairs < 100):
+        difference = scale.difference(of_all_pairs)
+        corrected = f", or of {difference} with the correction for all {pairs} pairs"
+    rows = counted(count, what)
+    if what == "group":
+        rows += f" of {len(results.rows)} rows"
+    runs = [len(candidate.runs) for candidate in tested]
+    seeds = f"{min(runs)} to {max(runs)}" if min(runs) < max(runs) else f"{runs[0]}"
     yield (
-        f"With {rows} and {runs} seeds the test of two candidates has a power of "
-        f"about {POWERS} to detect a difference of {_gap(one, scale)}{corrected}."
+        f"With {rows} and {seeds} seeds the test of two candidates has a power of "
+        f"about {POWERS} to detect a difference of {scale.difference(of_one_pair)}{corrected}."
     )
 
 
-def _at_edge(search: Search) -> bool:
+def _is_at_edge(search: Search) -> bool:
     """Whether the chosen rate, or that of the map, is the lowest or highest of those tried."""
     trials = [trial for trial in search.trials if trial.choice == search.choice]
     rates = [trial.rate for trial in trials if trial.map_factor == 1.0]
@@ -299,24 +287,33 @@ def _at_edge(search: Search) -> bool:
 def _learning_rates(results: Results) -> Iterator[str]:
     """How learning rates were chosen, and which of them are at an end of the tried ones."""
     if not any(one.search is not None and one.search.trials for one in results.candidates):
-        asked, given = results.asked, results.asked.rates
-        if any(map(asked.is_searched, asked.methods)):
-            yield "No search for a learning rate is finished yet."
-            return
-        said = f"all train at {given[0]:g}" if given else "each method has its own default"
-        yield f"No learning rate was searched: {said}."
+        yield _no_search(results)
         return
     yield (
         "Differences are those at the chosen learning rates: the standard deviation over seeds "
         "does not include that choice."
     )
-    for one in results.candidates:
-        if one.chosen:
-            count = len(one.candidate.choices)
-            yield f"Of {count} settings of {one.label} the rows set aside chose {one.chosen}."
-    edge = [one.label for one in results.candidates if one.search and _at_edge(one.search)]
-    if edge:
+    at_edge = []
+    for candidate in results.candidates:
+        if candidate.chosen:
+            settings = len(candidate.candidate.choices)
+            yield (
+                f"Of {settings} settings of {candidate.label} the rows set aside chose "
+                f"{candidate.chosen}."
+            )
+        if candidate.search is not None and _is_at_edge(candidate.search):
+            at_edge.append(candidate.label)
+    if at_edge:
         yield (
             "The best learning rate is still the lowest or the highest of those tried, so another "
-            f"may be better: {_listed(edge)}."
+            f"may be better: {_listed(at_edge)}."
         )
+
+
+def _no_search(results: Results) -> str:
+    """By which learning rates methods trained, if none was searched."""
+    asked = results.asked
+    if any(asked.is_searched(method) for method in asked.methods):
+        return "No search for a learning rate is finished yet."
+    which = f"all train at {asked.rates[0]:g}" if asked.rates else "each method has its own default"
+    return f"No learning rate was searched: {which}."

@@ -1,17 +1,38 @@
 """Writes the report of a comparison: a page, and the same as JSON."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lorada.compare.read_results import CandidateResult, read_comparison
+from lorada.compare.read_results import read_comparison
+from lorada.compare.report.baseline_scores import Baseline
+from lorada.compare.report.candidate_lines import CandidateLine
 from lorada.compare.report.expected_loss_plot import cost_picture
-from lorada.compare.report.summarize_comparison import Baseline, Summary, summarize
+from lorada.compare.report.summarize_comparison import Summary, summarize
+from lorada.compare.stored_plan import Trial
 from lorada.support.files import json_text, write_atomic
 from lorada.support.html import render_page
 from lorada.support.tables import NOTHING
 
 SAME = 0.05  # points by which a metric may differ from the score and be shown as one number
-Row = tuple[str, str, list[str], list[str]]  # name, kind, what stands beside the name, and cells
+SMALL_P = 0.001  # a p-value below it is only said to be below it
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table of candidates.
+
+    Attributes:
+        name: of the candidate or the baseline.
+        kind: ``best``, ``scored``, ``failed`` or ``baseline``.
+        notes: what stands below the name.
+        cells: one for each column but the first; what is in brackets explains the number before.
+    """
+
+    name: str
+    kind: str
+    notes: list[str]
+    cells: list[str]
 
 
 def write_report(
@@ -25,16 +46,24 @@ def write_report(
     written files, the page first.
     """
     summary = summarize(read_comparison(folder, metric, unit), margin)
-    texts = {"html": page(summary), "json": json_text(summary.plain()) + "\n"}
-    paths = {folder / f"report.{kind}": text for kind, text in texts.items()}
-    for path, text in paths.items():
+    # Both texts before either file: a report that cannot be made leaves the old one whole.
+    texts = {
+        folder / "report.html": page(summary),
+        folder / "report.json": json_text(summary.plain()) + "\n",
+    }
+    for path, text in texts.items():
         write_atomic(path, text)
-    return summary, list(paths)
+    return summary, list(texts)
 
 
 def page(summary: Summary) -> str:
     """The page as HTML: one file that works offline and asks for nothing, without a script."""
     header, rows = table(summary)
+    trials_by_label = {}
+    for line in summary.lines:
+        trials = _trials_in_words(line)
+        if trials:
+            trials_by_label[line.label] = trials
     return render_page(
         Path(__file__).parent,
         f"Comparison: {summary.model} on {summary.task}",
@@ -45,18 +74,22 @@ def page(summary: Summary) -> str:
         note=note(summary),
         scored=summary.scored,
         picture=cost_picture(summary),
-        texts=any(one.text for one in summary.disagreements),
-        trials={line.label: trials for line in summary.lines if (trials := _trials(line))},
+        texts=any(row.text for row in summary.disagreements),
+        trials=trials_by_label,
     )
 
 
-def _trials(line: CandidateResult) -> list[str]:
+def _trials_in_words(line: CandidateLine) -> list[str]:
     """The rates that a candidate's search tried, from the lowest on, each with its loss."""
-    if line.search is None:
+    search, settings = line.result.search, line.result.candidate.choices
+    if search is None:
         return []
-    settings = line.candidate.choices
+
+    def place(trial: Trial) -> tuple[int, float, float]:
+        return trial.choice, trial.rate, trial.map_factor
+
     texts = []
-    for trial in sorted(line.search.trials, key=lambda one: (one.choice, one.rate, one.map_factor)):
+    for trial in sorted(search.trials, key=place):
         setting = f"{settings[trial.choice].method}, " if settings else ""
         map_rate = "" if trial.map_rate is None else f" (map {trial.map_rate:.2g})"
         outcome = "failed or diverged" if trial.loss is None else f"{trial.loss:.4f}"
@@ -77,76 +110,146 @@ def note(summary: Summary) -> str:
     )
 
 
-def table(summary: Summary) -> tuple[list[str], list[Row]]:
-    """The headings, and the rows: candidates in the order of the summary, then baselines.
-
-    A kind is ``best``, ``scored``, ``failed`` or ``baseline``. There is a cell for each column but
-    the first; what is in brackets explains the number before.
-    """
-    columns, rows = _columns(summary), list[Row]()
+def table(summary: Summary) -> tuple[list[str], list[TableRow]]:
+    """The headings, and the rows: candidates in the order of the summary, then baselines."""
+    columns = _columns(summary)
+    rows = []
     for line in summary.lines:
-        take = bool(summary.best) and line.label == summary.best
-        kind = "failed" if line.score is None else "best" if take else "scored"
-        notes = ["the one to take" if take else "", line.sizes, line.reason or ""]
-        cells = [cell_of(line) for _, cell_of in columns]
-        rows.append((line.label, kind, [each for each in notes if each], cells))
-    for one in summary.baselines:
-        notes = [f"answer: {one.answer}" if one.answer is not None else "", one.reason or ""]
-        cells = [_score(summary, one), *[NOTHING] * (len(columns) - 1)]
-        rows.append((one.name, "baseline", [each for each in notes if each], cells))
-    return ["candidate", *(title for title, _ in columns)], rows
+        cells = [column.cell_of(line) for column in columns]
+        rows.append(TableRow(line.label, _kind(summary, line), _notes(summary, line), cells))
+    for baseline in summary.baselines:
+        score = _score_cell(summary, baseline.score, baseline.low, baseline.high)
+        cells = [score, *[NOTHING] * (len(columns) - 1)]
+        rows.append(TableRow(baseline.name, "baseline", _baseline_notes(baseline), cells))
+    return ["candidate", *(column.title for column in columns)], rows
 
 
-def _columns(summary: Summary) -> list[tuple[str, Callable[[CandidateResult], str]]]:
-    """The heading of each column but the first, and what it has of a candidate.
+def _is_best(summary: Summary, line: CandidateLine) -> bool:
+    return bool(summary.best) and line.label == summary.best
+
+
+def _kind(summary: Summary, line: CandidateLine) -> str:
+    if line.score is None:
+        return "failed"
+    return "best" if _is_best(summary, line) else "scored"
+
+
+def _notes(summary: Summary, line: CandidateLine) -> list[str]:
+    """What stands below the name of a candidate."""
+    notes = []
+    if _is_best(summary, line):
+        notes.append("the one to take")
+    if line.result.sizes:
+        notes.append(line.result.sizes)
+    if line.result.reason:
+        notes.append(line.result.reason)
+    return notes
+
+
+def _baseline_notes(baseline: Baseline) -> list[str]:
+    notes = []
+    if baseline.answer is not None:
+        notes.append(f"answer: {baseline.answer}")
+    if baseline.reason:
+        notes.append(baseline.reason)
+    return notes
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table but the first."""
+
+    title: str
+    cell_of: Callable[[CandidateLine], str]
+
+
+def _columns(summary: Summary) -> list[_Column]:
+    """The columns of the table but the first.
 
     The main metric has a column only if it differs from the score.
     """
-    form, pairs = summary.scale.form, [(line.score, line.value) for line in summary.lines]
-    own = any(s is not None and v is not None and abs(s - v) > SAME for s, v in pairs)
-    return [
-        (f"{summary.scale.title} (95 % interval)", lambda one: _score(summary, one)),
-        *([(summary.metric, lambda one: _number(one.value, ".2f"))] if own else []),
-        ("expected loss", lambda one: _number(one.expected_loss, form)),
-        ("group", lambda one: one.letter or NOTHING),
-        ("p (against the highest)", lambda one: _probability(one.p_best)),
-        ("trained parameters (of the model)", _trained),
-        ("peak memory (GiB)", lambda one: _number(one.peak_memory_gib, ".2f")),
-        ("time (s/step)", lambda one: _number(one.seconds_per_step, ".3f")),
-        ("merges", lambda one: {None: NOTHING, True: "yes", False: "no"}[one.candidate.mergeable]),
-        ("forgetting (nats/token)", lambda one: _number(one.forgetting, "+.3f")),
-        ("learning rate", lambda one: _noted(
-            _rates(one.rates), f"map {_rates(one.map_rates)}" if one.map_rates else "")),
-    ]  # fmt: skip
+    columns = [
+        _Column(
+            f"{summary.scale.title} (95 % interval)",
+            lambda line: _score_cell(summary, line.score, line.decided.low, line.decided.high),
+        )
+    ]
+    if any(line.value_differs(SAME) for line in summary.lines):
+        columns.append(_Column(summary.metric, lambda line: _number(line.measured.value, ".2f")))
+    columns += [
+        _Column("expected loss", lambda line: _loss_cell(summary, line)),
+        _Column("group", lambda line: line.decided.letter or NOTHING),
+        _Column("p (against the highest)", lambda line: _p_value(line.decided.p_best)),
+        _Column("trained parameters (of the model)", _trained),
+        _Column("peak memory (GiB)", lambda line: _number(line.measured.peak_memory_gib, ".2f")),
+        _Column("time (s/step)", lambda line: _number(line.measured.seconds_per_step, ".3f")),
+        _Column("merges", _merges),
+        _Column("forgetting (nats/token)", lambda line: _number(line.measured.forgetting, "+.3f")),
+        _Column("learning rate", _learning_rates),
+    ]
+    return columns
 
 
-def _noted(text: str, note: str) -> str:
+def _with_note(text: str, note: str) -> str:
     return f"{text} ({note})" if note else text
 
 
-def _trained(one: CandidateResult) -> str:
-    plan = one.candidate
-    share = [] if plan.percent is None else [f"{plan.percent:.3f} %"]
-    share += ["above the budget"] if any(plan.budgets.values()) else []
-    return _number(plan.trainable, ",d", ", ".join(share))
+def _score_cell(
+    summary: Summary, score: float | None, low: float | None, high: float | None
+) -> str:
+    """A score with the ends of its interval, as far as they are known."""
+    if score is None:
+        return NOTHING
+    number = summary.score_format.number
+    if low is None or high is None:
+        return number(score)
+    return f"{number(score)} ({number(low)} to {number(high)})"
 
 
-def _score(summary: Summary, one: CandidateResult | Baseline) -> str:
-    form = summary.scale.form
-    known = one.low is not None and one.high is not None
-    return _number(one.score, form, f"{one.low:{form}} to {one.high:{form}}" if known else "")
+def _loss_cell(summary: Summary, line: CandidateLine) -> str:
+    expected_loss = line.decided.expected_loss
+    return NOTHING if expected_loss is None else summary.score_format.short_loss(expected_loss)
 
 
-def _number(value: float | None, form: str, note: str = "") -> str:
-    return NOTHING if value is None else _noted(format(value, form), note)
+def _trained(line: CandidateLine) -> str:
+    """The trained parameters, with their share of the model."""
+    candidate = line.result.candidate
+    if candidate.trainable is None:
+        return NOTHING
+    notes = []
+    if candidate.percent is not None:
+        notes.append(f"{candidate.percent:.3f} %")
+    if any(candidate.budgets.values()):
+        notes.append("above the budget")
+    return _with_note(f"{candidate.trainable:,d}", ", ".join(notes))
 
 
-def _probability(value: float | None) -> str:
-    return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
+def _merges(line: CandidateLine) -> str:
+    mergeable = line.result.candidate.mergeable
+    if mergeable is None:
+        return NOTHING
+    return "yes" if mergeable else "no"
 
 
-def _rates(rates: Sequence[float]) -> str:
+def _learning_rates(line: CandidateLine) -> str:
+    """The rates of a candidate's runs, with those of its maps where they differ."""
+    map_rates = line.measured.map_rates
+    return _with_note(_ends(line.measured.rates), f"map {_ends(map_rates)}" if map_rates else "")
+
+
+def _ends(rates: Sequence[float]) -> str:
     """Learning rates from the lowest on: one, or the lowest and the highest."""
-    return (
-        " to ".join(dict.fromkeys(f"{rate:.2g}" for rate in (*rates[:1], *rates[-1:]))) or NOTHING
-    )
+    if not rates:
+        return NOTHING
+    lowest, highest = f"{rates[0]:.2g}", f"{rates[-1]:.2g}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def _p_value(p: float | None) -> str:
+    if p is not None and p < SMALL_P:
+        return f"< {SMALL_P}"
+    return _number(p, ".3f")

@@ -35,8 +35,8 @@ QUANTA_LETTERS = "ABCDEFGHIK"  # QuanTA's list has no J
 
 def last_number(text: str) -> float:
     """The last number in a text, read without commas; infinity if there is none."""
-    found = re.findall(r"-?\d+(?:\.\d*)?", text.replace(",", ""))
-    return float(found[-1]) if found else inf
+    numbers = re.findall(r"-?\d+(?:\.\d*)?", text.replace(",", ""))
+    return float(numbers[-1]) if numbers else inf
 
 
 def first_letter(text: str, letters: str = LETTERS) -> str | None:
@@ -69,12 +69,14 @@ def score_numbers(outputs: list[str], rows: list[Row], answer: Callable[[str], s
     counts as right. By mistake its comparison is inside the absolute value, so every number that is
     not smaller than the right one counts; so does an output without a number, which is infinity.
     """
-    found = [last_number(answer(output)) for output in outputs]
-    off = [right_number(row["answer"]) - one for one, row in zip(found, rows, strict=True)]
+    numbers = [last_number(answer(output)) for output in outputs]
+    errors = []
+    for number, row in zip(numbers, rows, strict=True):
+        errors.append(right_number(row["answer"]) - number)
     return _percent(
-        exact=[abs(one) <= 1e-3 for one in off],
-        quanta_one_sided=[one < 1e-5 for one in off],
-        unparsable=[one == inf for one in found],
+        exact=[abs(error) <= 1e-3 for error in errors],
+        quanta_one_sided=[error < 1e-5 for error in errors],
+        unparsable=[number == inf for number in numbers],
     )
 
 
@@ -83,15 +85,13 @@ def score_letters(outputs: list[str], rows: list[Row], answer: Callable[[str], s
 
     The first letter is compared with the right one; QuanTA also searches for letters after E.
     """
-    right = [row["answer"] for row in rows]
-    first, quanta = (
-        [first_letter(answer(output), letters) for output in outputs]
-        for letters in (LETTERS, QUANTA_LETTERS)
-    )
+    right_letters = [row["answer"] for row in rows]
+    letters = [first_letter(answer(output)) for output in outputs]
+    quanta_letters = [first_letter(answer(output), QUANTA_LETTERS) for output in outputs]
     return _percent(
-        exact=list(map(eq, first, right)),
-        quanta_one_sided=list(map(eq, quanta, right)),
-        unparsable=[one is None for one in first],
+        exact=list(map(eq, letters, right_letters)),
+        quanta_one_sided=list(map(eq, quanta_letters, right_letters)),
+        unparsable=[letter is None for letter in letters],
     )
 
 

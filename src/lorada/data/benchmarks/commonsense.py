@@ -9,7 +9,7 @@ import re
 from functools import partial
 
 from lorada.data.benchmarks.published_prompts import REPOSITORY, answered, choice, generating
-from lorada.data.metrics import accuracy
+from lorada.data.scoring.metrics import accuracy
 from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
@@ -22,23 +22,24 @@ MIX = Source(
 
 def first_option(output: str, options: tuple[str, ...]) -> str | None:
     """The option that a generated text names first, in lower case; None if it names none."""
-    found = re.search("|".join(options), answered(output))
-    return found[0] if found else None
+    match = re.search("|".join(options), answered(output))
+    return match[0] if match else None
 
 
 def match_options(outputs: list[str], rows: list[Row], options: tuple[str, ...]) -> Metrics:
     """Percent of right options, and of outputs that name no option; these count as wrong."""
-    found = [first_option(output, options) for output in outputs]
-    right = sum(option == row["answer"] for option, row in zip(found, rows, strict=True))
+    named_options = [first_option(output, options) for output in outputs]
+    pairs = zip(named_options, rows, strict=True)
+    right_count = sum(option == row["answer"] for option, row in pairs)
     return {
-        "accuracy": 100.0 * right / len(rows),
-        "unparsable": 100.0 * found.count(None) / len(rows),
+        "accuracy": 100.0 * right_count / len(rows),
+        "unparsable": 100.0 * named_options.count(None) / len(rows),
     }
 
 
-def choose_options(chosen: list[int], rows: list[Row]) -> Metrics:
+def choose_options(indices: list[int], rows: list[Row]) -> Metrics:
     """Percent of right options; an option is always chosen, so no output is unparsable."""
-    return {**accuracy(chosen, rows), "unparsable": 0.0}
+    return {**accuracy(indices, rows), "unparsable": 0.0}
 
 
 def _numbered(word: str, count: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ usual Matthews' and Pearson's correlations, so those come first here.
 
 from functools import partial
 
-from lorada.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from lorada.data.scoring.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from lorada.data.task import ANY_KIND, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
@@ -15,11 +15,16 @@ HUB = "nyu-mll/glue"
 
 def _row(row: Row, texts: tuple[str, ...], labels: tuple[str, ...]) -> Row:
     """The texts of a row, with its class, or its score if there are no classes."""
-    label, last = row["label"], len(labels) - 1 if labels else 5
+    label = row["label"]
+    last = len(labels) - 1 if labels else 5  # scores are from 0 to 5
     if type(label) not in (int, float) or not 0 <= label <= last:
         raise ValueError(f"label {label!r} is not in 0–{last}: is this a test split?")
-    named = dict(zip(("text", "text_pair"), (row[name] for name in texts), strict=False))
-    return {**named, **({"label": labels[label]} if labels else {"score": float(label)})}
+    converted = {"text": row[texts[0]]}
+    if len(texts) > 1:
+        converted["text_pair"] = row[texts[1]]
+    if labels:
+        return {**converted, "label": labels[label]}
+    return {**converted, "score": float(label)}
 
 
 def _task(

@@ -36,15 +36,18 @@ def window_starts(tokens: int, length: int, stride: int, most: int | None = None
             f"the texts have {tokens} tokens together, which fills no window of {length}: take a "
             "shorter one with eval_lengths=[…]"
         )
-    chosen = count if most is None else min(most, count)
-    return [number * count // chosen * stride for number in range(chosen)]
+    taken_count = count if most is None else min(most, count)
+    return [number * count // taken_count * stride for number in range(taken_count)]
 
 
 def perplexities(answers: list[Losses], rows: list[Row]) -> Metrics:
     """Perplexity at each context length, and the number of windows that it is the mean of."""
-    means = {length: sum(losses) / len(losses) for length, losses in answers}
-    found = {f"perplexity_{length}": math.exp(mean) for length, mean in means.items()}
-    return {**found, **{f"windows_{length}": len(losses) for length, losses in answers}}
+    perplexity_of = {}
+    window_counts = {}
+    for length, losses in answers:
+        perplexity_of[f"perplexity_{length}"] = math.exp(sum(losses) / len(losses))
+        window_counts[f"windows_{length}"] = len(losses)
+    return {**perplexity_of, **window_counts}  # the first is the main metric
 
 
 def _text(row: Row) -> Row:

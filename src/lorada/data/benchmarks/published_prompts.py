@@ -83,16 +83,18 @@ def _to_learn(row: Row) -> Row:
     Case matters, because outputs are searched for options in lower case.
     """
     instruction, answer = row["instruction"], row["answer"]
-    if FORMAT in instruction.lower() and answer not in (options := candidates(instruction)):
-        raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
+    if FORMAT in instruction.lower():
+        options = candidates(instruction)
+        if answer not in options:
+            raise ValueError(f"answer {answer!r} is not one of {', '.join(options)}")
     prompt = training_prompt(instruction, row.get("input") or "")
     return {"prompt": prompt, "response": row["output"], "answer": answer}
 
 
 def _to_score(row: Row, gold: str, check: Callable[[Any], object]) -> Row:
     check(row["answer"])
-    asked = evaluation_prompt(row["instruction"], row.get("input") or "")
-    return {**_to_learn(row), "eval_prompt": asked, "response": row[gold]}
+    eval_prompt = evaluation_prompt(row["instruction"], row.get("input") or "")
+    return {**_to_learn(row), "eval_prompt": eval_prompt, "response": row[gold]}
 
 
 def on_one_line(text: str) -> str:
@@ -112,9 +114,10 @@ def quanta_prompt(instruction: str) -> str:
 
 def candidates(instruction: str) -> list[str]:
     """The words to choose from: a, b and c if the instruction has "Answer format: a/b/c"."""
-    _, found, rest = instruction.lower().partition(FORMAT)
-    words = [word.strip() for word in rest.strip().split("\n")[0].split("/")]
-    if not found or len(words) < 2:
+    _, marker, rest = instruction.lower().partition(FORMAT)
+    first_line = rest.strip().split("\n")[0]
+    words = [word.strip() for word in first_line.split("/")]
+    if not marker or len(words) < 2:
         raise ValueError("the instruction has no 'Answer format: a/b'")
     return words
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lorada.data.metrics import bleu, rouge
+from lorada.data.scoring.text_metrics import bleu, rouge
 from lorada.data.task import Metrics, Protocol, Score, Source, Task
 from lorada.support.row_sources import Row
 
@@ -30,18 +30,22 @@ def _sentence(row: Row) -> Row:
 
 def _prompt(row: Row, convert: Callable[[Row], Row], end: str, begin: str = "") -> Row:
     """A row for a decoder: its source between two texts, then the target."""
-    found = convert(row)
+    pair = convert(row)
     return {
-        "prompt": f"{begin}{found['prompt']}{end}",
-        "response": f" {found['response']}",
-        "eval_response": found["response"],
+        "prompt": f"{begin}{pair['prompt']}{end}",
+        "response": f" {pair['response']}",
+        "eval_response": pair["response"],
     }
 
 
 # A decoder may go on writing after its answer. docs/tasks.md prints the next docstring.
 def _of_first_lines(outputs: list[Any], rows: list[Row], score: Score) -> Metrics:
     """The score of ``seq2seq`` for the first line of each output that is not empty."""
-    return score([(output.strip().splitlines() or [""])[0].strip() for output in outputs], rows)
+    first_lines = []
+    for output in outputs:
+        lines = output.strip().splitlines() or [""]
+        first_lines.append(lines[0].strip())
+    return score(first_lines, rows)
 
 
 def _xsum(split: str) -> Source:

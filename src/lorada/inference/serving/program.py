@@ -21,14 +21,20 @@ BATCHING = "--continuous-batching"
 
 def main(words: list[str]) -> None:
     """Serve a run until the process is ended."""
-    most, run, *options = words
+    max_tokens, run, *options = words
+    base = None
     # Under continuous batching a request to another model ends all that are being answered.
-    base = base_name(run) if BATCHING not in options and Path(base_name(run)).is_dir() else None
+    if BATCHING not in options and Path(base_name(run)).is_dir():
+        base = base_name(run)
 
     class GuardedServe(Serve):  # type: ignore[misc]
         def start_server(self) -> None:
             models = ServedModels(
-                self._model_manager, run, base, int(most), self._chat_handler.chat_template_kwargs
+                manager=self._model_manager,
+                run=run,
+                base=base,
+                most=int(max_tokens),
+                template_settings=self._chat_handler.chat_template_kwargs,
             )
             # Behind the middleware for other origins, so that refusals have its headers too.
             self.server.config.app.user_middleware.append(Middleware(Guard, models=models))

@@ -77,21 +77,23 @@ class ServedModels:
         """
         model, tokenizer = self.load(body["model"])
         _refuse_unknown_tokens(body.get("logit_bias", {}), model)
-        room, read = self.most, self._prompt_tokens(body, model, tokenizer)
+        room = self.most
+        prompt_tokens = self._prompt_tokens(body, model, tokenizer)
         context = context_of(model.config)
-        if read is not None and context is not None:
+        if prompt_tokens is not None and context is not None:
             field_name = "prompt" if "prompt" in body else "messages"
-            if read >= context:
+            if prompt_tokens >= context:
                 raise RequestError(
-                    f"{field_name}: {read:,} tokens are more than the model reads, {context:,} "
-                    "with the answer",
+                    f"{field_name}: {prompt_tokens:,} tokens are more than the model reads, "
+                    f"{context:,} with the answer",
                     field_name,
                 )
-            room = min(room, context - read)
-        asked = [(name, body.pop(name)) for name in route.limit_fields if name in body]
-        if not asked:
+            room = min(room, context - prompt_tokens)
+        # Clients of several ages name the limit differently; the server gets it by one name.
+        limits = [(name, body.pop(name)) for name in route.limit_fields if name in body]
+        if not limits:
             return {**body, route.limit_field: min(room, _usual_length(body))}
-        name, count = asked[0]
+        name, count = limits[0]
         if count > self.most:
             raise RequestError(
                 f"{name}={count} is above {self.most}, the most that this server writes: its "
@@ -138,18 +140,20 @@ class ServedModels:
 
 def _refuse_unknown_tokens(bias: dict[str, float], model: Any) -> None:
     """Refuse a bias for the id of a token that a model cannot write."""
-    known = model.config.get_text_config().vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     for token in bias:
-        if int(token) >= known:
+        if int(token) >= vocabulary:
             raise RequestError(
-                f"logit_bias.{token}: the model has {known:,} tokens, from 0", "logit_bias"
+                f"logit_bias.{token}: the model has {vocabulary:,} tokens, from 0", "logit_bias"
             )
 
 
 def _refuse_other_parts(index: int, turn: dict[str, Any]) -> None:
     """Refuse what is no text, which the server would leave out for a model of texts."""
     content = turn.get("content")
-    for part in content if isinstance(content, list) else []:
+    if not isinstance(content, list):  # a text, or none in a turn that calls tools
+        return
+    for part in content:
         if part["type"] != "text":
             where = f"messages.{index}.content"
             raise RequestError(
@@ -169,4 +173,6 @@ def _usual_length(body: Body) -> int:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(f"generation_config is wrong: {reason}", "generation_config") from error
     length = settings.max_new_tokens
-    return length if isinstance(length, int) and length > 0 else USUAL_LENGTH
+    if isinstance(length, int) and length > 0:
+        return length
+    return USUAL_LENGTH

@@ -15,28 +15,30 @@ class Cutter:
     """Passes on the pieces of one text up to the first stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self.stops, self.ended = stops, False
-        self._held = ""
+        self.stops = stops
+        self.ended = False  # whether a stop text has come
+        self._held_back = ""  # the end of the text so far, which may begin a stop text
 
     def feed(self, piece: str) -> str:
         """What of the text so far may be shown now."""
         if self.ended:
             return ""
-        text = self._held + piece
-        places = [place for place in map(text.find, self.stops) if place >= 0]
-        if places:
-            self.ended, self._held = True, ""
-            return text[: min(places)]
-        begun = self._begun(text)
-        self._held = text[len(text) - begun :]
-        return text[: len(text) - begun]
+        text = self._held_back + piece
+        starts = [start for start in map(text.find, self.stops) if start >= 0]
+        if starts:
+            self.ended = True
+            self._held_back = ""
+            return text[: min(starts)]
+        safe_length = len(text) - self._possible_beginning(text)
+        self._held_back = text[safe_length:]
+        return text[:safe_length]
 
     def rest(self) -> str:
         """What was kept back, and turned out to be the text's end."""
-        held, self._held = self._held, ""
-        return held
+        rest, self._held_back = self._held_back, ""
+        return rest
 
-    def _begun(self, text: str) -> int:
+    def _possible_beginning(self, text: str) -> int:
         """How many characters at the end of a text may begin a stop text."""
         longest = max(map(len, self.stops)) - 1
         for count in range(min(longest, len(text)), 0, -1):
@@ -67,7 +69,11 @@ class StreamCutter:
     def feed(self, data: bytes) -> bytes:
         """The events that may be sent now."""
         *events, self._unread = (self._unread + data).split(b"\n\n")
-        return b"".join(line + b"\n\n" for event in events for line in self._cut(event))
+        sent = b""
+        for event in events:
+            for line in self._cut(event):
+                sent += line + b"\n\n"
+        return sent
 
     def _cut(self, event: bytes) -> Iterator[bytes]:
         mark = b"data: "
@@ -79,9 +85,9 @@ class StreamCutter:
             return
         holder, name = _text_of(choice)
         if choice.get("finish_reason") is not None:
-            held = self._cutter.rest()
-            if held:  # a piece of its own before the last event, which has no text
-                yield mark + _encoded(_with_text(answer, held))
+            rest = self._cutter.rest()
+            if rest:  # a piece of its own before the last event, which has no text
+                yield mark + _encoded(_with_text(answer, rest))
             _say_stopped(choice, self._cutter)
         elif holder.get(name):
             holder[name] = self._cutter.feed(holder[name])
@@ -101,12 +107,14 @@ def _text_of(choice: Answer) -> tuple[Answer, str]:
 def _with_text(answer: Answer, text: str) -> Answer:
     """A copy of a stream's last event as a piece of text."""
     (choice,) = answer["choices"]
-    piece = (
-        {"index": 0, "delta": {"content": text}}
-        if "delta" in choice
-        else {"index": 0, "text": text}
-    )
-    return {**{key: value for key, value in answer.items() if key != "usage"}, "choices": [piece]}
+    piece: Answer = {"index": 0}
+    if "delta" in choice:
+        piece["delta"] = {"content": text}
+    else:
+        piece["text"] = text
+    # How many tokens were used is said once, by the last event.
+    fields = {key: value for key, value in answer.items() if key != "usage"}
+    return {**fields, "choices": [piece]}
 
 
 def _say_stopped(choice: Answer, cutter: Cutter) -> None:

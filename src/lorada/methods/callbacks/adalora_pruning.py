@@ -51,8 +51,8 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         self._allocator = tuner.rankallocator
         self._config = config = tuner.peft_config[tuner.trainable_adapter_name]
         self._pattern = None
-        found = factors(tuner.model, tuner.trainable_adapter_name, "lora_E")
-        self._pruned = any(len(e) != config.init_r for _, e in found)
+        diagonals = factors(tuner.model, tuner.trainable_adapter_name, "lora_E")
+        self._pruned = any(len(diagonal) != config.init_r for _, diagonal in diagonals)
         if self._pruned:
             logger.warning("AdaLoRA: this adapter is pruned, so the ranks that are left are kept")
             return
@@ -75,7 +75,9 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         """Score the ranks with this step's gradients, and mask those that exceed the budget."""
         if self._pruned:
             return
-        unused = [p for p in self._tuner.model.parameters() if p.requires_grad and p.grad is None]
+        trained = [p for p in self._tuner.model.parameters() if p.requires_grad]
+        # PEFT reads the gradient of every parameter that trains.
+        unused = [parameter for parameter in trained if parameter.grad is None]
         for parameter in unused:  # such as a map that no token of this batch reached
             parameter.grad = torch.zeros_like(parameter)
         if args.fp16:  # a step that overflowed was skipped: its gradients count as 0
@@ -94,11 +96,10 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         scores = _scores_file(args, state)
         if self._pruned or not state.is_world_process_zero or not scores.parent.is_dir():
             return
-        tensors = {
-            f"{average}:{name}": value.contiguous()
-            for average in AVERAGES
-            for name, value in getattr(self._allocator, average).items()
-        }
+        tensors = {}
+        for average in AVERAGES:
+            for name, value in getattr(self._allocator, average).items():
+                tensors[f"{average}:{name}"] = value.contiguous()
         save_file(tensors, scores, {"rank_pattern": json.dumps(self._pattern)})
 
     def _load(self, scores: Path) -> None:
@@ -115,17 +116,17 @@ class AdaLoraCallback(TrainerCallback):  # type: ignore[misc]
         if self._pattern is None:
             return
         parameters: dict[str, Tensor] = dict(self._tuner.model.named_parameters())
-        # If the best checkpoint was loaded, its ranks that are not 0 are kept too.
-        self._config.rank_pattern = {
-            name: (torch.tensor(kept) | (parameters[name].detach().flatten().cpu() != 0)).tolist()
-            for name, kept in self._pattern.items()
-        }
+        self._config.rank_pattern = {}
+        for name, unpruned in self._pattern.items():
+            # If the best checkpoint was loaded, its ranks that are not 0 are kept too.
+            not_zero = parameters[name].detach().flatten().cpu() != 0
+            self._config.rank_pattern[name] = (torch.tensor(unpruned) | not_zero).tolist()
 
 
 def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, int]:
     """``tinit``, ``tfinal`` and ``deltaT`` in steps, for a run of ``total`` steps."""
     tinit, tfinal, delta_t = phases
-    first, last = _share(tinit, total), _share(tfinal, total)
+    first, last = _in_steps(tinit, total), _in_steps(tfinal, total)
     # The ranks of the last phase are chosen at its first step, by scores of the steps before.
     if 0 < tfinal < 1:
         last = max(0, min(last, total - max(2, first + 1)))
@@ -136,11 +137,12 @@ def schedule(phases: tuple[float, float, float], total: int) -> tuple[int, int, 
             f"AdaLoRA: tinit={first} and tfinal={last} leave no step of {total} to prune in: lower "
             "them, or train for longer"
         )
-    return first, last, max(1, _share(delta_t, total))
+    return first, last, max(1, _in_steps(delta_t, total))
 
 
-def _share(value: float, steps: int) -> int:
-    return int(value * steps) if 0 < value < 1 else int(value)
+def _in_steps(value: float, total: int) -> int:
+    """A length in steps; one between 0 and 1 is a share of all steps."""
+    return int(value * total) if 0 < value < 1 else int(value)
 
 
 def _tuner_of(model: nn.Module) -> AdaLoraModel:

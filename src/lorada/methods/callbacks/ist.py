@@ -42,7 +42,7 @@ class ISTCallback(LayerCallback):
     Adapter weights outside the layers (a head, the network of a prefix) train at every step.
     """
 
-    kept: ClassVar[str] = "scores"
+    kept_attribute: ClassVar[str] = "scores"
     # Share of the layers that train in a step, n_u / L.
     update_frac: Annotated[float, Field(gt=0, le=1)] = 0.25
     # Share of the layers that are scaled down in a set, n_v / L.
@@ -74,13 +74,18 @@ class ISTCallback(LayerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the scores when it is time, then draw the layers of this step."""
-        generator = generator_at(args.seed, state.global_step)
-        if state.global_step > 0 and state.global_step % self.every == 0:
-            loader, count = kwargs["train_dataloader"], self.examples
-            batch = next(training_batches(loader, count, count, generator, args.device))
-            self.update_scores(kwargs["model"], batch, generator)
+        step = state.global_step
+        generator = generator_at(args.seed, step)
+        if step > 0 and step % self.every == 0:
+            # All of the training rows that sets are compared on, in one batch.
+            batches = training_batches(
+                kwargs["train_dataloader"], self.examples, self.examples, generator, args.device
+            )
+            self.update_scores(kwargs["model"], next(batches), generator)
+        # σ(-I): the less dispensable a layer is, the more often it trains.
         weights = torch.sigmoid(-torch.tensor(self.scores, dtype=torch.float64))
-        self.train_only(draw(weights, share_of(self.update_frac, len(weights)), generator))
+        count = share_of(self.update_frac, len(weights))
+        self.train_only(draw(weights, count, generator))
 
     def update_scores(
         self, model: nn.Module, batch: dict[str, Any], generator: torch.Generator
@@ -90,18 +95,23 @@ class ISTCallback(LayerCallback):
         count = share_of(self.suppress_frac, len(scores))
         sets = different_sets(torch.sigmoid(scores), count, self.samples, generator)
         was_training = model.training
-        model.eval()
+        model.eval()  # dropout would differ from set to set
         try:
-            losses = torch.stack([self._loss(model, batch, chosen) for chosen in sets])
+            losses = torch.stack([self._loss_without(layers, model, batch) for layers in sets])
         finally:
             model.train(was_training)
         losses = same_everywhere(losses).cpu().double()
         if not losses.isnan().any():  # if any is, the training's own loss will report it
-            self.scores = updated(scores, sets, losses, self.lr).tolist()
+            self.scores = updated_scores(scores, sets, losses, self.lr).tolist()
 
-    def _loss(self, model: nn.Module, batch: dict[str, Any], chosen: list[int]) -> Tensor:
-        layers = [adapter for index in chosen for adapter in self._adapters[index]]
-        with torch.no_grad(), scaled_down(layers, self.factor):
+    def _loss_without(
+        self, layer_indices: list[int], model: nn.Module, batch: dict[str, Any]
+    ) -> Tensor:
+        """The loss on a batch while the adapters of some layers are scaled down."""
+        adapters: list[BaseTunerLayer] = []
+        for index in layer_indices:
+            adapters += self._adapters[index]
+        with torch.no_grad(), scaled_down(adapters, self.factor):
             loss = getattr(model(**batch), "loss", None)
         if loss is None:
             raise ValueError("IST compares losses, and the model returned none: add labels")
@@ -111,33 +121,35 @@ class ISTCallback(LayerCallback):
 
 def adapters_in(layer: nn.Module) -> list[BaseTunerLayer]:
     """The tuner layers with trainable parameters in a layer."""
-    adapters = [
-        module
-        for module in layer.modules()
-        if isinstance(module, BaseTunerLayer) and any(p.requires_grad for p in module.parameters())
-    ]
-    for adapter in adapters:
-        if not isinstance(getattr(adapter, "scaling", None), dict):
+    adapters = []
+    for module in layer.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            continue
+        if not isinstance(getattr(module, "scaling", None), dict):
             raise ValueError(
-                f"IST scales adapters down by their scaling, which {type(adapter).__module__}."
-                f"{type(adapter).__name__} does not have: use lora, dora, or lorada's own parts"
+                f"IST scales adapters down by their scaling, which {type(module).__module__}."
+                f"{type(module).__name__} does not have: use lora, dora, or lorada's own parts"
             )
+        adapters.append(module)
     return adapters
 
 
 @contextmanager
 def scaled_down(layers: Sequence[BaseTunerLayer], factor: float) -> Iterator[None]:
     """Multiply the scale of every adapter in these tuner layers, and restore it afterwards."""
-    before = [(layer.scaling, dict(layer.scaling)) for layer in layers]
+    before = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:
             for name in layer._get_available_adapters():
+                # Our own layers have an entry only while they are scaled.
                 layer.scaling[name] = factor * layer.scaling.get(name, 1.0)
         yield
     finally:
-        for scaling, values in before:
-            scaling.clear()
-            scaling.update(values)
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.clear()
+            layer.scaling.update(scaling)
 
 
 def share_of(share: float, layers: int) -> int:
@@ -150,21 +162,21 @@ def different_sets(
 ) -> list[list[int]]:
     """Draw up to ``samples`` sets of ``count`` layers, no two of them equal."""
     sets: list[list[int]] = []
-    possible = min(samples, math.comb(len(weights), count))
+    wanted = min(samples, math.comb(len(weights), count))
     for _ in range(100 * samples):  # extreme weights may never give as many different sets
-        chosen = draw(weights, count, generator)
-        if chosen not in sets:
-            sets.append(chosen)
-        if len(sets) == possible:
+        layer_indices = draw(weights, count, generator)
+        if layer_indices not in sets:
+            sets.append(layer_indices)
+        if len(sets) == wanted:
             break
     return sets
 
 
-def updated(scores: Tensor, sets: list[list[int]], losses: Tensor, lr: float) -> Tensor:
+def updated_scores(scores: Tensor, sets: list[list[int]], losses: Tensor, lr: float) -> Tensor:
     """The new scores: I + μ Σ_j a_j σ(I)(1 - σ(I)), summed over the sets that a layer is in."""
-    rewards = torch.exp(-losses)
-    member = torch.zeros(len(sets), len(scores), dtype=scores.dtype)
-    for j, chosen in enumerate(sets):
-        member[j, chosen] = 1
-    slope = torch.sigmoid(scores) * torch.sigmoid(-scores)
+    rewards = torch.exp(-losses)  # R
+    member = torch.zeros(len(sets), len(scores), dtype=scores.dtype)  # 1 where i ∈ S_j
+    for j, layer_indices in enumerate(sets):
+        member[j, layer_indices] = 1
+    slope = torch.sigmoid(scores) * torch.sigmoid(-scores)  # σ(I)(1 - σ(I))
     return scores + lr * ((rewards - rewards.mean()) @ member) * slope

@@ -51,11 +51,11 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the values of the frozen columns."""
-        self._saved = [
-            (matrix, matrix.detach()[:, : self._frozen(matrix)].clone())
-            for matrix in matrices_of(kwargs["model"])
-            if self._frozen(matrix)
-        ]
+        self._saved = []
+        for matrix in matrices_of(kwargs["model"]):
+            frozen = self._frozen(matrix)
+            if frozen:
+                self._saved.append((matrix, matrix.detach()[:, :frozen].clone()))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the values of the frozen columns."""
@@ -70,15 +70,20 @@ class LamdaCallback(TrainerCallback):  # type: ignore[misc]
         self._handles = []
 
     def _frozen(self, matrix: Tensor) -> int:
+        """How many columns of a matrix are frozen in this step."""
         # Without the 1e-9, rounding could leave a whole number such as 3/10 · 10 just below 3.
         return math.floor(self._share * matrix.shape[1] + 1e-9)
 
     def _without_frozen(self, gradient: Tensor) -> Tensor:
+        """The gradient of a matrix, 0 for its frozen columns."""
         frozen = self._frozen(gradient)
         return torch.cat([torch.zeros_like(gradient[:, :frozen]), gradient[:, frozen:]], dim=1)
 
 
 def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     """The matrices B that train."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LamdaLayer)]
-    return [matrix for layer in layers for matrix in layer.lora_B.values() if matrix.requires_grad]
+    matrices: list[nn.Parameter] = []
+    for layer in model.modules():
+        if isinstance(layer, LamdaLayer):
+            matrices += [matrix for matrix in layer.lora_B.values() if matrix.requires_grad]
+    return matrices

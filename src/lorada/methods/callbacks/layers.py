@@ -26,7 +26,8 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     Parameters outside the layers (embeddings, last norm, heads) are left alone.
     """
 
-    kept: ClassVar[str]  # the attribute whose value a run that is resumed takes from its checkpoint
+    # The attribute whose value a run that is resumed takes from its checkpoint.
+    kept_attribute: ClassVar[str]
     _parameters: Sequence[list[nn.Parameter]] = ()  # those that train, of each layer
 
     def trained_layers(self, model: nn.Module, args: TrainingArguments) -> dict[str, nn.Module]:
@@ -36,22 +37,22 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if args.gradient_checkpointing and kwargs.get("use_reentrant"):
             # Otherwise reentrant checkpoints drop the gradients of layers above frozen ones.
             model.enable_input_require_grads()  # type: ignore[operator]
-        layers = {
-            name: layer
-            for name, layer in layers_of(model).items()
-            if any(p.requires_grad for p in layer.parameters())
-        }
-        self._parameters = [
-            [p for p in layer.parameters() if p.requires_grad] for layer in layers.values()
-        ]
+        layers = {}
+        parameters_by_layer = []
+        for name, layer in layers_of(model).items():
+            trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+            if trained:
+                layers[name] = layer
+                parameters_by_layer.append(trained)
+        self._parameters = parameters_by_layer
         return layers
 
     def train_only(self, active: Iterable[int]) -> None:
         """Give gradients to the layers with these indices and to no other."""
-        chosen = set(active)
+        active_indices = set(active)
         for index, parameters in enumerate(self._parameters):
             for parameter in parameters:
-                parameter.requires_grad_(index in chosen)
+                parameter.requires_grad_(index in active_indices)
 
     def train_all(self) -> None:
         """Give gradients to every layer again."""
@@ -59,15 +60,15 @@ class LayerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        kept = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return {"args": {}, "attributes": kept}
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"args": {}, "attributes": public}
 
     def resumed(self, state: TrainerState) -> Any:
         """What the checkpoint that a run resumes from has kept; None for a new run."""
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step == 0 or not isinstance(saved, dict):
             return None
-        return saved["attributes"][self.kept]
+        return saved["attributes"][self.kept_attribute]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make every layer trainable again."""
@@ -98,12 +99,16 @@ def training_batches(
             f"layers are weighed on rows drawn from the training set, and {type(dataset).__name__} "
             "is a stream: load it whole"
         )
-    pad = getattr(loader.collate_fn, "plain", loader.collate_fn)
-    for chosen in torch.randperm(len(dataset), generator=generator)[:count].split(size):
-        rows = [dataset[index] for index in chosen.tolist()]
+    collate = getattr(loader.collate_fn, "plain", loader.collate_fn)
+    drawn = torch.randperm(len(dataset), generator=generator)[:count]
+    for indices in drawn.split(size):
+        rows = [dataset[index] for index in indices.tolist()]
         with torch.random.fork_rng(devices=[]):  # a collator may draw, as one that masks tokens
-            batch = pad(rows)
-        yield {key: v.to(device) if hasattr(v, "to") else v for key, v in batch.items()}
+            batch = collate(rows)
+        # Not every entry need be a tensor: a collator may pass texts on.
+        yield {
+            key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()
+        }
 
 
 def same_everywhere(measured: torch.Tensor) -> torch.Tensor:

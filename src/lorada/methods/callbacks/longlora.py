@@ -35,17 +35,18 @@ class ShiftedAttention(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Switch shifted sparse attention on."""
         model: nn.Module = kwargs["model"]
-        names = self_attentions(model)
-        found = [m for m in map(model.get_submodule, names) if dispatches(m)]
-        if not found:
+        modules = [model.get_submodule(name) for name in self_attentions(model)]
+        attentions = [module for module in modules if dispatches(module)]
+        if not attentions:
             raise ValueError(
                 "shifted sparse attention needs attention that transformers dispatches; "
                 f"this {type(getattr(model, 'base_model', model)).__name__} has none"
             )
         install()
-        listener = forward_listener(getattr(model, "get_base_model", lambda: model)())
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        listener = forward_listener(base)
         self.groups = replace(self.groups, listener=listener)
-        for module in found:
+        for module in attentions:
             listener.add_layer()
             setattr(module, SHIFTED, self.groups)
 

@@ -10,7 +10,7 @@ Fine-tuning" (2024).
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -42,7 +42,7 @@ class OwLoreCallback(LayerCallback):
     ``Trainer(..., callbacks=[OwLoreCallback()])``.
     """
 
-    kept: ClassVar[str] = "weights"  # those of the model before training
+    kept_attribute: ClassVar[str] = "weights"  # those of the model before training
     layers: Count = 5  # γ, how many train at a time; all where there are fewer
     every: Count = 50  # K, steps from one draw to the next
     # Sampling weight of each layer; None for the outlier ratios of the model, measured on rows of
@@ -81,8 +81,9 @@ class OwLoreCallback(LayerCallback):
     ) -> list[float]:
         """The outlier ratio of each layer, on rows of the training set."""
         # Step -1 has a generator that no draw of layers uses.
-        generator, size = generator_at(args.seed, -1), args.per_device_train_batch_size
-        batches = training_batches(loader, self.sequences, size, generator, args.device)
+        generator = generator_at(args.seed, -1)
+        batch_size = args.per_device_train_batch_size
+        batches = training_batches(loader, self.sequences, batch_size, generator, args.device)
         measured = outlier_ratios(model, layers, batches, self.threshold)
         ratios: list[float] = same_everywhere(torch.tensor(measured, device=args.device)).tolist()
         return ratios
@@ -97,7 +98,9 @@ class OwLoreCallback(LayerCallback):
         active = draw(weights, count, generator_at(seed, step // self.every))
         self.train_only(active)
         for index, parameters in enumerate(self._parameters):
-            for parameter in parameters if index not in active else ():
+            if index in active:
+                continue
+            for parameter in parameters:
                 optimizer.state.pop(parameter, None)
 
 
@@ -130,9 +133,10 @@ def outlier_ratios(
     model.eval()
     try:
         with ExitStack() as stack, torch.no_grad():
-            for linear in (m for layer in layers.values() for m in linears(layer)):
-                handle = linear.register_forward_pre_hook(add_squares)
-                stack.callback(handle.remove)
+            for layer in layers.values():
+                for linear in linears(layer):
+                    handle = linear.register_forward_pre_hook(add_squares)
+                    stack.callback(handle.remove)
             for batch in progress_bar(batches, "Calibrating"):
                 mask = batch.get("attention_mask")
                 model(**batch)
@@ -156,17 +160,28 @@ def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def outlier_ratio(layer: nn.Module, squares: Mapping[nn.Module, Tensor], threshold: float) -> float:
     """D of one layer from Σ X_j² of its linear maps."""
-    measured: list[Any] = [module for module in linears(layer) if module in squares]
-    if not measured:  # such as an expert that no token was sent to
+    # A map may be missing, such as an expert that no token was sent to.
+    measured: list[Any] = [linear for linear in linears(layer) if linear in squares]
+    if not measured:
         return 0.0
-    entries: int = sum(module.weight.numel() for module in measured)
+    entries: int = sum(linear.weight.numel() for linear in measured)
+    # A is computed twice, a map at a time: that of a whole layer would be as large as its weights.
+    total = 0.0
+    for linear in measured:
+        # Rows on the device, which may lack fp64, and their sums in fp64.
+        row_sums = _weighed_entries(linear, squares[linear]).sum(-1)
+        total += float(row_sums.cpu().double().sum())
+    bound = threshold * (total / entries)  # M · mean(A)
+    outliers = 0
+    for linear in measured:
+        outliers += int((_weighed_entries(linear, squares[linear]) > bound).sum())
+    return 100 * outliers / entries
 
-    def sizes() -> Iterator[Tensor]:  # one after another, since those of a layer are as large as it
-        for module in measured:
-            norms = squares[module].sqrt()
-            norms = norms[:, None] if isinstance(module, Conv1D) else norms
-            yield module.weight.detach().float().abs() * norms
 
-    # Rows on the device, which may lack fp64, and their sums in fp64.
-    mean = sum(float(size.sum(-1).cpu().double().sum()) for size in sizes()) / entries
-    return 100 * sum(int((size > threshold * mean).sum()) for size in sizes()) / entries
+def _weighed_entries(linear: Any, squares: Tensor) -> Tensor:
+    """A_ij = |W_ij| · ‖X_j‖₂ of one linear map, given Σ X_j²."""
+    norms = squares.sqrt()
+    if isinstance(linear, Conv1D):  # its weight is (in, out)
+        norms = norms[:, None]
+    sizes: Tensor = linear.weight.detach().float().abs() * norms
+    return sizes

@@ -61,7 +61,7 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
         The Trainer puts them into the group with weight decay, but SoRA's gates do not decay.
         """
         gates = gates_of(kwargs["model"])
-        groups = _groups(kwargs["optimizer"])
+        groups = _group_by_parameter(kwargs["optimizer"])
         self._before = [gate.detach().clone() for gate in gates]
         for gate in gates:
             if gate.grad is not None:
@@ -80,18 +80,21 @@ class SoraCallback(TrainerCallback):  # type: ignore[misc]
 
 def gates_of(model: nn.Module) -> dict[nn.Parameter, float]:
     """The gates that train, each with the λ of its config."""
-    return {
-        gate: layer.configs[name].penalty
-        for layer in model.modules()
-        if isinstance(layer, SoraLayer)
-        for name, gate in layer.lora_gate.items()
-        if gate.requires_grad
-    }
+    gates = {}
+    for layer in model.modules():
+        if isinstance(layer, SoraLayer):
+            for name, gate in layer.lora_gate.items():
+                if gate.requires_grad:
+                    gates[gate] = layer.configs[name].penalty
+    return gates
 
 
-def _groups(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
+def _group_by_parameter(optimizer: Any) -> dict[nn.Parameter, dict[str, Any]]:
     """The parameter group of each parameter of an optimizer."""
-    return {p: group for group in optimizer.param_groups for p in group["params"]}
+    groups: dict[nn.Parameter, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        groups |= dict.fromkeys(group["params"], group)
+    return groups
 
 
 def _decay(optimizer: Any, group: dict[str, Any]) -> float:

@@ -81,10 +81,10 @@ def load_base(
     head = () if task_head is None else head_modules(model, drawn)
     # A decoder's head reads a row's last token before the pads, which it finds by the config's id.
     # An encoder's own id stays: some count positions from it.
-    headed = task_head is not None and prepared.kind != "encoder"
-    for one in (model.config, model.config.get_text_config()):
-        if headed or getattr(one, "pad_token_id", None) is None:
-            one.pad_token_id = prepared.tokenizer.pad_token_id
+    head_finds_pads = task_head is not None and prepared.kind != "encoder"
+    for config_with_pad in (model.config, model.config.get_text_config()):
+        if head_finds_pads or getattr(config_with_pad, "pad_token_id", None) is None:
+            config_with_pad.pad_token_id = prepared.tokenizer.pad_token_id
     _refuse_unknown_tokens(model, prepared.tokenizer)
     return Base(model, base_parameters(model, head), drawn, head)
 
@@ -96,17 +96,17 @@ def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
     Gemma 3's token for images.
     """
     embeddings = model.get_input_embeddings()
-    known = embeddings.weight.shape[0]
-    if len(tokenizer) <= known:
+    count = embeddings.weight.shape[0]
+    if len(tokenizer) <= count:
         return
 
     def check(module: nn.Module, args: tuple[Any, ...]) -> None:
         ids = args[0]
         largest = int(ids.max()) if isinstance(ids, torch.Tensor) and ids.numel() else 0
-        if largest >= known:
+        if largest >= count:
             raise ValueError(
                 f"the tokenizer has {tokenizer.convert_ids_to_tokens(largest)!r} as token "
-                f"{largest}, but the model has embeddings for {known} tokens only: take the "
+                f"{largest}, but the model has embeddings for {count} tokens only: take the "
                 "tokenizer that belongs to the model, or resize the model's embeddings"
             )
 
@@ -127,13 +127,7 @@ def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel
 
 def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
     if plan.config is None:
-        if recipe.from_adapter is not None:
-            raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
-        assert plan.trainable is not None
-        if recipe.pooling is not None:
-            attach(base.model, recipe.pooling)
-        select_trainable(base.model, plan.trainable, base.head, plan.with_head)
-        return base.model
+        return _select_in_base(base, plan, recipe)
     config = plan.config
     config.base_model_type = base.model.config.model_type
     if recipe.pooling is not None:
@@ -147,20 +141,38 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
     return _start_from(base.model, config, recipe)
 
 
+def _select_in_base(base: Base, plan: Plan, recipe: Recipe) -> PreTrainedModel:
+    """Let parameters of the base itself train, as methods without an adapter do."""
+    if recipe.from_adapter is not None:
+        raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
+    assert plan.trainable is not None
+    if recipe.pooling is not None:
+        attach(base.model, recipe.pooling)
+    select_trainable(base.model, plan.trainable, base.head, plan.with_head)
+    return base.model
+
+
 def task_type(model_config: Any, *, classifies: bool) -> str:
     """PEFT's task type of a model; ``classifies`` if it has a head for classes or scores."""
-    generates = "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
-    return "SEQ_CLS" if classifies else generates
+    if classifies:
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if model_config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def config_to_start(
     config: LoradaConfig, recipe: Recipe, model_config: Any
 ) -> tuple[LoradaConfig, set[Any]]:
-    """The parts of the adapter of ``--from`` with those that it lacks, and its own kinds."""
+    """The parts of the adapter of ``--from`` with those that it lacks, and its own kinds.
+
+    Args:
+        config: what a new adapter would be, with all parts of the method.
+        recipe: with ``from_adapter``.
+        model_config: of the base.
+    """
     folder = Path(str(recipe.from_adapter))
     old = adapter_config(folder)
     refuse_other_type(base_type_of(old), folder, model_config)
-    kinds = {part.peft_type for part in old.parts}
+    old_kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
         refuse_other(pooling_part(old), recipe.pooling, folder)
     for name in recipe.parts:
@@ -169,44 +181,57 @@ def config_to_start(
                 f"{folder} brings its own {name} part as it was trained: leave out the settings "
                 f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"
             )
-    old.parts = [*(part for part in config.parts if part.peft_type not in kinds), *old.parts]
-    old.task_type, old.inference_mode = config.task_type, False
-    whole = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
-    old.modules_to_save = sorted(whole) or None
-    old.base_model_name_or_path, old.base_model_type = None, config.base_model_type
-    return old, kinds
+    new_parts = [part for part in config.parts if part.peft_type not in old_kinds]
+    old.parts = [*new_parts, *old.parts]
+    old.task_type = config.task_type
+    old.inference_mode = False  # as which it was saved
+    saved_modules = {*(config.modules_to_save or []), *(old.modules_to_save or [])}
+    old.modules_to_save = sorted(saved_modules) or None
+    old.base_model_name_or_path = None  # PEFT fills in that of the model it is placed on
+    old.base_model_type = config.base_model_type
+    return old, old_kinds
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
     """Place what ``config_to_start`` gives, with the weights of the saved adapter."""
     folder = Path(str(recipe.from_adapter))
-    old, kinds = config_to_start(config, recipe, base.config)
+    start_config, old_kinds = config_to_start(config, recipe, base.config)
     weights = adapter_weights(folder)
     with reading("the adapter", str(folder), UNFIT):
-        model = get_peft_model(base, old)
-        _refuse_missing(model, weights, folder, kinds)
+        model = get_peft_model(base, start_config)
+        _refuse_missing(model, weights, folder, old_kinds)
         set_peft_model_state_dict(model, weights)
     logger.warning("%d tensors taken over from %s", len(weights), folder)
-    logger.warning("%s", trained_parts(old, kinds, recipe))
+    logger.warning("%s", trained_parts(start_config, old_kinds, recipe))
     return model
 
 
-def trained_parts(config: LoradaConfig, kinds: Collection[Any], recipe: Recipe) -> str:
-    """What a training trains that starts from an adapter with these ``kinds`` of parts."""
-    own = set(method_named(recipe.method).part_names)
-    brought, new, foreign = list[str](), list[str](), list[str]()
+def trained_parts(config: LoradaConfig, old_kinds: Collection[Any], recipe: Recipe) -> str:
+    """What a training trains that starts from an adapter with ``old_kinds`` of parts, in words."""
+    method_classes = tuple(part_class(name) for name in method_named(recipe.method).part_names)
+    old: list[str] = []
+    new: list[str] = []
+    foreign: list[str] = []  # those that the method alone does not have
     for part in config.parts:
-        name = str(getattr(part.peft_type, "value", part.peft_type))
-        (brought if part.peft_type in kinds else new).append(name)
-        if not any(isinstance(part, part_class(known)) for known in own):
+        name = _type_name(part)
+        if part.peft_type in old_kinds:
+            old.append(name)
+        else:
+            new.append(name)
+        # A pooling is no part of any method, but of the recipe.
+        if not isinstance(part, (*method_classes, PoolingConfig)):
             foreign.append(name)
-    sentence = f"this trains {' and '.join(brought)} from {recipe.from_adapter}"
+    sentence = f"this trains {' and '.join(old)} from {recipe.from_adapter}"
     if new:
         sentence += f", and new {' and '.join(new)} beside it"
-    foreign = [name for name in foreign if name != PoolingConfig.registered_as.value]
     if foreign:
         sentence += f": method={recipe.method} alone has no {' and no '.join(foreign)}"
     return sentence
+
+
+def _type_name(part: Any) -> str:
+    """The PEFT type of a part: PEFT's own are members of an enum, those of lorada texts."""
+    return str(getattr(part.peft_type, "value", part.peft_type))
 
 
 def _refuse_missing(
@@ -218,7 +243,9 @@ def _refuse_missing(
     missing = expected.keys() - weights.keys()
     if kinds is not None:
         tuners = [PEFT_TYPE_TO_TUNER_MAPPING[kind] for kind in kinds]
-        missing -= set.intersection(*(keys_of_others(model, tuner, missing) for tuner in tuners))
+        # A tensor may be missing if it is of none of these kinds.
+        of_others = [keys_of_others(model, tuner, missing) for tuner in tuners]
+        missing -= set.intersection(*of_others)
     if missing:
         raise ValueError(
             f"{folder} has no {min(missing)}: it is incomplete, or was saved for another "
@@ -232,9 +259,9 @@ def adapter_config(folder: Path) -> LoradaConfig:
         raise ValueError(f"no adapter folder at {folder}")
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        inside = folder / "adapter"
-        hint = f": its adapter is {inside}" if inside.is_dir() else ": not a PEFT adapter"
-        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}{hint}")
+        inner_folder = folder / "adapter"  # of a run
+        hint = f"its adapter is {inner_folder}" if inner_folder.is_dir() else "not a PEFT adapter"
+        raise ValueError(f"{folder} has no {ADAPTER_CONFIG}: {hint}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -250,9 +277,9 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        pickles = ", ".join(p.name for p in folder.glob("*.bin"))
-        found = f"; {pickles} is a pickle, which lorada does not load" if pickles else ""
-        raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}{found}")
+        pickles = ", ".join(pickle.name for pickle in folder.glob("*.bin"))
+        reason = f"; {pickles} is a pickle, which lorada does not load" if pickles else ""
+        raise ValueError(f"{folder} has no {ADAPTER_WEIGHTS}{reason}")
     with reading("the tensors", str(folder)):
         weights: dict[str, torch.Tensor] = load_file(path)
     if not weights:
@@ -262,28 +289,29 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
     """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``."""
-    config, weights = _complete(folder, base, drawn)
+    config, weights = _read_adapter(folder, base, drawn)
     with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder), config=config)
         _refuse_missing(model, weights, folder)
     return model.eval()
 
 
-def _complete(
+def _read_adapter(
     folder: Path, base: PreTrainedModel, drawn: Collection[str]
 ) -> tuple[LoradaConfig, dict[str, torch.Tensor]]:
-    """Config and tensors of a saved adapter of this base, with all that it has drawn at random."""
+    """Config and tensors of a saved adapter of this base; refuses one without what was drawn."""
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_type(base_type_of(config), folder, base.config)
-    named = config.base_model_name_or_path
-    if named is not None and short_name(named) is not None:
+    base_name = config.base_model_name_or_path
+    if base_name is not None and short_name(base_name) is not None:
         # PEFT would look on the hub for a packaged base, which is here.
         config.base_model_name_or_path = base.name_or_path
-    lost = set(drawn) - {name.removeprefix(PEFT_NAMES) for name in weights}
-    if lost:
+    saved_names = {name.removeprefix(PEFT_NAMES) for name in weights}
+    missing = set(drawn) - saved_names
+    if missing:
         raise ValueError(
-            f"{folder} has no {min(lost)}, nor has its model's checkpoint, so each load would draw "
-            "another at random: train again"
+            f"{folder} has no {min(missing)}, nor has its model's checkpoint, so each load would "
+            "draw another at random: train again"
         )
     return config, weights
 
@@ -309,13 +337,13 @@ def parameter_counts(
     The task head's modules ``head`` do not count, nor do names that match the regular expression
     ``with_head``. ``percent_of_all`` is of the base with the adapter, PEFT's own convention.
     """
-    trainable = sum(
-        p.numel()
-        for name, p in model.named_parameters()
-        if p.requires_grad
-        and not in_head(name, head)
-        and not (with_head and re.search(with_head, name))
-    )
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        is_of_head = in_head(name, head)
+        if with_head is not None and re.search(with_head, name):
+            is_of_head = True
+        if parameter.requires_grad and not is_of_head:
+            trainable += parameter.numel()
     added = trainable if isinstance(model, PeftModel) else 0
     return {
         "trainable": trainable,
@@ -333,15 +361,19 @@ BESIDE = "the base is beside this adapter: load a local copy of the folder"
 
 def pooling_part(config: LoradaConfig) -> str | None:
     """The pooling among the parts of an adapter; None if it has none."""
-    return next((part.pooling for part in config.parts if isinstance(part, PoolingConfig)), None)
+    for part in config.parts:
+        if isinstance(part, PoolingConfig):
+            return part.pooling
+    return None
 
 
-def refuse_other(found: str | None, wanted: str | None, folder: Path) -> None:
-    """Refuse saved weights whose head read something else than the recipe says."""
-    if found != wanted:
-        given = "no pooling" if wanted is None else f"pooling={wanted}"
-        own = "none" if found is None else f"pooling={found}"
-        raise ValueError(f"{folder} was trained with {own}, and the recipe has {given}")
+def refuse_other(saved: str | None, in_recipe: str | None, folder: Path) -> None:
+    """Refuse saved weights whose head read by another pooling than the recipe says."""
+    if saved == in_recipe:
+        return
+    trained_with = "none" if saved is None else f"pooling={saved}"
+    recipe_has = "no pooling" if in_recipe is None else f"pooling={in_recipe}"
+    raise ValueError(f"{folder} was trained with {trained_with}, and the recipe has {recipe_has}")
 
 
 def pooling_of(model: nn.Module) -> str | None:
@@ -354,10 +386,9 @@ def pooling_of(model: nn.Module) -> str | None:
 
 def part_kinds(model: nn.Module) -> list[str]:
     """The PEFT types of the parts in a model's adapter; empty for a model without one."""
-    if not isinstance(model, PeftModel):
-        return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
-    parts = model.peft_config["default"].parts
-    return [str(getattr(part.peft_type, "value", part.peft_type)) for part in parts]
+    if isinstance(model, PeftModel):
+        return [_type_name(part) for part in model.peft_config["default"].parts]
+    return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
 
 
 def save_beside(model: nn.Module, folder: Path) -> None:

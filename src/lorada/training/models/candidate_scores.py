@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 from lorada.tuners.lmam import map_configs
 
 
@@ -26,13 +26,13 @@ def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
     ``logits`` (C, T, vocabulary) are of the last T tokens; ``labels`` (C, T) are ids of the
     candidates' tokens, and ``IGNORED`` for all other tokens.
     """
-    targets = labels[:, 1:]
+    targets = labels[:, 1:]  # what the logits of the token before predict
     counted = targets != IGNORED
-    chosen = _log_likelihoods(logits[:, :-1], targets.clamp(min=0))
-    return (chosen * counted).sum(-1)
+    token_log_p = _token_log_likelihoods(logits[:, :-1], targets.clamp(min=0))
+    return (token_log_p * counted).sum(-1)
 
 
-def _log_likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
+def _token_log_likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
     """The log-probability of each id (*B,) by logits (*B, vocabulary), in fp32."""
     return logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
@@ -44,14 +44,14 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     the ``divisors`` (C,).
     """
     labels, mask = batch["labels"], batch["attention_mask"]
-    # Logits take the most memory, and only those at the ends of sequences are needed.
-    counted = int((labels != IGNORED).sum(-1).max()) + 1
-    extra = accepted(model, position_ids=positions_of(mask)) | only_last(
-        model, counted, mask.device
-    )
-    output = model(input_ids=batch["input_ids"], attention_mask=mask, **extra)
-    found = log_likelihoods(output.logits[:, -counted:], labels[:, -counted:])
-    return found / batch["divisors"].to(found.device)
+    # Logits take the most memory, and only those at the ends of sequences are needed: of the
+    # longest candidate, and of the token before it.
+    count = int((labels != IGNORED).sum(-1).max()) + 1
+    keywords = accepted(model, position_ids=positions_of(mask))
+    keywords |= only_last(model, count, mask.device)
+    output = model(input_ids=batch["input_ids"], attention_mask=mask, **keywords)
+    scores = log_likelihoods(output.logits[:, -count:], labels[:, -count:])
+    return scores / batch["divisors"].to(scores.device)
 
 
 def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -67,42 +67,59 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     lengths = scored.sum(-1)
     begins = ids.shape[1] - lengths  # (C,): where each candidate begins
     prompt_lengths = (batch["attention_mask"].bool() & ~scored)[first].sum(-1)
-    prompts, prompt_mask = _cut(ids[first], begins[first] - prompt_lengths, prompt_lengths, "left")
-    candidates, mask = _cut(ids, begins, lengths, "right")
+    prompt_begins = begins[first] - prompt_lengths
+    # Prompts end in the last column, where their candidates follow; those begin in the first.
+    prompts, prompt_mask = _cut_out(ids[first], prompt_begins, prompt_lengths, pad_side="left")
+    candidates, mask = _cut_out(ids, begins, lengths, pad_side="right")
 
     positions = positions_of(prompt_mask)
-    extra = accepted(model, position_ids=positions) | only_last(model, 1, ids.device)
-    longer = mask.shape[1] > 1
-    output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=longer, **extra)
+    keywords = accepted(model, position_ids=positions) | only_last(model, 1, ids.device)
+    has_longer = mask.shape[1] > 1  # candidates of more than one token
+    output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=has_longer, **keywords)
     # The last token of a prompt predicts the first of each of its candidates.
     first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
     total: Tensor = first_log_p[row_of, candidates[:, 0]]
-    if longer:
+    if has_longer:
+        # ``cache`` is the new name in transformers.
         name = "cache" if "cache" in accepted(model, cache=None) else "past_key_values"
         cache = output[name]
-        cache.batch_select_indices(row_of)
+        cache.batch_select_indices(row_of)  # each candidate gets a copy of its prompt's
         # Nothing is predicted from the last token, so it is not read.
-        steps = torch.arange(1, mask.shape[1], device=ids.device)
-        rest = model(
+        offsets = torch.arange(1, mask.shape[1], device=ids.device)
+        further = model(
             input_ids=candidates[:, :-1],
             attention_mask=torch.cat([prompt_mask[row_of], mask[:, :-1]], -1),
             use_cache=True,
             **{name: cache},
-            **accepted(model, position_ids=positions[row_of, -1:] + steps),
+            **accepted(model, position_ids=positions[row_of, -1:] + offsets),
         )
-        total = total + (_log_likelihoods(rest.logits, candidates[:, 1:]) * mask[:, 1:]).sum(-1)
+        further_log_p = _token_log_likelihoods(further.logits, candidates[:, 1:])
+        total = total + (further_log_p * mask[:, 1:]).sum(-1)
     return total / batch["divisors"].to(total.device)
 
 
-def _cut(ids: Tensor, begins: Tensor, lengths: Tensor, pads: str) -> tuple[Tensor, Tensor]:
-    """Ids and mask of ``lengths`` tokens of each sequence, padded on one side."""
+def _cut_out(
+    ids: Tensor, begins: Tensor, lengths: Tensor, *, pad_side: str
+) -> tuple[Tensor, Tensor]:
+    """The tokens of a part of each sequence, as a padded batch with its mask.
+
+    Args:
+        ids: of whole sequences (B, T).
+        begins: where the part of each begins (B,).
+        lengths: how many tokens it has (B,); the longest of M.
+        pad_side: ``left`` or ``right``.
+
+    Returns:
+        Ids and mask, (B, M).
+    """
     longest = int(lengths.max())
+    # The place of each column in its part; below 0, or past the length, it is a pad.
     offsets = torch.arange(longest, device=ids.device).expand(len(ids), -1)
-    if pads == "left":
+    if pad_side == "left":
         offsets = offsets - (longest - lengths)[:, None]
-    real = (offsets >= 0) & (offsets < lengths[:, None])
+    is_token = (offsets >= 0) & (offsets < lengths[:, None])
     indices = (begins[:, None] + offsets).clamp(0, ids.shape[1] - 1)
-    return ids.gather(1, indices).masked_fill(~real, 0), real.long()
+    return ids.gather(1, indices).masked_fill(~is_token, 0), is_token.long()
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -112,8 +129,8 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def accepted(model: Any, **extra: Any) -> dict[str, Any]:
     """The keywords that the transformers model's ``forward`` names among its parameters."""
-    takes = _parameters(model)
-    return {name: value for name, value in extra.items() if name in takes}
+    parameters = _forward_parameters(model)
+    return {name: value for name, value in extra.items() if name in parameters}
 
 
 def only_last(model: Any, count: int, device: torch.device) -> dict[str, Any]:
@@ -122,14 +139,15 @@ def only_last(model: Any, count: int, device: torch.device) -> dict[str, Any]:
     Given as a number, transformers cuts a view, of which torch on a CPU multiplies each sequence
     with the head by itself (seven times as long); given as places, it gathers.
     """
-    takes = _parameters(model).get("logits_to_keep")
-    if takes is None:
+    parameter = _forward_parameters(model).get("logits_to_keep")
+    if parameter is None:
         return {}
-    gathers = "Tensor" in str(takes.annotation)
-    return {"logits_to_keep": torch.arange(-count, 0, device=device) if gathers else count}
+    if "Tensor" in str(parameter.annotation):
+        return {"logits_to_keep": torch.arange(-count, 0, device=device)}
+    return {"logits_to_keep": count}
 
 
-def _parameters(model: Any) -> Mapping[str, inspect.Parameter]:
+def _forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the transformers model's ``forward``."""
     while hasattr(model, "module"):  # a wrapper for several processes
         model = model.module

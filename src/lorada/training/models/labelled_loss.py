@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorada.data.tokenize import IGNORED
+from lorada.data.batches import IGNORED
 
 CHUNK_BYTES = 2**25  # of the fp32 logits of a chunk
 SAMPLE = 32  # tokens that are compared with the model's own loss
@@ -37,24 +37,27 @@ class ChunkedLoss(torch.autograd.Function):
 
         The gradients for ``states``, h_t (n, D), are made here too; nothing in ``head``, W, trains.
         """
-        wanted, losses, grads = ctx.needs_input_grad[0], [], []
-        for piece, aims in zip(states.split(chunk), targets.split(chunk), strict=True):
-            with torch.set_grad_enabled(wanted):
-                piece = piece.detach().requires_grad_(wanted)
-                logits = head.forward(piece).float()
-                loss = F.cross_entropy(logits, aims.to(logits.device), reduction="none")
+        needs_grad = ctx.needs_input_grad[0]
+        losses: list[Tensor] = []
+        state_grads: list[Tensor] = []
+        for h, y in zip(states.split(chunk), targets.split(chunk), strict=True):
+            with torch.set_grad_enabled(needs_grad):
+                h = h.detach().requires_grad_(needs_grad)
+                logits = head.forward(h).float()
+                loss = F.cross_entropy(logits, y.to(logits.device), reduction="none")
             losses.append(loss.detach())
-            if wanted:
-                grads += torch.autograd.grad(loss, piece, torch.ones_like(loss))
-        ctx.save_for_backward(torch.cat(grads) if wanted else None)
+            if needs_grad:
+                # Here and not in ``backward``, so that the logits of a chunk can be freed.
+                state_grads += torch.autograd.grad(loss, h, torch.ones_like(loss))
+        ctx.save_for_backward(torch.cat(state_grads) if needs_grad else None)
         return torch.cat(losses).to(states.device)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient for ``states``, made in ``forward``, times those of the losses."""
-        (grad,) = ctx.saved_tensors
-        return grad * pull[:, None].to(grad.dtype), None, None, None
+    def backward(ctx: Any, loss_grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient for ``states``, made in ``forward``, times those of the losses (n,)."""
+        (state_grads,) = ctx.saved_tensors
+        return state_grads * loss_grads[:, None].to(state_grads.dtype), None, None, None
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,27 @@ class LabelledLoss:
         """
         head, labels = self.bare.get_output_embeddings(), inputs["labels"][:, 1:]
         # How many there are is read from the device once; with a mask, in the backward pass too.
-        rows, places = (labels != IGNORED).nonzero(as_tuple=True)
-        targets = labels[rows, places]
+        rows, tokens = (labels != IGNORED).nonzero(as_tuple=True)
+        targets = labels[rows, tokens]
         losses: Tensor | None = None
 
-        def take(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            """The states that the head reads in place of all."""
+        def keep_labelled(_: nn.Module, head_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            """The states that the head reads in place of all; none if their loss is made here."""
             nonlocal losses
-            states = given[0]
-            chosen = states[rows.to(states.device), places.to(states.device)]
-            with torch.enable_grad():  # what trains may be shared with another module: ask for none
-                nothing = head.forward(states[0, :0].detach())
-            if nothing.requires_grad or not self.plain:
-                return chosen[None], *given[1:]
-            chunk = max(1, CHUNK_BYTES // (4 * nothing.shape[-1]))
-            losses = ChunkedLoss.apply(chosen, targets, head, chunk)
-            return states[:1, :0], *given[1:]  # all its logits are used already
+            states, *others = head_inputs
+            labelled_states = states[rows.to(states.device), tokens.to(states.device)]
+            # Whether the head trains is seen by what it makes of no token: its weights may be
+            # shared with another module, or be an adapter's.
+            with torch.enable_grad():
+                no_logits = head.forward(states[0, :0].detach())
+            if no_logits.requires_grad or not self.plain:
+                return labelled_states[None], *others
+            vocabulary = no_logits.shape[-1]
+            chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
+            losses = ChunkedLoss.apply(labelled_states, targets, head, chunk)
+            return states[:1, :0], *others  # all its logits are used already
 
-        with head.register_forward_pre_hook(take):
+        with head.register_forward_pre_hook(keep_labelled):
             outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
         if losses is None:
             logits = outputs["logits"][0].float()
@@ -109,39 +115,53 @@ def find_labelled_loss(model: nn.Module, inputs: dict[str, Any]) -> LabelledLoss
 
     ``inputs`` are a batch with at least one label that counts; all its tensors are (B, T).
     """
-    counted = inputs["labels"][:, 1:] != IGNORED
-    row = int(counted.sum(-1).argmax())
-    stop = int(counted[row].nonzero().max()) + 2
-    part = slice(row, row + 1), slice(max(0, stop - SAMPLE), stop)
-    training = model.training
+    sample = _sample(inputs)
+    was_training = model.training
     model.eval()  # no dropout: nothing random may happen here
     try:
-        return _compared(
-            model, {k: x[part] if isinstance(x, Tensor) else x for k, x in inputs.items()}
-        )
+        return _fitting_loss(model, sample)
     finally:
-        model.train(training)
+        model.train(was_training)
 
 
-def _compared(model: Any, inputs: dict[str, Any]) -> LabelledLoss | None:
-    """The loss for a model, if it agrees with the model's own."""
+def _sample(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The last tokens that count, and some before them, of the row that has the most."""
+    counted = inputs["labels"][:, 1:] != IGNORED
+    row = int(counted.sum(-1).argmax())
+    stop = int(counted[row].nonzero().max()) + 2  # after the last label, whose column is one more
+    part = slice(row, row + 1), slice(max(0, stop - SAMPLE), stop)
+    sample = {}
+    for name, value in inputs.items():
+        sample[name] = value[part] if isinstance(value, Tensor) else value
+    return sample
+
+
+def _fitting_loss(model: Any, inputs: dict[str, Any]) -> LabelledLoss | None:
+    """The loss for a model, if it agrees with the model's own on a batch of one row."""
     head, labels = model.get_output_embeddings(), inputs["labels"]
     if head is None:
         return None
-    raw: list[Tensor] = []  # logits as the head gives them
-    with head.register_forward_hook(lambda *given: raw.append(given[-1].clone())):
-        own = model(**inputs)
-    known = len(raw) == 1 and isinstance(own, dict) and own.get("loss") is not None
-    if not known or own["logits"].shape[:2] != labels.shape:  # virtual tokens have other shapes
+    head_outputs: list[Tensor] = []
+    with head.register_forward_hook(lambda *call: head_outputs.append(call[-1].clone())):
+        outputs = model(**inputs)
+    if len(head_outputs) != 1:  # the head is called in pieces, or for something else too
         return None
-    logits, expected = own["logits"].float(), own["loss"]
-    loss = F.cross_entropy(logits[0, :-1], labels[0, 1:].to(logits.device), ignore_index=IGNORED)
-    size = max(1.0, loss.item())
-    if abs(loss.item() - expected.item()) > ROUNDING * torch.finfo(expected.dtype).eps * size:
+    if not isinstance(outputs, dict) or outputs.get("loss") is None:
         return None
-    found = LabelledLoss(model, plain=torch.equal(raw[0].float(), logits))
+    if outputs["logits"].shape[:2] != labels.shape:  # virtual tokens have other shapes
+        return None
+    logits, own_loss = outputs["logits"].float(), outputs["loss"]
+    # First that the model's loss is the mean over its logits, and nothing more.
+    mean = F.cross_entropy(logits[0, :-1], labels[0, 1:].to(logits.device), ignore_index=IGNORED)
+    size = max(1.0, mean.item())
+    rounding = ROUNDING * torch.finfo(own_loss.dtype).eps * size
+    if abs(mean.item() - own_loss.item()) > rounding:
+        return None
+    # Then that the model takes the labelled tokens alone, with the same loss.
+    labelled_loss = LabelledLoss(model, plain=torch.equal(head_outputs[0].float(), logits))
     try:
-        loss = found(model, inputs)[0].mean()
+        losses, _, _ = labelled_loss(model, inputs)
     except (RuntimeError, ValueError, IndexError):  # its forward wants all tokens
         return None
-    return found if abs(loss.item() - expected.item()) <= NEAR * size else None
+    is_near = abs(losses.mean().item() - own_loss.item()) <= NEAR * size
+    return labelled_loss if is_near else None

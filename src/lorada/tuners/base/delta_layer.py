@@ -45,11 +45,13 @@ class DeltaLayer(LoradaTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of the linear layer plus the term of each active adapter."""
         if self._disable_adapters and self.merged:
-            self.unmerge()
+            self.unmerge()  # as PEFT's layers do: a disabled adapter must not act from the weights
         output: Tensor = self.base_layer(x, *args, **kwargs)
         result = output
-        for name in [] if self.merged else self.active_here():
-            result = result + self.scaled(name, self.term(name, x, output))
+        if not self.merged:
+            for name in self.active_here():
+                # Each term reads x or W x, never another's sum, so their order does not matter.
+                result = result + self.scaled(name, self.term(name, x, output))
         return result.to(output.dtype)
 
 
@@ -67,17 +69,29 @@ class DeltaModel(LoradaTuner):
     ) -> LoradaPeftConfig:
         config: Any = peft_config
         if config.target_modules is None:
-            kind, known = model_config.get("model_type"), self.target_module_mapping
-            if known and kind not in known:
-                raise ValueError(
-                    f"{type(config).__name__} has no default target_modules for {kind} models: "
-                    f"choose some of {listed(self.candidates(config))}"
-                )
-            config.target_modules = list(known[kind]) if known else layer_linear_names(self.model)
+            config.target_modules = self._default_targets(config, model_config.get("model_type"))
         return peft_config
 
+    def _default_targets(self, config: Any, model_type: str | None) -> list[str]:
+        """The ``target_modules`` of a config that names none."""
+        defaults: Any = self.target_module_mapping
+        if not defaults:
+            return layer_linear_names(self.model)
+        if model_type not in defaults:
+            raise ValueError(
+                f"{type(config).__name__} has no default target_modules for {model_type} models: "
+                f"choose some of {listed(self.candidates(config))}"
+            )
+        return list(defaults[model_type])
+
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
@@ -87,6 +101,6 @@ class DeltaModel(LoradaTuner):
                     f"not a linear layer; this model has {listed(self.candidates(config))}"
                 )
             layer = self.tuner_layer_cls(target)
-            self._replace_module(parent, own, layer, target)
+            self._replace_module(parent, target_name, layer, target)
         layer.update_layer(name, config, self.model, current_key)
         layer.train(target.training)

@@ -29,9 +29,13 @@ def is_wrapper(module: Any) -> TypeGuard[BaseTunerLayer]:
 
 def layer_kind(layer: nn.Module) -> type:
     """The class by which a tuner finds its layers; AdaLoRA's layers are also LoRA layers."""
-    kinds = {tuner.tuner_layer_cls for tuner in PEFT_TYPE_TO_TUNER_MAPPING.values()
-             if hasattr(tuner, "tuner_layer_cls")}  # fmt: skip
-    return next((cls for cls in type(layer).__mro__ if cls in kinds), type(layer))
+    tuners = PEFT_TYPE_TO_TUNER_MAPPING.values()
+    kinds = {tuner.tuner_layer_cls for tuner in tuners if hasattr(tuner, "tuner_layer_cls")}
+    # The nearest class that a tuner looks for: layers of PEFT are often subclasses of it.
+    for cls in type(layer).__mro__:
+        if cls in kinds:
+            return cls
+    return type(layer)
 
 
 def linear_of(module: nn.Module) -> nn.Linear | Conv1D | None:
@@ -49,6 +53,7 @@ def matrix(linear: Any) -> Tensor:
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether the weight of a linear layer is a matrix of floating point numbers, not quantised."""
+    # bitsandbytes and others have subclasses of ``nn.Parameter``, or whole numbers.
     weight: Any = getattr(linear, "weight", None)
     return type(weight) is nn.Parameter and weight.dtype.is_floating_point
 
@@ -65,17 +70,17 @@ def plain_matrix(linear: nn.Module, wish: str) -> Tensor:
 
 def linears(model: nn.Module) -> dict[str, Any]:
     """The linear layers of a model or of one module, by the name of their outermost wrapper."""
-    found: dict[str, Any] = {}
-    outer = None  # the last tuner layer; linear layers inside it belong to adapters
+    linears_by_name: dict[str, Any] = {}
+    tuner_layer = None  # the name of the last one; linear layers inside it belong to adapters
     for name, module in model.named_modules():
-        if outer is not None and name.startswith(f"{outer}."):
+        if tuner_layer is not None and name.startswith(f"{tuner_layer}."):
             continue
         if isinstance(module, BaseTunerLayer):
-            outer = name
+            tuner_layer = name
         linear = linear_of(module)
         if name and linear is not None:
-            found[name] = linear
-    return found
+            linears_by_name[name] = linear
+    return linears_by_name
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -85,28 +90,37 @@ def linear_names(model: nn.Module) -> list[str]:
 
 def layer_linear_names(model: nn.Module) -> list[str]:
     """Names, within a layer, of the linear layers of a model's repeated layers."""
-    names = ((name, within_layer(name)) for name in linears(model))
-    return list(dict.fromkeys(short for name, short in names if short != name))
+    names: dict[str, None] = {}  # in order, each once
+    for full_name in linears(model):
+        name = within_layer(full_name)
+        if name != full_name:
+            names[name] = None
+    return list(names)
 
 
 def wrappers(model: nn.Module) -> dict[str, list[BaseTunerLayer]]:
     """The tuner layers around each wrapped module, outermost first, by the module's name."""
-    found = {}
+    chains = {}
     for name, module in model.named_modules():
-        if is_wrapper(module) and not name.endswith(BASE_LAYER):
-            chain = [module]
-            while is_wrapper(inner := chain[-1].base_layer):
-                chain.append(inner)
-            found[name] = chain
-    return found
+        # Wrappers within another are in that one's chain.
+        if not is_wrapper(module) or name.endswith(BASE_LAYER):
+            continue
+        chain = []
+        wrapped: Any = module
+        while is_wrapper(wrapped):
+            chain.append(wrapped)
+            wrapped = wrapped.base_layer
+        chains[name] = chain
+    return chains
 
 
 def has_adapter(layer: BaseTunerLayer, adapter_name: str) -> bool:
     """Whether a tuner layer has weights of an adapter."""
     # Weights that all layers of a model share, as VB-LoRA's, are not a layer's own; ``r`` is.
     ranks = getattr(layer, "r", None)
-    own = not isinstance(ranks, dict) or adapter_name in ranks
-    return own and adapter_name in layer._get_available_adapters()
+    if isinstance(ranks, dict) and adapter_name not in ranks:
+        return False
+    return adapter_name in layer._get_available_adapters()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ them changes only that one; merged they are two, and the config must say so, or 
 import copy
 import inspect
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -55,25 +55,39 @@ def refuse_nonlinear(model: nn.Module, names: list[str]) -> None:
     Each such layer is tried on random tokens, so this holds for any tuner. A quantised layer is
     not: one part alone is on it then, which its own tuner merges or not.
     """
-    for place, chain in wrappers(model).items():
-        own = [layer for layer in chain if any(has_adapter(layer, name) for name in names)]
+    for module_name, chain in wrappers(model).items():
+        adapter_layers = layers_with(chain, names)
         linear: Any = linear_of(chain[0])
-        if not own or linear is None or not is_plain(linear):
+        if not adapter_layers or linear is None or not is_plain(linear):
             continue
         with onload_layer(chain[0]):
             if _is_linear(chain, linear, names):
                 continue
-            alone = [layer for layer in own if not _is_linear(chain, linear, names, only=layer)]
-        kinds = sorted({layer_kind(layer).__name__ for layer in alone or own})
+            # Which of the layers are to blame; if each alone is linear, all of them are together.
+            nonlinear = []
+            for layer in adapter_layers:
+                if not _is_linear(chain, linear, names, only=layer):
+                    nonlinear.append(layer)
+        kinds = sorted({layer_kind(layer).__name__ for layer in nonlinear or adapter_layers})
         raise UnmergeableError(
-            f"{' and '.join(kinds)} on {place} is not linear in each token, so it cannot be merged "
-            "into the weights: keep it as an adapter"
+            f"{' and '.join(kinds)} on {module_name} is not linear in each token, so it cannot be "
+            "merged into the weights: keep it as an adapter"
         )
+
+
+def layers_with(chain: Iterable[Any], names: Iterable[str]) -> list[Any]:
+    """The layers around a module that have weights of at least one of some adapters."""
+    names = list(names)
+    return [layer for layer in chain if _has_any(layer, names)]
+
+
+def _has_any(layer: Any, names: list[str]) -> bool:
+    return any(has_adapter(layer, name) for name in names)
 
 
 @torch.no_grad()
 def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> bool:
-    """Whether a chain is W x + b of each token alone; of the adapters in one layer with ``only``.
+    """Whether a chain is f(x) = W x + b of each token alone; of the adapters in ``only`` if given.
 
     It is, if a mixture of two tokens is mapped to the same mixture of what they are mapped to, and
     a token of a sequence to what it is mapped to without the others.
@@ -82,18 +96,28 @@ def _is_linear(chain: Any, linear: Any, names: list[str], only: Any = None) -> b
     generator = torch.Generator().manual_seed(0)  # the user's random numbers stay as they are
     tokens = torch.randn(2, fan_in, generator=generator, dtype=torch.float64)
     # Each adds up to 1, so that a bias stays what it is; the last leaves the range of the tokens.
-    mixtures = torch.tensor([[0.3, 0.7], [3.0, -2.0], [-20.0, 21.0]], dtype=torch.float64)
-    inputs = torch.cat((tokens, mixtures @ tokens))
+    weights = torch.tensor([[0.3, 0.7], [3.0, -2.0], [-20.0, 21.0]], dtype=torch.float64)
+    inputs = torch.cat((tokens, weights @ tokens))
     with _computing(chain, linear, names, only):
         inputs = inputs.to(linear.weight)
-        together = chain[0](inputs[None])[0].double()
+        in_sequence = chain[0](inputs[None])[0].double()
         alone = chain[0](inputs[:, None])[:, 0].double()
-    outputs, mixtures = together[:2], mixtures.to(together)
-    gaps = torch.cat((together - alone, together[2:] - mixtures @ outputs)).abs().amax(1)
+    if not _are_rounded_alike(in_sequence, alone, in_sequence.abs()):
+        return False
+    of_tokens, of_mixtures = in_sequence.split((2, 3))
+    weights = weights.to(of_tokens)
     # A mixture is as exact as the outputs that are added up to it.
-    sizes = torch.cat((together.abs(), mixtures.abs() @ outputs.abs())).amax(1)
-    # A weight that is not a number is no dependence: ``safe_merge`` finds it.
-    return not bool((gaps > ROUNDING * sizes).any())
+    sizes = weights.abs() @ of_tokens.abs()
+    return _are_rounded_alike(of_mixtures, weights @ of_tokens, sizes)
+
+
+def _are_rounded_alike(outputs: Tensor, others: Tensor, sizes: Tensor) -> bool:
+    """Whether no output (tokens, out) differs by more than rounding, given how large its terms are.
+
+    A weight that is not a number counts as no difference: ``safe_merge`` finds it.
+    """
+    gaps = (outputs - others).abs().amax(1)
+    return not bool((gaps > ROUNDING * sizes.amax(1)).any())
 
 
 def merge_all(
@@ -101,26 +125,41 @@ def merge_all(
 ) -> None:
     """Merge adapters into the weights; without ``undo`` no copy of the weights before is kept."""
     for chain in wrappers(model).values():
-        together = [name for layer in chain for name in layer.merged_adapters]
-        together = list(dict.fromkeys([*together, *names]))
-        own = merged_together(chain, together)
+        # Adapters that are merged already and those to merge, each once and in this order.
+        together: dict[str, None] = {}
+        for layer in chain:
+            together |= dict.fromkeys(layer.merged_adapters)
+        together |= dict.fromkeys(names)
+        folded = folded_layers(chain, together)
         with onload_layer(chain[0]):
+            if not folded:
+                _merge_one_by_one(chain, names, safe_merge=safe_merge)
             # PEFT's function warns if nothing is left to merge.
-            if any(check_adapters_to_merge(layer, names) for layer in own):
+            elif any(check_adapters_to_merge(layer, names) for layer in folded):
                 unmerge_chain(chain)
-                _fold(chain, own, together, safe_merge, undo)
-            if own:
-                continue
-            for layer in reversed(chain):
-                if here := [name for name in names if has_adapter(layer, name)]:
-                    layer.merge(safe_merge=safe_merge, adapter_names=here)
+                _fold(chain, folded, list(together), safe_merge, undo)
 
 
-def merged_together(chain: list[Any], names: list[str]) -> list[Any]:
-    """The layers of some adapters around a module, if they are merged into what they compute."""
-    own = [layer for layer in chain if any(has_adapter(layer, name) for name in names)]
-    kinds = {cls.__name__ for layer in own for cls in type(layer).__mro__}
-    return own if linear_of(chain[0]) is not None and (len(own) > 1 or FOLDED & kinds) else []
+def _merge_one_by_one(chain: list[Any], names: list[str], *, safe_merge: bool) -> None:
+    """Let each layer around a module merge its adapters itself, from the inside out."""
+    for layer in reversed(chain):
+        names_in_layer = [name for name in names if has_adapter(layer, name)]
+        if names_in_layer:
+            layer.merge(safe_merge=safe_merge, adapter_names=names_in_layer)
+
+
+def folded_layers(chain: list[Any], names: Iterable[str]) -> list[Any]:
+    """The layers of some adapters around a module, if they are merged into what they compute.
+
+    Empty if they merge themselves, as one layer of PEFT alone does.
+    """
+    adapter_layers = layers_with(chain, names)
+    if linear_of(chain[0]) is None:
+        return []
+    class_names: set[str] = set()
+    for layer in adapter_layers:
+        class_names |= {cls.__name__ for cls in type(layer).__mro__}
+    return adapter_layers if len(adapter_layers) > 1 or FOLDED & class_names else []
 
 
 def unmerge_chain(chain: Any) -> None:
@@ -141,37 +180,45 @@ def _unfold(linear: nn.Module, layers: list[Any], before: dict[str, Tensor]) -> 
 
 
 @torch.no_grad()
-def _fold(chain: Any, own: list[Any], names: list[str], safe_merge: bool, undo: bool) -> None:
+def _fold(
+    chain: Any, adapter_layers: list[Any], names: list[str], safe_merge: bool, undo: bool
+) -> None:
+    """Put what a chain computes into its linear layer; ``adapter_layers`` are then merged."""
     linear = chain[-1].get_base_layer()
     plain_matrix(linear, "merging")
-    found = _linear_map(chain, linear, names)
-    if safe_merge and not all(torch.isfinite(value).all() for value in found.values()):
-        said = f"The adapter {', '.join(names)} seems to be broken"  # PEFT's text
-        raise ValueError(f"NaNs detected in the merged weights. {said}")
+    merged = _linear_map(chain, linear, names)
+    if safe_merge and not all(torch.isfinite(tensor).all() for tensor in merged.values()):
+        reason = f"The adapter {', '.join(names)} seems to be broken"  # PEFT's text
+        raise ValueError(f"NaNs detected in the merged weights. {reason}")
     before = {key: p.data for key, p in linear.named_parameters(recurse=False)}
     # A partial function and not a closure: a copy of the model unmerges its own layers.
-    unfold = partial(_unfold, linear, own, before) if undo else None
-    for key, value in found.items():
+    unfold = partial(_unfold, linear, adapter_layers, before) if undo else None
+    for key, tensor in merged.items():
         parameter = getattr(linear, key)
-        parameter.data = value.to(parameter.dtype).contiguous()
-    for layer in own:
+        parameter.data = tensor.to(parameter.dtype).contiguous()
+    for layer in adapter_layers:
         layer.merged_adapters = [name for name in names if has_adapter(layer, name)]
         layer.unmerge = unfold
 
 
 def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
-    """Weight and bias, as the linear layer stores them, of what a chain computes."""
+    """W = f(I) - f(0) and b = f(0) of what a chain computes, as the linear layer stores them."""
     fan_in, _ = _get_in_out_features(linear)
-    found = {}
+    merged = {}
     with _computing(chain, linear, names):
         zero = linear.weight.new_zeros(1, 1, fan_in)
         if linear.bias is not None:
-            found["bias"] = chain[0](zero)[0, 0]
+            merged["bias"] = chain[0](zero)[0, 0]
             linear.bias.data = torch.zeros_like(linear.bias)  # a large one would round the weight
-        units = torch.arange(fan_in, device=zero.device).split(ROWS)
-        rows = torch.cat([chain[0](F.one_hot(i, fan_in).to(zero)[None])[0] for i in units])
+        # Some unit vectors at a time; each is a token of a sequence, and gives a column of W.
+        columns = []
+        for indices in torch.arange(fan_in, device=zero.device).split(ROWS):
+            units = F.one_hot(indices, fan_in).to(zero)
+            columns.append(chain[0](units[None])[0])
+        rows = torch.cat(columns)  # Wᵀ, (in, out)
         rows = rows - chain[0](zero)[0]
-    return {"weight": rows if isinstance(linear, Conv1D) else rows.T, **found}
+    merged["weight"] = rows if isinstance(linear, Conv1D) else rows.T
+    return merged
 
 
 @contextmanager
@@ -180,20 +227,24 @@ def _computing(chain: Any, linear: nn.Module, names: list[str], only: Any = None
 
     With ``only`` just this layer of the chain does, and the others pass through what they wrap.
     """
-    wanted: list[tuple[Any, str, Any]]
-    wanted = [(module, "training", False) for module in chain[0].modules()]
+    # Attributes to set for the time of this context: owner, name and value.
+    changes: list[tuple[Any, str, Any]]
+    changes = [(module, "training", False) for module in chain[0].modules()]
     for module in (*chain, linear):
         # What stands beside the chain, such as a bottleneck at this place, is no part of it.
-        wanted += [(module, key, OrderedDict()) for key in ("_forward_hooks", "_forward_pre_hooks")]
+        changes.append((module, "_forward_hooks", OrderedDict()))
+        changes.append((module, "_forward_pre_hooks", OrderedDict()))
     for layer in chain:
-        wanted += [(layer, "_active_adapter", names), (layer, "merged_adapters", [])]
-        wanted += [(layer, "_disable_adapters", only is not None and layer is not only)]
+        changes.append((layer, "_active_adapter", names))
+        changes.append((layer, "merged_adapters", []))
+        changes.append((layer, "_disable_adapters", only is not None and layer is not only))
     # Adapters in 16 bits are widened too, or they would round what they add to each token.
-    tensors = [*chain[0].parameters(), *chain[0].buffers()]
-    wanted += [(x, "data", wide(x.data)) for x in tensors if x.dtype.is_floating_point]
-    before = [(owner, key, getattr(owner, key)) for owner, key, _ in wanted]
+    for tensor in (*chain[0].parameters(), *chain[0].buffers()):
+        if tensor.dtype.is_floating_point:
+            changes.append((tensor, "data", wide(tensor.data)))
+    before = [(owner, key, getattr(owner, key)) for owner, key, _ in changes]
     try:
-        for owner, key, value in wanted:
+        for owner, key, value in changes:
             setattr(owner, key, value)
         yield
     finally:
@@ -206,11 +257,11 @@ TIED = "tie_word_embeddings"
 
 def give_own_weights(model: nn.Module, names: list[str]) -> None:
     """Copy each weight that one of these adapters changes and that another module shares."""
-    users = Counter(
-        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
-    )
+    users: Counter[int] = Counter()  # id of a parameter → how many modules have it
+    for module in model.modules():
+        users.update(id(p) for p in module._parameters.values() if p is not None)
     for chain in wrappers(model).values():
-        if not any(has_adapter(layer, name) for layer in chain for name in names):
+        if not layers_with(chain, names):
             continue
         base = chain[-1].get_base_layer()
         for key, parameter in base._parameters.items():
@@ -242,8 +293,7 @@ def ties_settled(model: nn.Module) -> Iterator[None]:
 
 def _tie_or_untie(model: PreTrainedModel) -> None:
     tied = getattr(model, "all_tied_weights_keys", None) or {}  # models of others may lack it
-    found = [(model.get_parameter(one), model.get_parameter(other)) for one, other in tied.items()]
-    if all(one is other or torch.equal(one, other) for one, other in found):
+    if all(_are_equal(model, name, other) for name, other in tied.items()):
         if tied:
             model.tie_weights(recompute_mapping=False)
         return
@@ -251,11 +301,18 @@ def _tie_or_untie(model: PreTrainedModel) -> None:
         owner, _, key = target.rpartition(".")
         module = model.get_submodule(owner)
         module._parameters[key] = copy.deepcopy(module._parameters[key])
-    for part in model.modules():
-        if isinstance(part, PreTrainedModel):
-            part.all_tied_weights_keys = {}
-            if _only_ties(part):
-                part.config.tie_word_embeddings = False
+    # A model may have models within, each with a config of its own, which would tie them again.
+    for inner_model in model.modules():
+        if isinstance(inner_model, PreTrainedModel):
+            inner_model.all_tied_weights_keys = {}
+            if _only_ties(inner_model):
+                inner_model.config.tie_word_embeddings = False
+
+
+def _are_equal(model: nn.Module, name: str, other: str) -> bool:
+    """Whether two parameters of a model are one, or equal."""
+    parameter, other_parameter = model.get_parameter(name), model.get_parameter(other)
+    return parameter is other_parameter or torch.equal(parameter, other_parameter)
 
 
 def _only_ties(model: PreTrainedModel) -> bool:
@@ -264,9 +321,11 @@ def _only_ties(model: PreTrainedModel) -> bool:
     A T5 also scales its outputs by it, so its config is not changed. transformers does not tie
     weights that differ in the file; it warns.
     """
-    own = model.config.to_dict()
-    if TIED not in own:
+    settings = model.config.to_dict()
+    if TIED not in settings:
         return False
-    read = [type(model.config).from_dict({**own, TIED: tied}).to_dict() for tied in (True, False)]
-    changed = {key for key in own if read[0].get(key) != read[1].get(key)}
+    # A config may derive other settings from it when it is read.
+    read_as_tied = type(model.config).from_dict({**settings, TIED: True}).to_dict()
+    read_as_untied = type(model.config).from_dict({**settings, TIED: False}).to_dict()
+    changed = {key for key in settings if read_as_tied.get(key) != read_as_untied.get(key)}
     return changed == {TIED} and f"config.{TIED}" not in inspect.getsource(type(model).forward)

@@ -151,24 +151,31 @@ ANY_FORM = ("target_modules", "exclude_modules", "stacks", "parts")
 
 
 @cache
-def _kinds(cls: Any) -> dict[str, TypeAdapter[Any]]:
-    hints, strict = get_type_hints(cls, include_extras=True), ConfigDict(strict=True)
-    shared = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
-    own = [each.name for each in fields(cls) if each.init and each.name not in shared]
-    return {name: TypeAdapter(hints[name], config=strict) for name in own}
+def _type_adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
+    """What reads the values of a config's own fields, by name."""
+    types = get_type_hints(cls, include_extras=True)
+    unchecked = LoradaPeftConfig.__dataclass_fields__.keys() | set(ANY_FORM)
+    # Strict: "3" is no number, and a bool is none.
+    strict = ConfigDict(strict=True)
+    adapters: dict[str, TypeAdapter[Any]] = {}
+    for own_field in fields(cls):
+        if own_field.init and own_field.name not in unchecked:
+            adapters[own_field.name] = TypeAdapter(types[own_field.name], config=strict)
+    return adapters
 
 
 def check_values(config: Any) -> None:
     """Refuse a value that the type of its field does not take, in a line with both."""
-    for name, kind in _kinds(type(config)).items():  # type: ignore[arg-type]
+    for name, adapter in _type_adapters(type(config)).items():  # type: ignore[arg-type]
         value = getattr(config, name)
         try:
-            kind.validate_python(value)
+            adapter.validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
-            key = "".join(f"[{part!r}]" for part in first["loc"] if isinstance(part, str))
-            key = key if isinstance(value, dict) else ""
-            raise ValueError(f"{name}={value!r}: {key}{first['msg'].lower()}") from None
+            path = ""  # within a dictionary, as ['q_proj']
+            if isinstance(value, dict):
+                path = "".join(f"[{key!r}]" for key in first["loc"] if isinstance(key, str))
+            raise ValueError(f"{name}={value!r}: {path}{first['msg'].lower()}") from None
 
 
 def refuse_layers(config: object) -> None:

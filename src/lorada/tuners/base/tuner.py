@@ -58,8 +58,11 @@ class FrozenEntries(ByName, BufferDict):  # type: ignore[misc]
 def execution_device(module: nn.Module) -> torch.device | None:
     """The device to which accelerate brings a module's offloaded weights; None if not offloaded."""
     hook = getattr(module, "_hf_hook", None)
-    targets = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
-    return next((torch.device(target) for target in targets if target is not None), None)
+    for part in getattr(hook, "hooks", [hook]):  # several hooks are joined into one
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return None
 
 
 class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -123,10 +126,12 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Give the weights of an adapter the adapted module's dtype, unless that is quantised."""
-        dtypes = (parameter.dtype for parameter in self.get_base_layer().parameters())
-        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
-        for tensor in self.weights_of(adapter_name) if dtype is not None else ():
-            tensor.data = tensor.data.to(dtype)
+        dtypes = [parameter.dtype for parameter in self.get_base_layer().parameters()]
+        floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+        if not floating:
+            return
+        for tensor in self.weights_of(adapter_name):
+            tensor.data = tensor.data.to(floating[0])
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -191,28 +196,39 @@ HEADS_OF_PEFT = {
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
     """Restore a model if placing an adapter on it fails half-way."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    attributes = {module: dict(vars(module)) for module in model.modules()}
     # Children, hooks, names of adapters: restored in place, since a hook's handle knows its dict.
-    held = [value for _, attributes in before for value in attributes.values()
-            if isinstance(value, dict | list | set)]  # fmt: skip
-    contents = [value.copy() for value in held]
+    containers: list[dict[Any, Any] | list[Any] | set[Any]] = []
+    for attributes_of_module in attributes.values():
+        for value in attributes_of_module.values():
+            if isinstance(value, dict | list | set):
+                containers.append(value)
+    contents = [container.copy() for container in containers]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     except BaseException:
-        known = {id(module) for module, _ in before}
+        # Before its module is forgotten, a new part removes its hooks, wherever they are.
         for module in list(model.modules()):
-            if isinstance(module, AttachedLayer) and id(module) not in known:
+            if isinstance(module, AttachedLayer) and module not in attributes:
                 module.detach_from_host()
-        for module, attributes in before:
+        for module, attributes_of_module in attributes.items():
             vars(module).clear()
-            vars(module).update(attributes)
-        for value, content in zip(held, contents, strict=True):
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+            vars(module).update(attributes_of_module)
+        for container, content in zip(containers, contents, strict=True):
+            _refill(container, content)
         for parameter, requires_grad in trainable:
             parameter.requires_grad = requires_grad
         raise
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Put the content back into a dictionary, list or set, which stays the same object."""
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def refuse_unknown(tuner: BaseTuner, names: list[str]) -> None:
@@ -236,22 +252,22 @@ def refuse_known(model: nn.Module, adapter_name: str) -> None:
 
 def refuse_doubled(model: nn.Module, adapter_name: str) -> None:
     """Refuse a part in a module that the same adapter trains and saves as a whole copy."""
-    for name, whole in model.named_modules():
-        if not isinstance(whole, ModulesToSaveWrapper) or adapter_name not in whole.modules_to_save:
+    for module_name, wrapper, copies in heads_of(model, [adapter_name]):
+        if not copies:
             continue
-        for inner, layer in whole.modules_to_save[adapter_name].named_modules():
+        for name, layer in wrapper.modules_to_save[adapter_name].named_modules():
             if isinstance(layer, BaseTunerLayer):
                 raise ValueError(
-                    f"modules_to_save trains {name} whole, where a part of the stack has {inner}: "
-                    "leave the module out of one of them"
+                    f"modules_to_save trains {module_name} whole, where a part of the stack has "
+                    f"{name}: leave the module out of one of them"
                 )
 
 
 def heads_of(model: nn.Module, names: list[str]) -> Iterator[tuple[str, Any, list[str]]]:
     """The modules that are trained whole: name, wrapper, and which of some adapters have a copy."""
-    for place, module in model.named_modules():
+    for module_name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
-            yield place, module, [name for name in names if name in module.modules_to_save]
+            yield module_name, module, [name for name in names if name in module.modules_to_save]
 
 
 def activate_heads_of(model: nn.Module, names: list[str]) -> None:
@@ -263,23 +279,24 @@ def activate_heads_of(model: nn.Module, names: list[str]) -> None:
         ValueError: if several of the adapters have a copy of one module.
     """
     heads = list(heads_of(model, names))
-    for place, _, own in heads:
-        if len(own) > 1:
+    for module_name, _, names_with_copy in heads:
+        if len(names_with_copy) > 1:
             raise ValueError(
-                f"{' and '.join(own)} have each trained a copy of {place}, of which one can be "
-                "kept: merge one of these adapters"
+                f"{' and '.join(names_with_copy)} have each trained a copy of {module_name}, of "
+                "which one can be kept: merge one of these adapters"
             )
-    for _, module, own in heads:
-        if module.active_adapters != own:
-            module.set_adapter(own, inference_mode=True)
+    for _, module, names_with_copy in heads:
+        if module.active_adapters != names_with_copy:
+            module.set_adapter(names_with_copy, inference_mode=True)
 
 
 def refuse_other_heads(model: nn.Module, names: list[str]) -> None:
     """Refuse to merge adapters in place that have other heads than those that are active."""
-    for place, module, own in heads_of(model, names):
-        if module.active_adapters != own:
+    for module_name, module, names_with_copy in heads_of(model, names):
+        if module.active_adapters != names_with_copy:
+            active = " and ".join(module.active_adapters) or "the base"
             raise ValueError(
-                f"{place} is that of {' and '.join(module.active_adapters) or 'the base'}, and "
+                f"{module_name} is that of {active}, and "
                 f"{' and '.join(names)} is to be merged: call model.set_adapter({names[0]!r}) first"
             )
 
@@ -289,13 +306,24 @@ def refuse_absent(model: nn.Module, config: PeftConfig, task: Any) -> None:
 
     The heads of ``task``, PEFT's name of it, or of any task if it is None, are not refused.
     """
-    present = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    task = getattr(task, "value", task)
-    spared = {name for key, names in HEADS_OF_PEFT.items() if task in (None, key) for name in names}
+    named_modules = model.named_modules(remove_duplicate=False)
+    full_names = [name for name, _ in named_modules]
+    heads = _heads_of_task(getattr(task, "value", task))
     for name in getattr(config, "modules_to_save", None) or []:
-        if name not in spared and not any(full.endswith(name) for full in present):
-            own = {last for full in present if not (last := full.rpartition(".")[2]).isdigit()}
-            raise unknown_name("module in modules_to_save", str(name), own - {""})
+        # PEFT takes each module whose full name ends in it.
+        if name in heads or any(full_name.endswith(name) for full_name in full_names):
+            continue
+        last_names = {full_name.rpartition(".")[2] for full_name in full_names}
+        # Neither the model itself, whose name is empty, nor the members of lists.
+        module_names = {name for name in last_names if name and not name.isdigit()}
+        raise unknown_name("module in modules_to_save", str(name), module_names)
+
+
+def _heads_of_task(task: str | None) -> set[str]:
+    """The heads that PEFT adds to ``modules_to_save`` for a task; for any task if it is None."""
+    if task is not None:
+        return set(HEADS_OF_PEFT.get(task, ()))
+    return set().union(*HEADS_OF_PEFT.values())
 
 
 def check_fits(
@@ -316,20 +344,19 @@ def check_fits(
 
 
 def _misfit(model: nn.Module, state_dict: dict[str, Tensor]) -> str | None:
-    own = model.state_dict()
+    """What the weights were saved for, and where that shows; None if they fit."""
+    model_state = model.state_dict()
     # Where embeddings are in modules_to_save, PEFT saves them again by their names in the base.
-    again = tuple(
-        f"{name}." for name, one in model.named_modules() if isinstance(one, ModulesToSaveWrapper)
-    )
+    saved_twice = tuple(f"{module_name}." for module_name, _, _ in heads_of(model, []))
     for key, tensor in state_dict.items():
-        if key not in own and key.startswith(again):
+        if key not in model_state and key.startswith(saved_twice):
             continue
-        if key not in own:
+        if key not in model_state:
             return f"architecture: this model has no place for {key}"
-        if own[key].shape != tensor.shape and own[key].dtype.is_floating_point:
+        if model_state[key].shape != tensor.shape and model_state[key].dtype.is_floating_point:
             return (
                 f"model size or head count: {key} is {tuple(tensor.shape)}, "
-                f"this model needs {tuple(own[key].shape)}"
+                f"this model needs {tuple(model_state[key].shape)}"
             )
     return None
 
@@ -359,8 +386,10 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             with all_or_nothing(model):
                 super().inject_adapter(model, adapter_name, *args, **kw)
         except NoMatchingPeftModuleError as error:
-            has = listed(self.candidates(config))
-            raise ValueError(f"{chosen(config)} matched no module; this model has {has}") from error
+            known = listed(self.candidates(config))
+            raise ValueError(
+                f"{choosing_settings(config)} matched no module; this model has {known}"
+            ) from error
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
@@ -413,8 +442,8 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
             if merge:
                 give_own_weights(self.model, names)
                 merge_all(self.model, names, safe_merge=kwargs.get("safe_merge", False), undo=False)
-                for place, chain in wrappers(self.model).items():
-                    parent, _, child = _get_submodules(self.model, place)
+                for module_name, chain in wrappers(self.model).items():
+                    parent, _, child = _get_submodules(self.model, module_name)
                     self._replace_module(parent, child, chain[-1].get_base_layer(), chain[0])
             detach_all(self.model)
             model: nn.Module = super()._unload_and_optionally_merge(merge, **kwargs)
@@ -482,24 +511,30 @@ class AttachedModel(LoradaTuner):
         matched = BaseTuner._check_target_module_exists(peft_config, key)
         if not matched:  # which also says whether the module was excluded
             return matched
-        names, stacks = key.split("."), getattr(peft_config, "stacks", None)
-        if stacks and not any(stack in names for stack in stacks):
+        path, stacks = key.split("."), getattr(peft_config, "stacks", None)
+        if stacks and not any(stack in path for stack in stacks):
             return False
         if key in self.hosts:
             return True
-        found = self.candidates(peft_config)
+        candidates = self.candidates(peft_config)
         # A namesake is left out, unless the user names its layer: some models mix kinds of
         # attention, and a norm behind all layers may have the name of one in the layers.
-        namesake = any(f".{key}".endswith(f".{name}") for name in found)
+        namesake = any(f".{key}".endswith(f".{name}") for name in candidates)
         if namesake and getattr(peft_config, "layers_to_transform", None) is None:
             return False
         raise ValueError(
             f"target_modules matches {key}, which is not {self.host_kind}; "
-            f"this model has {listed(found)}"
+            f"this model has {listed(candidates)}"
         )
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         layer = getattr(target, self.child, None)
         if layer is None:
@@ -514,17 +549,25 @@ class AttachedModel(LoradaTuner):
         layer.train(target.training)
 
 
-def chosen(config: Any) -> str:
+def choosing_settings(config: Any) -> str:
     """The settings of a config that choose modules, for an error: ``target_modules=['q_proj']``."""
-    values = {name: getattr(config, name, None) for name in CHOOSING}
-    shown = {name: sorted(v) if isinstance(v, set) else v for name, v in values.items()}
-    said = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
-    name = shown.get("target_modules")
-    plain = isinstance(name, str) and name.isidentifier()
-    return said + f" (a text is a regex of the whole name: write [{name}])" * plain
+    sentences = []
+    for name in CHOOSING:
+        value = getattr(config, name, None)
+        if value is not None:
+            if isinstance(value, set):
+                value = sorted(value)  # as a set has another order in each process
+            sentences.append(f"{name}={value!r}")
+    text = ", ".join(sentences)
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets.isidentifier():
+        text += f" (a text is a regex of the whole name: write [{targets}])"
+    return text
 
 
 def listed(names: list[str]) -> str:
     """Names for an error: the first of them, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else ""
-    return (", ".join(names[:MOST_NAMES]) or "none") + more
+    text = ", ".join(names[:MOST_NAMES]) or "none"
+    if len(names) > MOST_NAMES:
+        text += f" and {len(names) - MOST_NAMES} more"
+    return text

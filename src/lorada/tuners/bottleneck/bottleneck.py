@@ -56,6 +56,7 @@ def hook_at(layer: nn.Module, point: str, change: Change, *, first: bool = False
 
 
 def _hook(side: str, change: Change, module: nn.Module, first: bool = False) -> RemovableHandle:
+    """Call ``change`` with a module's first input (``in``) or its output."""
     # Partial functions and not closures: a deep copy of the model then calls its own adapters.
     if side == "in":
         return module.register_forward_pre_hook(
@@ -70,7 +71,7 @@ def _change_input(
     if args:
         changed = change(args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
-    name = next(iter(kwargs))
+    name = next(iter(kwargs))  # the first input may be passed by its name
     changed = change(kwargs[name])
     return None if changed is None else (args, {**kwargs, name: changed})
 
@@ -121,7 +122,8 @@ class LayerOutput:
         """The output of the layer after all changes."""
         for change in self.changes:
             changed = _change_output(change, None, (), output)
-            output = output if changed is None else changed
+            if changed is not None:
+                output = changed
         return output
 
     def _before(self, layer: Any, args: Any) -> None:
@@ -210,7 +212,9 @@ class BottleneckConfig(LoradaPeftConfig):
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        for name, value in vars(PLACEMENTS.get(self.placement, PLACEMENTS["ffn"])).items():
+        # A placement that does not exist is refused below, by the type of its field.
+        defaults = PLACEMENTS.get(self.placement, PLACEMENTS["ffn"])
+        for name, value in vars(defaults).items():
             if name != "linears" and getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
@@ -249,11 +253,9 @@ class BottleneckLayer(AttachedLayer):
         self._saved: dict[str, Tensor] = {}
         # Save y before other adapters add to it, also those that were placed before this one.
         first = insertion.input in ("y + x", "LN(y + x)")
-        self._handles = [
-            hook_at(layer, point, partial(self._save, name), first=first)
-            for name, points in insertion.saves.items()
-            for point in points
-        ]
+        for name, points in insertion.saves.items():
+            for point in points:
+                self._handles.append(hook_at(layer, point, partial(self._save, name), first=first))
         self._handles.append(hook_at(layer, insertion.add_at, self._add))
 
     @property
@@ -303,8 +305,11 @@ class BottleneckLayer(AttachedLayer):
         norm = (self.lora_norm_weight(name), self.lora_norm_bias(name)) if has_norm else None
 
         def narrowed(x: Tensor) -> Tensor:
+            """D x + b_D, (…, r)."""
             hidden = x.to(down.dtype)
-            hidden = hidden if norm is None else F.layer_norm(hidden, norm[0].shape, *norm)
+            if norm is not None:
+                weight, bias = norm
+                hidden = F.layer_norm(hidden, weight.shape, weight, bias)
             return F.linear(hidden, down, down_bias)
 
         # Of a narrower input no wide copy is kept, which has as many numbers as the input.
@@ -355,7 +360,8 @@ class BottleneckModel(AttachedModel):
     def default_targets(self, config: BottleneckConfig) -> list[str]:
         """All of them, or the linear layers that the placement is for."""
         linears = PLACEMENTS[config.placement].linears
-        if not {name.rpartition(".")[2] for name in self.hosts}.issuperset(linears):
+        own_names = {name.rpartition(".")[2] for name in self.hosts}
+        if not own_names.issuperset(linears):
             raise ValueError(
                 f"placement={config.placement!r} is for {' and '.join(linears)}: give "
                 f"target_modules; this model has {listed(self.candidates(config))}"
@@ -371,7 +377,13 @@ class BottleneckModel(AttachedModel):
         )
 
     def _create_and_replace(
-        self, config: Any, name: str, target: Any, own: str, parent: nn.Module, current_key: str
+        self,
+        config: Any,
+        name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
     ) -> None:
         insertion = self.insertions[current_key]
         holder = insertion.layer.get_submodule(insertion.holder)

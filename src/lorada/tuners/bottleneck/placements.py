@@ -85,19 +85,23 @@ def _fc_post_ln(*other_norms: str) -> FfnLayout:
 
 
 def _is(*names: str) -> Condition:
+    """Whether a layer is of a class with one of these names, or of a subclass."""
     return lambda layer: any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
 # Both kinds have the same modules. They differ in an attribute (OPT) or in their class (others).
+_is_known_pre_ln = _is(
+    "MBartEncoderLayer", "MBartDecoderLayer", "WhisperEncoderLayer", "WhisperDecoderLayer"
+)
+_is_known_post_ln = _is("BartEncoderLayer", "BartDecoderLayer")
+
+
 def _is_pre_ln(layer: nn.Module) -> bool:
-    known = _is("MBartEncoderLayer", "MBartDecoderLayer", "WhisperEncoderLayer",
-                "WhisperDecoderLayer")  # fmt: skip
-    return known(layer) or bool(getattr(layer, "do_layer_norm_before", False))
+    return _is_known_pre_ln(layer) or bool(getattr(layer, "do_layer_norm_before", False))
 
 
 def _is_post_ln(layer: nn.Module) -> bool:
-    known = _is("BartEncoderLayer", "BartDecoderLayer")
-    return known(layer) or not getattr(layer, "do_layer_norm_before", True)
+    return _is_known_post_ln(layer) or not getattr(layer, "do_layer_norm_before", True)
 
 
 def _is_serial(layer: nn.Module) -> bool:
@@ -167,14 +171,22 @@ ATTENTIONS = (
 
 def ffn_layout_of(layer: nn.Module) -> FfnLayout | None:
     """The first layout that fits a layer; None if none does."""
-    names = {name for name, _ in layer.named_modules()}
-    own_norms = {name for name, _ in layer.named_children() if re.search(r"norm|^ln_", name)}
     for layout in FFN_LAYOUTS:
-        points = (*layout.residual, *layout.input, layout.end)
-        needed = {layout.module, *layout.norms, *(point.rpartition(".")[0] for point in points)}
-        if needed <= names and own_norms <= set(layout.norms) and layout.when(layer):
+        if _layout_fits(layout, layer):
             return layout
     return None
+
+
+def _layout_fits(layout: FfnLayout, layer: nn.Module) -> bool:
+    """Whether a layer has all modules of a layout and no norm beside them."""
+    hook_points = (*layout.residual, *layout.input, layout.end)
+    needed = {layout.module, *layout.norms}
+    needed |= {point.rpartition(".")[0] for point in hook_points}  # the layer itself is ""
+    if not needed <= {name for name, _ in layer.named_modules()}:
+        return False
+    # A further norm tells another kind of layer, as Gemma 2's from Llama's.
+    own_norms = {name for name, _ in layer.named_children() if re.search(r"norm|^ln_", name)}
+    return own_norms <= set(layout.norms) and layout.when(layer)
 
 
 def attentions_of(layer: nn.Module) -> list[tuple[str, str]]:
@@ -236,42 +248,53 @@ def insertions(model: nn.Module, placement: str) -> dict[str, Insertion]:
     """The adapters that a placement can put in a model, by the name of the target."""
     # Layers are the modules of lists. A module in a list within a layer, such as an expert, is a
     # layer of that list, which comes last.
-    return {
-        f"{name}.{insertion.target}": insertion
-        for name, layer in model.named_modules()
-        if name.rpartition(".")[2].isdigit()
-        for insertion in _in_layer(layer, placement)
-    }
+    by_target = {}
+    for name, layer in model.named_modules():
+        if name.rpartition(".")[2].isdigit():
+            for insertion in _insertions_in(layer, placement):
+                by_target[f"{name}.{insertion.target}"] = insertion
+    return by_target
 
 
-def _in_layer(layer: nn.Module, placement: str) -> list[Insertion]:
+def _insertions_in(layer: nn.Module, placement: str) -> list[Insertion]:
+    """The adapters that a placement can put in one layer."""
     if PLACEMENTS[placement].linears:
         return [_at_linear(layer, name, placement) for name in linears(layer)]
     if placement == "pa_attn":
         return [_beside_attention(layer, *names) for names in attentions_of(layer)]
-    ffn = ffn_layout_of(layer)
     if placement == "houlsby":
-        # Behind each attention, on its output projection.
-        found = [_at_linear(layer, name, placement) for _, name in attentions_of(layer)]
-        # T5 has layers with only an FFN.
-        attends = any("ttention" in type(module).__name__ for module in layer.modules())
-        if ffn is not None and (found or not attends):
-            found.append(_behind_ffn(layer, ffn))
-        return found
+        return _houlsby_insertions(layer)
+    ffn = ffn_layout_of(layer)
     if ffn is None:
         return []
     return [_beside_ffn(layer, ffn) if placement == "ffn" else _behind_residual_sum(layer, ffn)]
 
 
+def _houlsby_insertions(layer: nn.Module) -> list[Insertion]:
+    """An adapter behind each attention, on its output projection, and one behind the FFN."""
+    projections = [projection for _, projection in attentions_of(layer)]
+    behind_attention = [_at_linear(layer, name, "houlsby") for name in projections]
+    ffn = ffn_layout_of(layer)
+    if ffn is None:
+        return behind_attention
+    # A layer with an attention that is not known here gets none, rather than one of its two. T5 has
+    # layers with only an FFN, which get it.
+    attends = any("ttention" in type(module).__name__ for module in layer.modules())
+    if attends and not behind_attention:
+        return []
+    return [*behind_attention, _behind_ffn(layer, ffn)]
+
+
 def _widths(layer: nn.Module, linear: str) -> tuple[int, int]:
     """Widths of input and output of a linear layer, wrapped or not."""
-    found: tuple[int, int] = _get_in_out_features(linear_of(layer.get_submodule(linear)))
-    return found
+    widths: tuple[int, int] = _get_in_out_features(linear_of(layer.get_submodule(linear)))
+    return widths
 
 
 def _at_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
-    parent, _, own = name.rpartition(".")
-    where = (layer, name, parent, f"bneck_{placement}_{own}")
+    """Wx + A(x) at a linear layer for ``parallel``, else Wx + A(Wx)."""
+    parent, _, own_name = name.rpartition(".")
+    where = (layer, name, parent, f"bneck_{placement}_{own_name}")
     fan_in, fan_out = _widths(layer, name)
     if placement == "parallel":
         return Insertion(*where, f"{name}.out", {"x": (f"{name}.in",)}, widths=(fan_in, fan_out))
@@ -279,6 +302,7 @@ def _at_linear(layer: nn.Module, name: str, placement: str) -> Insertion:
 
 
 def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Insertion:
+    """A(x) of an attention's input x, added to its heads."""
     # The heads are the input of the output projection. If the projection is outside of the
     # attention module, they are also the module's output.
     inside = projection.startswith(f"{attention}.")
@@ -291,11 +315,13 @@ def _beside_attention(layer: nn.Module, attention: str, projection: str) -> Inse
 
 
 def _beside_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
+    """A(x), added to y at the end of the FFN."""
     saves = {"residual": ffn.residual, "normed": ffn.input}  # the values of ``adapter_input``
     return Insertion(layer, ffn.module, ffn.module, "bneck", ffn.end, saves)
 
 
 def _behind_ffn(layer: nn.Module, ffn: FfnLayout) -> Insertion:
+    """A(y), added to y at the end of the FFN."""
     where = (layer, ffn.module, ffn.module, "bneck_houlsby")
     # He et al. normalise the input only of the adapters behind attention.
     if not ffn.output:

@@ -28,7 +28,10 @@ PAPER_DIMS = {4096: (16, 8, 8, 4), 5120: (16, 8, 8, 5)}
 
 def pairs(axes: int) -> list[tuple[int, int]]:
     """The pairs of axes, counted from 1, in the order in which their gates act: (n, n-1) first."""
-    return [(a, b) for a in range(axes, 1, -1) for b in range(a - 1, 0, -1)]
+    ordered = []
+    for a in range(axes, 1, -1):
+        ordered += [(a, b) for b in range(a - 1, 0, -1)]
+    return ordered
 
 
 def default_dims(width: int) -> tuple[int, ...]:
@@ -40,27 +43,28 @@ def default_dims(width: int) -> tuple[int, ...]:
     if width in PAPER_DIMS:
         return PAPER_DIMS[width]
     for axes in range(AXES, 1, -1):
-        if found := factorisations(width, axes):
+        candidates = factorisations(width, axes)
+        if candidates:
             # Equal factors give the smallest gates; ``dims`` itself decides between equal sums.
-            return min(found, key=lambda dims: (sum(dims), dims))
+            return min(candidates, key=lambda dims: (sum(dims), dims))
     raise ValueError(f"a width of {width} is no product of two factors above 1")
 
 
-def factorisations(number: int, factors: int, most: int | None = None) -> list[tuple[int, ...]]:
+def factorisations(number: int, factors: int, largest: int | None = None) -> list[tuple[int, ...]]:
     """All ways to write ``number`` as a product of ``factors`` numbers above 1, largest first.
 
-    ``most`` is the largest that a factor may be.
+    ``largest`` is the largest that a factor may be.
     """
-    # Each factor limits the next, so every product is found once and in order.
-    most = number if most is None else min(most, number)
+    largest = number if largest is None else min(largest, number)
     if factors == 1:
-        return [(number,)] if 1 < number <= most else []
-    return [
-        (first, *rest)
-        for first in range(most, 1, -1)
-        if number % first == 0
-        for rest in factorisations(number // first, factors - 1, first)
-    ]
+        return [(number,)] if 1 < number <= largest else []
+    products: list[tuple[int, ...]] = []
+    for first in range(largest, 1, -1):
+        if number % first == 0:
+            # Each factor limits the next, so every product is found once and in order.
+            others = factorisations(number // first, factors - 1, first)
+            products += [(first, *rest) for rest in others]
+    return products
 
 
 def draw_gates(dims: Sequence[int]) -> list[Float[Tensor, "_ _"]]:
@@ -83,8 +87,9 @@ def apply_gates(
     x = x.reshape(math.prod(batch), *dims)  # the batch is dimension 0, so axis a is dimension a
     for (a, b), gate in zip(pairs(len(dims)), gates, strict=True):
         # With axes a and b last, the gate is one matrix product over all other axes at once.
-        last = x.movedim((a, b), (-2, -1))
-        mixed = (last.flatten(-2) @ gate.T).view(last.shape)
+        moved = x.movedim((a, b), (-2, -1))
+        vectors = moved.flatten(-2)  # (…, d_a d_b), the index (i_a i_b) of G's columns
+        mixed = (vectors @ gate.T).view(moved.shape)
         x = mixed.movedim((-2, -1), (a, b))
     return x.reshape(*batch, math.prod(dims))
 

@@ -49,15 +49,19 @@ class QuantaConfig(LoradaPeftConfig):
 
 
 def _factors(dims: Any) -> list[int]:
+    """The factors of ``dims``, a list or a text such as ``16-8-8-4``."""
     try:
-        found = [int(factor) for factor in dims.split("-")] if isinstance(dims, str) else list(dims)
+        if isinstance(dims, str):
+            factors = [int(factor) for factor in dims.split("-")]
+        else:
+            factors = list(dims)
     except (TypeError, ValueError):
-        found = []
-    if len(found) < 2 or not all(isinstance(factor, int) and factor > 1 for factor in found):
+        factors = []
+    if len(factors) < 2 or not all(isinstance(factor, int) and factor > 1 for factor in factors):
         raise ValueError(
             f"dims={dims!r} must be two or more whole numbers above 1, such as [16, 8, 8, 4]"
         )
-    return found
+    return factors
 
 
 class Gates(nn.Module):
@@ -111,21 +115,23 @@ class QuantaLayer(DeltaLayer):
         self, adapter_name: str, config: QuantaConfig, model: nn.Module, key: str
     ) -> None:
         """Create the gates of an adapter."""
-        hidden = getattr(getattr(model, "config", None), "hidden_size", None)
-        dims = self._dims(config, key, hidden)
+        hidden_size = getattr(getattr(model, "config", None), "hidden_size", None)
+        dims = self._dims(config, key, hidden_size)
         device = self.device_for_weights()
-        start = draw_gates(dims)
-        gates = [gate.clone() for gate in start]
-        if not config.init_weights:  # a gate shrinks a vector by √3 on average; undo that
-            gates = [math.sqrt(3) * gate for gate in draw_gates(dims)]
-        start, gates = ([gate.to(device) for gate in drawn] for drawn in (start, gates))
+        start = [gate.to(device) for gate in draw_gates(dims)]
+        if config.init_weights:
+            gates = [gate.clone() for gate in start]
+        else:  # a gate shrinks a vector by √3 on average; undo that
+            gates = [(math.sqrt(3) * gate).to(device) for gate in draw_gates(dims)]
         self.lora_gates[adapter_name] = Gates(dims, gates, start)
         self.configs[adapter_name] = config
 
-    def _dims(self, config: QuantaConfig, key: str, hidden: Any) -> list[int]:
+    def _dims(self, config: QuantaConfig, key: str, hidden_size: Any) -> list[int]:
+        """The factors of D for the linear layer named ``key``."""
         sides = (self.in_features, self.out_features)
         if config.dims is None:
-            width = hidden if hidden in sides else self.in_features
+            # The same width for all targets, where they have it, gives gates of one shape.
+            width = hidden_size if hidden_size in sides else self.in_features
             try:
                 return list(default_dims(width))
             except ValueError as error:
@@ -133,17 +139,17 @@ class QuantaLayer(DeltaLayer):
         assert not isinstance(config.dims, str)
         product = math.prod(config.dims)
         if product not in sides:
-            shown = "-".join(str(factor) for factor in config.dims)
+            factors = "-".join(str(factor) for factor in config.dims)
             raise ValueError(
-                f"dims={shown} multiply to {product}, but {key} has {self.in_features} inputs and "
-                f"{self.out_features} outputs: choose factors of one of them, or leave dims out"
+                f"dims={factors} multiply to {product}, but {key} has {self.in_features} inputs "
+                f"and {self.out_features} outputs: choose factors of one of them, or leave dims out"
             )
         return config.dims
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """(T - S) dropout(x)."""
-        seen = F.dropout(x, self.configs[name].dropout, self.training)
-        term: Tensor = self.lora_gates[name](seen, self.out_features)
+        dropped = F.dropout(x, self.configs[name].dropout, self.training)
+        term: Tensor = self.lora_gates[name](dropped, self.out_features)
         return term
 
 

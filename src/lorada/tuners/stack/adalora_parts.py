@@ -22,13 +22,16 @@ from lorada.functional.precision import no_autocast, wide
 def factors(model: nn.Module, adapter_name: str, *kinds: str) -> Iterator[tuple[str, nn.Parameter]]:
     """AdaLoRA's matrices of an adapter, such as all ``lora_E``, with their names in the model."""
     for name, layer in model.named_modules():
-        for kind in kinds if isinstance(layer, AdaLoraLayer) else ():
-            if adapter_name in getattr(layer, kind):
-                yield f"{name}.{kind}.{adapter_name}", getattr(layer, kind)[adapter_name]
+        if not isinstance(layer, AdaLoraLayer):
+            continue
+        for kind in kinds:
+            matrices = getattr(layer, kind)
+            if adapter_name in matrices:
+                yield f"{name}.{kind}.{adapter_name}", matrices[adapter_name]
 
 
-class _Own:
-    """A model that shows AdaLoRA's matrices alone."""
+class _AdaLoraMatrices:
+    """What PEFT's allocator takes for a model: it shows AdaLoRA's matrices alone."""
 
     def __init__(self, model: nn.Module, adapter_name: str) -> None:
         self.model, self.adapter_name = model, adapter_name
@@ -41,15 +44,17 @@ class OwnRanks(RankAllocator):  # type: ignore[misc]
     """PEFT's allocator of ranks, for AdaLoRA's matrices alone."""
 
     def _set_budget_scheduler(self, model: nn.Module) -> None:
-        super()._set_budget_scheduler(_Own(model, self.adapter_name))
+        super()._set_budget_scheduler(_AdaLoraMatrices(model, self.adapter_name))
 
     def update_and_allocate(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Score the ranks, and mask those that exceed the budget of a step."""
-        return super().update_and_allocate(_Own(model, self.adapter_name), *args, **kwargs)
+        return super().update_and_allocate(
+            _AdaLoraMatrices(model, self.adapter_name), *args, **kwargs
+        )
 
     def mask_using_rank_pattern(self, model: nn.Module, rank_pattern: dict[str, Any]) -> None:
         """Mask the ranks that were pruned before the last phase."""
-        super().mask_using_rank_pattern(_Own(model, self.adapter_name), rank_pattern)
+        super().mask_using_rank_pattern(_AdaLoraMatrices(model, self.adapter_name), rank_pattern)
 
 
 def regulariser(tuner: AdaLoraModel) -> Tensor:
@@ -57,6 +62,7 @@ def regulariser(tuner: AdaLoraModel) -> Tensor:
     name = tuner.trainable_adapter_name
     distances = [_distance(q) for _, q in factors(tuner.model, name, "lora_A")]
     distances += [_distance(p.mT) for _, p in factors(tuner.model, name, "lora_B")]
+    # Layers may be on several devices.
     together = torch.stack([distance.to(distances[0].device) for distance in distances])
     weight: float = tuner.peft_config[name].orth_reg_weight
     return weight * together.mean()

@@ -11,10 +11,15 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 
-from lorada.tuners.base.linears import has_adapter, layer_kind, linear_of, plain_matrix, wrappers
-from lorada.tuners.base.merged_weights import UnmergeableError, merged_together, refuse_nonlinear
+from lorada.tuners.base.linears import layer_kind, linear_of, plain_matrix, wrappers
+from lorada.tuners.base.merged_weights import (
+    UnmergeableError,
+    folded_layers,
+    layers_with,
+    refuse_nonlinear,
+)
 from lorada.tuners.base.part_config import STACK
 from lorada.tuners.base.tuner import AttachedLayer
 from lorada.tuners.stack.nested_layers import wraps
@@ -28,38 +33,48 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     """
     for tuner in tuners:
         part: PeftConfig = tuner.peft_config[name]
-        if not wraps(part):
-            continue
-        if said := setting_against_merging(part):
-            raise ValueError(said)
-        if refuses_to_merge(part):
-            raise UnmergeableError(
-                f"a stack with {type(part).__name__} cannot be merged into the weights: "
-                "keep it as an adapter"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about tied weights, which we untie
-            tuner._check_merge_allowed()
-    for place, chain in wrappers(model).items():
-        if merged_together(chain, [name]):
+        if wraps(part):
+            _refuse_unmergeable_part(part, tuner)
+    for module_name, chain in wrappers(model).items():
+        if folded_layers(chain, [name]):
             plain_matrix(chain[-1].get_base_layer(), "merging")  # before any weight is changed
-        own = {layer_kind(layer).__name__ for layer in chain if has_adapter(layer, name)}
-        if len(own) > 1 and linear_of(chain[0]) is None:
+        kinds = {layer_kind(layer).__name__ for layer in layers_with(chain, [name])}
+        if len(kinds) > 1 and linear_of(chain[0]) is None:
             raise UnmergeableError(
-                f"{' and '.join(sorted(own))} on {place}, which is not linear, cannot be merged "
-                "together: keep it as an adapter"
+                f"{' and '.join(sorted(kinds))} on {module_name}, which is not linear, cannot be "
+                "merged together: keep it as an adapter"
             )
-        if getattr(chain[-1].get_base_layer(), "bias", None) is not None:
-            continue
-        for layer in chain:
-            biases = {"lora_bias=True": getattr(layer, "lora_bias", {}).get(name, False)}
-            biases["the bias of BEFT"] = name in getattr(layer, "beft_bias", {})
-            for bias, there in biases.items():
-                if there:
-                    raise UnmergeableError(
-                        f"{bias} cannot be merged into {place}, which has no bias: "
-                        "keep it as an adapter"
-                    )
+        if getattr(chain[-1].get_base_layer(), "bias", None) is None:
+            _refuse_bias(module_name, chain, name)
+
+
+def _refuse_unmergeable_part(part: PeftConfig, tuner: BaseTuner) -> None:
+    reason = setting_against_merging(part)
+    if reason:
+        raise ValueError(reason)
+    if refuses_to_merge(part):
+        raise UnmergeableError(
+            f"a stack with {type(part).__name__} cannot be merged into the weights: "
+            "keep it as an adapter"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied weights, which we untie
+        tuner._check_merge_allowed()
+
+
+def _refuse_bias(module_name: str, chain: list[Any], name: str) -> None:
+    """Refuse to merge a bias of an adapter into a module that has none."""
+    for layer in chain:
+        biases = {
+            "lora_bias=True": getattr(layer, "lora_bias", {}).get(name, False),
+            "the bias of BEFT": name in getattr(layer, "beft_bias", {}),
+        }
+        for bias, has_bias in biases.items():
+            if has_bias:
+                raise UnmergeableError(
+                    f"{bias} cannot be merged into {module_name}, which has no bias: "
+                    "keep it as an adapter"
+                )
 
 
 def merge_and_keep_attached(stack: Any) -> nn.Module:
@@ -75,31 +90,37 @@ def merge_and_keep_attached(stack: Any) -> nn.Module:
     refuse_nonlinear(stack.model, [name])
     config = stack.peft_config[name]
     parts = config.parts
-    rest = [part for part in parts if not wraps(part)]
+    attached_parts = [part for part in parts if not wraps(part)]
     try:
-        config.parts = rest  # so that the state dict has only their weights
-        state = get_peft_model_state_dict(stack, adapter_name=name)
-        attached = {n for n, module in stack.named_modules() if isinstance(module, AttachedLayer)}
-        weights = {
-            f"base_model.{key}": value.clone()
-            for key, value in state.items()
-            if any(key.startswith(f"{layer}.") for layer in attached)
-        }
+        config.parts = attached_parts  # so that the state dict has only their weights
+        weights = _attached_weights(stack, name)
         config.parts = [part for part in parts if wraps(part)]
         base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])
-    except Exception:
+    except Exception:  # the config names all parts again
         config.parts = parts
         raise
+    # From now on saving the adapter is refused: its file would not hold what is merged.
     stack.merged_bases = (config.base_model_name_or_path,)
-    if not rest:
+    if not attached_parts:
         return base
     fields = {"task_type": config.task_type, "base_model_type": config.base_model_type}
-    model: Any = get_peft_model(base, type(config)(parts=rest, **fields))
+    model: Any = get_peft_model(base, type(config)(parts=attached_parts, **fields))
     # PEFT adds a task head to every adapter of such a task. The trained head is in the base now.
     set_peft_model_state_dict(model, {**get_peft_model_state_dict(model), **weights})
-    if rest != parts or config.modules_to_save:
+    if attached_parts != parts or config.modules_to_save:
         model.base_model.merged_bases = (model.peft_config["default"].base_model_name_or_path,)
     return cast(nn.Module, model.train(stack.training))
+
+
+def _attached_weights(stack: Any, name: str) -> dict[str, Tensor]:
+    """Copies of the weights of an adapter's attached parts, by their names in a file."""
+    layers = [key for key, module in stack.named_modules() if isinstance(module, AttachedLayer)]
+    prefixes = tuple(f"{layer}." for layer in layers)
+    weights = {}
+    for key, value in get_peft_model_state_dict(stack, adapter_name=name).items():
+        if key.startswith(prefixes):
+            weights[f"base_model.{key}"] = value.clone()
+    return weights
 
 
 def merge_weights(model: PeftModel) -> nn.Module:

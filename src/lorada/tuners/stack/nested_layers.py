@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lorada.tuners.base.linears import BASE_LAYER, has_adapter, layer_kind, linear_names, wrappers
 from lorada.tuners.base.part_config import refuse_layers
-from lorada.tuners.base.tuner import AttachedModel, chosen, listed
+from lorada.tuners.base.tuner import AttachedModel, choosing_settings, listed
 
 
 def tuner_of(part: PeftConfig) -> type[BaseTuner]:
@@ -45,7 +45,7 @@ def part_kind(tuner: BaseTuner, adapter_name: str) -> tuple[type, str | None]:
 
 @contextmanager
 def layers_shown(
-    model: nn.Module, own: type | None = None, *, innermost: bool = False
+    model: nn.Module, layer_cls: type | None = None, *, innermost: bool = False
 ) -> Iterator[None]:
     """Show a tuner its own layer in layers of others, so that it adds to it and does not wrap it.
 
@@ -54,32 +54,34 @@ def layers_shown(
     """
     hidden = []
     for name, chain in wrappers(model).items():
-        shown = next((layer for layer in chain if layer_kind(layer) is own), None)
-        if shown is None and innermost:
-            shown = chain[-1].base_layer
-        if shown is None or shown is chain[0]:
+        own_layers = [layer for layer in chain if layer_kind(layer) is layer_cls]
+        inner: Any = own_layers[0] if own_layers else None
+        if inner is None and innermost:
+            inner = chain[-1].base_layer
+        if inner is None or inner is chain[0]:
             continue
         parent, _, child = _get_submodules(model, name)
-        hidden.append((parent, child, chain[0], shown))
-        setattr(parent, child, shown)
+        hidden.append((parent, child, chain[0], inner))
+        setattr(parent, child, inner)
     try:
         yield
     finally:
-        for parent, child, outermost, shown in hidden:
+        for parent, child, outermost, inner in hidden:
             placed: Any = getattr(parent, child)
-            if placed is shown:
+            if placed is inner:
                 setattr(parent, child, outermost)
-            else:
+            else:  # the tuner has wrapped what it was shown
                 placed.base_layer = outermost
 
 
 def check_order(model: nn.Module, adapter_name: str, parts: list[PeftConfig]) -> None:
     """Refuse an adapter if other adapters change the order in which its parts are nested."""
-    wanted = [tuner_of(part).tuner_layer_cls for part in parts]
+    kinds_in_order = [tuner_of(part).tuner_layer_cls for part in parts]
     for name, chain in wrappers(model).items():
-        own = (layer for layer in reversed(chain) if has_adapter(layer, adapter_name))
-        kinds = [layer_kind(layer) for layer in own]
-        if kinds != sorted(kinds, key=wanted.index):
+        # From the inside out, as parts are applied.
+        own_layers = [layer for layer in reversed(chain) if has_adapter(layer, adapter_name)]
+        kinds = [layer_kind(layer) for layer in own_layers]
+        if kinds != sorted(kinds, key=kinds_in_order.index):
             raise ValueError(
                 f"adapter {adapter_name!r} applies its parts to {name} in another order than an "
                 "adapter that is loaded already: load it into a model of its own"
@@ -124,9 +126,11 @@ def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
     """
     names = {}
     for name, chain in wrappers(model).items():
-        own = [depth for depth, layer in enumerate(chain) if has_adapter(layer, adapter_name)]
-        for alone, depth in enumerate([*own, len(chain)]):
-            names[name + BASE_LAYER * depth] = name + BASE_LAYER * alone
+        depths = [depth for depth, layer in enumerate(chain) if has_adapter(layer, adapter_name)]
+        depths.append(len(chain))  # of the wrapped module
+        # Alone, the adapter's layers follow one another: each is as deep as its place among them.
+        for depth_alone, depth in enumerate(depths):
+            names[name + BASE_LAYER * depth] = name + BASE_LAYER * depth_alone
     return names
 
 
@@ -135,29 +139,40 @@ def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     renamed = {}
     for key, value in state_dict.items():
         owner = owner_of(key, names)
-        renamed[names[owner] + key[len(owner) :] if owner else key] = value
+        new_key = names[owner] + key[len(owner) :] if owner else key
+        renamed[new_key] = value
     return renamed
 
 
 def layers_of(model: nn.Module, keys: Iterable[str]) -> dict[str, BaseTunerLayer]:
     """The tuner layer that a key of a state dict belongs to, of each key that has one."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    return {key: layers[owner] for key in keys if (owner := owner_of(key, layers))}
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            layers[name] = module
+    layer_of_key = {}
+    for key in keys:
+        owner = owner_of(key, layers)
+        if owner:
+            layer_of_key[key] = layers[owner]
+    return layer_of_key
 
 
 def keys_of_others(model: nn.Module, tuner_cls: type[BaseTuner], keys: Iterable[str]) -> set[str]:
     """The keys of tuner layers of another kind than those of ``tuner_cls``."""
-    ada = tuner_cls is AdaLoraModel  # its layers are of LoRA's kind, but are saved by itself
-
-    def owns(layer: nn.Module) -> bool:
-        own = layer_kind(layer) is tuner_cls.tuner_layer_cls
-        return own and isinstance(layer, AdaLoraLayer) is ada
-
-    return {key for key, layer in layers_of(model, keys).items() if not owns(layer)}
+    # AdaLoRA's layers are of LoRA's kind, but are saved by its own tuner.
+    is_adalora = tuner_cls is AdaLoraModel
+    others = set()
+    for key, layer in layers_of(model, keys).items():
+        same_kind = layer_kind(layer) is tuner_cls.tuner_layer_cls
+        if not same_kind or isinstance(layer, AdaLoraLayer) is not is_adalora:
+            others.add(key)
+    return others
 
 
 def owner_of(key: str, names: dict[str, Any]) -> str:
     """The longest of ``names`` that is a module above ``key``; empty if none is."""
+    # From the key upwards, so that the innermost module comes first.
     owner = key.rpartition(".")[0]
     while owner and owner not in names:
         owner = owner.rpartition(".")[0]
@@ -175,7 +190,7 @@ def part_named_in_errors(
     except (ValueError, TypeError, NotImplementedError) as error:
         text = " ".join(str(error).split())
         if isinstance(error, NoMatchingPeftModuleError):
-            text = f"{chosen(part)} matched no module"
+            text = f"{choosing_settings(part)} matched no module"
         if re.search("target.modules", text, re.IGNORECASE) and "this model has" not in text:
             text += f"; this model has {listed(linear_names(model))}"
         position = next(i for i, other in enumerate(parts, 1) if other is part)
@@ -196,11 +211,11 @@ class OwnNorm(LNTuningLayer):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The norm in the dtype of the active copy, which is fp32 on a base in 16 bits."""
-        given = x
+        input_dtype = x.dtype
         if self.active_adapters and not (self.disable_adapters or self.merged):
             x = x.to(next(self.ln_tuning_layers[self.active_adapters[0]].parameters()).dtype)
-        found: Tensor = super().forward(x, *args, **kwargs)
-        return found.to(given.dtype)
+        output: Tensor = super().forward(x, *args, **kwargs)
+        return output.to(input_dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put a trained copy in the norm's place, rounded to its dtype.

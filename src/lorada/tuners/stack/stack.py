@@ -6,6 +6,7 @@ LoRaDA-LA is a list of three parts and not a class.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -79,8 +80,9 @@ class LoradaModel(LoradaTuner):
         refuse_known(model, adapter_name)
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
         self._tuners: dict[str, list[BaseTuner]] = {}
-        if isinstance(known := vars(model).get("peft_config"), dict):
-            self.__dict__["peft_config"] = dict(known)  # of adapters that transformers has loaded
+        loaded_configs = vars(model).get("peft_config")  # of adapters that transformers has loaded
+        if isinstance(loaded_configs, dict):
+            self.__dict__["peft_config"] = dict(loaded_configs)
         if not isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
             super().__init__(model, peft_config, adapter_name, **kw)
             return
@@ -95,7 +97,7 @@ class LoradaModel(LoradaTuner):
 
     def tuners(self) -> list[BaseTuner]:
         """The tuners of all parts of all adapters."""
-        return [tuner for tuners in self._tuners.values() for tuner in tuners]
+        return list(itertools.chain.from_iterable(self._tuners.values()))
 
     # Placing.
 
@@ -109,19 +111,23 @@ class LoradaModel(LoradaTuner):
     ) -> None:
         """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
         config = self.peft_config[adapter_name]
-        for each in (config, *config.parts):
-            refuse_absent(model, each, config.task_type)
-        for part in filter(wraps, config.parts):
+        wrapping = [part for part in config.parts if wraps(part)]
+        attached = [part for part in config.parts if not wraps(part)]
+        for config_or_part in (config, *config.parts):
+            refuse_absent(model, config_or_part, config.task_type)
+        for part in wrapping:
             refuse_offloaded(model, type(part).__name__.removesuffix("Config"))
-        stacked = any(isinstance(module, BaseTunerLayer) for module in model.modules())
-        before = [(p, p.requires_grad) for p in model.parameters()] if stacked else []
+        # What trains of earlier adapters; the first adapter of a model freezes its base.
+        trained_before: list[tuple[nn.Parameter, bool]] = []
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            trained_before = [(p, p.requires_grad) for p in model.parameters()]
         modes = {module: module.training for module in model.modules()}
         self._tuners[adapter_name] = []
-        saved = model.__dict__.pop("peft_config", None)
+        peft_config = model.__dict__.pop("peft_config", None)
         try:
             with all_or_nothing(model):
                 # Attached parts last: they put hooks on modules, which LN tuning would replace.
-                for part in sorted(config.parts, key=lambda part: not wraps(part)):
+                for part in (*wrapping, *attached):
                     self._inject_part(model, adapter_name, part, low_cpu_mem_usage)
                 check_order(model, adapter_name, config.parts)
                 refuse_blind(model)
@@ -135,9 +141,9 @@ class LoradaModel(LoradaTuner):
             raise
         finally:
             model.__dict__.pop("peft_config", None)
-            if saved is not None:
-                model.peft_config = saved  # type: ignore[assignment]
-        for parameter, requires_grad in before:
+            if peft_config is not None:
+                model.peft_config = peft_config  # type: ignore[assignment]
+        for parameter, requires_grad in trained_before:
             parameter.requires_grad = requires_grad
         # A new layer of PEFT trains, and with it would all that it wraps, if a part goes around it.
         for module, training in modes.items():
@@ -160,20 +166,21 @@ class LoradaModel(LoradaTuner):
     def _inject_part(
         self, model: nn.Module, adapter_name: str, part: PeftConfig, low_cpu_mem_usage: bool
     ) -> None:
+        """Place one part by a tuner of its own, with what the stack's config says of every part."""
         config: LoradaConfig = self.peft_config[adapter_name]
         own_modules = getattr(part, "modules_to_save", None)
         part.inference_mode = config.inference_mode
-        for name in INIT_OPTIONS:
-            if hasattr(part, name) and not config.init_weights:
-                setattr(part, name, False)
+        if not config.init_weights:
+            for name in INIT_OPTIONS:
+                if hasattr(part, name):
+                    setattr(part, name, False)
         if hasattr(part, "modules_to_save") and own_modules is None:
             part.modules_to_save = config.modules_to_save  # so that no part adapts such a module
-        tuner_cls = tuner_of(part)
         model.__dict__.pop("peft_config", None)  # else the tuner would add its config to that
         placed = self.tuners_of(adapter_name)
         with part_named_in_errors(model, part, config.parts):
             _choose_layers(part, config)
-            refuse_second(model, tuner_cls, placed)
+            refuse_second(model, tuner_of(part), placed)
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
         let_stand_beside_others(model)
         if hasattr(tuner, "rankallocator"):
@@ -181,12 +188,7 @@ class LoradaModel(LoradaTuner):
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
         for other in placed:
-            shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
-            if shared and part_kind(tuner, adapter_name) == part_kind(other, adapter_name):
-                raise ValueError(
-                    f"two parts of type {part.peft_type.value} both target {sorted(shared)[0]}: "
-                    "give them different target_modules"
-                )
+            _refuse_same_targets(tuner, other, adapter_name)
         placed.append(tuner)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
@@ -207,24 +209,28 @@ class LoradaModel(LoradaTuner):
                 for module in container.modules():  # layers may refer to them too
                     module._parameters.clear()
                     module._buffers.clear()
-        left = [name for name in active if name != adapter_name] or sorted(self.peft_config)[:1]
-        if not left:
+        remaining = [name for name in active if name != adapter_name]
+        if not remaining:
+            remaining = sorted(self.peft_config)[:1]
+        if not remaining:  # it was the only one
             return
         # PEFT lets each layer choose among its own adapters, and heads follow one of the layers; in
         # stacks these differ.
-        frozen = all(self.peft_config[name].inference_mode for name in left)
+        frozen = all(self.peft_config[name].inference_mode for name in remaining)
         if adapter_name in active:
-            self.set_adapter(left, inference_mode=frozen)
+            self.set_adapter(remaining, inference_mode=frozen)
         else:  # layers have what they had, and may be merged
-            self.active_adapter = left
-            activate_heads(self.model, left, inference_mode=frozen)
+            self.active_adapter = remaining
+            activate_heads(self.model, remaining, inference_mode=frozen)
 
     # Running.
 
     def regularised(self, loss: Tensor) -> Tensor:
         """A loss of a training, with what AdaLoRA adds for each adapter that trains."""
         for name in self.active_adapters:
-            for tuner in [] if self.peft_config[name].inference_mode else self.tuners_of(name):
+            if self.peft_config[name].inference_mode:
+                continue
+            for tuner in self.tuners_of(name):
                 if isinstance(tuner, AdaLoraModel):
                     loss = loss + regulariser(tuner).to(loss.device)
         return loss
@@ -232,7 +238,8 @@ class LoradaModel(LoradaTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; its loss in a training is regularised."""
         outputs = self.model(*args, **kwargs)
-        if self.training and isinstance(loss := getattr(outputs, "loss", None), Tensor):
+        loss = getattr(outputs, "loss", None)
+        if self.training and isinstance(loss, Tensor):
             outputs.loss = self.regularised(loss)
         return outputs
 
@@ -251,7 +258,9 @@ class LoradaModel(LoradaTuner):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            for adapter_name in self.active_adapters if self.__dict__.get("_tuners") else []:
+            if not self.__dict__.get("_tuners"):  # asked before it is set up
+                raise
+            for adapter_name in self.active_adapters:
                 for tuner in self.tuners_of(adapter_name):
                     if name in vars(type(tuner)):
                         return getattr(tuner, name)
@@ -262,16 +271,19 @@ class LoradaModel(LoradaTuner):
 
     def resize_modules_by_rank_pattern(self, rank_pattern: Any, adapter_name: str) -> None:
         """Give AdaLoRA's layers the ranks of a saved adapter, where they do not have them yet."""
+        suffix = f".{adapter_name}"  # which names in a pattern may have or not
         for tuner in self.tuners_of(adapter_name):
-            if isinstance(tuner, AdaLoraModel):
-                found = factors(tuner.model, adapter_name, "lora_E")
-                ranks = {name.removesuffix(f".{adapter_name}"): len(e) for name, e in found}
-                other = {
-                    name: kept
-                    for name, kept in rank_pattern.items()
-                    if ranks.get(name.removesuffix(f".{adapter_name}")) != sum(kept)
-                }
-                tuner.resize_modules_by_rank_pattern(other, adapter_name)
+            if not isinstance(tuner, AdaLoraModel):
+                continue
+            ranks = {}
+            for name, diagonal in factors(tuner.model, adapter_name, "lora_E"):
+                ranks[name.removesuffix(suffix)] = len(diagonal)
+            to_resize = {
+                name: unpruned
+                for name, unpruned in rank_pattern.items()
+                if ranks.get(name.removesuffix(suffix)) != sum(unpruned)
+            }
+            tuner.resize_modules_by_rank_pattern(to_resize, adapter_name)
 
     def resize_state_dict_by_rank_pattern(self, *args: Any) -> Any:
         """Drop the ranks that AdaLoRA has pruned from a state dict."""
@@ -309,12 +321,12 @@ class LoradaModel(LoradaTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
-        state_dict = rename(state_dict, here)
+        names_here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
+        state_dict = rename(state_dict, names_here)
+        # A tuner with shared weights remaps only the keys that are its own.
         shared: dict[str, Tensor] = {}
-        for tuner in (
-            model.base_model.tuners_of(adapter_name) if isinstance(model, PeftModel) else []
-        ):
+        placed = model.base_model.tuners_of(adapter_name) if isinstance(model, PeftModel) else []
+        for tuner in placed:
             if shares_state(type(tuner)):
                 keys = own_keys(model, tuner, state_dict)
                 part = tuner.peft_config[adapter_name]
@@ -351,14 +363,15 @@ class LoradaModel(LoradaTuner):
     def refuse_merge(self, names: list[str]) -> None:
         """Refuse to merge adapters with a part that cannot be merged."""
         refuse_unknown(self, names)
-        parts = [part for name in names for part in self.peft_config[name].parts]
+        attached = set()
         for name in names:
             refuse_unmergeable(self.model, name, self.tuners_of(name))
+            parts = self.peft_config[name].parts
+            attached |= {type(part).__name__ for part in parts if not wraps(part)}
         refuse_nonlinear(self.model, names)
-        attached = sorted({type(part).__name__ for part in parts if not wraps(part)})
         if attached:
             raise ValueError(
-                f"parts of {', '.join(attached)} cannot be merged into the weights: "
+                f"parts of {', '.join(sorted(attached))} cannot be merged into the weights: "
                 "merge_weights() merges the parts that can be and returns the merged model with "
                 "the rest as an adapter"
             )
@@ -373,6 +386,19 @@ class LoradaModel(LoradaTuner):
 
 
 register(STACK, LoradaConfig, LoradaModel)
+
+
+def _refuse_same_targets(tuner: BaseTuner, other: BaseTuner, adapter_name: str) -> None:
+    """Refuse two parts of one kind on one module, where they would share the weights."""
+    if part_kind(tuner, adapter_name) != part_kind(other, adapter_name):
+        return
+    shared = set(tuner.targeted_module_names) & set(other.targeted_module_names)
+    if shared:
+        peft_type = tuner.peft_config[adapter_name].peft_type
+        raise ValueError(
+            f"two parts of type {peft_type.value} both target {min(shared)}: "
+            "give them different target_modules"
+        )
 
 
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
@@ -453,10 +479,18 @@ def containers_of(tuner: BaseTuner) -> dict[str, Any]:
 
 def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str]:
     """The keys of a saved adapter that belong to a tuner: of its layers, and of shared weights."""
-    layers = layers_of(model, keys)
-    shared = tuple(f"{TUNER}.{name}." for name in containers_of(tuner))
-    own = {key for key, layer in layers.items() if layer_kind(layer) is tuner.tuner_layer_cls}
-    return own | {key for key in keys if key not in layers and f"{key}.".startswith(shared)}
+    layer_of_key = layers_of(model, keys)
+    containers = tuple(f"{TUNER}.{name}." for name in containers_of(tuner))
+    keys_of_tuner = set()
+    for key in keys:
+        layer = layer_of_key.get(key)
+        if layer is None:
+            is_own = f"{key}.".startswith(containers)
+        else:
+            is_own = layer_kind(layer) is tuner.tuner_layer_cls
+        if is_own:
+            keys_of_tuner.add(key)
+    return keys_of_tuner
 
 
 def _adapts_embedding(module: nn.Module) -> bool:
@@ -468,29 +502,30 @@ def _extend_peft_model() -> None:
 
     TRL's reference of a trained stack becomes a copy of it, with the weights that TRL overlooks.
     """
-    of_one_type: Any = PeftModel.add_adapter
-    of_any: Any = PeftModel.save_pretrained
+    add_of_one_type: Any = PeftModel.add_adapter
+    save_with_any_base: Any = PeftModel.save_pretrained
 
-    @functools.wraps(of_one_type)
+    @functools.wraps(add_of_one_type)
     def add_adapter(
         model: PeftModel, adapter_name: str, peft_config: PeftConfig, *args: Any, **options: Any
     ) -> None:
-        here, new = model.peft_type, peft_config.peft_type
-        if here != new and here == STACK:
-            peft_config = as_stack(peft_config)
-        elif here != new and isinstance(here, PeftTypeName) | isinstance(new, PeftTypeName):
-            raise ValueError(
-                f"an adapter of type {new.value} cannot stand beside one of type {here.value}: "
-                "load the first one as a stack, by "
-                "PeftModel.from_pretrained(base, folder, config=lorada.as_stack(folder))"
-            )
-        of_one_type(model, adapter_name, peft_config, *args, **options)
-        same = peft_config is model.peft_config.get("default")
-        if adapter_name == REFERENCE and same and here == STACK:
+        present_type, new_type = model.peft_type, peft_config.peft_type
+        if present_type != new_type:
+            if present_type == STACK:
+                peft_config = as_stack(peft_config)
+            elif isinstance(present_type, PeftTypeName) or isinstance(new_type, PeftTypeName):
+                raise ValueError(
+                    f"an adapter of type {new_type.value} cannot stand beside one of type "
+                    f"{present_type.value}: load the first one as a stack, by "
+                    "PeftModel.from_pretrained(base, folder, config=lorada.as_stack(folder))"
+                )
+        add_of_one_type(model, adapter_name, peft_config, *args, **options)
+        has_config_of_default = peft_config is model.peft_config.get("default")
+        if present_type == STACK and adapter_name == REFERENCE and has_config_of_default:
             weights = get_peft_model_state_dict(model, save_embedding_layers=False)
             set_peft_model_state_dict(model, weights, adapter_name)
 
-    @functools.wraps(of_any)
+    @functools.wraps(save_with_any_base)
     def save_pretrained(model: PeftModel, *args: Any, **options: Any) -> None:
         merged = getattr(model.base_model, "merged_bases", ())
         if any(config.base_model_name_or_path in merged for config in model.peft_config.values()):
@@ -498,7 +533,7 @@ def _extend_peft_model() -> None:
         # PEFT saves an embedding with the adapter on it, and looks for it in the config of LoRA.
         if model.peft_type == STACK and any(map(_adapts_embedding, model.modules())):
             options.setdefault("save_embedding_layers", True)
-        of_any(model, *args, **options)
+        save_with_any_base(model, *args, **options)
 
     PeftModel.add_adapter = add_adapter  # type: ignore[method-assign]
     PeftModel.save_pretrained = save_pretrained  # type: ignore[method-assign]

@@ -55,10 +55,10 @@ class LoradaConfig(LoradaPeftConfig):
         part = copy.copy(self.parts[0])
         if len(self.parts) > 1 or isinstance(part, LoradaPeftConfig):
             return None
-        whole = {*(self.modules_to_save or []), *(part.modules_to_save or [])}
+        modules_to_save = {*(self.modules_to_save or []), *(part.modules_to_save or [])}
         for name in KEPT:
             setattr(part, name, getattr(self, name))
-        part.modules_to_save = sorted(whole) or None
+        part.modules_to_save = sorted(modules_to_save) or None
         for name, value in vars(part).items():
             if isinstance(value, set):  # which has another order in each process
                 setattr(part, name, sorted(value))
@@ -82,15 +82,16 @@ class LoradaConfig(LoradaPeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data, parts included."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "parts"}
-        parts = [
-            {
-                key: sorted(value) if isinstance(value, set) else value
-                for key, value in part.items()
-                if key != "library"  # which the stack says once
-            }
-            for part in (part.to_dict() for part in self.parts)
-        ]
-        return {**own, "parts": parts}
+        return {**own, "parts": [_part_as_dict(part) for part in self.parts]}
+
+
+def _part_as_dict(part: PeftConfig) -> dict[str, Any]:
+    """A part's config as JSON-ready data."""
+    data = {}
+    for key, value in part.to_dict().items():
+        if key != "library":  # which the stack says once
+            data[key] = sorted(value) if isinstance(value, set) else value
+    return data
 
 
 def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:
@@ -151,7 +152,8 @@ def _refuse_unstackable(part: PeftConfig) -> None:
     name = type(part).__name__
     if not issubclass(tuner or object, BaseTuner) or isinstance(part, LoradaConfig):
         raise ValueError(f"{name} cannot be a part: PEFT does not place it in the model's layers")
-    if reason := UNSTACKABLE.get(part.peft_type):
+    reason = UNSTACKABLE.get(part.peft_type)
+    if reason is not None:
         raise ValueError(f"{name} cannot be a part: {reason}")
     if getattr(part, "trainable_token_indices", None) is not None:
         raise ValueError(f"trainable_token_indices of {name}: add a TrainableTokensConfig instead")

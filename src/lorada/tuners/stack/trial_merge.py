@@ -29,7 +29,8 @@ NAMING: dict[str, Any] = {
 
 def setting_against_merging(part: PeftConfig) -> str:
     """Why a setting of a part keeps it from being merged; empty if none does."""
-    if tokens := getattr(part, "alora_invocation_tokens", None):
+    tokens = getattr(part, "alora_invocation_tokens", None)
+    if tokens:
         return (
             f"alora_invocation_tokens={tokens} changes only what follows these tokens, "
             "which a merged weight cannot do: keep it as an adapter"

@@ -1,0 +1,1 @@
+"""The fourth step: by which metrics an answer is scored, and what it scores."""
