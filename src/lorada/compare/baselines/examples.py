@@ -12,9 +12,9 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from lorada.data.chats import ASSISTANT
-from lorada.data.read_rows import answer_of, content_of
-from lorada.data.row_values import GROUP
-from lorada.data.task_rows import Rows
+from lorada.data.forms.row_values import GROUP
+from lorada.data.rows.row_content import answer_of, content_of
+from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import prompt_of
 from lorada.support.row_sources import Row
 

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 
 from lorada.compare.baselines.examples import SEPARATOR, AskedRow, Style, asked_rows, styles_for
 from lorada.compare.baselines.untrained import asked_by_template
-from lorada.data.score_answers import metric_names_for, score_answers
-from lorada.data.task_rows import Rows
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.inference.generate import generate_parts, generation_settings, room_for_prompts
 from lorada.inference.load import Run, scoring
 from lorada.support.files import json_text, write_atomic

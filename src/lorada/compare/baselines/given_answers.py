@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorada.data.read_rows import read_rows
-from lorada.data.score_answers import metric_names_for, score_answers
-from lorada.data.task_rows import Rows
+from lorada.data.files.read_rows import read_rows
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.support.in_words import counted
 from lorada.support.row_sources import NAMED, Row
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorada.compare.baselines.examples import Style, asked_rows
-from lorada.data.read_rows import answer_of
-from lorada.data.score_answers import metric_names_for, score_answers
-from lorada.data.task_rows import Rows
+from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.data.tasks import TASKS
-from lorada.inference.evaluate import answer_rows
+from lorada.inference.answer_rows import answer_rows
 from lorada.inference.load import Run, scoring
 from lorada.runs.recipe import JSONL
 

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorada.data.row_values import GROUP
-from lorada.data.score_answers import metric_names_for, score_answers
-from lorada.data.task_rows import Rows
-from lorada.data.tokenize import collator, encode_rows
-from lorada.inference.evaluate import alike
+from lorada.data.batches import collator
+from lorada.data.forms.row_values import GROUP
+from lorada.data.rows.rows import Rows
+from lorada.data.scoring.score_answers import metric_names_for, score_answers
+from lorada.data.tokenize import encode_rows
+from lorada.inference.answer_rows import batches_by_length
 from lorada.inference.load import Run, scoring
 from lorada.support.error_messages import needs_extra
 from lorada.support.progress import progress_bar
@@ -131,7 +132,9 @@ def _features(run: Run, rows: Rows) -> Pooled:
     pad = collator(rows.form, run.tokenizer)
     pooled: dict[int, tuple[Tensor, Tensor]] = {}
     with scoring(run, base=False):
-        for chosen in progress_bar(alike(dataset, run.recipe.eval_batch_size), "Reading"):
+        for chosen in progress_bar(
+            batches_by_length(dataset, run.recipe.eval_batch_size), "Reading"
+        ):
             batch = pad([dataset[index] for index in chosen])
             batch.pop("labels")
             inputs = {name: tensor.to(run.device) for name, tensor in batch.items()}

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorada.data.answer_length import answer_limit
-from lorada.data.task_rows import Rows, head_of, metric_of
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import head_of
+from lorada.data.scoring.chosen_metric import metric_of
 from lorada.data.tokenize import context_of, fit_context
 from lorada.inference.load import Run
 from lorada.runs.recipe import Recipe
@@ -38,8 +40,8 @@ def untrained_run(recipe: Recipe, train: Rows, folder: Path) -> Run:
         form=train.form,
         labels=train.labels,
         drawn=base.drawn,
-        metric=None if metric is None else metric["name"],
-        most=answer_limit(train, recipe, prepared.tokenizer, prepared.kind, context),
+        metric=None if metric is None else metric.name,
+        learned_limit=answer_limit(train, recipe, prepared.tokenizer, prepared.kind, context),
     )
     set_languages(run.tokenizer, recipe.languages, run.protocol.languages)
     return run
