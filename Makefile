@@ -86,8 +86,8 @@ format: $(VENV)/.installed-dev
 pages: $(VENV)/.installed-dev
 	$(BIN)/python scripts/tasks_page.py
 	$(BIN)/python scripts/configs_page.py
-	PYTHONPATH=tests/helpers $(BIN)/python scripts/architectures_page.py
-	PYTHONPATH=tests/helpers $(BIN)/python scripts/exact_page.py
+	PYTHONPATH=tests:tests/helpers $(BIN)/python scripts/architectures_page.py
+	PYTHONPATH=tests:tests/helpers $(BIN)/python scripts/exact_page.py
 
 # What the map costs (docs/performance.md) and what a step of each method costs (docs/methods.md), into
 # a folder of this machine's own, where what is measured already is kept. For the pages under docs:

@@ -1,6 +1,6 @@
 """Writes a section of docs/tested.md: what was tried on which architecture.
 
-PYTHONPATH=tests/helpers python scripts/architectures_page.py
+PYTHONPATH=tests:tests/helpers python scripts/architectures_page.py
 """
 
 import itertools

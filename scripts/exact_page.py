@@ -1,6 +1,6 @@
 """Writes the matrix of docs/tested.md: how many variants of a map run in each form of a batch.
 
-PYTHONPATH=tests/helpers python scripts/exact_page.py
+PYTHONPATH=tests:tests/helpers python scripts/exact_page.py
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Write the table of methods and the counts in README.md from the tables that the package has.
 
-    PYTHONPATH=tests/helpers python scripts/write_readme.py
+    PYTHONPATH=tests:tests/helpers python scripts/write_readme.py
 
 What is written stands between ``<!-- methods -->`` or ``<!-- count of … -->`` and ``<!-- end -->``.
 """

@@ -99,8 +99,9 @@ class Machine:
 
 def find_tests() -> None:
     """Let models and cases of the tests be imported."""
-    if str(HELPERS) not in sys.path:
-        sys.path.append(str(HELPERS))
+    for folder in (TESTS, HELPERS):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -60,14 +60,14 @@ def searched(
     trials, grid = SEARCHES[name]
     first = [default * factor for factor in CLIMB][:trials] if grid is None else [default, *grid]
     tried: list[Trial] = []
-    fills = grid is None
+    is_free = grid is None  # it may take rates that are not in a grid
     while trials > 1:
-        rate = next_value("rate", tried, first, trials, fills=fills)
+        rate = next_value("rate", tried, first, trials, divides_wide=is_free)
         if rate is None:
             break
         loss = 0.4 + cost_of(rate, best, curvature) + random.normal(0, ERROR)
         tried.append(Trial(0, rate, number=len(tried), loss=loss))
-    taken = taken_value("rate", tried, between=fills)
+    taken = taken_value("rate", tried, between=is_free)
     return (default if taken is None else taken.value), len(tried)
 
 

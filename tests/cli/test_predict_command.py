@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
 from folders import ROWS, rows_file
@@ -91,3 +92,25 @@ def test_a_mistake_is_one_line(typed, mistake, folder, place, monkeypatch):
 def test_a_flag_that_is_off_anyway_has_no_twin(command, works):
     out, _ = works(command, "--help")
     assert not re.findall(r"--no-[a-z-]+", out)
+
+
+@pytest.mark.more
+def test_several_runs_vote_and_those_that_learned_something_else_are_refused(
+    works, json_of, mistake, folder, place, tmp_path
+):
+    run, texts = folder("label"), ("--text", "ab", "--text", "abab")
+    copy = shutil.copytree(run, tmp_path / "seed2")
+    alone, together = json_of("predict", run, *texts), json_of("predict", f"{run},{copy}", *texts)
+    for one, both in zip(alone, together, strict=True):
+        assert both["votes"] == 2
+        assert both["label"] == one["label"]
+        assert both["probs"] == pytest.approx(one["probs"])
+    output = tmp_path / "answers.csv"
+    words = ("predict", f"{run},{copy}", "--data", place / "labels.jsonl", "--output", output)
+    out, _ = works(*words)
+    assert f"{output}: " in out.replace("\n", "")
+    assert output.read_text().splitlines()[0].endswith("votes,prob_n,prob_y")
+    assert "is there already" in mistake(*words)
+    said = mistake("predict", f"{run},{folder('score')}", *texts)
+    assert "a vote is of runs that learned the same" in said
+    assert "is named twice" in mistake("predict", f"{run},{run}", *texts)

@@ -29,8 +29,8 @@ def measured(place, folder, method, monkeypatch, **training):
         recipe={"max_length": 32, "training": training},
     )  # fmt: skip
     plan = planned(asked, folder, resume=False, report=print)
-    (candidate,) = forecast.forecast(asked, plan, 1, print)["candidates"]
-    return candidate["seconds_per_step"], found[0].trainer
+    (candidate,) = forecast.forecast(asked, plan, 1, print).candidates
+    return candidate.costs.seconds_per_step, found[0].trainer
 
 
 def test_a_schedule_in_steps_is_that_of_the_whole_training_and_nothing_is_logged(
@@ -48,11 +48,11 @@ def test_a_schedule_in_steps_is_that_of_the_whole_training_and_nothing_is_logged
 def test_a_forecast_is_not_below_what_the_runs_of_one_method_take(place, tmp_path, monkeypatch):
     asked = comparison(place, methods=["lora"], seeds=[1, 2], trials=0)
     plan = planned(asked, tmp_path, resume=False, report=print)
-    monkeypatch.setattr(
-        forecast, "_measured", lambda *_: [{"reason": None, "seconds_per_step": 2.0}]
-    )
+    costs = forecast.StepCosts(seconds_per_step=2.0, peak_memory_bytes=0)
+    measured = [forecast.CandidateForecast(plan.candidates[0], costs)]
+    monkeypatch.setattr(forecast, "_measure", lambda *_: measured)
     found = forecast.forecast(asked, plan, 4, print)
-    assert found["seconds"] == found["candidates"][0]["seconds"] == 4.0 * plan.steps
+    assert found.seconds == found.candidates[0].seconds == 4.0 * plan.steps
 
 
 def test_steps_are_measured_with_the_cards_of_a_job(place, tmp_path, monkeypatch):

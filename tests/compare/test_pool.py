@@ -55,6 +55,12 @@ def test_jobs_fail_or_are_killed_each_for_itself_and_go_on_the_next_time(engine,
     assert not list(tmp_path.rglob(JOB_FILE))
 
 
+def test_a_job_that_another_signal_ends_is_said_to_be_ended_by_it(tmp_path):
+    jobs = [job(tmp_path, "ended", work.end_by_sigterm)]
+    outcomes = run_queue(jobs, Workers(), report=print)
+    assert "was ended by signal 15" in outcomes["ended"].error
+
+
 CARDS = {
     "none": ("", 1, [""]),
     "one a card": ("0,1", 1, ["0", "1"]),

@@ -69,4 +69,4 @@ def test_the_gap_that_a_step_of_a_decade_has_left_is_divided():
     losses = {1.0: 0.69, FACTOR: 0.69, 1 / FACTOR: 0.69, 0.0316: 0.4, 0.01: 0.5}
     tried = trials_of(losses, GUESSING)
     assert next_value("rate", tried, FIRST, 4) == pytest.approx(0.1, rel=0.01)
-    assert next_value("rate", tried, FIRST, 4, fills=False) is None
+    assert next_value("rate", tried, FIRST, 4, divides_wide=False) is None

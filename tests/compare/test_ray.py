@@ -95,8 +95,8 @@ def test_a_node_that_cannot_run_jobs_ends_the_command(pool_of, tmp_path, monkeyp
 def test_a_node_that_lacks_a_path_of_the_command_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_pool, "FOUND_WITHIN", 0.1)
     here = ray_pool.versions()
-    assert ray_pool.refusal(here, [tmp_path]) is None
-    wrong = ray_pool.refusal(here, [tmp_path, tmp_path / "elsewhere"])
+    assert ray_pool.why_refused(here, [tmp_path]) is None
+    wrong = ray_pool.why_refused(here, [tmp_path, tmp_path / "elsewhere"])
     assert f"has no {tmp_path / 'elsewhere'}: put it on a path that all nodes share" in wrong
 
 

@@ -66,6 +66,13 @@ def test_a_baseline_is_the_mean_of_its_runs_that_have_scores():
         baseline_of("guess", runs[2:])
 
 
+def test_an_infinite_score_is_none(tmp_path):
+    found = scores_in(
+        written(tmp_path, f"{HEAD}lora,1,a,inf\nlora,1,b,-Infinity\nlora,2,a,1\nlora,2,b,0\n")
+    )
+    assert np.array_equal(found.scores["lora"], [[np.nan, np.nan], [1, 0]], equal_nan=True)
+
+
 def test_true_and_false_are_right_and_wrong(tmp_path):
     found = scores_in(written(tmp_path, f"{HEAD}lora,1,a,True\nlora,1,b,false\n"))
     assert np.array_equal(found.scores["lora"], [[1, 0]])

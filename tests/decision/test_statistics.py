@@ -267,3 +267,10 @@ def test_more_seeds_show_smaller_differences_and_more_tests_larger_ones():
     assert detectable([*fewer, scores[0][:1]]) == detectable(fewer)
     with pytest.raises(ValueError, match="fewer than two methods"):
         detectable([scores[0], scores[1][:1]])
+
+
+def test_rows_that_cancel_are_on_no_side_whatever_rounding_leaves_of_their_mean():
+    differences = np.array([0.1] * 7 + [-0.7])  # their mean is not exactly 0
+    assert 0 < abs(differences.mean()) < SAME
+    runs = np.repeat(differences[None], 2, axis=0)
+    assert paired_p(runs, np.zeros_like(runs)) == 1.0

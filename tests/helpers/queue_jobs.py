@@ -32,6 +32,11 @@ def fail(folder, text):
     raise ValueError(f"a first line\n{text}")
 
 
+def end_by_sigterm(folder, text):
+    """A process that a signal ends, and not for want of memory."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def kill_at_first(folder, text):
     """A process that is killed in the middle, and goes on with what it left when called again."""
     if (folder / "half").exists():

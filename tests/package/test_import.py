@@ -119,7 +119,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fresh_process_loads_what_was_saved(way, place):
     first, rest = WAYS[way].split("\n", 1)
-    double = "from double import in_double\nentered = in_double()\nentered.__enter__()"
+    double = "from in_double import in_double\nentered = in_double()\nentered.__enter__()"
     ending = (
         "from safetensors.torch import load_file, save_file\n"
         "ids = load_file('ids.safetensors')['ids']\n"

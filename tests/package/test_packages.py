@@ -32,9 +32,9 @@ COME_ALONG = {
     "markupsafe": "jinja2", "onnx-ir": "onnxscript", "starlette": "transformers",
     "psutil": "accelerate", "pyarrow": "datasets", "pandas": "datasets",
 }  # fmt: skip
-# One script says in its first lines how to install what it needs; PEFT's own suite is a package
+# Two scripts say in their first lines how to install what they need; PEFT's own suite is a package
 # called tests; another sitecustomize may stand behind ours.
-ELSEWHERE = {"reasoning_gym", "tests", "sitecustomize"}
+ELSEWHERE = {"reasoning_gym", "inspect_ai", "tests", "sitecustomize"}
 
 
 def normal(name):

@@ -40,6 +40,16 @@ def said(*results: tuple, **changes) -> str:
     return " ".join(page_of(*results, **changes).notes)
 
 
+def test_a_page_of_results_that_do_not_say_their_machine_calls_it_unknown(printed):
+    key, fields = result()
+    assert "C, 4 cores, threads: 2; torch 2, transformers 5, peft 0." in said((key, fields))
+    without_machine = {**fields, "hardware": None, "versions": {"torch": "2"}}
+    notes = said((key, without_machine))
+    assert "machine unknown; torch 2, transformers unknown, peft unknown." in notes
+    notes = said((key, {**fields, "hardware": {"cpu": "C"}}))
+    assert "C, unknown cores, threads: unknown; torch 2" in notes
+
+
 @pytest.fixture
 def printed(monkeypatch):
     """The published rows of these tests."""

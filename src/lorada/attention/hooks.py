@@ -60,7 +60,9 @@ class DebertaHooks:
     """DeBERTa, all versions: a projection returns the values, and the module returns Attn·V."""
 
     def __init__(self, module: nn.Module, source: MapSource) -> None:
-        self._source = source
+        self._map_source = source
+        # Within a call of the module: ``_before`` sets the mask, ``_keep`` the values, and
+        # ``_after_attention`` reads both.
         self._value: Tensor | None = None  # (B, H, T, D)
         self._mask: Any = None
         projection = "in_proj" if hasattr(module, "in_proj") else "value_proj"
@@ -68,7 +70,7 @@ class DebertaHooks:
         self._handles: list[RemovableHandle | FollowingHook] = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             FollowingHook(module, projection, keep),
-            module.register_forward_hook(self._after),
+            module.register_forward_hook(self._after_attention),
         ]
 
     def remove(self) -> None:
@@ -79,8 +81,9 @@ class DebertaHooks:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         if mask.dtype != torch.bool:  # the model reads ones and zeros, of any dtype
-            # One tensor for all layers, by which they share what is computed from it.
-            mask = self._source.forward_inputs.once(mask.bool, [mask], "booleans")
+            # ``forward_inputs`` keeps results for a whole forward: all layers get one tensor, by
+            # which they share what is computed from it.
+            mask = self._map_source.forward_inputs.once(mask.bool, [mask], "booleans")
         self._mask = mask
 
     def _keep(self, module: Any, projection: nn.Module, args: Any, output: Tensor) -> None:
@@ -91,19 +94,22 @@ class DebertaHooks:
             values = values + module.v_bias.view(1, values.shape[1], 1, -1)
         self._value = values
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Attn·V (B, T, H·D) plus the terms of all active maps, and the other outputs."""
+    def _after_attention(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Add the terms of all active maps to the Attn·V (B, T, H·D) that the module returned.
+
+        Its other outputs stay as they are.
+        """
         value, mask = self._value, self._mask
         # Released here, so that no tensor of a batch lives longer than its forward.
         self._value = self._mask = None
-        maps = self._source.maps()
+        maps = self._map_source.maps()
         if not maps:
             return output
         assert value is not None  # the projection ran within this call
         attended, *others = output
         _, heads, tokens, _ = value.shape
-        shape = CallShape(tokens, tokens, heads, causal=False)
-        call = AttentionCall(module, shape, value, mask, self._source.forward_inputs)
+        shape = CallShape(queries=tokens, keys=tokens, heads=heads, causal=False)
+        call = AttentionCall(module, shape, value, mask, self._map_source.forward_inputs)
         with_maps = add_maps(call, maps, attended.unflatten(2, (heads, -1)))
         return (with_maps.reshape(attended.shape), *others)
 

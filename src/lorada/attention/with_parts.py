@@ -130,26 +130,26 @@ def _attend(
 def add_maps(
     call: AttentionCall, maps: Sequence[LearnedMap], output: Tensor, *, in_place: bool = False
 ) -> Tensor:
-    """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13)."""
+    """``output`` (B, T, H, D), which is Attn·V, plus tile(Attn_s)·V of each map (Eq. 13).
+
+    ``in_place`` may write into ``output``; never with observers. ¬N maps go by ``mask_with_map``.
+    """
     result = output
-    for own in maps:
-        covered = covered_tokens(call, own)
-        term = None if covered is None else Term(own, covered, call.shape)
+    for learned_map in maps:
+        covered = covered_tokens(call, learned_map)  # None if no query lies under the map
+        term = None if covered is None else Term(learned_map, covered, call.shape)
         if observation.observers:
             with torch.no_grad():  # observers need no gradients
-                alone = torch.zeros_like(output, dtype=wide_dtype(output))
-                alone = alone if term is None else add_term(alone, term, call.value)
-            observation.report(Observation(call, own, output.detach(), alone))
+                zeros = torch.zeros_like(output, dtype=wide_dtype(output))
+                term_alone = zeros if term is None else add_term(zeros, term, call.value)
+            observation.report(Observation(call, learned_map, output.detach(), term_alone))
         if term is not None:
             result = add_term(result, term, call.value, in_place=in_place)
     return result
 
 
 def mask_with_map(mask: Tensor | None, learned_map: LearnedMap, call: AttentionCall) -> Tensor:
-    """The additive mask (B, H, T, K) that adds a map to the scores before the softmax (¬N).
-
-    ``mask`` is the mask without this map; it may hold another map.
-    """
+    """``mask``, which may hold another map, with this one added (¬N): additive, (B, H, T, K)."""
     if call.kernel in ("flash", "flex"):
         raise ValueError(NEEDS_MASK)
     # The kernel adds a mask to the scores, so a map inside the mask is a map before the softmax.

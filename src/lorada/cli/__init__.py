@@ -20,6 +20,7 @@ from lorada.cli import (  # noqa: F401
     export_commands,
     list_commands,
     paper_commands,
+    rows_commands,
     train_commands,
     use_commands,
 )

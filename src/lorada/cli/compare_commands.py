@@ -1,10 +1,10 @@
 """The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -30,6 +30,13 @@ from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.files import as_typed
 from lorada.support.in_words import counted, duration
 from lorada.support.tables import NOTHING
+
+if TYPE_CHECKING:
+    from lorada.compare.forecast import CandidateForecast, Forecast
+    from lorada.compare.report.summarize_comparison import Summary
+    from lorada.decision.decision_record import Decision
+    from lorada.decision.read_scores import ScoreTable
+    from lorada.decision.score_format import ScoreFormat
 
 NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 
@@ -62,8 +69,20 @@ Text = Annotated[
 ]
 
 SHARED = "Methods that share a letter of a group are not significantly different"
-# Name, score, ends of its interval, letters, expected loss, trained parameters, what is decided.
-Scored = tuple[str, float | None, float | None, float | None, str, float | None, float | None, str]
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """A line of the table of scores, of a method or of what needs no training."""
+
+    name: str
+    score: float | None
+    low: float | None = None  # ends of its 95 % interval
+    high: float | None = None
+    letters: str = ""
+    expected_loss: float | None = None
+    parameters: float | None = None  # that are trained
+    mark: str = ""  # what is decided of it
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
@@ -109,9 +128,9 @@ def compare(
         "until": until, "margin": margin, "held_out": held_out,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    from lorada.compare.spec import SPEC_FILE, refuse_taken_by_other
+    from lorada.compare.spec import SPEC_FILE, refuse_taken
 
-    refuse_taken_by_other(target, resume=resume, overwrite=overwrite)
+    refuse_taken(target, resume=resume, overwrite=overwrite)
     # A command that has all that it takes to begin may be given to each of several machines, with
     # --resume: the first one begins, and the others find its comparison in the folder.
     can_begin = folder is None and methods is not None and not (target / SPEC_FILE).is_file()
@@ -184,7 +203,7 @@ def _run(comparison: Any, folder: Path, pool: Any, *, overwrite: bool, as_json: 
         raise
     for job, error in compared.failures.items():
         note(f"failed: {job}: {error}")
-    if compared.left:
+    if compared.summary is None:
         jobs = counted(compared.left, "job")
         note(f"left to other commands, the last of which writes the report: {jobs}")
         suggest("compare", folder, "--resume", on=errors)
@@ -217,10 +236,12 @@ def _forecast(
         plan = planned(comparison, folder, resume=resume, report=note)
         estimate = forecast(comparison, plan, slots, note, gpus_per_job=gpus_per_job)
     if as_json:
-        print_json(estimate | {
-            "train_lengths": plan.train_lengths and asdict(plan.train_lengths),
-            "held_out_lengths": plan.held_out_lengths and asdict(plan.held_out_lengths),
-        })  # fmt: skip
+        train, held_out = plan.train_lengths, plan.held_out_lengths
+        lengths = {
+            "train_lengths": None if train is None else asdict(train),
+            "held_out_lengths": None if held_out is None else asdict(held_out),
+        }
+        print_json({**estimate.plain(), **lengths})
         return
     _show_forecast(estimate)
     if plan.train_lengths is not None:
@@ -229,42 +250,49 @@ def _forecast(
         console.print(sentence)
 
 
-def _show_forecast(estimate: dict[str, Any]) -> None:
+def _show_forecast(estimate: "Forecast") -> None:
     """Print the table of candidates, the trainings of each stage, and what all of it takes."""
-    from lorada.compare.stored_plan import as_given
-
     names = ("method", "budget", "sizes", "parameters", "runs", "time", "memory")
     table = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")
-    for row in estimate["candidates"]:
-        budgets = ", ".join(
-            f"{budget} (above)" if above else budget for budget, above in row["budgets"].items()
-        )
-        if row["reason"] is not None:  # it cannot be run, and has no parameters or times
-            table.add_row(row["method"], budgets, row["reason"])
-            continue
-        table.add_row(
-            row["method"], budgets, as_given(row["parts"]),
-            f"{row['trainable']:,} ({row['percent']:.3f}%)", str(row["runs"]),
-            duration(row["seconds"]), f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
-        )  # fmt: skip
+    for candidate in estimate.candidates:
+        table.add_row(*_forecast_cells(candidate))
     console.print(table)
-    slots = estimate["slots"]
-    for name, stage in estimate["stages"].items():
-        if not stage["trainings"]:
+    for name, stage in estimate.stages.items():
+        if not stage.trainings:
             continue
-        at_most = f"{stage['trainings']:.0f} ({duration(stage['seconds'] / slots)})"
-        probably = f"{stage['probably']:.0f} ({duration(stage['probably_seconds'] / slots)})"
+        at_most = f"{stage.trainings:.0f} ({duration(stage.seconds / estimate.slots)})"
+        probably = f"{stage.probably:.0f} ({duration(stage.probably_seconds / estimate.slots)})"
         if at_most == probably:
             console.print(f"Trainings for the {name}: {at_most}")
         else:
             console.print(f"Trainings for the {name}: probably {probably}, at most {at_most}")
-    probably = duration(estimate["probably_seconds"])
-    at_most = duration(estimate["seconds"])
+    probably, at_most = duration(estimate.probably_seconds), duration(estimate.seconds)
     console.print(
-        f"{estimate['steps']} steps each, {slots} at once: probably {probably}, at most {at_most}. "
-        "Times are those of a few steps with the longest rows; the start of each process, mostly "
-        "the loading of the model, and the scoring come on top."
+        f"{estimate.steps} steps each, {estimate.slots} at once: probably {probably}, at most "
+        f"{at_most}. Times are those of a few steps with the longest rows; the start of each "
+        "process, mostly the loading of the model, and the scoring come on top."
     )
+
+
+def _forecast_cells(forecast: "CandidateForecast") -> list[str]:
+    """A line of the table; of a candidate that cannot be run the reason stands for its sizes."""
+    from lorada.compare.stored_plan import as_given
+
+    candidate = forecast.candidate
+    budgets = []
+    for budget, is_above in candidate.budgets.items():
+        budgets.append(f"{budget} (above)" if is_above else budget)
+    cells = [candidate.method, ", ".join(budgets)]
+    if forecast.costs is None or forecast.seconds is None:
+        return [*cells, str(candidate.reason)]
+    return [
+        *cells,
+        as_given(candidate.parts),
+        f"{candidate.trainable:,} ({candidate.percent:.3f}%)",
+        str(forecast.runs),
+        duration(forecast.seconds),
+        f"{forecast.costs.peak_memory_bytes / 2**30:.1f} GiB",
+    ]
 
 
 @app.command(rich_help_panel=opt.COMPARE)
@@ -309,32 +337,43 @@ def _needs_rescoring(folder: Path, metric: str) -> bool:
     return CODE in metric or metric in LATER or (written and metric in CLASS_METRICS)
 
 
-def _show_report(summary: Any, reports: list[Path], *, as_json: bool) -> None:
+def _show_report(summary: "Summary", reports: list[Path], *, as_json: bool) -> None:
     """Print the verdict, the table, the files of the report and the next command."""
     if as_json:
         print_json(summary.plain())
         return
     console.print(summary.verdict)
-    rows = [
-        (line.label, line.score, line.decided.low, line.decided.high, line.decided.letter,
-         line.decided.expected_loss, line.result.trainable, line.decided.mark)
-        for line in summary.scored
-    ]  # fmt: skip
-    rows += [
-        (one.name, one.score, one.low, one.high, "", None, None, "")
-        for one in summary.baselines if one.score is not None
-    ]  # fmt: skip
-    _show_scores(summary.scale.title, summary.score_format, rows)
-    missing = [
-        f"{line.label}: {str(line.result.reason).removeprefix(f'{line.result.method} ')}"
-        for line in summary.lines if line.score is None
-    ]  # fmt: skip
-    shared = [f"{SHARED}."] if any(line.decided.letter for line in summary.scored) else []
-    for sentence in (*missing, *shared, *summary.sentences):
+    _show_scores(summary.scale.title, summary.score_format, _score_lines(summary))
+    sentences = []
+    for line in summary.lines:
+        if line.score is None:
+            # The reason begins with the method, which the label names already.
+            reason = str(line.result.reason).removeprefix(f"{line.result.method} ")
+            sentences.append(f"{line.label}: {reason}")
+    if any(line.decided.letter for line in summary.scored):
+        sentences.append(f"{SHARED}.")
+    for sentence in (*sentences, *summary.sentences):
         console.print(f"• {sentence}")
     say(", ".join(map(str, reports)))
-    see = as_typed("python", "-m", "webbrowser", reports[0])
-    suggest_line(next(iter(summary.commands.values()), see))
+    open_page = as_typed("python", "-m", "webbrowser", reports[0])
+    suggest_line(next(iter(summary.commands.values()), open_page))
+
+
+def _score_lines(summary: "Summary") -> list[ScoreLine]:
+    """The candidates that are scored, then the scores without training."""
+    lines = []
+    for candidate in summary.scored:
+        decided = candidate.decided
+        lines.append(
+            ScoreLine(
+                candidate.label, candidate.score, decided.low, decided.high, decided.letter,
+                decided.expected_loss, candidate.result.trainable, decided.mark,
+            )
+        )  # fmt: skip
+    for baseline in summary.baselines:
+        if baseline.score is not None:
+            lines.append(ScoreLine(baseline.name, baseline.score, baseline.low, baseline.high))
+    return lines
 
 
 @app.command(rich_help_panel=opt.COMPARE)
@@ -367,38 +406,63 @@ def decide(
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
-    from lorada.decision.decide import decide as decided
-    from lorada.decision.read_scores import baseline_of, read_costs
+    from lorada.decision.decide import decide as decide_method
+    from lorada.decision.read_scores import read_costs
 
     scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
-    read = scores_read.table
-    without = {}
-    for name in dict.fromkeys(baseline or []):
-        if name not in read.scores:
-            raise unknown_name("--baseline", name, read.scores)
-        without[name] = baseline_of(name, read.scores.pop(name))
-    seeds = {name: one for name, one in read.seeds.items() if name in read.scores}
-    given = read_costs(costs) if costs else {}
-    found = decided(
-        read.scores, given, margin, lower_is_better=scores_read.lower_is_better,
-        groups=read.groups, baselines=without, seeds=seeds, unit=unit,
-    )  # fmt: skip
+    table = scores_read.table
+    baselines = _take_baselines(table, baseline or [])
+    decision = decide_method(
+        table.scores,
+        read_costs(costs) if costs else {},
+        margin,
+        lower_is_better=scores_read.lower_is_better,
+        groups=table.groups,
+        baselines=baselines,
+        seeds={name: seeds for name, seeds in table.seeds.items() if name in table.scores},
+        unit=unit,
+    )
+    notes = [f"• {sentence}." for sentence in scores_read.notes]
     if as_json:
-        print_json(asdict(found))
-        for sentence in scores_read.notes:
-            note(f"• {sentence}.")
+        print_json(asdict(decision))
+        for line in notes:
+            note(line)
         return
-    _show_decision(found)
-    count = len(next(iter(read.scores.values()))[0])
-    for sentence in scores_read.notes:
-        console.print(f"• {sentence}.")
-    console.print(f"• {_tested(count, read.groups, found)}")
-    typed = [word for name in baseline or [] for word in ("--baseline", name)]
-    typed += [] if metric is None else ["--metric", metric]
-    typed += [] if margin is None else ["--margin", f"{margin:g}"]
-    typed += [] if unit is None else ["--unit", unit]
-    typed += ["--lower-is-better"] if lower_is_better else []
-    suggest("decide", scores, *typed, *(["--costs", costs] if costs else []), "--json")
+    _show_decision(decision)
+    row_count = len(next(iter(table.scores.values()))[0])
+    for line in notes:
+        console.print(line)
+    console.print(f"• {_tested(row_count, table.groups, decision)}")
+    options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
+    words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
+    suggest("decide", scores, *words, "--json")
+
+
+def _take_baselines(table: "ScoreTable", names: Sequence[str]) -> dict[str, Any]:
+    """The scores of each row of what needs no training, which is no method to choose."""
+    from lorada.decision.read_scores import baseline_of
+
+    baselines = {}
+    for name in dict.fromkeys(names):
+        if name not in table.scores:
+            raise unknown_name("--baseline", name, table.scores)
+        baselines[name] = baseline_of(name, table.scores.pop(name))
+    return baselines
+
+
+def _as_words(
+    options: Mapping[str, object], baselines: Sequence[str], *, lower_is_better: bool
+) -> list[str]:
+    """Options of ``lorada decide`` as they are typed, those that were given."""
+    words = []
+    for name in baselines:
+        words += ["--baseline", name]
+    for option, value in options.items():
+        if value is not None:
+            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+    if lower_is_better:
+        words.append("--lower-is-better")
+    return words
 
 
 def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> Any:
@@ -415,58 +479,67 @@ def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> An
     return LogScores(table, "score", lower_is_better=lower_is_better, notes=())
 
 
-def _show_decision(found: Any) -> None:
-    """Print the sentence and the table of a ``Decision``, then scores without training."""
-    console.print(found.sentence)
-    best_first = sorted(
-        found.scores, key=found.scores.__getitem__, reverse=not found.lower_is_better
-    )
-    rows: list[Scored] = [
-        (name, found.scores[name], *found.intervals[name], found.letters.get(name, ""),
-         found.expected_loss.get(name), found.costs.get(name, {}).get("parameters"),
-         found.mark(name)) for name in best_first
-    ]  # fmt: skip
-    rows += [
-        (name, score, None, None, "", None, None, "") for name, score in found.baselines.items()
-    ]
-    _show_scores("score", found.score_format, rows)
-
-
-def _tested(rows: int, groups: Sequence[str] | None, decision: Any) -> str:
-    """What was tested, and how to read the letters; ``decision`` is a ``Decision``."""
-    in_groups = f" in {len(set(groups))} groups" if groups is not None else ""
-    runs = decision.runs.values()
-    fewest, most = min(runs), max(runs)
-    number_of_runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
-    of = f"{counted(rows, 'row')}{in_groups}, {number_of_runs} of each method"
-    if not any(decision.letters.values()):
-        reason = "" if decision.no_letters in decision.sentence else f" {decision.no_letters}"
-        return f"{of}.{reason}"
-    return f"{of}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
-
-
-def _show_scores(what: str, score_format: Any, rows: Sequence[Scored]) -> None:
-    """Print the table: ``what`` heads the scores, a ``ScoreFormat`` writes them."""
-    heads = ["", f"{what} ± 95 %", "group", "expected loss", "parameters", ""]
+def _show_decision(decision: "Decision") -> None:
+    """Print the sentence and the table of a decision, then scores without training."""
+    console.print(decision.sentence)
+    best_is_first = not decision.lower_is_better
+    names = sorted(decision.scores, key=decision.scores.__getitem__, reverse=best_is_first)
     lines = []
-    for name, score, low, high, letter, loss, parameters, mark in rows:
-        shown = NOTHING if score is None else score_format.number(score)
-        if score is not None and low is not None and high is not None:
-            shown += f" ± {score_format.number(max(high - score, score - low))}"
-        lost = NOTHING if loss is None else score_format.short_loss(loss)
-        trained = NOTHING if parameters is None else f"{parameters:,.0f}"
-        lines.append([name, shown, letter or NOTHING, lost, trained, mark])
-    wide = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    for name in names:
+        low, high = decision.intervals[name]
+        lines.append(
+            ScoreLine(
+                name, decision.scores[name], low, high, decision.letters.get(name, ""),
+                decision.expected_loss.get(name), decision.costs.get(name, {}).get("parameters"),
+                decision.mark(name),
+            )
+        )  # fmt: skip
+    lines += [ScoreLine(name, score) for name, score in decision.baselines.items()]
+    _show_scores("score", decision.score_format, lines)
+
+
+def _tested(row_count: int, groups: Sequence[str] | None, decision: "Decision") -> str:
+    """What was tested, and how to read the letters."""
+    in_groups = "" if groups is None else f" in {len(set(groups))} groups"
+    fewest, most = min(decision.runs.values()), max(decision.runs.values())
+    runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
+    tested = f"{counted(row_count, 'row')}{in_groups}, {runs} of each method"
+    if any(decision.letters.values()):
+        return f"{tested}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
+    if decision.no_letters in decision.sentence:  # the reason is said above
+        return f"{tested}."
+    return f"{tested}. {decision.no_letters}"
+
+
+def _show_scores(title: str, score_format: "ScoreFormat", lines: Sequence[ScoreLine]) -> None:
+    """Print the table: ``title`` heads the scores."""
+    heads = ["", f"{title} ± 95 %", "group", "expected loss", "parameters", ""]
+    rows = [_score_cells(line, score_format) for line in lines]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("", overflow="fold")  # long names are folded where there is no room
     for head in heads[1:-1]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    least = min(NAME, wide[0]) + sum(wide[1:]) + 2 * len(wide[1:])
-    table.width = least if least > console.width else None
+    for row in rows:
+        table.add_row(*row)
+    # Numbers are never cut: a narrow terminal gets lines that are too long for it.
+    least_width = min(NAME, widths[0]) + sum(widths[1:]) + 2 * len(widths[1:])
+    table.width = least_width if least_width > console.width else None
     console.print(table, crop=False)
+
+
+def _score_cells(line: ScoreLine, score_format: "ScoreFormat") -> list[str]:
+    """The cells of a line of the table."""
+    score = NOTHING if line.score is None else score_format.number(line.score)
+    if line.score is not None and line.low is not None and line.high is not None:
+        half_width = max(line.high - line.score, line.score - line.low)
+        score += f" ± {score_format.number(half_width)}"
+    loss = NOTHING
+    if line.expected_loss is not None:
+        loss = score_format.short_loss(line.expected_loss)
+    parameters = NOTHING if line.parameters is None else f"{line.parameters:,.0f}"
+    return [line.name, score, line.letters or NOTHING, loss, parameters, line.mark]
 
 
 # Of the quickstart: what trains three methods on a laptop's processor in minutes.

@@ -95,6 +95,7 @@ def say_why(metric: Any) -> None:
 def importing(*, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while the ``with`` block imports torch and transformers.
 
+    It may as well call what is the first to need them. There is no spinner without a terminal.
     Python does not look for garbage meanwhile, which would take half a second and find none:
     modules stay.
     """

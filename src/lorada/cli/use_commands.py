@@ -27,6 +27,7 @@ from lorada.cli.shared import (
     suggest,
     suggest_scoring,
 )
+from lorada.cli.voting import folders_of, voted_answers
 from lorada.support.error_messages import unknown_name
 from lorada.support.files import refuse_there
 from lorada.support.in_words import answer_in_words, counted
@@ -325,7 +326,9 @@ def _show_piece(piece: str) -> None:
 
 @app.command(rich_help_panel=opt.TRAIN)
 def predict(
-    run: opt.RunFolder,
+    run: Annotated[
+        Path, typer.Argument(help="folder of a finished run; of several, as RUN,RUN, the vote")
+    ],
     text: Annotated[list[str] | None, typer.Option(help="a text; repeat for more")] = None,
     data: Annotated[str | None, typer.Option(help="rows: a file or a hub id")] = None,
     columns: opt.Columns = None,
@@ -337,15 +340,24 @@ def predict(
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Label, score or answer texts with a finished run."""
+    """Label, score or answer texts with a finished run, or by the vote of several."""
     opt.refuse_columns(columns, data)
     texts = text or []
-    recipe = _recipe_to_predict(run, texts, data, output, overwrite=overwrite)
+    folders = folders_of(run)
+    for folder in folders:
+        recipe = _recipe_to_predict(folder, texts, data, output, overwrite=overwrite)
+    if len(folders) > 1:
+        input_rows, answers = voted_answers(
+            folders, texts, data, columns, max_new_tokens, output,
+            overwrite=overwrite, remote=remote, quiet=as_json,
+        )  # fmt: skip
+        _show_vote(run, input_rows, answers, texts, data, output, as_json=as_json)
+        return
     loaded = load_with_spinner(run, recipe.model, remote=remote, quiet=as_json)
     from lorada.data.files.read_rows import read_rows
     from lorada.data.rows.own_rows import rows_to_answer
     from lorada.inference.generate import say_cut, with_limit
-    from lorada.inference.predict import beside, predict, predict_to
+    from lorada.inference.predict import beside, predict
 
     loaded = with_limit(loaded, max_new_tokens)
     if data is None:
@@ -367,6 +379,22 @@ def predict(
         _show_answers(answers, texts)
         suggest("predict", run, "--data", data or "FILE", "--output", "answers.csv")
         return
+    _predict_to_file(run, loaded, rows, input_rows, output, overwrite=overwrite, as_json=as_json)
+
+
+def _predict_to_file(
+    run: Path,
+    loaded: Any,
+    rows: Any,
+    input_rows: list[Any],
+    output: Path,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write the answers of a run, and say how many there are and what is next."""
+    from lorada.inference.predict import predict_to
+
     try:
         answered_before = predict_to(loaded, rows, input_rows, output, overwrite=overwrite)
     except KeyboardInterrupt:
@@ -383,6 +411,31 @@ def predict(
         suggest("export", run, "DIR")
     else:
         suggest("serve", run)
+
+
+def _show_vote(
+    runs: Path,
+    input_rows: list[Any],
+    answers: list[Any],
+    texts: list[str],
+    data: str | None,
+    output: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what several runs have answered together, or where it was written."""
+    from lorada.inference.predict import beside
+
+    if output is not None and as_json:
+        print_json({"output": str(output), "rows": len(answers)})
+    elif output is not None:
+        say(f"{output}: {counted(len(answers), 'row')}")
+        suggest("export", folders_of(runs)[0], "DIR")
+    elif as_json:
+        print_json(beside(input_rows, answers))
+    else:
+        _show_answers(answers, texts)
+        suggest("predict", runs, "--data", data or "FILE", "--output", "answers.csv")
 
 
 def _recipe_to_predict(

@@ -7,7 +7,7 @@ what the trainings of a comparison would take.
 import json
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from lorada.compare.jobs.job import Job
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import Report, run_queue
 from lorada.compare.spec import LEAST_RUNS, Comparison
-from lorada.compare.stored_plan import Candidate, ComparisonPlan, mapping_in
+from lorada.compare.stored_plan import Candidate, ComparisonPlan, record_in
 from lorada.compare.trainings import trials_of
 from lorada.data.row_lengths import EncodingLog
 from lorada.data.rows.rows import Rows
@@ -32,18 +32,134 @@ from lorada.training.models.loading import stretched
 from lorada.training.setup import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
-STAGE = ("trainings", "probably", "seconds", "probably_seconds")
 UNTIL = 0.7  # of all runs, what `--until` needs in the made-up comparisons of docs/compare.md
 
 
+@dataclass(frozen=True)
+class StepCosts:
+    """What a few steps of a training took.
+
+    Attributes:
+        seconds_per_step: of the fastest step.
+        peak_memory_bytes: of the process, or of the accelerator.
+    """
+
+    seconds_per_step: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class CandidateForecast:
+    """What the trainings of a candidate would take, at most.
+
+    Attributes:
+        candidate: of the plan; its ``reason`` says why it cannot be run, if it cannot.
+        costs: of its steps; None if it cannot be run.
+        runs: how many trainings it has.
+        seconds: of all of them; None if it cannot be run.
+    """
+
+    candidate: Candidate
+    costs: StepCosts | None
+    runs: int = 0
+    seconds: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON has it: the candidate, and what is known of its steps."""
+        costs = {} if self.costs is None else asdict(self.costs)
+        return {**asdict(self.candidate), **costs, "runs": self.runs, "seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """The trainings of one stage of a comparison, one after another.
+
+    Attributes:
+        trainings: how many there are at most.
+        probably: how many there are probably.
+        seconds: of all at most.
+        probably_seconds: of those that there are probably.
+    """
+
+    trainings: float = 0.0
+    probably: float = 0.0
+    seconds: float = 0.0
+    probably_seconds: float = 0.0
+
+    def plus(self, trainings: int, probably: int, seconds_each: float) -> "StageForecast":
+        """The stage with more trainings that take so many seconds each."""
+        return StageForecast(
+            trainings=self.trainings + trainings,
+            probably=self.probably + probably,
+            seconds=self.seconds + trainings * seconds_each,
+            probably_seconds=self.probably_seconds + probably * seconds_each,
+        )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a comparison would take.
+
+    Attributes:
+        candidates: those of the plan.
+        search: the trials of all searches for a learning rate.
+        seeds: the final runs.
+        steps: of each training.
+        slots: how many trainings run at once.
+    """
+
+    candidates: list[CandidateForecast]
+    search: StageForecast
+    seeds: StageForecast
+    steps: int
+    slots: int
+
+    @property
+    def stages(self) -> dict[str, StageForecast]:
+        """The stages by name, in their order."""
+        return {"search": self.search, "seeds": self.seeds}
+
+    @property
+    def seconds(self) -> float:
+        """What all of it takes at most.
+
+        Graham's bound for jobs of which some wait for others, none for one of another candidate.
+        """
+        longest = max(candidate.seconds or 0.0 for candidate in self.candidates)
+        total = self.search.seconds + self.seeds.seconds
+        return total / self.slots + longest * (1 - 1 / self.slots)
+
+    @property
+    def probably_seconds(self) -> float:
+        """What all of it takes probably."""
+        return (self.search.probably_seconds + self.seeds.probably_seconds) / self.slots
+
+    def plain(self) -> dict[str, Any]:
+        """It as JSON has it."""
+        return {
+            "candidates": [candidate.plain() for candidate in self.candidates],
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "jobs": sum(candidate.runs for candidate in self.candidates),
+            "steps": self.steps,
+            "slots": self.slots,
+            "seconds": self.seconds,
+            "probably_seconds": self.probably_seconds,
+        }
+
+
 def forecast(
-    comparison: Comparison, plan: ComparisonPlan, slots: int, report: Report,
-    *, gpus_per_job: float = 1.0,
-) -> dict[str, Any]:  # fmt: skip
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    slots: int,
+    report: Report,
+    *,
+    gpus_per_job: float = 1.0,
+) -> Forecast:
     """What the trainings of a comparison would take, at most and probably, on the longest rows.
 
     At most, every search takes all trials that it may, and every seed is run. Probably, a search
-    takes ``Space.usual`` trials; with ``--until`` the number of runs is a guess, ``UNTIL`` of all.
+    takes its usual number of trials; with ``--until`` the number of runs is a guess, ``UNTIL`` of
+    all.
 
     Args:
         comparison: what would be run.
@@ -52,69 +168,72 @@ def forecast(
         report: called with a line on each measurement.
         gpus_per_job: how many cards of this machine a job sees, or the share of one.
 
-    Returns:
-        ``candidates``: those of the plan, each with ``runs`` at most, ``seconds_per_step``,
-        ``peak_memory_bytes`` and ``seconds`` of all its trainings at most (None where it cannot be
-        run); ``stages``: name → ``trainings`` and ``seconds``, each at most and ``probably``;
-        ``jobs``, ``steps``, ``slots``; ``seconds`` and ``probably_seconds`` of the whole.
+    Raises:
+        ValueError: if no method can be run.
     """
-    rows = _measured(comparison, plan, report, gpus_per_job)
-    if all(row["reason"] is not None for row in rows):
-        raise ValueError(f"no method can be run: {rows[0]['reason']}")
+    measured = _measure(comparison, plan, report, gpus_per_job)
+    if all(candidate.costs is None for candidate in measured):
+        raise ValueError(f"no method can be run: {measured[0].candidate.reason}")
     seeds = len(comparison.seeds)
-    some = seeds
+    probable_seeds = seeds
     if comparison.until is not None:
-        some = min(seeds, max(LEAST_RUNS, round(UNTIL * seeds)))
-    stages = {name: dict.fromkeys(STAGE, 0.0) for name in ("search", "seeds")}
-    for candidate, row in zip(plan.candidates, rows, strict=True):
-        row["runs"], row["seconds"] = 0, None
-        if row["reason"] is None:
-            whole = row["seconds_per_step"] * plan.steps
-            searched = trials_of(comparison, plan, candidate)
-            for stage, (most, usual) in (("search", searched), ("seeds", (seeds, some))):
-                taken = most, usual, most * whole, usual * whole
-                for key, number in zip(STAGE, taken, strict=True):
-                    stages[stage][key] += number
-            row["runs"] = searched[0] + seeds
-            row["seconds"] = row["runs"] * whole
-    # Graham's bound for jobs of which some wait for others, none for one of another candidate.
-    last = max(row["seconds"] or 0.0 for row in rows) * (1 - 1 / slots)
-    return {
-        "candidates": rows,
-        "stages": stages,
-        "jobs": sum(row["runs"] for row in rows),
-        "steps": plan.steps,
-        "slots": slots,
-        "seconds": sum(stage["seconds"] for stage in stages.values()) / slots + last,
-        "probably_seconds": sum(stage["probably_seconds"] for stage in stages.values()) / slots,
-    }
+        probable_seeds = min(seeds, max(LEAST_RUNS, round(UNTIL * seeds)))
+
+    search, final_runs = StageForecast(), StageForecast()
+    candidates = []
+    for planned, candidate in zip(plan.candidates, measured, strict=True):
+        if candidate.costs is None:
+            candidates.append(candidate)
+            continue
+        seconds_each = candidate.costs.seconds_per_step * plan.steps
+        trials = trials_of(comparison, plan, planned)
+        search = search.plus(trials.most, trials.usual, seconds_each)
+        final_runs = final_runs.plus(seeds, probable_seeds, seconds_each)
+        runs = trials.most + seeds
+        candidates.append(replace(candidate, runs=runs, seconds=runs * seconds_each))
+    return Forecast(candidates, search, final_runs, plan.steps, slots)
 
 
-def _measured(
+def _measure(
     comparison: Comparison, plan: ComparisonPlan, report: Report, gpus_per_job: float
-) -> list[dict[str, Any]]:
+) -> list[CandidateForecast]:
     """The candidates, each with what a few of its steps took, or with the reason why none did."""
-    rows: list[dict[str, Any]] = [asdict(candidate) for candidate in plan.candidates]
     with tempfile.TemporaryDirectory() as scratch:
-        files = [Path(scratch) / str(number) / "steps.json" for number in range(len(rows))]
-        jobs = [
-            Job(f"{STEPS} steps of {candidate.name}",
-                partial(keep_steps, _recipe(comparison, plan, candidate), path),
-                path.parent, path.is_file)
-            for candidate, path in zip(plan.candidates, files, strict=True)
-            if candidate.reason is None
-        ]  # fmt: skip
+        files = {}
+        jobs = []
+        for number, candidate in enumerate(plan.candidates):
+            files[candidate.path] = path = Path(scratch) / str(number) / "steps.json"
+            if candidate.reason is None:
+                jobs.append(_step_job(comparison, plan, candidate, path))
         outcomes = run_queue(jobs, Workers(1, gpus_per_job), report=report)
-        for candidate, row, path in zip(plan.candidates, rows, files, strict=True):
-            if candidate.reason is None and not path.is_file():
-                row["reason"] = outcomes[f"{STEPS} steps of {candidate.name}"].error
-            row |= mapping_in(path)
-    return rows
+        measured = []
+        for candidate in plan.candidates:
+            costs = record_in(files[candidate.path], StepCosts)
+            if costs is None and candidate.reason is None:
+                candidate = replace(candidate, reason=outcomes[_job_name(candidate)].error)
+            measured.append(CandidateForecast(candidate, costs))
+    return measured
+
+
+def _step_job(
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, path: Path
+) -> Job:
+    """The job that measures the steps of a candidate."""
+    return Job(
+        name=_job_name(candidate),
+        work=partial(keep_steps, _recipe(comparison, plan, candidate), path),
+        folder=path.parent,
+        done=path.is_file,
+    )
+
+
+def _job_name(candidate: Candidate) -> str:
+    return f"{STEPS} steps of {candidate.name}"
 
 
 def keep_steps(recipe: Recipe, path: Path) -> None:
     """Measure steps with the longest rows, and write what they take as JSON."""
-    write_atomic(path, json_text(measure_steps(recipe)) + "\n")
+    write_atomic(path, json_text(asdict(measure_steps(recipe))) + "\n")
 
 
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
@@ -131,12 +250,8 @@ def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) 
     ).model_copy(update={"eval_data": None})
 
 
-def measure_steps(recipe: Recipe) -> dict[str, Any]:
-    """Train the first few steps of a training on its longest rows; nothing is kept.
-
-    It returns ``seconds_per_step`` of the fastest, and ``peak_memory_bytes`` of the process (or of
-    the accelerator).
-    """
+def measure_steps(recipe: Recipe) -> StepCosts:
+    """Train the first few steps of a training on its longest rows; nothing is kept."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
@@ -145,25 +260,26 @@ def measure_steps(recipe: Recipe) -> dict[str, Any]:
             size = args["per_device_train_batch_size"] * args.get("gradient_accumulation_steps", 1)
             prepared = replace(prepared, rows=_longest(prepared, STEPS * size))
         set_up(prepared, [clock], quiet=True).trainer.train()
-    return {
-        "seconds_per_step": min(end - began for began, end in pairwise(clock.ends)),
-        "peak_memory_bytes": peak_memory(),
-    }
+    return StepCosts(
+        seconds_per_step=min(end - start for start, end in pairwise(clock.ends)),
+        peak_memory_bytes=peak_memory(),
+    )
 
 
 def _longest(prepared: PreparedTraining, count: int) -> Rows:
     """The rows with the most characters, of those that have something to learn."""
-    rows, tokenizer = prepared.rows, prepared.tokenizer
-    order = sorted(range(len(rows.rows)), key=lambda i: -len(json.dumps(rows.rows[i])))
+    rows = prepared.rows
+    order = sorted(range(len(rows.rows)), key=lambda index: -len(json.dumps(rows.rows[index])))
     if rows.form == "text":  # which are joined
         return rows.part(order[:count])
     fitted = fit_context(prepared.recipe, stretched(prepared.config, prepared.recipe.rope_factor))
     options = encode_options(rows, fitted, prepared.kind)
     learned: list[int] = []
+    # A row that is left out, as it is too long, is followed by the next ones.
     for start in range(0, len(order), count):
-        chosen = order[start : start + count]
-        each = encode_each(rows.part(chosen), tokenizer, options, EncodingLog())
-        learned += [chosen[index] for index, _ in each]
+        longest_left = order[start : start + count]
+        encoded = encode_each(rows.part(longest_left), prepared.tokenizer, options, EncodingLog())
+        learned += [longest_left[index] for index, _ in encoded]
         if len(learned) >= count:
             break
     return rows.part(learned[:count])

@@ -101,7 +101,7 @@ class Space:
                 _trials_of_setting(trials, choice),
                 first_rates[: self.trials],
                 self.trials,
-                fills=not self.given_rates,
+                divides_wide=not self.given_rates,
             )
             if rate is not None:
                 return self._point(choice, rate)

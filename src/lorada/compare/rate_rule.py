@@ -51,9 +51,9 @@ def next_value(
     first_values: Sequence[float],
     trial_count: int,
     *,
-    fills: bool = True,
+    divides_wide: bool = True,
 ) -> float | None:
-    """The next learning rate, or another factor, to try; None if that is enough.
+    """The next learning rate, or factor of the maps' rate, to try; None if that is enough.
 
     A trial that diverged or failed is worse than any other; below only such, lower ones follow.
     While no trial has learned anything, what follows is lower and higher in turn.
@@ -64,7 +64,8 @@ def next_value(
         first_values: the values to begin with.
         trial_count: how many trials there are, without up to ``FURTHER`` beyond an end of those
             before.
-        fills: whether a gap of more than ``FACTOR`` beside the best value is divided in any case.
+        divides_wide: whether a gap of more than ``FACTOR`` beside the best value is divided even
+            if all trials are made.
     """
     if len(trials) < len(first_values):
         return first_values[len(trials)]
@@ -87,7 +88,9 @@ def next_value(
     if best_place == len(values) - 1:
         return float(values[-1] * FACTOR)
     has_trials_left = len(trials) < trial_count
-    return _value_beside(values, losses, best_place, halves=has_trials_left, fills=fills)
+    return _value_beside(
+        values, losses, best_place, divides_any=has_trials_left, divides_wide=divides_wide
+    )
 
 
 def _value_in_turn(
@@ -102,16 +105,24 @@ def _value_in_turn(
 
 
 def _value_beside(
-    values: list[float], losses: np.ndarray, best_place: int, *, halves: bool, fills: bool
+    values: list[float],
+    losses: np.ndarray,
+    best_place: int,
+    *,
+    divides_any: bool,
+    divides_wide: bool,
 ) -> float | None:
     """The middle of the wider gap beside the best value, of equal ones on the better side.
 
+    It is None if that gap is not to be divided. A wide gap is one of more than ``FACTOR``.
+
     Args:
-        values: those tried, from the lowest on.
+        values: the learning rates, or factors of the maps' rate, that were tried, from the lowest
+            on.
         losses: the smoothed loss at each of them.
         best_place: which of them is the best; it is at neither end.
-        halves: whether a gap is divided even if it is not a wide one.
-        fills: whether a wide gap is divided.
+        divides_any: whether the gap is divided even if it is not a wide one.
+        divides_wide: whether it is divided if it is a wide one.
     """
     gaps: dict[int, float] = {}
     for neighbour in (best_place - 1, best_place + 1):
@@ -120,7 +131,7 @@ def _value_beside(
     neighbour = min(gaps, key=lambda place: (-gaps[place], losses[place]))
 
     is_wide = gaps[neighbour] > round(math.log10(FACTOR), 6)
-    if halves or (fills and is_wide):
+    if divides_any or (divides_wide and is_wide):
         return math.sqrt(values[best_place] * values[neighbour])
     return None
 

@@ -98,7 +98,7 @@ def parts_of(text: str) -> MethodSettings:
         try:
             if not dot:  # the part is left out, as only one has such a setting
                 setting_name = key
-                part = owner_of(key, part_names, also=part_names)
+                part = owner_of(key, part_names, also_known=part_names)
             settings_of_part = parts.setdefault(part, {})
             if setting_name in settings_of_part:
                 raise ValueError(f"{part}.{setting_name} is given twice: leave one of them out")
@@ -337,8 +337,12 @@ def _refuse_other_settings(before: Recipe, now: Recipe, folder: Path) -> None:
         raise _differs(f"{field}.{first}", old.get(first), value.get(first))
 
 
-def refuse_taken_by_other(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that a comparison may not be written to."""
+def refuse_taken(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that a comparison may not be written to.
+
+    It is a file; it holds a comparison that is neither to be resumed nor overwritten; or it holds
+    other files and no comparison.
+    """
     refuse_both(resume=resume, overwrite=overwrite)
     refuse_file(folder)
     if not folder.is_dir():

@@ -69,12 +69,14 @@ def _search_job(
     comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, folder: Path
 ) -> Job:
     """The search for a learning rate, with the first seed."""
-    rows: dict[str, Any] = {"dev_rows": plan.dev_rows}
-    # A search does not look at held-out rows. A share of the training rows stays named all the
-    # same, because its rows must not be learned either.
+    # ``dev_rows`` are training rows that are set aside, whose loss chooses the rate.
+    row_fields: dict[str, Any] = {"dev_rows": plan.dev_rows}
+    # A search does not look at held-out rows, so it has none (None), or their scores would choose.
+    # A share of the training rows stays named all the same, because its rows must not be learned
+    # either.
     if share_of(comparison.held_out) is None:
-        rows["eval_data"] = None
-    space = _space(
+        row_fields["eval_data"] = None
+    search_space = _space(
         comparison,
         plan,
         candidate,
@@ -82,15 +84,15 @@ def _search_job(
         comparison.seeds[0],
         # The loss is measured once, after the last step.
         training={"eval_strategy": "steps", "eval_steps": plan.steps},
-        **rows,
+        **row_fields,
     )
     return Job(
         name=f"{candidate.name} search",
-        work=partial(search_rate, space, folder),
+        work=partial(search_rate, search_space, folder),
         folder=folder,
         done=(folder / SEARCH_FILE).is_file,
         reads=_paths_read(comparison),
-        trainings=space.usual_trials,
+        trainings=search_space.usual_trials,
     )
 
 

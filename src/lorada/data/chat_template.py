@@ -1,4 +1,7 @@
-"""What a chat template writes of a chat; calls of tools reach it in the way that it writes them."""
+"""What a tokenizer's chat template writes of a chat.
+
+Calls of tools reach it in the way in which it writes them.
+"""
 
 import json
 from itertools import product
@@ -13,7 +16,7 @@ if TYPE_CHECKING:  # its import takes seconds, and rows are read before a model 
 
 MOST = 60  # characters of a conversation's roles that an error shows
 # Whether the arguments of calls are JSON text, and the content of a turn that says nothing else.
-WAYS = tuple(product((False, True), ("", None)))
+WAYS_OF_CALLS = tuple(product((False, True), ("", None)))
 STAND_IN = "lorada_stand_in_"  # before the number of a name that is looked for in a rendered text
 
 
@@ -22,30 +25,42 @@ class TurnsRefused(ValueError):
 
 
 def rendered(row: Row, count: int, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
-    """The first ``count`` turns of a chat as the template writes them."""
+    """The first ``count`` turns of a chat as the template writes them.
+
+    Raises:
+        TurnsRefused: if the tokenizer has no chat template, or it refuses the turns.
+    """
     return str(applied(row, count, tokenizer, tokenize=False, **options))
 
 
 def for_template(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Row:
-    """A chat as its template takes it; one that leaves out texts, tools or calls is refused.
+    """A chat as the chat template of ``tokenizer`` takes it.
 
     Most templates write the arguments of a call from an object, and some from JSON text; and some
     write a call only if the content beside it is null. Whichever way writes all calls is taken.
+
+    Raises:
+        TurnsRefused: if the template leaves out texts, tools or calls, or refuses the turns; if a
+            call of the row has no name, or arguments that are no JSON object.
     """
     if not _writes_texts(tokenizer):  # as those for images, which take each text as a list
         raise _left_out("the texts of turns", tokenizer)
-    calls = _calls_of_turns(row)
-    if not any(calls) and not row.get("tools"):
+    calls_of_turns = _calls_of_turns(row)
+    if not any(calls_of_turns) and not row.get("tools"):
         return row
-    if any(calls):
-        row = _with_written_calls(row, calls, tokenizer)
+    if any(calls_of_turns):
+        row = _with_written_calls(row, calls_of_turns, tokenizer)
     if row.get("tools") and not _writes_tools(row, tokenizer):
         raise _left_out("the tools of a row", tokenizer)
     return row
 
 
 def applied(row: Row, count: int, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> Any:
-    """What the chat template makes of the first ``count`` turns; it may refuse them."""
+    """What the chat template makes of the first ``count`` turns: a text, or tokens.
+
+    Raises:
+        TurnsRefused: if the tokenizer has no chat template, or it refuses the turns.
+    """
     if not tokenizer.chat_template:
         raise TurnsRefused("this tokenizer has no chat template: take rows of prompt and response")
     turns = row["messages"][:count]
@@ -76,45 +91,64 @@ def _left_out(what: str, tokenizer: "PreTrainedTokenizerBase") -> TurnsRefused:
 
 
 def _with_written_calls(
-    row: Row, calls: list[list[ToolCall]], tokenizer: "PreTrainedTokenizerBase"
+    row: Row, calls_of_turns: list[list[ToolCall]], tokenizer: "PreTrainedTokenizerBase"
 ) -> Row:
-    """A chat with its calls in a way that its template writes them in."""
+    """A chat with its calls in the first way in which the template writes them all.
+
+    Raises:
+        TurnsRefused: if there is none; as the template says it, if it refuses every way.
+    """
     refusals: list[TurnsRefused] = []
-    for as_text, blank in WAYS:
-        variant = _with_calls(row, calls, as_text=as_text, blank=blank)
+    for arguments_as_text, content_if_blank in WAYS_OF_CALLS:
+        variant = _with_calls(
+            row,
+            calls_of_turns,
+            arguments_as_text=arguments_as_text,
+            content_if_blank=content_if_blank,
+        )
         try:
             if _writes_calls(variant, tokenizer):
                 return variant
         except TurnsRefused as error:
             refusals.append(error)
-    if len(refusals) == len(WAYS):
+    if len(refusals) == len(WAYS_OF_CALLS):
         raise refusals[0]
     raise _left_out("calls of tools", tokenizer)
 
 
-def _with_calls(row: Row, calls: list[list[ToolCall]], *, as_text: bool, blank: str | None) -> Row:
+def _with_calls(
+    row: Row,
+    calls_of_turns: list[list[ToolCall]],
+    *,
+    arguments_as_text: bool,
+    content_if_blank: str | None,
+) -> Row:
     """A chat with the arguments of its calls as objects or as JSON text.
 
-    ``blank`` is the content of a turn that has calls and says nothing beside them.
+    ``content_if_blank`` is the content of a turn that has calls and says nothing beside them.
     """
     turns = []
-    for turn, calls_of_turn in zip(row["messages"], calls, strict=True):
+    for turn, calls_of_turn in zip(row["messages"], calls_of_turns, strict=True):
         if calls_of_turn:
             content = turn.get("content")
             if not (content or "").strip():
-                content = blank
-            rewritten = _rewrite_calls(turn[CALLS], calls_of_turn, as_text=as_text)
+                content = content_if_blank
+            rewritten = _rewrite_calls(
+                turn[CALLS], calls_of_turn, arguments_as_text=arguments_as_text
+            )
             turn = {**turn, "content": content, CALLS: rewritten}
         turns.append(turn)
     return {**row, "messages": turns}
 
 
-def _rewrite_calls(calls_in_row: list[Row], calls: list[ToolCall], *, as_text: bool) -> list[Row]:
+def _rewrite_calls(
+    calls_in_row: list[Row], calls: list[ToolCall], *, arguments_as_text: bool
+) -> list[Row]:
     """The calls of a turn with all that they had, in the nested form that templates expect."""
     rewritten = []
     for call_in_row, call in zip(calls_in_row, calls, strict=True):
         arguments: Any = call.arguments
-        if as_text:
+        if arguments_as_text:
             arguments = json.dumps(call.arguments, ensure_ascii=False)
         rewritten.append(_nested(call_in_row, arguments=arguments))
     return rewritten

@@ -42,12 +42,16 @@ def decide(
     A cheaper method is taken if the one-sided 90 % confidence bound of what it costs, corrected for
     the number of cheaper methods, is at most the margin. It is cheaper if it has a fifth less of
     the first of the costs (parameters, seconds, bytes) in which the two differ by so much. By the
-    margin that is not given, no method is taken that is significantly worse.
+    default margin, no method is taken that is significantly worse. Where methods have different
+    numbers of runs, the least expected loss leads in place of the highest score. A method that is
+    not shown to have learned more than the baselines is never taken.
 
     Args:
         scores: method → seeds × rows. All methods have the same rows; they may have different
-            numbers of seeds. A run with no finite score has diverged.
-        costs: method → trained ``parameters``, ``seconds`` of a step, ``bytes`` of memory: any.
+            numbers of seeds. A run with no finite score has diverged: means leave it out, and a
+            method with such runs is taken only if it leads and no other is within the margin.
+        costs: method → trained ``parameters``, ``seconds`` of a step, ``bytes`` of memory; any of
+            them may be missing.
         margin: how much a cheaper method may cost, in points of percent or the unit of other
             scores. If not given, it is a point of percent, or a fifth of the best method's errors
             if that is less; of losses 2 % of the lowest. Scores in another unit have none, so that
@@ -56,16 +60,17 @@ def decide(
         groups: of each row, what it shares with others, such as the passage that several questions
             are about; if not given, rows are independent.
         baselines: name → score of each row without training, such as of the commonest answer.
-        seeds: method → the seed of each run, in any order; if not given, runs in one place have
-            one seed.
+        seeds: method → the seed of each run, in any order; if not given, run i of every method
+            has the same seed.
         unit: of the scores, ``%`` or any other. If not given, scores between 0 and 1 are shares,
             and what is returned is in percent; 0 and 100 are right and wrong in percent; the unit
             of all others is not known.
 
     Raises:
         ValueError: without scores, for fewer than two rows, rows that differ between methods or
-            lack a score, shares of one beside percent, more runs than rows (without ``seeds``),
-            unknown methods or costs, and a margin that is no number of at least 0.
+            lack a score, scores from 0 to 1 mixed with scores in percent, more runs than rows
+            (without ``seeds``), unknown methods or costs, and a margin that is no number of at
+            least 0.
         ImportError: if scipy, of the extra ``compare``, is missing.
     """
     evidence = gather_evidence(

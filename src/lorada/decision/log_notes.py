@@ -16,20 +16,21 @@ MOST_TASKS = 3  # in a line
 MOST_ROWS = 5
 
 
-def what_is_read(runs: Sequence[Run], metric: str) -> str:
+def summary_of_logs(runs: Sequence[Run], metric: str) -> str:
     """The metric, the tasks and the runs, so that a user sees how folders were understood."""
+    # An ordered set of each method: a seed has a run for each task, and is to be named once.
     seeds: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
         seeds[run.name.method][run.name.seed] = None
-    has_seeds = any(len(of_method) > 1 for of_method in seeds.values())
+    has_seeds = any(len(seeds_of_method) > 1 for seeds_of_method in seeds.values())
     methods = []
-    for method, of_method in seeds.items():
+    for method, seeds_of_method in seeds.items():
         if not has_seeds:  # one run each, whose number says nothing
             methods.append(method)
-        elif len(of_method) == 1:
-            methods.append(f"{method} (seed {next(iter(of_method))})")
+        elif len(seeds_of_method) == 1:
+            methods.append(f"{method} (seed {next(iter(seeds_of_method))})")
         else:
-            methods.append(f"{method} (seeds {', '.join(of_method)})")
+            methods.append(f"{method} (seeds {', '.join(seeds_of_method)})")
     scored = metric
     tasks = list(dict.fromkeys(run.log.task for run in runs if run.log.task))
     if tasks:  # promptfoo has none

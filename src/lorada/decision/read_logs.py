@@ -15,7 +15,7 @@ from lorada.decision.check_logs import (
     refuse_other_contents,
     refuse_second_answers,
 )
-from lorada.decision.log_notes import left_out, on_repeats, rows_wrong_in_all, what_is_read
+from lorada.decision.log_notes import left_out, on_repeats, rows_wrong_in_all, summary_of_logs
 from lorada.decision.log_records import PROMPTFOO, Log, read_json
 from lorada.decision.log_runs import Run, name_runs
 from lorada.decision.read_inspect import is_inspect, read_inspect, read_inspect_zip
@@ -95,7 +95,7 @@ def read_logs(path: Path, metric: str | None = None, *, lower_is_better: bool = 
     repeats_are_runs = _repeats_are_runs(runs)
     table = read_scores(_table_rows(runs, metric, by_repeat=repeats_are_runs), str(path))
     notes = [
-        what_is_read(runs, metric),
+        summary_of_logs(runs, metric),
         *dict.fromkeys(run.log.remarks[metric] for run in runs if metric in run.log.remarks),
         *left_out(logs, metric),
         *unfinished,

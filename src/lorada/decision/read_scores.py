@@ -22,15 +22,16 @@ class ScoreTable:
     """The scores of a table."""
 
     scores: dict[str, Scores]  # method → seeds × rows; NaN where a run diverged
-    seeds: dict[str, tuple[str, ...]]  # of each run
+    seeds: dict[str, tuple[str, ...]]  # of each run, in the order of texts: 10 comes before 2
     groups: tuple[str, ...] | None  # of each row
 
 
 def read_scores(rows: Iterable[Mapping[str, Any]], source: str) -> ScoreTable:
     """Read the scores of a table with the columns method, seed, row and score, and maybe group.
 
-    Names of columns may be written in capitals. A score that is empty, ``nan`` or ``inf`` says that
-    there is none: a run with no score diverged.
+    Names of columns may be written in capitals. A score may be ``true`` or ``false``, which are 1
+    and 0. One that is empty, ``nan`` or ``inf`` says that there is none. A run of which no row has
+    a score has diverged; one with scores of some rows alone is refused.
 
     Args:
         rows: of the table, each column → value.
@@ -45,7 +46,9 @@ def read_scores(rows: Iterable[Mapping[str, Any]], source: str) -> ScoreTable:
         table = table.drop(columns="group")
     texts = table["score"].str.strip().str.lower().replace(SPELLED_SCORES)
     numbers = pd.to_numeric(texts, errors="coerce")  # NaN for what is no number
-    _refuse_first(source, _mistakes(table, is_number=numbers.notna() | (texts == "nan")))
+    is_score_or_missing = numbers.notna() | (texts == "nan")
+    _refuse_first_mistake(source, _mistakes(table, is_score_or_missing))
+    numbers = numbers.where(np.isfinite(numbers))  # an infinite score is none: NaN
 
     row_names = table["row"].unique()
     by_run = table.assign(score=numbers).pivot(
@@ -91,12 +94,12 @@ def _as_text(value: object) -> str:
     return str(value).strip()
 
 
-def _mistakes(table: pd.DataFrame, is_number: pd.Series) -> dict[str, pd.Series]:
+def _mistakes(table: pd.DataFrame, is_score_or_missing: pd.Series) -> dict[str, pd.Series]:
     """What may be wrong with a row of the table → of each row, whether it is."""
     mistakes = {
         "needs a method, a seed and a row": (table[PLACE_COLUMNS] == "").any(axis=1),
         "has a score that is there already": table.duplicated(PLACE_COLUMNS),
-        "has a score that is no number": ~is_number,
+        "has a score that is no number": ~is_score_or_missing,
     }
     if "group" in table:
         mistakes["has no group, and others have one"] = table["group"] == ""
@@ -105,7 +108,7 @@ def _mistakes(table: pd.DataFrame, is_number: pd.Series) -> dict[str, pd.Series]
     return mistakes
 
 
-def _refuse_first(source: str, mistakes: Mapping[str, pd.Series]) -> None:
+def _refuse_first_mistake(source: str, mistakes: Mapping[str, pd.Series]) -> None:
     """Refuse a table with mistakes, by the first row that has the first kind of them."""
     for mistake, is_in_row in mistakes.items():
         if is_in_row.any():

@@ -147,8 +147,9 @@ def _estimate(row_means: Scores, runs: Sequence[Runs]) -> Estimate:
 def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
     """Scores of groups of rows that are not independent of each other: seeds × groups.
 
-    The mean over groups is the mean over rows, whatever their sizes, and the variance over groups
-    is that of a mean over rows which come in groups (a ratio, linearised).
+    They are not the means of the groups, unless these are of equal size. The mean over groups is
+    the mean over rows, whatever their sizes, and the variance over groups is that of a mean over
+    rows which come in groups (a ratio, linearised).
 
     Args:
         scores: seeds × rows.
@@ -158,7 +159,8 @@ def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
     names, place_of_row = np.unique(group_names, return_inverse=True)
     means = scores.mean(axis=1, keepdims=True)
     sums = np.zeros((len(scores), len(names)))
-    # Unlike ``sums[:, place] += …``, this adds up what several rows put in one place.
+    # Unlike ``sums[:, place] += …``, this adds up what several rows put in one place. It adds along
+    # the first axis, so both are transposed; ``sums.T`` is a view, through which ``sums`` changes.
     np.add.at(sums.T, place_of_row, (scores - means).T)
     group_scores: Scores = means + sums * (len(names) / scores.shape[1])
     return group_scores
@@ -197,10 +199,16 @@ def _runs(scores: Scores, common: Common | None) -> Runs:
 
 
 def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
-    """The two-sided p-value of the mean of differences by row, averaged over runs."""
+    """The two-sided p-value of the mean of differences.
+
+    Args:
+        differences: of each row, averaged over runs.
+        runs: those of both methods, or those of the pairs of runs with one seed.
+    """
     with needs_extra("compare"):
         from scipy.stats import t
 
+    # Where no run differs from another in any row, there is no error to measure differences by.
     if all(max(of_method.between, of_method.noise) < TINY for of_method in runs):
         return _sign_p(differences)
     error, freedom = _standard_error(runs, float(differences.var(ddof=1)), len(differences))
@@ -213,15 +221,15 @@ def _p_value(differences: Scores, runs: Sequence[Runs]) -> float:
 
 
 def _sign_p(differences: Scores) -> float:
-    """The exact sign test: how often coins would put as many rows on the side of the mean."""
+    """The exact sign test, two-sided: how often coins put that many rows on the mean's side."""
     with needs_extra("compare"):
         from scipy.stats import binomtest
 
-    towards_mean = np.sign(differences.mean()) * differences
-    rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
-    if not rows_that_differ:
+    mean = differences.mean()
+    if abs(mean) < TINY:  # a mean of 0 is on no side, also where rounding has given it a sign
         return 1.0
-    on_side = np.count_nonzero(towards_mean > TINY)
+    rows_that_differ = np.count_nonzero(np.abs(differences) > TINY)
+    on_side = np.count_nonzero(np.sign(mean) * differences > TINY)
     # One-sided and doubled: where the mean and most rows have different sides, this is 1.
     one_sided = binomtest(on_side, rows_that_differ, alternative="greater")
     return min(1.0, 2 * float(one_sided.pvalue))

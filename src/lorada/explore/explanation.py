@@ -296,7 +296,8 @@ def _name_of_copies(with_adapter: _ForwardPass) -> str:
 @contextmanager
 def _eager_attention(model: nn.Module) -> Iterator[None]:
     """Let a model compute attention eagerly in a ``with`` block: only that returns its softmax."""
-    # Modules share configs, and each is to be set and restored once.
+    # Modules share configs, and each is to be set and restored once. The field is private because
+    # the public setter would also set the configs of sub-models.
     configs: dict[int, Any] = {}
     for module in model.modules():
         config = getattr(module, "config", None)

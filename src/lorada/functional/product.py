@@ -28,19 +28,19 @@ def factors_product(
 ) -> Float[Tensor, "B H M D"]:
     """tile(mask(left right)) · V, in the form that costs least on the device.
 
-    ``left`` is W_a with PE and scale, ``right`` W_b with PE; ``causal`` and ``window`` (in tokens)
-    are the mask.
+    S are the map's heads. ``left`` is W_a with its position encoding (PE) and scale, ``right`` W_b
+    with its PE; ``causal`` and ``window`` (in tokens) are the mask.
     """
     size, rank = left.shape[1:]
     share = heads // value.shape[1]  # query heads of a key/value head
     form = product_form(size, rank, share, causal=causal, window=window, device=value.device.type)
     # A mask on W_a W_b stands between the factors, so W_b V cannot be computed first, except block
     # by block for a causal mask.
-    if form == "dense":
+    if form == "dense":  # the whole map, under its mask if it has one
         return apply_map(mask_map(left @ right, causal, window), value, heads)
-    if form == "blocks":
+    if form == "blocks":  # a causal mask, without making the map
         return causal_blocks(left, right, value, heads)
-    # Each factor is itself a map: right (R rows, M keys) first, then left (M rows, R keys).
+    # Without a mask each factor is a map: right (R rows, M keys) first, then left (M, R keys).
     return apply_map(left, apply_map(right, value, heads), heads)
 
 

@@ -4,6 +4,8 @@ All rows end at the same slot, as in a batch that is padded on the left, so one 
 adds a token to each. Slots behind the end are kept free: a token is written there, where
 transformers' ``DynamicCache`` copies everything to append it.
 
+A slot is a place for the key and value of one token of a row, or for a pad.
+
 Shapes: B rows, G key/value heads, K slots, D head width.
 """
 
@@ -87,6 +89,7 @@ def _join(old: Tensor, staying: Tensor, count: int, new: Tensor | None) -> _Slot
     row_count, end = stay_count, count
     if new is not None:
         row_count += len(new)
+        # New rows may be longer: those that stay get pads on the left then.
         end = max(count, new.shape[2])
     buffer = old.new_empty(row_count, old.shape[1], end + ROOM, old.shape[3])
     # Pads are zeros, since what a mask hides is still multiplied by 0, which not every number
@@ -115,7 +118,7 @@ class RefilledCache(Cache):  # type: ignore[misc]
 
         Args:
             staying: the rows that are kept, in their new order.
-            count: how many slots at the end they need.
+            count: how many slots at the end they need: the tokens of the longest of them.
             new: the cache of the rows that come after them; None if none come.
         """
         new_layers = [None] * len(self.layers) if new is None else new.layers

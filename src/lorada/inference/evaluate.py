@@ -10,7 +10,7 @@ from typing import Any
 
 from lorada.data.forms.row_matches import Columns
 from lorada.data.rows.benchmark_rows import scored_rows
-from lorada.data.rows.row_content import answer_of
+from lorada.data.rows.row_content import right_answer
 from lorada.data.rows.rows import Rows
 from lorada.data.rows.training_rows import rows_to_score
 from lorada.data.scoring.row_metrics import refuse_metric, refuse_unnamed
@@ -286,7 +286,7 @@ def _with_answer(
         fields["cut"] = True
     if with_text:
         fields["text"] = _asked_text(row, rows, run)
-        fields["right"] = _right_answer(row, rows)
+        fields["right"] = right_answer(row, rows.form)
     return prediction.model_copy(update=fields)
 
 
@@ -300,18 +300,3 @@ def _asked_text(row: Row, rows: Rows, run: Run) -> str:
         return prompt
     options = [f"{index}: {candidate}" for index, candidate in enumerate(row["candidates"])]
     return "\n".join([prompt, *options])
-
-
-def _right_answer(row: Row, rows: Rows) -> Any:
-    """The right answer to a row, in the type that the model's answers have."""
-    match rows.form:
-        case "label":
-            return str(row["label"])
-        case "labels":
-            return list(row["labels"])
-        case "score":
-            return float(row["score"])
-        case "choice":
-            return row["answer"]
-        case _:
-            return answer_of(row)

@@ -35,7 +35,7 @@ from lorada.support.files import atomic_path, one_at_a_time, scratch_folder
 from lorada.support.models import published_name
 from lorada.support.row_sources import HEADED
 from lorada.training.model_card import front_matter, write_model_card, write_text
-from lorada.training.models.adapters import BESIDE, part_kinds, save_beside, task_type
+from lorada.training.models.adapters import BESIDE, part_kinds, save_pooling_beside, task_type
 from lorada.training.models.candidate_scores import accepted, positions_of
 from lorada.training.models.loading import kind_of, load_config, local_folder
 from lorada.tuners.base.merged_weights import UnmergeableError
@@ -223,7 +223,7 @@ def _write(model: PeftModel | PreTrainedModel, run: Run, fresh: Path) -> None:
         model.save_pretrained(fresh, save_embedding_layers=False)
         model = model.unload()
     model.save_pretrained(fresh)
-    save_beside(model, fresh)
+    save_pooling_beside(model, fresh)
     run.tokenizer.save_pretrained(fresh)
 
 

@@ -129,11 +129,7 @@ def predict_to(
     Returns:
         How many rows an earlier call had answered, which are not answered again.
     """
-    for name in files_of(rows.path):
-        if output.exists() and os.path.exists(name) and output.samefile(name):
-            raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
-    output = Path(os.path.realpath(output))
-    refuse_there(output, overwrite=overwrite)
+    output = checked_output(output, rows, overwrite=overwrite)
     part_file = output.with_name(f"{output.name}.lorada-part")
     key = _key(run, rows)
     answers = _answered_before(part_file, key, PART * run.recipe.eval_batch_size)
@@ -147,15 +143,32 @@ def predict_to(
                 file.flush()
                 os.fsync(file.fileno())
                 answers += part
-        refuse_there(output, overwrite=overwrite)
-        if output.suffix.lower() == ".csv":
-            flat_answers = [_without_probs(answer) for answer in answers]
-            write_atomic(output, _csv_text(beside(columns_of_rows, flat_answers)))
-        else:
-            write_atomic(output, json_lines(beside(columns_of_rows, answers)))
+        write_answers(output, columns_of_rows, answers, overwrite=overwrite)
     say_cut(run, [answer.get("cut", False) for answer in answers])
     part_file.unlink(missing_ok=True)
     return answered_before
+
+
+def checked_output(output: Path, rows: Rows, *, overwrite: bool) -> Path:
+    """The file that answers are written to, behind links; refuses that of the rows themselves."""
+    for name in files_of(rows.path):
+        if output.exists() and os.path.exists(name) and output.samefile(name):
+            raise ValueError(f"--output {output} is where the rows are, {name}: choose another")
+    output = Path(os.path.realpath(output))
+    refuse_there(output, overwrite=overwrite)
+    return output
+
+
+def write_answers(
+    output: Path, columns_of_rows: list[Row], answers: list[AnswerLine], *, overwrite: bool
+) -> None:
+    """Write answers beside the columns of their rows: JSON Lines, or CSV by the file's ending."""
+    refuse_there(output, overwrite=overwrite)
+    if output.suffix.lower() == ".csv":
+        flat_answers = [_without_probs(answer) for answer in answers]
+        write_atomic(output, _csv_text(beside(columns_of_rows, flat_answers)))
+    else:
+        write_atomic(output, json_lines(beside(columns_of_rows, answers)))
 
 
 def _key(run: Run, rows: Rows) -> str:

@@ -306,15 +306,16 @@ def _alpha_for_rank(part: str, settings: Settings, user_settings: Settings) -> S
     return {alpha_key: int(scaled) if scaled.is_integer() else scaled}
 
 
-def scheme_of(model_config: Any, wanted: str) -> Scheme:
+def scheme_of(model_config: Any, needed_by: str) -> Scheme:
     """The names of a model's matrices: those of its type, or of a type with the same linear layers.
 
-    ``wanted`` is the setting that needs the names; the error tells the user to give it.
+    ``needed_by`` is the setting that needs the names; the error tells the user to give it.
     """
     model_type = model_config.model_type
     if model_type in SCHEMES:
         return SCHEMES[model_type]
     model = meta_model(model_config)
+    # There is no model if transformers has no class for the config.
     linear_names = [] if model is None else layer_linear_names(model)
     for scheme in SCHEMES.values():
         if linear_names and has_linears_of(scheme, linear_names):
@@ -322,5 +323,5 @@ def scheme_of(model_config: Any, wanted: str) -> Scheme:
     known = f"; its layers have {', '.join(linear_names)}" if linear_names else ""
     raise ValueError(
         f"the matrices of {model_type} models have no names that are known here: "
-        f"give {wanted}=[…]{known}"
+        f"give {needed_by}=[…]{known}"
     )

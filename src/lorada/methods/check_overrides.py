@@ -150,10 +150,10 @@ def checked(section: str, name: str, value: Any) -> Any:
     return parsed if is_plain else value
 
 
-def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str:
+def owner_of(key: str, sections: Iterable[str], also_known: Iterable[str] = ()) -> str:
     """The one section that has the setting ``key``, a bare name such as ``rank``.
 
-    ``also`` are further valid names, for the hint of the error.
+    ``also_known`` are further valid names, for the hint of the error.
     """
     names_by_section = {section: names_of(section) for section in sections}
     owners = [section for section, names in names_by_section.items() if key in names]
@@ -161,7 +161,7 @@ def owner_of(key: str, sections: Iterable[str], also: Iterable[str] = ()) -> str
         full_names = ", ".join(f"{owner}.{key}" for owner in owners)
         raise ValueError(f"{key} is a setting of several sections: write {full_names}")
     if not owners:
-        raise _unknown("override", key, set(also).union(*names_by_section.values()))
+        raise _unknown("override", key, set(also_known).union(*names_by_section.values()))
     return owners[0]
 
 
@@ -180,7 +180,7 @@ def part_overrides(parts: Collection[str], overrides: Mapping[str, Any]) -> dict
         if key in by_part and isinstance(value, dict):
             part, settings = key, value
         else:
-            part, settings = owner_of(key, parts, also=parts), {key: value}
+            part, settings = owner_of(key, parts, also_known=parts), {key: value}
         for name, setting in settings.items():
             by_part[part][name] = checked(part, name, setting)
     return by_part

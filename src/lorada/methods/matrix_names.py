@@ -193,9 +193,12 @@ def _matches_one(name: str, scheme: Scheme) -> bool:
 
 
 def has_linears_of(scheme: Scheme, linear_names: Iterable[str]) -> bool:
-    """Whether the linear layers within a model's layers are exactly those of a scheme."""
+    """Whether the linear layers within a model's layers are those of a scheme and no others.
+
+    Only the gate of the scheme may be missing.
+    """
     linear_names = list(linear_names)
-    # A gate may be missing; embeddings and norms are no linear layers.
+    # Embeddings and norms are no linear layers.
     needed_roles = [role for role in scheme if role not in ("embeddings", "norms", "gate")]
     for role in needed_roles:
         if not any(_is_any_of(linear_name, scheme[role]) for linear_name in linear_names):

@@ -10,6 +10,8 @@ from lorada.support.error_messages import needs_extra
 from lorada.support.files import atomic_path
 
 MAX_SIDE = 12  # inches, the side of a map; a larger picture is slow to draw and shows no more
+LABELS_PER_INCH = 11  # of tokens, written across the side of a map, so that none overlap
+WIDE_LABEL = 0.14  # inches that a label needs in the larger font
 MAX_PANELS = 4  # layers whose map is drawn
 # What the curves over the layers show: statistic → line style and label.
 CURVES = {"map_negative_ratio": ("-o", "LMAM (Attn_s)"), "negative_ratio": ("--s", "fused")}
@@ -28,11 +30,11 @@ def attention_maps(
     below 0 or None to show none).
     """
     side = min(max(3.2, 0.24 * len(tokens)), MAX_SIDE)
-    # In a long text only every second or third token is labelled, so that labels do not overlap.
-    step = math.ceil(len(tokens) / (side * 11))
+    # In a long text only some tokens are labelled, at equal distances.
+    step = math.ceil(len(tokens) / (side * LABELS_PER_INCH))
     ticks = range(0, len(tokens), step)
     labels = [_literal(token) for token in tokens[::step]]
-    font_size = 7 if side > 0.14 * len(labels) else 5
+    font_size = 7 if side > WIDE_LABEL * len(labels) else 5
 
     figure = _figure(len(maps) * (side + 0.6), side + 0.9)
     axes = figure.subplots(1, len(maps), squeeze=False)

@@ -5,7 +5,11 @@ from typing import Any
 
 from lorada.paper.table_lines import MEAN, Columns, Results, TableLine
 from lorada.paper.table_spec import PaperTable, Scale
+from lorada.runs.result import RunResult
 from lorada.support.metric_names import main_metric
+
+PACKAGES = ("torch", "transformers", "peft")
+UNKNOWN = "unknown"  # what a result does not say, such as one that another program has written
 
 
 def page_notes(
@@ -43,12 +47,12 @@ def page_notes(
 
 def _models_note(results: Results) -> str:
     """The models and the seeds."""
-    models = _listed(result.model for result in results)
+    models = _listed_once(result.model for result in results)
     seeds = sorted({result.seed for result in results})
     if len(seeds) > 1:
         spread = "; ± is the standard deviation over seeds"
-        return f"ours: {models}; seeds {_listed(seeds)}{spread}."
-    return f"ours: {models}; seed {_listed(seeds)}."
+        return f"ours: {models}; seeds {_listed_once(seeds)}{spread}."
+    return f"ours: {models}; seed {_listed_once(seeds)}."
 
 
 def _data_note(results: Results) -> str:
@@ -69,10 +73,10 @@ def _data_note(results: Results) -> str:
         if data is not None and data.source:
             sources.append(data.source)
     texts = {
-        "protocol": _listed(protocols),
-        "rows to learn from": _listed(sizes),
-        "train_on": _listed(train_on),
-        "rows are from": _listed(sources),
+        "protocol": _listed_once(protocols),
+        "rows to learn from": _listed_once(sizes),
+        "train_on": _listed_once(train_on),
+        "rows are from": _listed_once(sources),
     }
     phrases = [f"{title}: {text}" for title, text in texts.items() if text]
     if not phrases:
@@ -129,19 +133,29 @@ def _machines_note(results: Results) -> str:
     """The hardware and versions, without repeats."""
     machines = []
     for result in results:
-        hardware = result.hardware or {}
-        name = hardware.get("accelerator")
-        if not name:
-            name = "{cpu}, {cores} cores, threads: {threads}".format(**hardware)
-        versions = result.versions
-        packages = [
-            f"{package} {versions[package]}" for package in ("torch", "transformers", "peft")
-        ]
-        machines.append(f"{name}; {', '.join(packages)}")
-    listed = _listed(machines, "; or ")
+        machines.append(f"{_machine_of(result)}; {_packages_of(result)}")
+    listed = _listed_once(machines, "; or ")
     return f"{listed}. Minutes are of training, all seeds and tasks together."
 
 
-def _listed(values: Iterable[Any], separator: str = ", ") -> str:
+def _machine_of(result: RunResult) -> str:
+    """The accelerator of a run, or the processor if it had none."""
+    hardware = result.hardware
+    if hardware is None:
+        return "machine unknown"
+    if hardware.get("accelerator"):
+        return str(hardware["accelerator"])
+    processor = hardware.get("cpu") or "processor unknown"
+    cores, threads = hardware.get("cores", UNKNOWN), hardware.get("threads", UNKNOWN)
+    return f"{processor}, {cores} cores, threads: {threads}"
+
+
+def _packages_of(result: RunResult) -> str:
+    """The versions of the packages that scores depend on most."""
+    texts = [f"{package} {result.versions.get(package, UNKNOWN)}" for package in PACKAGES]
+    return ", ".join(texts)
+
+
+def _listed_once(values: Iterable[Any], separator: str = ", ") -> str:
     """Values as texts, each once and in their order."""
     return separator.join(dict.fromkeys(map(str, values)))

@@ -194,7 +194,7 @@ def row_recipe(
     The table's settings for parts that the method does not have are dropped. ``overrides`` are
     ``key=value`` settings in place of the row's.
     """
-    _refuse_fixed(table, overrides)
+    _refuse_fixed_by_row(table, overrides)
     shared = table.shared(scale)
     row_settings = dict(row.paper if scale == "paper" else row.local)
     row_by_task = row_settings.pop("by_task", {})
@@ -211,15 +211,17 @@ def row_recipe(
     if only_task is not None:
         merge(settings, row_by_task.get(only_task, {}))
 
+    # A row may name a model of its own for the paper's scale; else its settings may name one, or
+    # that of the table counts.
     model = settings.get("model", shared.model)
     if scale == "paper" and row.model:
         model = row.model
     merge(settings, {"method": row.method, "model": model, "task": ",".join(tasks)})
     merge(settings, {"output": str(output), "training": {"seed": seed}})
-    return load_recipe(None, list(overrides), settings)
+    return load_recipe(source=None, overrides=list(overrides), options=settings)
 
 
-def _refuse_fixed(table: PaperTable, overrides: Sequence[str]) -> None:
+def _refuse_fixed_by_row(table: PaperTable, overrides: Sequence[str]) -> None:
     """Refuse an override of what makes a run a row of its table."""
     for override in overrides:
         key = override.partition("=")[0].strip()

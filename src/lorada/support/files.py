@@ -111,9 +111,11 @@ def _remove_orphans(parent: Path) -> None:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock while making ``path``; other processes wait for it.
+    """Hold a lock while making or changing ``path``; other processes wait for it.
 
-    The lock is an empty file beside ``path``. On a file system without locks nobody waits.
+    One that has waited checks again inside whether ``path`` is made. The lock is a file beside it.
+    On a file system without ``flock`` (ENOSYS) that file's existence is the lock; if locking fails
+    otherwise, nobody waits.
     """
     from filelock import FileLock
 

@@ -168,7 +168,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             refuse_broken(model, args, state)
 
 
-# Layer → the squared norms ‖Attn_s·V‖² and ‖Attn·V‖² of each call of it.
+# Layer → the squared norms ‖Attn_s·V‖² and ‖Attn·V‖² of each call of it, each of shape ().
 NormsByLayer = dict[str, list[tuple[Tensor, Tensor]]]
 
 NEGLIGIBLE = 1e-3  # relative norms below this are reported as doing nothing
@@ -289,7 +289,10 @@ def _will_save(step: int, args: Any, state: Any) -> bool:
 
 
 def _gather_norms(norms: NormsByLayer) -> NormsByLayer:
-    """The squared norms from all processes, which each read a part of the batch."""
+    """The squared norms from all processes, which each read a part of the batch.
+
+    It is called only where there are several.
+    """
     own_norms: NormsByLayer = {}
     for name, calls in norms.items():
         own_norms[name] = [

@@ -16,7 +16,12 @@ from lorada.support.processes import process_count
 from lorada.support.row_sources import file_names
 from lorada.training.guessing_loss import guessing_loss
 from lorada.training.model_card import write_card, write_model_card
-from lorada.training.models.adapters import fold_prefixes, parameter_counts, part_kinds, save_beside
+from lorada.training.models.adapters import (
+    fold_prefixes,
+    parameter_counts,
+    part_kinds,
+    save_pooling_beside,
+)
 from lorada.training.setup import Setup
 
 
@@ -60,7 +65,7 @@ def _save_trained_base(setup: Setup) -> None:
         setup.model.save_pretrained(folder)
         setup.prepared.tokenizer.save_pretrained(folder)
         if recipe.pooling is not None:
-            save_beside(setup.model, folder)
+            save_pooling_beside(setup.model, folder)
             write_model_card(folder, recipe, [], ["POOLING"], "SEQ_CLS")
 
 

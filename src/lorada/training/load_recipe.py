@@ -115,23 +115,23 @@ def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any
     return draft
 
 
-def _with_sections(pairs: list[tuple[str, Any]], parts: list[str]) -> list[Setting]:
-    """The settings that ``key=value`` pairs name.
+def _with_sections(pairs: list[tuple[str, Any]], part_names: list[str]) -> list[Setting]:
+    """The settings that ``key=value`` pairs name, which are without the recipe's plain fields.
 
     A key is a setting in full (``lmam.rank``), a name that one section alone has (``rank``), a
     section (``lmam={rank: 4}``), or ``parts`` with sections in it.
     """
-    sections = [*parts, TRAINING]
+    sections = [*part_names, TRAINING]
     settings: list[Setting] = []
     for key, value in pairs:
         section, dot, name = key.partition(".")
         if key in (*sections, "parts"):
             if not isinstance(value, dict | None):
                 raise ValueError(f"{key}={value!r} is a section: write {key}.NAME=…")
-            inner_pairs = _pairs_inside(key, value or {}, parts)
-            settings += _with_sections(inner_pairs, parts)
+            inner_pairs = _pairs_inside(key, value or {}, part_names)
+            settings += _with_sections(inner_pairs, part_names)
         elif not dot:
-            settings.append(Setting(owner_of(key, sections, also=PLAIN_FIELDS), key, value))
+            settings.append(Setting(owner_of(key, sections, also_known=PLAIN_FIELDS), key, value))
         elif section in sections:
             refuse_unknown(section, name)
             settings.append(Setting(section, name, value))
@@ -140,13 +140,16 @@ def _with_sections(pairs: list[tuple[str, Any]], parts: list[str]) -> list[Setti
     return settings
 
 
-def _pairs_inside(section: str, values: dict[str, Any], parts: list[str]) -> list[tuple[str, Any]]:
+def _pairs_inside(
+    section: str, values: dict[str, Any], part_names: list[str]
+) -> list[tuple[str, Any]]:
     """The pairs of a section with their keys in full; those of ``parts`` are sections."""
     if section != "parts":
         return [(f"{section}.{name}", value) for name, value in values.items()]
     for name in values:
-        if name not in parts:
-            raise unknown_name("part", name, parts)
+        if name not in part_names:
+            raise unknown_name("part", name, part_names)
+    # ``parts: {lmam: {rank: 4}}`` has sections, which are looked into in their turn.
     return list(values.items())
 
 

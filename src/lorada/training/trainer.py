@@ -43,7 +43,7 @@ from lorada.support.error_messages import MEASURING, memory_remedy
 from lorada.support.processes import all_gather, is_main_process
 from lorada.support.row_sources import HEADED
 from lorada.training.callbacks import refuse_broken_loss
-from lorada.training.models.adapters import save_beside
+from lorada.training.models.adapters import save_pooling_beside
 from lorada.training.models.candidate_scores import likeliest, sequence_scores
 from lorada.training.models.labelled_loss import LabelledLoss, find_labelled_loss
 from lorada.tuners.stack.stack import LoradaModel
@@ -224,7 +224,7 @@ class RunTrainer(Trainer):
             self.args.hub_token = token
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            save_beside(self.accelerator.unwrap_model(self.model), folder)
+            save_pooling_beside(self.accelerator.unwrap_model(self.model), folder)
 
     def compute_loss(
         self,

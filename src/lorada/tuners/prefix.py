@@ -154,7 +154,7 @@ class PrefixLayer(PrefixPart):
         for name in self.active_here():
             key, value = self.prefix(name)
             # Scaled keys would change what is attended to; scaled values shrink what it adds.
-            prefixes.append(Prefix(key, self.scaled(name, value)))
+            prefixes.append(Prefix(key, self.ist_scaled(name, value)))
         return prefixes
 
     def prefix(self, name: str) -> tuple[Tensor, Tensor]:

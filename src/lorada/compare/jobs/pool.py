@@ -38,7 +38,7 @@ class _RunningJob:
 
     job: Job
     process: Any  # of the kind that the context starts: a fork, or a new interpreter
-    outcome: Connection  # through which the process sends what became of the job
+    receiver: Connection  # through which the process sends what became of the job
 
 
 class Workers:
@@ -167,16 +167,22 @@ def _in_environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 def _outcome_of(running: _RunningJob) -> Outcome:
     """What became of a job whose process has ended."""
-    with running.outcome, suppress(EOFError, OSError):
-        outcome: Outcome = running.outcome.recv()
-        return outcome
-    # Nothing was sent, so the process ended in the middle of the job.
-    exit_code = running.process.exitcode
+    with running.receiver as receiver:
+        try:
+            outcome: Outcome = receiver.recv()
+        except (EOFError, OSError):  # nothing was sent: the process ended in the middle of the job
+            how = _how_it_ended(running.process.exitcode)
+            return Outcome("failed", f"the process of this run {how}")
+    return outcome
+
+
+def _how_it_ended(exit_code: int) -> str:
+    """What ended a process, in words; the code is below 0 for a signal."""
     if exit_code == -signal.SIGKILL:
-        why = "was killed, as the system does when memory runs out"
-    else:
-        why = f"ended by itself, with code {exit_code}"
-    return Outcome("failed", f"the process of this run {why}")
+        return "was killed, as the system does when memory runs out"
+    if exit_code < 0:
+        return f"was ended by signal {-exit_code}"
+    return f"ended by itself, with code {exit_code}"
 
 
 def _work(job: Job, sender: Connection, environment: Mapping[str, str]) -> None:

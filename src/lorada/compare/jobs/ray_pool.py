@@ -57,7 +57,7 @@ class NodeAnswer:
     """What a node says of a job: what became of it, or why no job can run there."""
 
     outcome: Outcome | None = None
-    refusal: str | None = None
+    why_refused: str | None = None
 
 
 class RayPool:
@@ -179,15 +179,15 @@ def _outcome_of(task: Any, attempt_number: int) -> Outcome | None:
             return None
         kind = type(error).__name__
         return Outcome("failed", f"its process died {attempt_number} times ({kind})")
-    if answer.refusal is not None:
-        raise ValueError(answer.refusal)
+    if answer.why_refused is not None:
+        raise ValueError(answer.why_refused)
     return answer.outcome
 
 
 def on_node(
     job: Job, command_versions: dict[str, str], directory: str, share_of_gpu: float
 ) -> NodeAnswer:
-    """Do a job on this node.
+    """Do a job on this node, or say why none can run here; a task of Ray, in its own process.
 
     Args:
         job: what to do.
@@ -198,16 +198,19 @@ def on_node(
     # A cluster that a script started in the background ignores interrupts, and so would the job.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     paths = [Path(directory), *(Path(directory, path) for path in (job.folder, *job.reads))]
-    reason = refusal(command_versions, paths)
+    reason = why_refused(command_versions, paths)  # may wait for a slow file system
     if reason is not None:
-        return NodeAnswer(refusal=reason)
+        return NodeAnswer(why_refused=reason)
     os.chdir(directory)
     os.environ[GPU_SHARE] = str(share_of_gpu)
-    return NodeAnswer(carry_out(job))
+    return NodeAnswer(outcome=carry_out(job))
 
 
-def refusal(command_versions: dict[str, str], paths: Sequence[Path]) -> str | None:
-    """Why this node can run no job of a command, in one line; None if it can."""
+def why_refused(command_versions: dict[str, str], paths: Sequence[Path]) -> str | None:
+    """Why this node can run no job of a command, in one line; None if it can.
+
+    It waits up to ``FOUND_WITHIN`` seconds for paths that are not there yet.
+    """
     node = platform.node()
     node_versions = versions()
     for package, version in command_versions.items():

@@ -19,9 +19,11 @@ GIB = 2**30
 class Measured:
     """What the runs of a candidate show; None where it was not measured."""
 
-    score: float | None = None  # mean over rows and seeds: percent, or a loss or error as it is
+    # What candidates are compared by, a mean over rows and seeds: percent, or a loss or error as it
+    # is, of which less is better.
+    score: float | None = None
     metric: str = ""  # the main metric, such as ``exact_match``
-    value: float | None = None  # mean of that over seeds
+    value: float | None = None  # mean of that over seeds; not the score if it is no mean over rows
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
     seconds_per_step: float | None = None  # of its fastest run: other work can only slow one down
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
@@ -103,11 +105,13 @@ def measure(result: CandidateResult, metric: str, factor: float = 1.0) -> Measur
     Args:
         result: the candidate.
         metric: the main one, or several with slashes between.
-        factor: what makes percent of a user's own metric that gives shares.
+        factor: by which the values of the metric are multiplied: 100 for a user's own that gives
+            shares, so that they are in percent, else 1.
     """
     if not result.runs:
         return Measured()
     runs = result.runs
+    # Scores are higher for the better one; a loss or an error is shown with its own sign again.
     score = as_score(float(result.scores.mean()), metric)
     peaks = [run.result.peak_memory_bytes for run in runs]
     step_seconds = [run.result.seconds_per_step for run in runs]

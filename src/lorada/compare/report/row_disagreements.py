@@ -51,18 +51,21 @@ def disagreements(results: Results, candidates: Sequence[CandidateResult]) -> li
 def _disagreement(
     results: Results, candidates: Sequence[CandidateResult], is_right: Iterable[bool], row: RowKey
 ) -> Disagreement:
+    """Who gets a row right and who does not; ``is_right`` says it of each candidate."""
     right, wrong = list[str](), list[str]()
     for candidate, gets_it_right in zip(candidates, is_right, strict=True):
         if gets_it_right:
             right.append(candidate.label)
         else:
             wrong.append(candidate.label)
-    text, answer = _stored_texts(candidates, row)
-    name, number = row
-    return Disagreement(source(results, name), number, tuple(right), tuple(wrong), text, answer)
+    text, answer = _stored_question_and_answer(candidates, row)
+    rows_name, number = row
+    return Disagreement(
+        shown_name(results, rows_name), number, tuple(right), tuple(wrong), text, answer
+    )
 
 
-def _stored_texts(
+def _stored_question_and_answer(
     candidates: Sequence[CandidateResult], row: RowKey
 ) -> tuple[str | None, str | None]:
     """What was asked in a row and its right answer, as the last run has stored them."""
@@ -76,9 +79,9 @@ def _stored_texts(
     return None, None
 
 
-def source(results: Results, name: str) -> str:
+def shown_name(results: Results, rows_name: str) -> str:
     """What a reader calls some held-out rows: their file, or the share of the file of all rows."""
     data = results.asked.recipe.get("data")
-    if data and name.endswith("%"):
-        return f"{name} of {file_names(data).removeprefix(BUILTIN)}"
-    return Path(name).name
+    if data and rows_name.endswith("%"):
+        return f"{rows_name} of {file_names(data).removeprefix(BUILTIN)}"
+    return Path(rows_name).name

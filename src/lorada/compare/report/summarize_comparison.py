@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from lorada.compare.held_out_rows import stored_texts
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun
 from lorada.compare.report.baseline_scores import Baseline, ScoredBaseline, scored_baselines
 from lorada.compare.report.candidate_lines import GIB, CandidateLine, decided_of, measure
 from lorada.compare.report.next_commands import by_loss_command, commands_of, resume_command
-from lorada.compare.report.row_disagreements import Disagreement, disagreements, source
+from lorada.compare.report.row_disagreements import Disagreement, disagreements, shown_name
 from lorada.compare.report.score_scale import Scale, scale_of, windows_overlap
 from lorada.compare.report.verdict_and_limits import beside_the_loss, limits, verdict
+from lorada.compare.row_findings import RowFinding, find_rows
 from lorada.compare.stored_plan import ComparisonPlan
 from lorada.decision.decide import decide
 from lorada.decision.decision_record import Decision
@@ -22,6 +24,8 @@ from lorada.decision.statistics import by_group, has_no_spread
 from lorada.support.metric_names import LOSS, as_score, lower_is_better, main_metric, rows_metric
 
 FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
+
+MOST_WRONG_ROWS = 10  # that a report shows
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Summary:
     lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
+    # Rows that no method gets right, those whose label is most surely wrong first.
+    wrong_rows: tuple[RowFinding, ...] = ()
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
@@ -77,7 +83,10 @@ class Summary:
         return self.decision.margin if self.decision else None
 
     def plain(self) -> dict[str, Any]:
-        """All of it, for ``report.json``; of the decision what is no candidate's own."""
+        """What ``report.json`` holds.
+
+        Of the decision it has what concerns all candidates; the rest is in their lines.
+        """
         decision = self.decision
         return {
             "verdict": self.verdict,
@@ -96,6 +105,7 @@ class Summary:
             "lines": [line.plain() for line in self.lines],
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "margin": self.margin,
+            "wrong_rows": [asdict(row) for row in self.wrong_rows],
             "disagreements": [asdict(disagreement) for disagreement in self.disagreements],
             "commands": self.commands,
             "hardware": self.hardware,
@@ -127,7 +137,7 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         verdict=_verdict(results, scored, decision, best),
         sentences=tuple(limits(results, scored, decision, tested)),
         model=str(results.asked.recipe.get("model", "")),
-        task=", ".join(source(results, name) for name in results.plan.held_out),
+        task=", ".join(shown_name(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
         seeds=_seeds(results),
         metric=metric,
@@ -137,11 +147,24 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         lines=(*scored, *_lines_without_runs(results, decision)),
         baselines=tuple(baseline.shown for baseline in baselines),
         disagreements=tuple(disagreements(results, ran)),
+        wrong_rows=_wrong_rows(results),
         commands=_commands(results, scored, decision, best),
         hardware=_machines(results.plan.hardware, [run for one in ran for run in one.runs]),
         versions=results.plan.versions,
         procedure=_procedure(results.plan),
     )
+
+
+def _wrong_rows(results: Results) -> tuple[RowFinding, ...]:
+    """The first rows that all runs get wrong, or most of them in the same way."""
+    findings = find_rows(results, stored_texts(results))
+    if findings is None:
+        return ()
+    rows = []
+    for row in findings.rows:
+        if "wrong everywhere" in row.findings or "same wrong answer" in row.findings:
+            rows.append(replace(row, rows=shown_name(results, row.rows)))
+    return tuple(rows[:MOST_WRONG_ROWS])
 
 
 def _main_metrics(results: Results) -> str:

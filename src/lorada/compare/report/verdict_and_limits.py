@@ -36,6 +36,8 @@ def verdict(decision: Decision | None, top: CandidateLine | None, results: Resul
         if top is None:
             return "Too few runs are scored yet for a result."
         return _undecided(top, results)
+    # Without a pick but with a highest score, nothing was learned. Where there is no score at all,
+    # the sentence of the decision is all that can be said.
     if decision.pick is not None or decision.highest is None:
         return decision.sentence
     steps = results.plan.steps
@@ -189,7 +191,7 @@ def _other_winner_by_loss(
     """A sentence if the loss names another best method than the score does."""
     if decision is None or decision.pick is None or decision.highest is None:
         return
-    if rows_metric(lines[0].measured.metric) == LOSS:
+    if rows_metric(lines[0].measured.metric) == LOSS:  # already compared by it, as perplexity is
         return
     losses = {}
     for line in lines:
@@ -197,6 +199,7 @@ def _other_winner_by_loss(
         if not np.isfinite(loss):  # of one without a loss nothing can be said
             return
         losses[line.label] = loss
+    # Not with the pick, which may be a cheaper method than that of the best score.
     highest, lowest = decision.highest, min(losses, key=losses.__getitem__)
     if losses[highest] - losses[lowest] < TINY:
         return

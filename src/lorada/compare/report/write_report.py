@@ -58,7 +58,7 @@ def write_report(
 
 def page(summary: Summary) -> str:
     """The page as HTML: one file that works offline and asks for nothing, without a script."""
-    header, rows = table(summary)
+    header, table_rows = table(summary)
     trials_by_label = {}
     for line in summary.lines:
         trials = _trials_in_words(line)
@@ -67,14 +67,15 @@ def page(summary: Summary) -> str:
     return render_page(
         Path(__file__).parent,
         f"Comparison: {summary.model} on {summary.task}",
-        [],
+        scripts=[],
         summary=summary,
         header=header,
-        rows=rows,
+        table_rows=table_rows,
         note=note(summary),
         scored=summary.scored,
         picture=cost_picture(summary),
-        texts=any(row.text for row in summary.disagreements),
+        shows_texts=any(row.text for row in summary.disagreements),
+        shows_wrong_texts=any(row.text for row in summary.wrong_rows),
         trials=trials_by_label,
     )
 
@@ -113,15 +114,15 @@ def note(summary: Summary) -> str:
 def table(summary: Summary) -> tuple[list[str], list[TableRow]]:
     """The headings, and the rows: candidates in the order of the summary, then baselines."""
     columns = _columns(summary)
-    rows = []
+    table_rows = []
     for line in summary.lines:
         cells = [column.cell_of(line) for column in columns]
-        rows.append(TableRow(line.label, _kind(summary, line), _notes(summary, line), cells))
+        table_rows.append(TableRow(line.label, _kind(summary, line), _notes(summary, line), cells))
     for baseline in summary.baselines:
         score = _score_cell(summary, baseline.score, baseline.low, baseline.high)
         cells = [score, *[NOTHING] * (len(columns) - 1)]
-        rows.append(TableRow(baseline.name, "baseline", _baseline_notes(baseline), cells))
-    return ["candidate", *(column.title for column in columns)], rows
+        table_rows.append(TableRow(baseline.name, "baseline", _baseline_notes(baseline), cells))
+    return ["candidate", *(column.title for column in columns)], table_rows
 
 
 def _is_best(summary: Summary, line: CandidateLine) -> bool:

@@ -19,10 +19,10 @@ from lorada.data.forms.row_matches import (
     Columns,
     Match,
     RowKind,
+    keys_by_our_name,
     kind_of,
     match_readings,
-    names_of,
-    row_keys,
+    our_names_by_key,
 )
 from lorada.data.forms.row_readings import KNOWN, READINGS, STAND_INS, Reading
 from lorada.data.forms.row_refusals import (
@@ -178,6 +178,9 @@ def _convert(
 ) -> _Conversion:
     """The rows by the one of the readings that fits all.
 
+    A reading is a line of the table ``READINGS``: fields, and the form that they come to. A match
+    is a reading that fits the fields of a row; a kind is what rows of equal fields share.
+
     ``stand_ins`` take the place of right answers, in rows that are to be answered; None where rows
     must have their own.
     """
@@ -186,24 +189,26 @@ def _convert(
     # Rows of a kind are read alike, so readings are matched once a kind and not once a row.
     matches: dict[RowKind, Match] = {}
     for index, row in enumerate(rows):
-        parsed = parse_lists(row, names_of(row, columns))
+        parsed = parse_lists(row, our_names_by_key(row, columns))
         kind = kind_of(parsed)
         if kind not in matches:
-            keys = row_keys(kind, columns, partial(where, index))
+            keys = keys_by_our_name(kind, columns, partial(where, index))
             fitting = match_readings(keys, readings, columns, answered=answered)
-            if not fitting and not matches:
-                raise unreadable_row(where(index), parsed, readings, keys, answered=answered)
             if len(fitting) > 1:
                 raise _several_forms(where(index), fitting)
-            first_match = next(iter(matches.values()), None)
-            if first_match and (not fitting or not fitting[0].reads_as(first_match)):
-                row_fields = fitting[0].shown if fitting else "/".join(keys) or "none of them"
-                row_fields += _unknown_fields(row, rows[0], columns)
-                first_fields = first_match.shown + _unknown_fields(rows[0], row, columns)
-                raise ValueError(
-                    f"{where(0)} has {first_fields} and {where(index)} has {row_fields}: all rows "
-                    "must have the fields of one form"
-                )
+            if not matches:
+                if not fitting:
+                    raise unreadable_row(where(index), parsed, readings, keys, answered=answered)
+            else:
+                first_match = next(iter(matches.values()))
+                if not fitting or not fitting[0].reads_as(first_match):
+                    row_fields = fitting[0].shown if fitting else "/".join(keys) or "none of them"
+                    row_fields += _unknown_fields(row, columns, not_in=rows[0])
+                    first_fields = first_match.shown + _unknown_fields(rows[0], columns, not_in=row)
+                    raise ValueError(
+                        f"{where(0)} has {first_fields} and {where(index)} has {row_fields}: all "
+                        "rows must be read from the same fields"
+                    )
             matches[kind] = fitting[0]
         converted.append(_convert_row(parsed, matches[kind], partial(where, index), stand_ins))
         if (GROUP in converted[0]) != (GROUP in converted[-1]):
@@ -220,11 +225,11 @@ def _several_forms(where: str, matches: Sequence[Match]) -> ValueError:
     )
 
 
-def _unknown_fields(row: Row, other: Row, columns: Columns) -> str:
-    """In words, the fields of a row that no reading has and the other row lacks, such as a typo."""
+def _unknown_fields(row: Row, columns: Columns, *, not_in: Row) -> str:
+    """In words, fields that no reading has and the row ``not_in`` lacks, such as a typo."""
     unknown = []
-    for key, name in names_of(row, columns).items():
-        if name not in KNOWN and key not in other and row[key] is not None:
+    for key, name in our_names_by_key(row, columns).items():
+        if name not in KNOWN and key not in not_in and row[key] is not None:
             unknown.append(repr(key))
     return f" (and {', '.join(unknown)}, not read)" if unknown else ""
 

@@ -51,13 +51,13 @@ def kind_of(row: Row) -> RowKind:
     return tuple((key, are_turns(value)) for key, value in row.items() if value is not None)
 
 
-def names_of(row: Row, columns: Columns) -> dict[str, str]:
-    """Our name of each field of a row, by its key, whether or not it is read."""
+def our_names_by_key(row: Row, columns: Columns) -> dict[str, str]:
+    """Our name of each field of a row, by its key; also of fields that are null or not read."""
     ours = {plain_name(theirs): name for name, theirs in columns.items()}
     return {key: ours.get(plain_name(key), plain_name(key)) for key in row}
 
 
-def row_keys(kind: RowKind, columns: Columns, where: Callable[[], str]) -> dict[str, str]:
+def keys_by_our_name(kind: RowKind, columns: Columns, where: Callable[[], str]) -> dict[str, str]:
     """The keys of a row by our names, ``[]`` behind the name of a field that holds turns.
 
     Raises:
@@ -102,7 +102,7 @@ def match_readings(
     """The readings of a row with these ``keys`` by our names that may be meant.
 
     Args:
-        keys: the keys of the row by our names, as of ``row_keys``.
+        keys: the keys of the row by our names, as of ``keys_by_our_name``.
         readings: the readings that it may have.
         columns: the fields that the user has named.
         answered: whether the row must have its right answer.

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorada.data.forms.row_values import GROUP
 from lorada.data.tool_calls import calls_of
-from lorada.support.row_sources import Row
+from lorada.support.row_sources import Form, Row
 
 
 def content_of(row: Row) -> str:
@@ -50,6 +50,19 @@ def answer_of(row: Row) -> str:
     if last_turn.get("content"):
         return "\n".join([last_turn["content"], *calls])
     return "\n".join(calls)
+
+
+def right_answer(row: Row, form: Form) -> Any:
+    """The right answer to a row as ``predictions.jsonl`` has it (``right``, by ``--with-text``)."""
+    if form == "label":
+        return str(row["label"])
+    if form == "labels":
+        return list(row["labels"])
+    if form == "score":
+        return float(row["score"])
+    if form == "choice":
+        return int(row["answer"])
+    return answer_of(row)  # of a prompt or a chat: a text
 
 
 def class_names_of(row: Row) -> list[str]:

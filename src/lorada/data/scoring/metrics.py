@@ -138,8 +138,8 @@ def weighted_by_class(scores: Sequence[float], targets: Sequence[str]) -> list[f
 def answer_classes(outputs: list[str], rows: list[Row]) -> tuple[list[str | None], list[str]]:
     """What a model wrote and what is right, as classes.
 
-    An output that is right by ``exact_match`` is the right answer; one that is the right answer of
-    no row at all is None.
+    A class is the first right answer of a row, which may have others. An output that is right by
+    ``exact_match`` is of its row's class; one that is the first right answer of no row is None.
     """
     targets = [answer_of(row).strip() for row in rows]
     class_names = set(targets)
@@ -148,7 +148,7 @@ def answer_classes(outputs: list[str], rows: list[Row]) -> tuple[list[str | None
         text = output.strip()
         if _is_right(output, row):
             predicted.append(target)
-        elif text in class_names and text != target:
+        elif text in class_names:
             predicted.append(text)
         else:
             predicted.append(None)

@@ -66,7 +66,12 @@ def load_base(
 ) -> Base:
     """Load the weights of a recipe's base model, to a ``device`` or, if it is None, to the CPU.
 
-    ``task_head`` is None for a model that generates text.
+    Args:
+        prepared: the recipe with the base's config and tokenizer.
+        task_head: None for a model that generates text.
+        device: where the weights go.
+        without_adapter: whether an adapter that lies beside the weights in the base's folder is
+            left out, because the caller places it. A folder that holds one is refused otherwise.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
@@ -85,11 +90,13 @@ def load_base(
     for config_with_pad in (model.config, model.config.get_text_config()):
         if head_finds_pads or getattr(config_with_pad, "pad_token_id", None) is None:
             config_with_pad.pad_token_id = prepared.tokenizer.pad_token_id
-    _refuse_unknown_tokens(model, prepared.tokenizer)
-    return Base(model, base_parameters(model, head), drawn, head)
+    _refuse_unknown_tokens_when_met(model, prepared.tokenizer)
+    return Base(model=model, total=base_parameters(model, head), drawn=drawn, head=head)
 
 
-def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _refuse_unknown_tokens_when_met(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Make a model raise an error when it meets a token that it has no embedding for.
 
     A tokenizer with more tokens is no error by itself: many have one that is never used, such as
@@ -391,7 +398,7 @@ def part_kinds(model: nn.Module) -> list[str]:
     return [] if pooling_of(model) is None else [PoolingConfig.registered_as.value]
 
 
-def save_beside(model: nn.Module, folder: Path) -> None:
+def save_pooling_beside(model: nn.Module, folder: Path) -> None:
     """Write the pooling of a fully trained model, if it has one, as an adapter without tensors."""
     pooling = pooling_of(model)
     if pooling is None:

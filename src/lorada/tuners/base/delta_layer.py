@@ -1,7 +1,7 @@
-"""The base of tuners that add a term to the output of linear layers: y = W x + term(x).
+"""The base of tuners that add a term to the output of linear layers: y = W x + b + term(x).
 
 A subclass of ``DeltaLayer`` creates the weights of an adapter (``update_layer``) and computes its
-term (``term``) from the input x or the output W x. If the term is linear in x, the part can be
+term (``term``) from the input x or the output W x + b. If the term is linear in x, the part can be
 merged (``merged_weights``). A subclass of ``DeltaModel`` names its layer. ``sora`` is a short
 example.
 """
@@ -49,9 +49,10 @@ class DeltaLayer(LoradaTunerLayer):
         output: Tensor = self.base_layer(x, *args, **kwargs)
         result = output
         if not self.merged:
-            for name in self.active_here():
-                # Each term reads x or W x, never another's sum, so their order does not matter.
-                result = result + self.scaled(name, self.term(name, x, output))
+            for name in self.active_here():  # none while adapters are disabled
+                # Each term reads x or W x + b, never another's sum, so their order does not matter.
+                # What the term has of its own scale, such as α/r, is in it already.
+                result = result + self.ist_scaled(name, self.term(name, x, output))
         return result.to(output.dtype)
 
 

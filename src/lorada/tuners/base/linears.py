@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-BASE_LAYER = ".base_layer"
+BASE_LAYER = ".base_layer"  # behind a wrapper's name, with the dot: the module that it wraps
 
 
 def within_layer(name: str) -> str:
@@ -99,7 +99,10 @@ def layer_linear_names(model: nn.Module) -> list[str]:
 
 
 def wrappers(model: nn.Module) -> dict[str, list[BaseTunerLayer]]:
-    """The tuner layers around each wrapped module, outermost first, by the module's name."""
+    """The tuner layers around each wrapped module, outermost first.
+
+    They are PEFT's or ours, around modules of any kind, by the name of the outermost of them.
+    """
     chains = {}
     for name, module in model.named_modules():
         # Wrappers within another are in that one's chain.

@@ -96,8 +96,11 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         active = [] if self._disable_adapters else self.active_adapters
         return [name for name in active if name in self.configs]
 
-    def scaled(self, name: str, term: Tensor) -> Tensor:
-        """The term of an adapter times its ``scaling``, if it has one."""
+    def ist_scaled(self, name: str, term: Tensor) -> Tensor:
+        """The term of an adapter, times a factor while IST measures what its layer does.
+
+        It is not PEFT's α/r, which a term has in it already.
+        """
         return term * self.scaling[name] if name in self.scaling else term
 
     def device_for_weights(self) -> torch.device:

@@ -186,8 +186,8 @@ class BottleneckConfig(LoradaPeftConfig):
         init: ``lora`` draws D Kaiming-uniform and sets U and the biases to 0, so that the model
             starts as the base; ``bert`` draws D and U from N(0, 0.02²) and sets the biases to 0, so
             that it does not. Default ``lora`` for ``ffn``, else ``bert``.
-        dropout: rate of the dropout behind φ; None for the rate of the model's own dropout.
-            Default 0 on linear layers, else None.
+        dropout: rate of the dropout behind φ; None for the rate of the model's own dropout. With
+            ``series`` and ``parallel``, on linear layers, None becomes 0.
         adapter_input: what A reads with placement ``ffn``. ``residual`` is the residual stream in
             front of a pre-LN layer's norm, as in the mBART code of He et al.; ``normed`` is what
             the FFN reads.
@@ -215,9 +215,11 @@ class BottleneckConfig(LoradaPeftConfig):
         # A placement that does not exist is refused below, by the type of its field.
         defaults = PLACEMENTS.get(self.placement, PLACEMENTS["ffn"])
         for name, value in vars(defaults).items():
+            # ``linears`` are the default targets of a placement, not a setting.
             if name != "linears" and getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
+        # "residual" is the default, so somebody has set another value.
         if self.adapter_input != "residual" and self.placement != "ffn":
             raise ValueError(
                 f"adapter_input={self.adapter_input!r} is about placement 'ffn', "
@@ -273,7 +275,7 @@ class BottleneckLayer(AttachedLayer):
         saved, self._saved = self._saved, {}
         result = here
         for name in self.active_here():
-            term = self.scaled(name, self.adapt(name, self._input(name, saved, here)))
+            term = self.ist_scaled(name, self.adapt(name, self._input(name, saved, here)))
             # OPT's FFN has the tokens of all samples in one axis.
             result = result + term.view_as(here).to(here.dtype)
         return result

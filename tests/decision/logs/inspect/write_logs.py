@@ -1,4 +1,4 @@
-"""Writes the logs beside it, by a task and a model that need no network."""
+"""Writes the logs beside it, by a task and a model that need no network: pip install inspect-ai."""
 
 import random
 

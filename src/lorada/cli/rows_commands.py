@@ -1,0 +1,138 @@
+"""The command ``rows``: what no method gets right, which parts of the rows are hard, the vote."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from lorada.cli import options as opt
+from lorada.cli.shared import app, console, print_json, say, suggest
+from lorada.support.files import refuse_there, write_atomic
+from lorada.support.in_words import counted
+from lorada.support.tables import NOTHING
+
+MOST_SHOWN = 10  # rows
+LETTERS = 60  # of a text in the table
+
+
+@app.command(rich_help_panel=opt.COMPARE)
+def rows(
+    folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="a field of the rows, to score parts of them by; may be repeated"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="file for all rows that runs get wrong, such as rows.csv")
+    ] = None,
+    overwrite: opt.Overwrite = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Show which held-out rows no method gets right, and which parts of them are hard."""
+    if output is not None:
+        if output.suffix.lower() != ".csv":
+            raise ValueError(f"--output {output} is no .csv file: rename it")
+        refuse_there(output, overwrite=overwrite)
+    from lorada.compare.read_results import read_comparison
+    from lorada.compare.rows_summary import rows_csv, summarize_rows
+
+    with _without_notes_on_rows():
+        summary = summarize_rows(read_comparison(folder), by or [])
+    findings = summary.findings
+    if output is not None:
+        if findings is None:
+            raise ValueError(f"--output {output}: {summary.sentences[0]}")
+        write_atomic(output, rows_csv(findings))
+    if as_json:
+        print_json(asdict(summary))
+        return
+    for sentence in summary.sentences:
+        console.print(f"• {sentence}")
+    if findings is not None and findings.rows:
+        _show_rows(findings.rows)
+    from lorada.compare.report.score_scale import scale_of
+
+    decimals = scale_of(summary.metric, "").score_format.decimals
+    form = ".4g" if decimals is None else f".{decimals}f"
+    if summary.slices:
+        _show_slices(summary.slices, form)
+    if summary.votes:
+        _show_votes(summary.votes, form)
+    if output is None:
+        suggest("rows", folder, "--output", "rows.csv")
+        return
+    say(f"{output}: {counted(len(findings.rows) if findings else 0, 'row')}")
+    suggest("report", folder)
+
+
+@contextmanager
+def _without_notes_on_rows() -> Iterator[None]:
+    """Leave out that no training reads a field: such fields are what parts of rows are named by."""
+    rows_logger = logging.getLogger("lorada.data")
+    level_before = rows_logger.level
+    rows_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        rows_logger.setLevel(level_before)
+
+
+def _show_rows(findings: Sequence[Any]) -> None:
+    """Print the rows whose labels are most surely wrong."""
+    shown = findings[:MOST_SHOWN]
+    table = Table(
+        Column("row", justify="right"), "text", "right", "answered",
+        Column("by runs", justify="right"), Column("p (right)", justify="right"),
+        title=f"Wrong labels are likeliest at the top ({len(shown)} of {len(findings)} rows)",
+    )  # fmt: skip
+    for row in shown:
+        texts = [
+            shorten(text, LETTERS, placeholder=" …")
+            for text in (row.text, row.right, row.wrong_answer)
+        ]
+        probability = NOTHING if row.probability is None else f"{row.probability:.2f}"
+        table.add_row(str(row.row), *texts, f"{100 * row.same_wrong:.0f} %", probability)
+    console.print(table)
+
+
+def _show_slices(slices: Sequence[Any], form: str) -> None:
+    """Print what methods score on parts of the rows."""
+    methods = list(dict.fromkeys(part.method for part in slices))
+    table = Table(
+        "rows", Column("number", justify="right"),
+        *(Column(f"{name} ± 95 %", justify="right", overflow="fold") for name in methods),
+        title="Parts of the rows (*: significantly worse than the rest)",
+    )  # fmt: skip
+    by_slice: dict[tuple[str, str], list[Any]] = {}
+    for part in slices:
+        by_slice.setdefault((part.by, part.value), []).append(part)
+    for scores in by_slice.values():
+        cells = []
+        for part in scores:
+            mark = " *" if part.is_worse else ""
+            reach = max(part.high - part.score, part.score - part.low)
+            cells.append(f"{part.score:{form}} ± {reach:{form}}{mark}")
+        table.add_row(scores[0].name, f"{scores[0].rows:,}", *cells)
+    console.print(table)
+
+
+def _show_votes(votes: Sequence[Any], form: str) -> None:
+    """Print what the seeds of each method score together, and what it costs."""
+    table = Table(
+        "method", Column("one run", justify="right"), Column("vote ± 95 %", justify="right"),
+        Column("gain (95 % interval)", justify="right"), "decided by", "an answer takes",
+        title="What the seeds of a method answer together",
+    )  # fmt: skip
+    for vote in votes:
+        reach = max(vote.high - vote.score, vote.score - vote.low)
+        gain = f"{vote.gain:+{form}} ({vote.gain_low:{form}} to {vote.gain_high:{form}})"
+        together = f"{vote.score:{form}} ± {reach:{form}}"
+        price = f"{vote.runs} times as long"
+        table.add_row(vote.method, f"{vote.alone:{form}}", together, gain, vote.by, price)
+    console.print(table)

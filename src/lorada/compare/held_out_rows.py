@@ -1,0 +1,175 @@
+"""The held-out rows of a comparison with their texts, right answers and fields, read once more.
+
+A comparison keeps answers by the number of a row, and texts only where it was asked to. The files
+are read again here, and a fingerprint says whether they are as they were: a label that was changed
+since would be judged by answers to another one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorada.compare.read_results import CandidateResult, Results, RowKey
+from lorada.data.files.read_rows import read_rows
+from lorada.data.rows.benchmark_rows import scored_rows
+from lorada.data.rows.row_content import right_answer
+from lorada.data.rows.rows import Rows
+from lorada.data.rows.training_rows import rows_to_score
+from lorada.data.task import ANY_KIND
+from lorada.runs.recipe import JSONL, Recipe
+from lorada.runs.result import RunResult
+from lorada.support.files import as_typed
+from lorada.support.in_words import answer_in_words
+from lorada.support.row_sources import HEADED, Form, Row
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """A row that methods were scored on.
+
+    Attributes:
+        text: what was asked, as one text; candidates stand below, each with its number from 0.
+        right: the right answer: a class, labels, a number, the number of a candidate or a text.
+        fields: all columns of the row, as its file has them; empty where only text and right
+            answer are stored.
+    """
+
+    text: str
+    right: Any
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def right_in_words(self) -> str:
+        """The right answer as a report shows it."""
+        return answer_in_words(self.right)
+
+
+def form_of(results: Results) -> Form:
+    """The form of the rows that a comparison was scored on.
+
+    Raises:
+        ValueError: if no run is finished.
+    """
+    form: Form = _finished(results).first_run.result.form
+    return form
+
+
+def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey, AskedRow]:
+    """The held-out rows of a comparison, by their names and numbers.
+
+    Texts that were stored with the answers are taken as they are; the files are read where there
+    are none, or ``with_fields``, as only they have all columns.
+
+    Raises:
+        ValueError: if no run is finished, if rows are plain text, which has no right answer, or if
+            the files are gone or have other rows than at the comparison.
+    """
+    form = form_of(results)
+    if form == "text":
+        raise ValueError(
+            f"{results.folder} compares losses on plain text, which has no right answer: no row of "
+            "it can be wrong"
+        )
+    stored = stored_texts(results)
+    if len(stored) == len(results.rows) and not with_fields:
+        return stored
+    return _from_files(results)
+
+
+def _finished(results: Results) -> CandidateResult:
+    """The first candidate that has a finished run."""
+    for candidate in results.candidates:
+        if candidate.runs:
+            return candidate
+    reasons = [candidate.reason for candidate in results.candidates if candidate.reason]
+    why = f" ({reasons[0]})" if reasons else ""
+    resume = as_typed("lorada", "compare", results.folder, "--resume")
+    raise ValueError(f"{results.folder} has no finished run{why}: go on with {resume}")
+
+
+def stored_texts(results: Results) -> dict[RowKey, AskedRow]:
+    """The rows whose text the runs have stored beside their answers; no file is read."""
+    texts: dict[RowKey, AskedRow] = {}
+    for candidate in results.candidates:
+        for run in candidate.runs:
+            for row in results.rows:
+                stored = run.predictions[row]
+                if stored.text is not None and stored.right is not None:
+                    texts[row] = AskedRow(str(stored.text), stored.right)
+    return texts
+
+
+def _from_files(results: Results) -> dict[RowKey, AskedRow]:
+    candidate = _finished(results)
+    recipe = results.asked.run_recipe(candidate.method, "-")
+    result = candidate.first_run.result
+    try:
+        sets = _sets_of_rows(results, recipe, result)
+    except (ValueError, OSError) as error:
+        raise _changed(results, str(error)) from error
+    known: dict[RowKey, AskedRow] = {}
+    for name, rows in sets.items():
+        if name not in results.plan.held_out:
+            continue
+        if rows.fingerprint != results.plan.held_out[name].sha256:
+            raise _changed(results, f"{rows.path} has other rows now")
+        columns = _columns(rows, recipe)
+        for index, row in enumerate(rows.rows):
+            fields = columns[index] if columns else row
+            key = (name, rows.number(index))
+            known[key] = AskedRow(text_of(row, rows.form), right_answer(row, rows.form), fields)
+    missing = [row for row in results.rows if row not in known]
+    if missing:
+        name, number = missing[0]
+        raise _changed(results, f"row {number} of {name} is not there")
+    return known
+
+
+def _sets_of_rows(results: Results, recipe: Recipe, result: RunResult) -> dict[str, Rows]:
+    """The rows to score, by the names that scores have."""
+    if recipe.task == JSONL:
+        return {str(results.asked.held_out): rows_to_score(recipe, result, None)}
+    # How a benchmark is asked depends on the kind of the model, which no result names; the
+    # fingerprints say which of them it was.
+    error: ValueError | None = None
+    for kind in ANY_KIND:
+        try:
+            sets = scored_rows(recipe, result.form, tuple(result.labels), kind)
+        except ValueError as refusal:
+            error = refusal
+            continue
+        planned = results.plan.held_out
+        if all(sets[name].fingerprint == planned[name].sha256 for name in planned):
+            return sets
+    raise error or ValueError("its rows are others now")
+
+
+def _columns(rows: Rows, recipe: Recipe) -> list[Row]:
+    """All columns of the rows; empty for a benchmark, whose rows have those of its protocol."""
+    if rows.read is not None:
+        return rows.read
+    if recipe.task != JSONL:
+        return []
+    in_files = read_rows(rows.path)
+    return [in_files[rows.number(index) - 1] for index in range(len(rows.rows))]
+
+
+def _changed(results: Results, why: str) -> ValueError:
+    return ValueError(
+        f"the held-out rows of {results.folder} are not as they were ({why}): put the files back, "
+        "or compare again with --with-text, which keeps them"
+    )
+
+
+def text_of(row: Row, form: Form) -> str:
+    """What a row asks, as one text; of a chat all turns but the last, which is the answer."""
+    if form in HEADED:
+        return "\n".join(filter(None, (row["text"], row.get("text_pair"))))
+    if form == "messages":
+        turns = [turn for turn in row["messages"][:-1] if turn.get("content")]
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    prompt = str(row.get("eval_prompt", row["prompt"]))
+    if form == "choice":
+        options = [f"{index}: {option}" for index, option in enumerate(row["candidates"])]
+        return "\n".join([prompt, *options])
+    return prompt
