@@ -61,6 +61,19 @@ Margin = Annotated[
         "is less; of losses 2 % of the lowest; other units need one"
     ),
 ]
+Shots = Annotated[
+    Any,
+    typer.Option(
+        parser=opt.parse_shots, metavar="NUMBERS", help="score prompts with examples too: 4,8"
+    ),
+]
+Answers = Annotated[
+    Any,
+    typer.Option(
+        parser=opt.parse_names, metavar="FILES",
+        help="score answers of anything else too: rows with answer, and row or the row's text",
+    ),
+]
 Overlap = Annotated[
     bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
 ]
@@ -103,6 +116,8 @@ def compare(
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
     margin: Margin = None,
+    shots: Shots = None,
+    answers: Answers = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
@@ -126,6 +141,7 @@ def compare(
     comparison_options = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
         "until": until, "margin": margin, "held_out": held_out,
+        "shots": shots, "answers": answers,
         "with_text": with_text or None, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     from lorada.compare.spec import SPEC_FILE, refuse_taken

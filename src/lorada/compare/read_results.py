@@ -15,6 +15,7 @@ from lorada.compare.stored_plan import (
     TRIALS,
     Candidate,
     ComparisonPlan,
+    RowScores,
     Search,
     Untrained,
     as_given,
@@ -107,7 +108,7 @@ class Results:
     candidates: list[CandidateResult]  # in the order of the plan
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
     groups: Sequence[str] | None = None  # of each row; None if rows have none
-    baselines: dict[str, Untrained] = field(default_factory=dict)  # ``as_it_is``, ``commonest``
+    baselines: dict[str, Untrained] = field(default_factory=dict)  # by their keys
     metric: str = ""  # what methods are compared by; empty for the main metric
     own_unit: ScoreUnit = UNKNOWN  # of the values of a user's function
 
@@ -337,9 +338,10 @@ def _in_own_unit(results: Results, named: str | None) -> Results:
         return results
     untrained = []
     for baseline in results.baselines.values():
-        values = [v for v in baseline.row_scores.get(results.metric, []) if v is not None]
-        if values:
-            untrained.append(np.array(values))
+        for row_scores in baseline.tables_of(results.metric):
+            values = [value for value in row_scores if value is not None]
+            if values:
+                untrained.append(np.array(values))
     unit = unit_of(tables, untrained)
     if unit.factor == 1:
         return replace(results, own_unit=unit)
@@ -362,9 +364,11 @@ def _scaled_candidate(candidate: CandidateResult, factor: float) -> CandidateRes
 
 def _scaled_baseline(baseline: Untrained, metric: str, factor: float) -> Untrained:
     """A baseline with its scores by one metric times a factor."""
-    row_scores = dict(baseline.row_scores)
-    if metric in row_scores:
-        row_scores[metric] = [
-            score if score is None else factor * score for score in row_scores[metric]
-        ]
-    return replace(baseline, row_scores=row_scores)
+
+    def scaled(draw: RowScores) -> RowScores:
+        if metric not in draw:
+            return draw
+        values = [score if score is None else factor * score for score in draw[metric]]
+        return {**draw, metric: values}
+
+    return baseline.changed(scaled)

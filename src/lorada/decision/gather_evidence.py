@@ -1,6 +1,7 @@
 """Makes the evidence of a decision from what ``decide`` is given, in one form and unit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,6 +39,7 @@ def gather_evidence(
     lower_is_better: bool,
     groups: Sequence[object] | None,
     baselines: Mapping[str, ArrayLike],
+    alternatives: Mapping[str, ArrayLike],
     seeds: Mapping[str, Sequence[object]],
     unit: str | None,
 ) -> Evidence:
@@ -45,7 +47,7 @@ def gather_evidence(
     if unit is not None and not isinstance(unit, str):
         raise ValueError(f"unit={unit!r}: give a text, such as %")
     named = None if unit is None else named_unit(unit)
-    tables = check_score_tables(scores, baselines)
+    tables = check_score_tables(scores, baselines, alternatives)
     rows = next(iter(tables.methods.values())).shape[1]
     refuse_transposed(tables.methods, seeds)
     check_costs(costs, tables.methods)
@@ -81,7 +83,8 @@ def gather_evidence(
     return Evidence(
         scores={name: table[orders[name].places] for name, table in turned.methods.items()},
         seeds={name: order.seeds for name, order in orders.items()},
-        baselines={name: table[0] for name, table in turned.baselines.items()},
+        baselines=turned.baselines,
+        alternatives=turned.alternatives,
         runs={name: len(finished_runs) for name, finished_runs in has_finished.items()},
         diverged=_count_diverged(has_finished),
         costs=costs,
@@ -101,7 +104,7 @@ def _without_diverged(
     for name, table in tables.methods.items():
         if has_finished[name].any():
             methods[name] = table[has_finished[name]]
-    return ScoreTables(methods, tables.baselines)
+    return replace(tables, methods=methods)
 
 
 def _count_diverged(has_finished: Mapping[str, np.typing.NDArray[np.bool_]]) -> dict[str, int]:
@@ -118,7 +121,7 @@ def _score_unit(
 ) -> ScoreUnit:
     """The unit of the scores: the one that is named, or what the scores tell of it."""
     refuse_mixed(
-        {**tables.methods, **tables.baselines},
+        {**tables.methods, **tables.without_training},
         None if named is None else named.name,
         lower_is_better=lower_is_better,
     )
@@ -126,4 +129,4 @@ def _score_unit(
         return named
     if lower_is_better:  # a loss between 0 and 1 is no share
         return UNKNOWN
-    return unit_of(tables.methods.values(), tables.baselines.values())
+    return unit_of(tables.methods.values(), tables.without_training.values())

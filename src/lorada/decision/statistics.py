@@ -127,6 +127,22 @@ def difference(
     return _estimate(*_paired(a, b, common, by_seed))
 
 
+def gain(scores: Scores, baseline: Scores, common: Common | None = None) -> Estimate:
+    """The difference in means of a method and scores without training, paired by row.
+
+    Args:
+        scores: seeds × rows of the method.
+        baseline: draws × rows. One draw is all there is of it: other rows alone could change it.
+        common: how the runs of all methods vary, which moderates those of the method.
+    """
+    runs = []
+    if len(scores) > 1 or common is not None:
+        runs.append(_runs(scores, common))
+    if len(baseline) > 1:
+        runs.append(Runs.of(baseline))
+    return _estimate(scores.mean(axis=0) - baseline.mean(axis=0), runs)
+
+
 def _paired(
     a: Scores, b: Scores, common: Common | None, by_seed: bool
 ) -> tuple[Scores, list[Runs]]:

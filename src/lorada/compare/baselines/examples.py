@@ -20,6 +20,7 @@ from lorada.support.row_sources import Row
 
 SEPARATOR = "\n\n"  # behind each example that is a text
 Style = Literal["chat", "text"]
+WAYS: dict[Style, str] = {"chat": "asked by the chat template", "text": "asked as a text"}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,23 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lorada.compare.baselines.examples import SEPARATOR, AskedRow, Style, asked_rows, styles_for
+from lorada.compare.baselines.examples import (
+    SEPARATOR,
+    WAYS,
+    AskedRow,
+    Style,
+    asked_rows,
+    styles_for,
+)
+from lorada.compare.baselines.row_scores import columns
 from lorada.compare.baselines.untrained import asked_by_template
+from lorada.compare.stored_plan import RowScores, Untrained
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.inference.generate import generate_parts, generation_settings, room_for_prompts
 from lorada.inference.load import Run, scoring
 from lorada.support.files import json_text, write_atomic
+from lorada.support.in_words import counted
 from lorada.support.metric_names import rows_metric
 
 DRAWS = (1, 2, 3)  # seeds of the orders that examples are taken from
@@ -21,8 +31,8 @@ CHOICE_ROWS = 32  # training rows that the two ways to ask are tried on
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a model scores that is asked all rows in one way.
+class AskedOnce:
+    """What a model scores that is asked all rows with one draw of examples.
 
     Attributes:
         row_scores: metric → the score of each row, in the order of the rows' numbers.
@@ -30,40 +40,46 @@ class Asked:
         tokens: the mean number of tokens of a prompt.
     """
 
-    row_scores: dict[str, list[float]]
+    row_scores: RowScores
     examples: float
     tokens: float
 
 
-@dataclass(frozen=True)
-class FewShot:
-    """The scores with examples in the prompt, of each draw of examples."""
-
-    style: Style
-    draws: list[Asked]
-
-
-def few_shot(run: Run, train: Rows, held_out: Sequence[Rows], shots: int, folder: Path) -> FewShot:
+def few_shot(run: Run, train: Rows, held_out: Sequence[Rows], shots: int, folder: Path) -> Untrained:
     """Score a model that is shown examples, each draw once: what is scored in the folder is read.
-
-    Where a row can be asked as a text and by the chat template, the way that scores higher on some
-    training rows is taken, so that no held-out row takes part in the choice.
 
     Args:
         run: the untrained model.
         train: the training rows.
         held_out: the rows to score.
         shots: how many examples a prompt has, if so many fit; 0 for none.
-        folder: where the choice and the scores of each draw are kept.
+        folder: where the way to ask and the scores of each draw are kept.
     """
-    style = _kept_style(run, train, shots, folder)
+    style = kept_style(run, train, shots, folder)
     draws = DRAWS if shots else DRAWS[:1]
     asked = [_kept_draw(run, train, held_out, shots, draw, style, folder) for draw in draws]
-    return FewShot(style, asked)
+    first, *others = asked
+    examples = sum(draw.examples for draw in asked) / len(asked)
+    notes = [WAYS[style]]
+    if shots and round(examples, 1) < shots:
+        notes.append(f"of {shots} examples {examples:.1f} fit on average")
+    if shots:
+        notes.append(f"{len(draws)} draws of examples")
+    return Untrained(
+        row_scores=first.row_scores,
+        other_draws=[draw.row_scores for draw in others],
+        title=f"{counted(shots, 'example')} in the prompt" if shots else "the model in a chat",
+        note=", ".join(notes),
+        prompt_tokens=sum(draw.tokens for draw in asked) / len(asked),
+    )
 
 
-def _kept_style(run: Run, train: Rows, shots: int, folder: Path) -> Style:
-    """The better way to ask, chosen once and kept."""
+def kept_style(run: Run, train: Rows, shots: int, folder: Path) -> Style:
+    """How rows are asked: as a text or by the chat template; chosen once, and kept in the folder.
+
+    The way that scores higher on some training rows is taken, so that no held-out row takes part in
+    the choice.
+    """
     path = folder / "style.json"
     if path.is_file():
         return TypeAdapter(Style).validate_json(path.read_bytes())
@@ -78,37 +94,32 @@ def _better_style(run: Run, train: Rows, shots: int) -> Style:
         return styles[0]
     tried = train.part(range(min(CHOICE_ROWS, len(train.rows))))
     scores = {style: _mean_score(run, train, tried, shots, style) for style in styles}
-    return max(styles, key=lambda style: scores[style])
+    return max(styles, key=scores.__getitem__)
 
 
 def _mean_score(run: Run, train: Rows, tried: Rows, shots: int, style: Style) -> float:
     """The mean of the main metric over some rows, higher for the better way to ask."""
-    scores = _ask(run, train, tried, shots, DRAWS[0], style).row_scores
-    first = next(iter(scores))
+    row_scores = _ask(run, train, tried, shots, DRAWS[0], style).row_scores
+    first = next(iter(row_scores))
     metric = first if run.metric is None else rows_metric(Path(run.metric).name)
-    values = scores.get(metric, scores[first])
+    values = [value or 0.0 for value in row_scores.get(metric, row_scores[first])]
     return sum(values) / len(values)
 
 
 def _kept_draw(
     run: Run, train: Rows, held_out: Sequence[Rows], shots: int, draw: int, style: Style,
     folder: Path,
-) -> Asked:  # fmt: skip
+) -> AskedOnce:  # fmt: skip
     path = folder / f"draw{draw}.json"
     if path.is_file():
-        return TypeAdapter(Asked).validate_json(path.read_bytes())
-    parts = [_ask(run, train, _by_number(rows), shots, draw, style) for rows in held_out]
+        return TypeAdapter(AskedOnce).validate_json(path.read_bytes())
+    parts = [_ask(run, train, rows.by_number(), shots, draw, style) for rows in held_out]
     asked = _joined(parts)
     write_atomic(path, json_text(asdict(asked)) + "\n")
     return asked
 
 
-def _by_number(rows: Rows) -> Rows:
-    """Rows in the order of their numbers in the file, as predictions are kept."""
-    return rows.part(sorted(range(len(rows.rows)), key=rows.number))
-
-
-def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style) -> Asked:
+def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style) -> AskedOnce:
     """Ask the model all rows and score its answers."""
     asking = asked_by_template(run) if style == "chat" else run
     settings = generation_settings(asking)
@@ -118,9 +129,9 @@ def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style)
     )
     answers = _written(asking, asked, settings, style, shots)
     metrics = metric_names_for(rows, [] if run.metric is None else [run.metric])
-    scores = score_answers(rows, answers, metrics).by_row
-    return Asked(
-        row_scores={name: [row[name] for row in scores] for name in scores[0]},
+    by_row = score_answers(rows, answers, metrics).by_row
+    return AskedOnce(
+        row_scores=columns(by_row),
         examples=sum(row.examples for row in asked) / len(asked),
         tokens=sum(row.tokens for row in asked) / len(asked),
     )
@@ -141,13 +152,15 @@ def _written(
     return answers
 
 
-def _joined(parts: Sequence[Asked]) -> Asked:
+def _joined(parts: Sequence[AskedOnce]) -> AskedOnce:
     """What was asked of several sets of rows, as one."""
-    names = [name for name in parts[0].row_scores if all(name in p.row_scores for p in parts)]
-    sizes = [len(part.row_scores[names[0]]) for part in parts]
+    first = parts[0].row_scores
+    row_scores: RowScores = {}
+    for name in first:
+        if all(name in part.row_scores for part in parts):
+            row_scores[name] = [score for part in parts for score in part.row_scores[name]]
+    sizes = [len(next(iter(part.row_scores.values()))) for part in parts]
     total = sum(sizes)
-    return Asked(
-        row_scores={name: [score for p in parts for score in p.row_scores[name]] for name in names},
-        examples=sum(p.examples * n for p, n in zip(parts, sizes, strict=True)) / total,
-        tokens=sum(p.tokens * n for p, n in zip(parts, sizes, strict=True)) / total,
-    )
+    examples = sum(part.examples * size for part, size in zip(parts, sizes, strict=True))
+    tokens = sum(part.tokens * size for part, size in zip(parts, sizes, strict=True))
+    return AskedOnce(row_scores, examples / total, tokens / total)

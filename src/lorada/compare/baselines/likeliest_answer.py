@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lorada.compare.baselines.examples import Style, asked_rows
+from lorada.compare.baselines.examples import WAYS, Style, asked_rows
+from lorada.compare.baselines.row_scores import scores_of
+from lorada.compare.stored_plan import Untrained
 from lorada.data.rows.row_content import answer_of
 from lorada.data.rows.rows import Rows
-from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.data.tasks import TASKS
 from lorada.inference.answer_rows import answer_rows
 from lorada.inference.load import Run, scoring
@@ -19,6 +20,7 @@ from lorada.runs.recipe import JSONL
 
 MOST_ANSWERS = 20  # different ones in the training rows
 LEAST_REPEATS = 2  # how often each of them has to be there
+SHOWN_ANSWERS = 3
 CHOICE = TASKS[JSONL].protocols["choice"]
 
 
@@ -35,15 +37,18 @@ def closed_set(train: Rows) -> list[str]:
 
 def likeliest_answers(
     run: Run, train: Rows, held_out: Sequence[Rows], candidates: list[str], style: Style
-) -> dict[str, list[float]]:
-    """The scores of the likeliest of some answers: metric → the score of each held-out row."""
-    by_row: list[dict[str, float]] = []
-    for rows in held_out:
-        ordered = rows.part(sorted(range(len(rows.rows)), key=rows.number))
-        answers = _chosen(run, train, ordered, candidates, style)
-        metrics = metric_names_for(ordered, [] if run.metric is None else [run.metric])
-        by_row += score_answers(ordered, answers, metrics).by_row
-    return {name: [row[name] for row in by_row] for name in by_row[0]}
+) -> Untrained:
+    """The scores of the likeliest of some answers, in one way to ask."""
+    row_scores = scores_of(
+        held_out, lambda rows: _chosen(run, train, rows, candidates, style), run.metric
+    )
+    shown = ", ".join(candidates[:SHOWN_ANSWERS])
+    more = f" and {len(candidates) - SHOWN_ANSWERS} more" if len(candidates) > SHOWN_ANSWERS else ""
+    return Untrained(
+        row_scores,
+        title="the likeliest of the known answers",
+        note=f"{WAYS[style]}, by the log-probability per token of {shown}{more}",
+    )
 
 
 def _chosen(run: Run, train: Rows, rows: Rows, candidates: list[str], style: Style) -> list[str]:

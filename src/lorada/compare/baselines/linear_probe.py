@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorada.compare.baselines.row_scores import scores_of
+from lorada.compare.stored_plan import Untrained
 from lorada.data.batches import collator
 from lorada.data.forms.row_values import GROUP
 from lorada.data.rows.rows import Rows
-from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.data.tokenize import encode_rows
 from lorada.inference.answer_rows import batches_by_length
 from lorada.inference.load import Run, scoring
@@ -36,20 +37,17 @@ class Pooled(NamedTuple):
     single: Features  # of the first token of an encoder, of the last of any other model
 
 
-def probe_scores(run: Run, train: Rows, held_out: Sequence[Rows]) -> dict[str, list[float]]:
-    """The scores of a linear probe: metric → the score of each held-out row, by its number.
+def linear_probe(run: Run, train: Rows, held_out: Sequence[Rows]) -> Untrained:
+    """The scores of a linear probe on the held-out rows.
 
     Raises:
         ImportError: without scikit-learn.
     """
     probe = _fitted(_features(run, train), train)
-    by_row: list[dict[str, float]] = []
-    for rows in held_out:
-        ordered = rows.part(sorted(range(len(rows.rows)), key=rows.number))
-        answers = probe.answers(_features(run, ordered), train)
-        metrics = metric_names_for(ordered, [] if run.metric is None else [run.metric])
-        by_row += score_answers(ordered, answers, metrics).by_row
-    return {name: [row[name] for row in by_row] for name in by_row[0]}
+    row_scores = scores_of(
+        held_out, lambda rows: probe.answers(_features(run, rows), train), run.metric
+    )
+    return Untrained(row_scores, title="a linear probe", note=f"on frozen features, {probe.note}")
 
 
 class _Probe(NamedTuple):
@@ -57,6 +55,11 @@ class _Probe(NamedTuple):
 
     model: Any
     pooling: str
+
+    @property
+    def note(self) -> str:
+        """Which features it reads, in words."""
+        return "the mean of all tokens" if self.pooling == "mean" else "one token of each row"
 
     def answers(self, features: Pooled, train: Rows) -> list[Any]:
         """The answers to rows with these features, in the form that they are scored in."""

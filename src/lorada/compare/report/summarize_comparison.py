@@ -102,6 +102,7 @@ class Summary:
             "expected_interval": decision.expected_interval if decision else None,
             "p_best": decision.p_best if decision else None,
             "loss_after_more_runs": decision.loss_after_more_runs if decision else None,
+            "gain": asdict(decision.gain) if decision and decision.gain else None,
             "lines": [line.plain() for line in self.lines],
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "margin": self.margin,
@@ -224,14 +225,22 @@ def _decide(
         margin,
         lower_is_better=lower_is_better(metric),
         groups=results.groups,
-        baselines={
-            baseline.shown.name: as_score(1.0, metric) * baseline.row_scores
-            for baseline in baselines
-            if baseline.row_scores is not None
-        },
+        baselines=_tables(baselines, metric, are_alternatives=False),
+        alternatives=_tables(baselines, metric, are_alternatives=True),
         seeds=seeds,
         unit=scale_of(metric, results.own_unit.name).unit_to_decide,
     )
+
+
+def _tables(
+    baselines: Sequence[ScoredBaseline], metric: str, *, are_alternatives: bool
+) -> dict[str, Scores]:
+    """The scores of baselines that may be taken instead of a training, or of the others."""
+    tables = {}
+    for baseline in baselines:
+        if baseline.row_scores is not None and baseline.is_alternative == are_alternatives:
+            tables[baseline.shown.name] = as_score(1.0, metric) * baseline.row_scores
+    return tables
 
 
 def _scores_as_shown(results: Results, candidate: CandidateResult, metric: str) -> Scores:
