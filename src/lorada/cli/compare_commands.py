@@ -70,7 +70,8 @@ Shots = Annotated[
 Answers = Annotated[
     Any,
     typer.Option(
-        parser=opt.parse_names, metavar="FILES",
+        parser=opt.parse_names,
+        metavar="FILES",
         help="score answers of anything else too: rows with answer, and row or the row's text",
     ),
 ]
@@ -388,7 +389,11 @@ def _score_lines(summary: "Summary") -> list[ScoreLine]:
         )  # fmt: skip
     for baseline in summary.baselines:
         if baseline.score is not None:
-            lines.append(ScoreLine(baseline.name, baseline.score, baseline.low, baseline.high))
+            mark = ""
+            if baseline.prompt_tokens is not None:
+                mark = f"{baseline.prompt_tokens:.0f} tokens a prompt"
+            low, high = baseline.low, baseline.high
+            lines.append(ScoreLine(baseline.name, baseline.score, low, high, mark=mark))
     return lines
 
 

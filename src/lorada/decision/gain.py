@@ -50,5 +50,11 @@ def gain_of(evidence: Evidence, method: str, flattery: float) -> Gain | None:
     differences = scores.mean(axis=0) - baseline.mean(axis=0)
     rows_that_differ = int(np.count_nonzero(np.abs(differences) > TINY))
     is_shown = low - flattery > TINY and 2.0 ** (1 - rows_that_differ) < ALPHA
-    shown = [evidence.scale.difference(end - flattery) for end in (measured.value, low, high)]
-    return Gain(method, over, *shown, is_shown=is_shown)
+    return Gain(
+        method=method,
+        over=over,
+        value=evidence.scale.difference(measured.value - flattery),
+        low=evidence.scale.difference(low - flattery),
+        high=evidence.scale.difference(high - flattery),
+        is_shown=is_shown,
+    )

@@ -45,7 +45,9 @@ class AskedOnce:
     tokens: float
 
 
-def few_shot(run: Run, train: Rows, held_out: Sequence[Rows], shots: int, folder: Path) -> Untrained:
+def few_shot(
+    run: Run, train: Rows, held_out: Sequence[Rows], shots: int, folder: Path
+) -> Untrained:
     """Score a model that is shown examples, each draw once: what is scored in the folder is read.
 
     Args:

@@ -138,8 +138,7 @@ def _in_form(path: Path, answer: Any, rows: Rows, index: int) -> Any:
         return convert(answer, rows, index)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{path}: the answer to {rows.place(index)} is {answer!r}, and not "
-            f"{_wanted(rows)}"
+            f"{path}: the answer to {rows.place(index)} is {answer!r}, and not {_wanted(rows)}"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """The job that scores what users would take instead of a training, and what it has scored."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 

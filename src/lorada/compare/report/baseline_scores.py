@@ -13,7 +13,6 @@ from lorada.support.in_words import answer_in_words
 from lorada.support.metric_names import ERROR, as_score, rows_metric
 
 
-
 @dataclass(frozen=True)
 class Baseline:
     """A score without training, or the reason why there is none."""

@@ -151,6 +151,10 @@ def _baseline_notes(baseline: Baseline) -> list[str]:
     notes = []
     if baseline.answer is not None:
         notes.append(f"answer: {baseline.answer}")
+    if baseline.note:
+        notes.append(baseline.note)
+    if baseline.prompt_tokens is not None:
+        notes.append(f"{baseline.prompt_tokens:.0f} tokens in a prompt")
     if baseline.reason:
         notes.append(baseline.reason)
     return notes
