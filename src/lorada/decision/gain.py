@@ -44,7 +44,8 @@ def gain_of(evidence: Evidence, method: str, flattery: float) -> Gain | None:
         return None
     over = max(tables, key=lambda name: float(tables[name].mean()))
     scores, baseline = evidence.scores[method], tables[over]
-    measured = gain(scores, baseline, evidence.common)
+    others = [evidence.scores[name] for name in evidence.tested if name != method]
+    measured = gain(scores, baseline, others)
     low, high = measured.interval(LEVEL)
     # As in tests of pairs: coins would put all rows that differ on one side that often.
     differences = scores.mean(axis=0) - baseline.mean(axis=0)
