@@ -389,11 +389,7 @@ def _score_lines(summary: "Summary") -> list[ScoreLine]:
         )  # fmt: skip
     for baseline in summary.baselines:
         if baseline.score is not None:
-            mark = ""
-            if baseline.prompt_tokens is not None:
-                mark = f"{baseline.prompt_tokens:.0f} tokens a prompt"
-            low, high = baseline.low, baseline.high
-            lines.append(ScoreLine(baseline.name, baseline.score, low, high, mark=mark))
+            lines.append(ScoreLine(baseline.name, baseline.score, baseline.low, baseline.high))
     return lines
 
 

@@ -264,7 +264,17 @@ def _nothing_learned(decision: Decision, highest: str) -> str:
     return (
         f"Do not tune yet: {which} shown to have learned at the tried rates{rows}: the best score, "
         f"{score} of {highest}, is not significantly better than {baseline} ({without_training})."
+        f"{_better_alternative(decision)}"
     )
+
+
+def _better_alternative(decision: Decision) -> str:
+    """What scores the most without training, where it is more than what has learned nothing."""
+    if decision.gain is None or decision.gain.over not in decision.alternatives:
+        return ""
+    name = decision.gain.over
+    score = decision.score_format.score(decision.alternatives[name])
+    return f" {name[0].upper()}{name[1:]} is at {score}."
 
 
 def _saving_in_words(decision: Decision, method: str, other: str) -> str:

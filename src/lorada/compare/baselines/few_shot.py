@@ -46,7 +46,7 @@ class AskedOnce:
 
 
 def few_shot(
-    run: Run, train: Rows, held_out: Sequence[Rows], shots: int, folder: Path
+    run: Run, train: Rows, held_out: Sequence[Rows], shots: int, style: Style, folder: Path
 ) -> Untrained:
     """Score a model that is shown examples, each draw once: what is scored in the folder is read.
 
@@ -55,9 +55,9 @@ def few_shot(
         train: the training rows.
         held_out: the rows to score.
         shots: how many examples a prompt has, if so many fit; 0 for none.
-        folder: where the way to ask and the scores of each draw are kept.
+        style: how rows are asked.
+        folder: where the scores of each draw are kept.
     """
-    style = kept_style(run, train, shots, folder)
     draws = DRAWS if shots else DRAWS[:1]
     asked = [_kept_draw(run, train, held_out, shots, draw, style, folder) for draw in draws]
     first, *others = asked
@@ -125,11 +125,16 @@ def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style)
     """Ask the model all rows and score its answers."""
     asking = asked_by_template(run) if style == "chat" else run
     settings = generation_settings(asking)
+    goes_on = style == "text" and shots > 0  # a base writes the next example behind its answer
+    if goes_on:
+        settings["stop_strings"] = [*settings.get("stop_strings", []), SEPARATOR]
     room = room_for_prompts(asking, settings["max_new_tokens"])
     asked = asked_rows(
         rows, train, shots=shots, draw=draw, style=style, tokenizer=run.tokenizer, room=room
     )
-    answers = _written(asking, asked, settings, style, shots)
+    answers = _written(asking, asked, settings, templated=style == "chat")
+    if goes_on:
+        answers = [answer.split(SEPARATOR)[0] for answer in answers]
     metrics = metric_names_for(rows, [] if run.metric is None else [run.metric])
     by_row = score_answers(rows, answers, metrics).by_row
     return AskedOnce(
@@ -140,18 +145,15 @@ def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style)
 
 
 def _written(
-    run: Run, asked: Sequence[AskedRow], settings: dict[str, Any], style: Style, shots: int
+    run: Run, asked: Sequence[AskedRow], settings: dict[str, Any], *, templated: bool
 ) -> list[str]:
-    """The model's answers. One that goes on with the next example ends where that begins."""
+    """The model's answers, in the order of the rows."""
     prompts = [row.prompt for row in asked]
     with scoring(run, base=False):
         written = dict(
-            generate_parts(run, prompts, [range(len(prompts))], settings, templated=style == "chat")
+            generate_parts(run, prompts, [range(len(prompts))], settings, templated=templated)
         )
-    answers = [written[index].text for index in range(len(prompts))]
-    if style == "text" and shots:
-        answers = [answer.lstrip("\n").split(SEPARATOR)[0] for answer in answers]
-    return answers
+    return [written[index].text for index in range(len(prompts))]
 
 
 def _joined(parts: Sequence[AskedOnce]) -> AskedOnce:

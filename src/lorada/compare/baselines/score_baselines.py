@@ -51,7 +51,7 @@ def baselines_to_score(
     if train.form not in FREE:
         return scores
     for shots in comparison.shots:
-        scores[f"shots{shots}"] = partial(_few_shot, shots, folder)
+        scores[f"shots{shots}"] = partial(_with_examples, shots, min(comparison.shots), folder)
     if len(styles_for(train, tokenizer)) > 1:
         scores["by_template"] = partial(_by_template, folder)
     if closed_set(train):
@@ -63,15 +63,20 @@ def _probe(run: Run, data: Data) -> Untrained:
     return linear_probe(run, data.train, list(data.held_out.values()))
 
 
-def _few_shot(shots: int, folder: Path, run: Run, data: Data) -> Untrained:
-    return few_shot(run, data.train, list(data.held_out.values()), shots, folder / f"shots{shots}")
+def _with_examples(shots: int, fewest: int, folder: Path, run: Run, data: Data) -> Untrained:
+    """Asked with examples, in the way that is better with the fewest of them."""
+    style = kept_style(run, data.train, fewest, folder / f"shots{fewest}")
+    held_out = list(data.held_out.values())
+    return few_shot(run, data.train, held_out, shots, style, folder / f"shots{shots}")
 
 
 def _by_template(folder: Path, run: Run, data: Data) -> Untrained | None:
     """The model as it is, asked by its chat template, where it answers better than to the text."""
-    if kept_style(run, data.train, 0, folder / WITHOUT_EXAMPLES) == "text":
+    without_examples = folder / WITHOUT_EXAMPLES
+    style = kept_style(run, data.train, 0, without_examples)
+    if style == "text":
         return None  # this is ``as_it_is``
-    return _few_shot(0, folder, run, data)
+    return few_shot(run, data.train, list(data.held_out.values()), 0, style, without_examples)
 
 
 def _likeliest(folder: Path, run: Run, data: Data) -> Untrained:
