@@ -65,7 +65,12 @@ Overlap = Annotated[
     bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
 ]
 Text = Annotated[
-    bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
+    bool | None,
+    typer.Option(
+        "--with-text/--no-text",
+        help="texts of held-out rows in report.json and predictions too, or nowhere; else only in "
+        "report.html",
+    ),
 ]
 
 SHARED = "Methods that share a letter of a group are not significantly different"
@@ -108,7 +113,7 @@ def compare(
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
     allow_overlap: Overlap = False,
-    with_text: Text = False,
+    with_text: Text = None,
     workers: opt.Workers = None,
     gpus_per_job: opt.GpusPerJob = 1.0,
     cluster: opt.Cluster = None,
@@ -126,7 +131,7 @@ def compare(
     comparison_options = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
         "until": until, "margin": margin, "held_out": held_out,
-        "with_text": with_text or None, "allow_overlap": allow_overlap or None,
+        "with_text": with_text, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     from lorada.compare.spec import SPEC_FILE, refuse_taken
 
@@ -303,6 +308,7 @@ def report(
     unit: Annotated[
         str | None, typer.Option(help="of your function's values: %, or any; 0/1 need none")
     ] = None,
+    with_text: Text = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -314,7 +320,7 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    summary, paths = write_report(folder, metric, margin, unit)
+    summary, paths = write_report(folder, metric, margin, unit, with_text)
     _show_report(summary, paths, as_json=as_json)
 
 
