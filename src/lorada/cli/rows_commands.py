@@ -1,8 +1,6 @@
 """The command ``rows``: what no method gets right, which parts of the rows are hard, the vote."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten

@@ -10,6 +10,7 @@ import numpy as np
 from lorada.compare.read_results import CandidateResult, ScoredRun
 from lorada.compare.stored_plan import Candidate
 from lorada.decision.decision_record import Decision
+from lorada.support.in_words import counted
 from lorada.support.metric_names import LOSS, as_score
 from lorada.support.tables import NOTHING
 
@@ -74,18 +75,18 @@ class CandidateLine:
 
     @property
     def searched(self) -> str:
-        """What its search has chosen, in words, with how many values were tried."""
+        """Between how many values its search has chosen, in words."""
         if self.result.search is None:
             return "nothing" if self.result.runs else NOTHING
         trials = self.result.search.trials
-        rates = {trial.rate for trial in trials}
+        tried = [counted(len({trial.rate for trial in trials}), "learning rate")]
         map_factors = {trial.map_factor for trial in trials}
-        chosen = [f"learning rate ({len(rates)} tried)"]
         if len(map_factors) > 1:
-            chosen.append(f"that of maps ({len(map_factors)})")
-        if self.result.candidate.choices:
-            chosen.append(f"settings ({len(self.result.candidate.choices)})")
-        return ", ".join(chosen)
+            tried.append(f"{len(map_factors)} rates of maps")
+        settings = len(self.result.candidate.choices)
+        if settings > 1:
+            tried.append(f"{settings} settings")
+        return ", ".join(tried)
 
     def value_differs(self, same: float) -> bool:
         """Whether the main metric is another number than the score, by more than ``same``."""

@@ -1,7 +1,7 @@
 """The tables of a report: what each candidate scores, what it costs, and how it learned.
 
-A column is a title and a function from a candidate's line to its cell; one that is empty for every
-candidate is left out.
+A column is a title, a function from a candidate's line to its cell, and what the note below the
+table says of it. One that is empty for every candidate is left out, with its words.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,6 +61,7 @@ class Column:
 
     title: str
     cell_of: Callable[[CandidateLine], str]
+    note: str = ""
 
 
 def tables(summary: Summary) -> list[Table]:
@@ -71,11 +72,7 @@ def tables(summary: Summary) -> list[Table]:
 
 def score_table(summary: Summary) -> Table:
     """What each candidate scores, and what is decided about it; baselines stand below."""
-    score_column = Column(
-        f"{summary.scale.title} (95 % interval)",
-        lambda line: _score_cell(summary, line.score, line.decided.low, line.decided.high),
-    )
-    columns = [score_column, *_filled(_score_columns(summary), summary.lines)]
+    columns = [_score_column(summary), *_filled(_score_columns(summary), summary.lines)]
     rows = []
     for line in summary.lines:
         cells = [column.cell_of(line) for column in columns]
@@ -84,18 +81,15 @@ def score_table(summary: Summary) -> Table:
         score = _score_cell(summary, baseline.score, baseline.low, baseline.high)
         cells = [score, *[NOTHING] * (len(columns) - 1)]
         rows.append(TableRow(baseline.name, "baseline", _baseline_notes(baseline), cells))
-    header = ["candidate", *(column.title for column in columns)]
-    return Table("candidates", "What each candidate scores", _score_note(summary), header, rows)
+    return _table("candidates", "What each candidate scores", columns, rows)
 
 
-def _score_note(summary: Summary) -> str:
-    return (
+def _score_column(summary: Summary) -> Column:
+    return Column(
+        f"{summary.scale.title} (95 % interval)",
+        lambda line: _score_cell(summary, line.score, line.decided.low, line.decided.high),
         f"{summary.scale.title.capitalize()}: {summary.scale.unit}, with its 95 % interval, the "
-        f"mean over {summary.rows} rows and the seeds. Candidates that share a letter (group) are "
-        "not significantly different. p: chance of such a difference between equal methods, "
-        "corrected for the number of tests (Holm). Expected loss: how far the true mean is "
-        "expected to be from the best one. Forgetting: growth of the model's loss on a neutral "
-        "text."
+        f"mean over {summary.rows} rows and the seeds.",
     )
 
 
@@ -106,62 +100,92 @@ def _score_columns(summary: Summary) -> list[Column]:
         columns.append(Column(summary.metric, lambda line: _number(line.measured.value, ".2f")))
     return [
         *columns,
-        Column("expected loss", lambda line: _loss_cell(summary, line)),
-        Column("group", lambda line: line.decided.letter or NOTHING),
-        Column("p (against the highest)", lambda line: _p_value(line.decided.p_best)),
-        Column("forgetting (nats/token)", lambda line: _number(line.measured.forgetting, "+.3f")),
+        Column(
+            "expected loss",
+            lambda line: _loss_cell(summary, line),
+            "Expected loss: how far the true mean is expected to be from the best one.",
+        ),
+        Column(
+            "group",
+            lambda line: line.decided.letter or NOTHING,
+            "Candidates that share a letter (group) are not significantly different.",
+        ),
+        Column(
+            "p (against the highest)",
+            lambda line: _p_value(line.decided.p_best),
+            "p: chance of such a difference between equal methods, corrected for the number of "
+            "tests (Holm).",
+        ),
+        Column(
+            "forgetting (nats/token)",
+            lambda line: _number(line.measured.forgetting, "+.3f"),
+            "Forgetting: growth of the model's loss on a neutral text.",
+        ),
     ]
 
 
 COST_COLUMNS = (
     Column("trained parameters (of the model)", lambda line: _trained(line)),
-    Column("adapter's file (MB)", lambda line: _file_size(line.measured.adapter_bytes)),
+    Column(
+        "adapter's file (MB)",
+        lambda line: _file_size(line.measured.adapter_bytes),
+        "Adapter's file: what a run saves, with its task head if it has one.",
+    ),
     Column("peak memory (GiB)", lambda line: _number(line.measured.peak_memory_gib, ".2f")),
-    Column("time (s/step)", lambda line: _number(line.measured.seconds_per_step, ".3f")),
-    Column("all runs (training)", lambda line: _time(line.measured.run_seconds)),
-    Column("search (training)", lambda line: _time(line.result.search_seconds)),
-    Column("merges", lambda line: _merges(line)),
-)
-COST_NOTE = (
-    "Adapter's file: what a run saves, with a task head if it has one. Time: the median of a run's "
-    "steps, of the fastest run. All runs, search: what the trainings took together, one after "
-    "another, without scoring. Runs that shared a device or a processor have slowed each other "
-    "down, so times can be compared only roughly. Merges: whether all of it can be merged into the "
-    "model, so that answers take no longer."
+    Column(
+        "time (s/step)",
+        lambda line: _number(line.measured.seconds_per_step, ".3f"),
+        "Time: the median of a run's steps, of the fastest run. Runs that shared a device or a "
+        "processor have slowed each other down, so times can be compared only roughly.",
+    ),
+    Column(
+        "training of all runs",
+        lambda line: _time(line.measured.run_seconds),
+        "Training: one after another, without loading and scoring.",
+    ),
+    Column("training of the search", lambda line: _time(line.result.search_seconds)),
+    Column(
+        "merges",
+        lambda line: _merges(line),
+        "Merges: whether all of it can be merged into the model, so that answers take no longer.",
+    ),
 )
 
 
 def cost_table(summary: Summary) -> Table:
     """What each candidate costs."""
-    title = "What each candidate costs"
-    return _candidates_only(summary, "costs", title, COST_NOTE, COST_COLUMNS)
+    return _candidates_only(summary, "costs", "What each candidate costs", COST_COLUMNS)
 
 
 LEARNING_COLUMNS = (
-    Column("searched", lambda line: line.searched),
+    Column(
+        "searched",
+        lambda line: line.searched,
+        "Searched: of what the best on rows set aside was chosen; all other settings of a method "
+        "are fixed and were not tuned (see How it was measured).",
+    ),
     Column("learning rate", lambda line: _learning_rates(line)),
-    Column("loss in training", lambda line: _number(line.measured.train_loss, ".3f")),
+    Column(
+        "loss in training",
+        lambda line: _number(line.measured.train_loss, ".3f"),
+        "Loss in training: of the last logged steps, the mean over runs.",
+    ),
     Column("loss on held-out rows", lambda line: _number(line.measured.held_out_loss, ".3f")),
-    Column("held-out − training", lambda line: _loss_gap(line)),
-)
-LEARNING_NOTE = (
-    "Searched: what was chosen on rows set aside; all other settings are fixed, as said under How "
-    "it was measured. Loss in training: of the last logged steps, the mean over runs. Where the "
-    "loss on held-out rows is far above it, and further than that of other candidates, a "
-    "candidate has learned rows by heart: fewer steps or a smaller size may score more."
+    Column(
+        "held-out − training",
+        lambda line: _loss_gap(line),
+        "Where the loss on held-out rows is far above that in training, and farther than for other "
+        "candidates, rows were learned by heart: fewer steps or a smaller size may score more.",
+    ),
 )
 
 
 def learning_table(summary: Summary) -> Table:
     """How each candidate was tuned, and how its loss in training compares with held-out rows."""
-    return _candidates_only(
-        summary, "learning", "How each candidate learned", LEARNING_NOTE, LEARNING_COLUMNS
-    )
+    return _candidates_only(summary, "learning", "How each candidate learned", LEARNING_COLUMNS)
 
 
-def _candidates_only(
-    summary: Summary, name: str, title: str, note: str, columns: Sequence[Column]
-) -> Table:
+def _candidates_only(summary: Summary, name: str, title: str, columns: Sequence[Column]) -> Table:
     """A table of the candidates that something is known of; their sizes stand in the first one."""
     filled = _filled(columns, summary.lines)
     rows = []
@@ -169,7 +193,12 @@ def _candidates_only(
         cells = [column.cell_of(line) for column in filled]
         if any(cell != NOTHING for cell in cells):
             rows.append(TableRow(line.label, _kind(summary, line), [], cells))
-    return Table(name, title, note, ["candidate", *(column.title for column in filled)], rows)
+    return _table(name, title, filled, rows)
+
+
+def _table(name: str, title: str, columns: Sequence[Column], rows: list[TableRow]) -> Table:
+    note = " ".join(column.note for column in columns if column.note)
+    return Table(name, title, note, ["candidate", *(column.title for column in columns)], rows)
 
 
 def _filled(columns: Sequence[Column], lines: Sequence[CandidateLine]) -> list[Column]:

@@ -166,6 +166,7 @@ def _scale_costs(subplot: Axes, costs: Sequence[float]) -> None:
     least, most = min(costs), max(costs)
     if least <= 0 or most <= LOG_FROM * least:
         subplot.locator_params(axis="x", nbins=4)
+        subplot.xaxis.set_major_formatter("{x:,.10g}")
         return
     subplot.set_xscale("log")
     # The numbers between two decades, which matplotlib writes too, would overlap.

@@ -34,11 +34,11 @@ def how_sure(summary: Summary) -> list[str]:
         sentences += _against_others(summary, best, others)
     seeds = best.seed_scores
     if len(seeds) > 1:
-        number = summary.score_format.number
-        sentences.append(
-            f"Its {len(seeds)} seeds alone give {number(min(seeds))} to "
-            f"{summary.scale.score(max(seeds))}."
+        lowest, highest = (
+            summary.score_format.number(min(seeds)),
+            summary.score_format.score(max(seeds)),
         )
+        sentences.append(f"Its {len(seeds)} seeds score {lowest} to {highest}.")
     return sentences
 
 
@@ -59,15 +59,15 @@ def _against_others(
     if decision is None or not best.decided.letter:
         return []
     alike = [line.label for line in others if not decision.differ(line.label, best.label)]
-    sentences = ["It differs significantly from every other candidate."]
+    sentences = [f"{best.label} differs significantly from every other candidate."]
     if alike:
         which = _listed(alike)
         if len(alike) == len(others):
             which = "any other candidate" if len(others) > 1 else alike[0]
-        sentences = [f"It does not differ significantly from {which}."]
+        sentences = [f"{best.label} does not differ significantly from {which}."]
     if decision.p_best is not None:
         share = _percent(decision.p_best)
-        sentences.append(f"The probability that it is the best of all is {share}.")
+        sentences.append(f"The probability that it is the best of those compared is {share}.")
     return sentences
 
 

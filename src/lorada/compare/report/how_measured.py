@@ -50,6 +50,9 @@ def _shown_trials(line: CandidateLine) -> list[ShownTrial]:
         loss = "failed or diverged" if trial.loss is None else f"{trial.loss:.4f}"
         is_chosen = place(trial) == chosen
         shown.append(ShownTrial(f"{setting}{trial.rate:.2g}{map_rate}", loss, is_chosen))
+    if search.rate is not None and not any(trial.is_chosen for trial in shown):
+        map_rate = "" if search.map_rate is None else f" (map {search.map_rate:.2g})"
+        shown.append(ShownTrial(f"{search.rate:.2g}{map_rate}", "taken, between those tried", True))
     return shown
 
 

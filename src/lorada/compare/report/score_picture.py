@@ -12,6 +12,7 @@ from lorada.compare.report.candidate_lines import CandidateLine
 from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.svg_pictures import ACCENT, INK, WIDE, Picture, picture, shortened
 from lorada.support.error_messages import needs_extra
+from lorada.support.in_words import counted
 from lorada.support.metric_names import lower_is_better
 
 with needs_extra("compare"):
@@ -26,6 +27,8 @@ GAP = 0.5  # lines between candidates and baselines
 FAR = 1.5
 PADDING = 0.05  # of the axis at either end
 SEED_BELOW = 0.26  # lines by which the dots of seeds lie below their mean
+ABOVE = 0.26  # lines by which words stand above their line in a narrow picture
+LETTER = 7.0  # points that a letter of a group takes
 SOFT = 0.55  # opacity of what is significantly worse, and of baselines
 
 
@@ -73,6 +76,8 @@ def _caption(lines: Sequence[ScoreLine]) -> str:
         sentences.append("Those that share a letter are not significantly different.")
     if "baseline" in kinds:
         sentences.append("Squares and dashed lines: without training.")
+    if has_far_baseline(lines):
+        sentences.append("An arrow: farther away than the axis goes.")
     return " ".join(sentences)
 
 
@@ -121,7 +126,7 @@ def draw_scores(summary: Summary, width: float) -> Figure:
     axes.set_ylim(places[-1] + 0.6, -0.6 if is_wide else -0.9)  # the first line is on top
     left, right = axis_ends(lines)
     axes.set_xlim(left, right)
-    axes.set_xlabel(f"{summary.scale.title} ({summary.scale.unit})")
+    axes.set_xlabel(f"{summary.scale.title} ({summary.scale.unit}), {counted(summary.rows, 'row')}")
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     if not is_wide:
@@ -129,7 +134,8 @@ def draw_scores(summary: Summary, width: float) -> Figure:
     best_baseline = next((line for line in lines if line.kind == "baseline"), None)
     for line, place in zip(lines, places, strict=True):
         if line.kind == "pick":
-            axes.axhspan(place - 0.48, place + 0.48, color=ACCENT, alpha=0.1, linewidth=0)
+            above, below = (0.48, 0.48) if is_wide else (0.64, 0.36)
+            axes.axhspan(place - above, place + below, color=ACCENT, alpha=0.1, linewidth=0)
         if line.kind == "baseline":
             _draw_baseline_line(axes, line, place, is_best=line is best_baseline)
         _draw_line(axes, line, place)
@@ -163,6 +169,12 @@ def axis_ends(lines: Sequence[ScoreLine]) -> tuple[float, float]:
     return left - padding, right + padding
 
 
+def has_far_baseline(lines: Sequence[ScoreLine]) -> bool:
+    """Whether a baseline lies beyond an end of the axis."""
+    left, right = axis_ends(lines)
+    return any(not left <= line.score <= right for line in lines)
+
+
 def _draw_line(axes: Axes, line: ScoreLine, place: float) -> None:
     """The mean of a line with its interval and its seeds, or an arrow at the edge to its mean."""
     colour = ACCENT if line.kind == "pick" else INK
@@ -187,7 +199,7 @@ def _draw_line(axes: Axes, line: ScoreLine, place: float) -> None:
 
 
 def _draw_baseline_line(axes: Axes, line: ScoreLine, place: float, *, is_best: bool) -> None:
-    """A dashed line from a baseline up through all candidates; that of the best one is the clearest.
+    """A dashed line from a baseline up through all candidates, the clearest from the best one.
 
     It has to be beaten by what is to be worth a training.
     """
@@ -209,19 +221,14 @@ def _write_names(
     for line in lines:
         star = "★ " if line.kind == "pick" else ""
         names.append(star + shortened(line.name))
-    axes.set_yticks(places, names if is_wide else [""] * len(names))
     axes.tick_params(axis="y", length=0)
-    texts = axes.get_yticklabels()
     if not is_wide:
-        texts = []
-        for name, place in zip(names, places, strict=True):
-            texts.append(
-                axes.text(
-                    0, place - 0.26, name, transform=axes.get_yaxis_transform(),
-                    va="bottom", ha="left",
-                )  # fmt: skip
-            )
-    for text, line in zip(texts, lines, strict=True):
+        axes.set_yticks(places, [""] * len(names))
+        for line, name, place in zip(lines, names, places, strict=True):
+            _write(axes, line, name, (0, place - ABOVE), va="bottom")
+        return
+    axes.set_yticks(places, names)
+    for text, line in zip(axes.get_yticklabels(), lines, strict=True):
         if line.kind == "pick":
             text.set_color(ACCENT)
             text.set_fontweight("bold")
@@ -231,20 +238,31 @@ def _write_scores(
     axes: Axes, summary: Summary, lines: Sequence[ScoreLine], places: Sequence[float], *,
     is_wide: bool,
 ) -> None:  # fmt: skip
-    """The numbers at the right: score, interval and letters; in a narrow picture above the line."""
+    """The numbers of each line: at its right, letters in a column, or above it in a narrow one."""
     number = summary.score_format.number
+    width_of_letters = LETTER * max(len(line.letters) for line in lines)
     for line, place in zip(lines, places, strict=True):
-        words = [number(line.score)]
+        score = number(line.score)
         if line.ends is not None:
             low, high = line.ends
-            words.append(f"({number(low)} to {number(high)})")
-        if line.letters:
-            words.append(line.letters)
-        place_of_text = (1.015, place) if is_wide else (1, place - 0.26)
-        text = axes.text(
-            *place_of_text, "  ".join(words), transform=axes.get_yaxis_transform(),
-            va="center" if is_wide else "bottom", ha="left" if is_wide else "right",
-        )  # fmt: skip
-        if line.kind == "pick":
-            text.set_color(ACCENT)
-            text.set_fontweight("bold")
+            score += f" ({number(low)} to {number(high)})"
+        if is_wide:
+            _write(axes, line, line.letters, (1, place), offset=LETTER)
+            offset = 2 * LETTER + width_of_letters
+            _write(axes, line, score, (1, place), offset=offset)
+        else:
+            words = f"{line.letters}  {score}".strip()
+            _write(axes, line, words, (1, place - ABOVE), ha="right", va="bottom")
+
+
+def _write(
+    axes: Axes, line: ScoreLine, words: str, place: tuple[float, float], *, offset: float = 0.0,
+    ha: str = "left", va: str = "center",
+) -> None:  # fmt: skip
+    """Write words at a share of the axis and a line, so many points to the right of that."""
+    is_pick = line.kind == "pick"
+    axes.annotate(
+        words, place, xycoords=axes.get_yaxis_transform(), xytext=(offset, 0),
+        textcoords="offset points", ha=ha, va=va, annotation_clip=False,
+        color=ACCENT if is_pick else INK, fontweight="bold" if is_pick else "normal",
+    )  # fmt: skip

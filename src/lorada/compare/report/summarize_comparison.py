@@ -51,7 +51,7 @@ class Summary:
     decision: Decision | None = None  # None where nothing can be decided
     lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
-    shown_rows: ShownRows = ShownRows()
+    shown_rows: ShownRows = field(default_factory=ShownRows)
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
