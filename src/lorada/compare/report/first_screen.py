@@ -1,4 +1,4 @@
-"""What stands beside the verdict on a report's first screen: how sure it is, and what comes next."""
+"""What stands beside the verdict of a report: how sure it is, and what comes next."""
 
 from dataclasses import dataclass
 
