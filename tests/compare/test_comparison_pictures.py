@@ -94,7 +94,7 @@ def test_a_cost_that_was_not_measured_has_no_axis_and_one_that_differs_much_is_l
 
 def test_56_methods_have_styles_of_their_own_and_names_are_no_formulas(made_up_summary):
     line = made_up_summary.lines[0]
-    many = tuple(renamed(line, f"$m_{i}$") for i in range(56))
+    many = tuple(renamed(line, f"$m_{i}$", trainable=100 + i) for i in range(56))
     many = replace(made_up_summary, lines=many)
     keys = expected_loss_plot.over_costs(many).legends[0].get_lines()
     styles = {(key.get_color(), key.get_marker()) for key in keys}

@@ -216,7 +216,7 @@ def test_where_nearly_all_rows_are_wrong_no_label_is_called_doubtful(tmp_path):
 def test_the_page_has_the_texts_of_rows_and_what_is_handed_on_has_them_if_asked(
     tmp_path, with_text, on_page, in_json
 ):
-    answers = made_up_answers(np.random.default_rng(3), clear=3.0)
+    answers = made_up_answers(np.random.default_rng(3), clear=2.5)
     # Answers are stored without texts: they are read from the file once more.
     folder = write_classifiers(tmp_path, answers)
     summary, (page, stored) = write_report(folder, with_text=with_text)

@@ -138,26 +138,24 @@ def over_costs(summary: Summary, width: float = WIDE) -> Figure | None:
     return figure
 
 
-def _subplots(count: int, methods: int, width: float) -> tuple[Figure, Sequence[Axes]]:
+def _subplots(count: int, methods: int, width: float) -> tuple[Figure, list[Axes]]:
     """A figure with so many subplots, beside each other if it is wide, and room for its legend."""
     is_wide = width >= WIDE
     rows, columns = (1, count) if is_wide else (count, 1)
     lines_of_legend = math.ceil(methods / COLUMNS) if is_wide else methods
     height = PLOT_HEIGHT * (1.0 if is_wide else 0.75 * rows) + LEGEND_LINE * lines_of_legend
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    return figure, figure.subplots(rows, columns, sharey=True, squeeze=False).ravel().tolist()
 
 
-def _points(
-    lines: Sequence[CandidateLine], cost_axis: CostAxis
-) -> tuple[list[float], list[float | None]]:
-    """The costs and the expected losses of the candidates whose cost is known."""
+def _points(lines: Sequence[CandidateLine], cost_axis: CostAxis) -> tuple[list[float], list[float]]:
+    """The costs and the expected losses of the candidates of which both are known."""
     costs, losses = [], []
     for line in lines:
-        cost = cost_axis.cost_of(line)
-        if cost is not None:
+        cost, loss = cost_axis.cost_of(line), line.decided.expected_loss
+        if cost is not None and loss is not None:
             costs.append(cost)
-            losses.append(line.decided.expected_loss)
+            losses.append(loss)
     return costs, losses
 
 

@@ -39,6 +39,13 @@ class ShownRows:
     answers_are_texts: bool = False
     texts_in_json: bool = False
 
+    @property
+    def have_texts(self) -> bool:
+        """Whether the text of any of them is known."""
+        texts = [row.text for row in (*self.wrong, *self.unstable)]
+        texts += [row.text or "" for row in self.divided]
+        return any(texts)
+
     def for_json(self) -> "ShownRows":
         """The rows as ``report.json`` has them."""
         return self if self.texts_in_json else self.without_texts()

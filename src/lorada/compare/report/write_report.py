@@ -62,7 +62,7 @@ def page(summary: Summary) -> str:
         cost_picture=cost_picture(summary),
         tables=tables(summary),
         scored=summary.scored,
-        shows_texts=any(row.text for row in (*rows.wrong, *rows.unstable, *rows.divided)),
+        shows_texts=rows.have_texts,
         settings=labels_by_settings(summary),
         trials=trials_by_label(summary),
         times=training_times(summary),
