@@ -130,7 +130,7 @@ def test_a_page_says_how_to_hand_it_on_without_texts_or_why_it_has_none(made_up_
     assert rows.no_texts
     assert html.escape(rows.no_texts) in comparison_page(made_up_summary).replace("&#39;", "&#x27;")
     page = comparison_page(replace(made_up_summary, shown_rows=replace(rows, no_texts="")))
-    assert "lorada report --no-text" in page
+    assert "lorada report FOLDER --no-text" in page
 
 
 LORA = Candidate("lora", {}, trainable=9000, percent=0.5)

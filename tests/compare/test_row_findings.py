@@ -232,7 +232,7 @@ def test_the_page_has_the_texts_of_rows_and_what_is_handed_on_has_them_if_asked(
     text = f"Sentence {summary.shown_rows.wrong[0].row - 1} says this"
     assert (text in html) == on_page
     assert (text in stored.read_text()) == in_json
-    assert ("lorada report --no-text" in html) == on_page
+    assert ("lorada report FOLDER --no-text" in html) == on_page
     # The rows have changed since: the page is written all the same, and says so.
     held_out = tmp_path / "test.jsonl"
     held_out.write_text("\n".join(reversed(held_out.read_text().splitlines())) + "\n")

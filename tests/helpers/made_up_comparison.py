@@ -170,7 +170,8 @@ def write_run(
         "seconds_per_step": 0.7 + trainable / 1e6 + seed / 10,
         "forgetting": {"text": "neutral.txt", "base": 3.21, "adapted": 3.21 + trainable / 3e6},
         "metrics": {HELD_OUT: {"n": len(scores), "exact_match": scores.mean()}},
-        "history": history, "train_loss": history[-1]["loss"], "wall_time_s": float(random.uniform(60, 90)),
+        "history": history, "train_loss": history[-1]["loss"],
+        "wall_time_s": float(random.uniform(60, 90)),
         "resumed_from": "checkpoint-50" if seed == 2 else None,
         "recipe": {"parts": candidate["parts"], "training": {"learning_rate": 2e-4, "seed": seed}},
     }  # fmt: skip
