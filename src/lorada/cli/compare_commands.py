@@ -308,7 +308,14 @@ def report(
     unit: Annotated[
         str | None, typer.Option(help="of your function's values: %, or any; 0/1 need none")
     ] = None,
-    with_text: Text = None,
+    with_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-text/--no-text",
+            help="texts of held-out rows in report.json too, or in neither file; else only in "
+            "report.html",
+        ),
+    ] = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:

@@ -32,14 +32,19 @@ def how_sure(summary: Summary) -> list[str]:
     others = [line for line in summary.scored if line is not best]
     if others:
         sentences += _against_others(summary, best, others)
-    seeds = best.seed_scores
-    if len(seeds) > 1:
-        lowest, highest = (
-            summary.score_format.number(min(seeds)),
-            summary.score_format.score(max(seeds)),
-        )
-        sentences.append(f"Its {len(seeds)} seeds score {lowest} to {highest}.")
+    if len(best.seed_scores) > 1:
+        sentences.append(_its_seeds(summary, best))
     return sentences
+
+
+def _its_seeds(summary: Summary, best: CandidateLine) -> str:
+    """Between which scores its seeds lie."""
+    shown = summary.score_format
+    lowest, highest = min(best.seed_scores), max(best.seed_scores)
+    range_in_words = shown.score(highest)
+    if shown.number(lowest) != shown.number(highest):
+        range_in_words = f"{shown.number(lowest)} to {range_in_words}"
+    return f"Its {len(best.seed_scores)} seeds score {range_in_words}."
 
 
 def _measured_on(summary: Summary) -> str:
