@@ -232,7 +232,7 @@ def test_how_sure_the_verdict_is_stands_beside_it(made_up_summary):
     assert "60 held-out rows, 10 candidates with 2 to 3 seeds each" in sure
     assert f"{best.label} does not differ significantly from " in sure
     assert f"best of those compared is {100 * made_up_summary.decision.p_best:.0f} %" in sure
-    assert f"Its 3 seeds score {seeds[0]:.1f} to {seeds[-1]:.1f} %." in sure
+    assert f"The 3 seeds of {best.label} score {seeds[0]:.1f} to {seeds[-1]:.1f} %." in sure
     for target in ("wrong-rows", "unstable", "disagreements"):
         assert (f'href="#{target}"' in page) == (f'id="{target}"' in page)
     alone = replace(made_up_summary, best="", decision=None)

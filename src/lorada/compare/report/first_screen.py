@@ -44,7 +44,7 @@ def _its_seeds(summary: Summary, best: CandidateLine) -> str:
     range_in_words = shown.score(highest)
     if shown.number(lowest) != shown.number(highest):
         range_in_words = f"{shown.number(lowest)} to {range_in_words}"
-    return f"Its {len(best.seed_scores)} seeds score {range_in_words}."
+    return f"The {len(best.seed_scores)} seeds of {best.label} score {range_in_words}."
 
 
 def _measured_on(summary: Summary) -> str:
