@@ -139,7 +139,7 @@ CONTRADICTIONS = {
     "--methods lora,lmam": "--methods=lora, not lora,lmam",
     "--trials 3": "--trials=0, not 3",
     "--budget 1%": "--budget=, not 1%",
-    "--with-text": "--with-text=False, not True",
+    "--with-text": "--with-text=None, not True",
     "max_length=16": "max_length=32, not 16",
     "max_steps=3": "training.max_steps=2, not 3",
 }

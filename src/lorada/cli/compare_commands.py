@@ -79,7 +79,12 @@ Overlap = Annotated[
     bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
 ]
 Text = Annotated[
-    bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
+    bool | None,
+    typer.Option(
+        "--with-text/--no-text",
+        help="texts of held-out rows in report.json and predictions too, or nowhere; else only in "
+        "report.html",
+    ),
 ]
 
 SHARED = "Methods that share a letter of a group are not significantly different"
@@ -124,7 +129,7 @@ def compare(
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
     allow_overlap: Overlap = False,
-    with_text: Text = False,
+    with_text: Text = None,
     workers: opt.Workers = None,
     gpus_per_job: opt.GpusPerJob = 1.0,
     cluster: opt.Cluster = None,
@@ -143,7 +148,7 @@ def compare(
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
         "until": until, "margin": margin, "held_out": held_out,
         "shots": shots, "answers": answers,
-        "with_text": with_text or None, "allow_overlap": allow_overlap or None,
+        "with_text": with_text, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     from lorada.compare.spec import SPEC_FILE, refuse_taken
 
@@ -320,6 +325,14 @@ def report(
     unit: Annotated[
         str | None, typer.Option(help="of your function's values: %, or any; 0/1 need none")
     ] = None,
+    with_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-text/--no-text",
+            help="texts of held-out rows in report.json too, or in neither file; else only in "
+            "report.html",
+        ),
+    ] = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -331,7 +344,7 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    summary, paths = write_report(folder, metric, margin, unit)
+    summary, paths = write_report(folder, metric, margin, unit, with_text)
     _show_report(summary, paths, as_json=as_json)
 
 

@@ -1,8 +1,6 @@
 """The command ``rows``: what no method gets right, which parts of the rows are hard, the vote."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -42,8 +40,7 @@ def rows(
     from lorada.compare.read_results import read_comparison
     from lorada.compare.rows_summary import rows_csv, summarize_rows
 
-    with _without_notes_on_rows():
-        summary = summarize_rows(read_comparison(folder), by or [])
+    summary = summarize_rows(read_comparison(folder), by or [])
     findings = summary.findings
     if output is not None:
         if findings is None:
@@ -69,18 +66,6 @@ def rows(
         return
     say(f"{output}: {counted(len(findings.rows) if findings else 0, 'row')}")
     suggest("report", folder)
-
-
-@contextmanager
-def _without_notes_on_rows() -> Iterator[None]:
-    """Leave out that no training reads a field: such fields are what parts of rows are named by."""
-    rows_logger = logging.getLogger("lorada.data")
-    level_before = rows_logger.level
-    rows_logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        rows_logger.setLevel(level_before)
 
 
 def _show_rows(findings: Sequence[Any]) -> None:

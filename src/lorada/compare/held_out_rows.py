@@ -5,7 +5,9 @@ are read again here, and a fingerprint says whether they are as they were: a lab
 since would be judged by answers to another one.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +78,21 @@ def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey
     return _from_files(results)
 
 
+@contextmanager
+def _without_notes_on_rows() -> Iterator[None]:
+    """Leave out that no training reads a field: it was said when the comparison began.
+
+    Such fields are also what parts of the rows are named by.
+    """
+    rows_logger = logging.getLogger("lorada.data")
+    level_before = rows_logger.level
+    rows_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        rows_logger.setLevel(level_before)
+
+
 def _finished(results: Results) -> CandidateResult:
     """The first candidate that has a finished run."""
     for candidate in results.candidates:
@@ -104,7 +121,8 @@ def _from_files(results: Results) -> dict[RowKey, AskedRow]:
     recipe = results.asked.run_recipe(candidate.method, "-")
     result = candidate.first_run.result
     try:
-        sets = _sets_of_rows(results, recipe, result)
+        with _without_notes_on_rows():
+            sets = _sets_of_rows(results, recipe, result)
     except (ValueError, OSError) as error:
         raise _changed(results, str(error)) from error
     known: dict[RowKey, AskedRow] = {}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ class CandidateResult:
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
     search: Search | None = None  # for its learning rate; None if there is none
+    search_seconds: float | None = None  # of the trainings of its trials; None if none is stored
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
 
@@ -173,7 +175,9 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
         search = search_of(candidate, folder)
         if asked.until is not None:  # fewer runs than seeds are meant
             runs = runs.without_unfinished()
-        candidates.append(_candidate_result(candidate, label, search, runs, rows))
+        seconds = _search_seconds(folder / TRIALS / candidate.path)
+        result = _candidate_result(candidate, label, search, runs, rows)
+        candidates.append(replace(result, search_seconds=seconds))
 
     groups = _groups_of(candidates, rows)
     results = Results(folder, asked, plan, candidates, rows, groups, baselines, compared_by)
@@ -258,6 +262,18 @@ def _read_run(
     if not scores:
         raise ValueError("none of the held-out rows is scored")
     return ScoredRun(name, seed, result, predictions, scores, rows_without_loss)
+
+
+def _search_seconds(folder: Path) -> float | None:
+    """What the trials of a search took to train; None if no trial says it.
+
+    A trial that diverged, or whose file is damaged, counts nothing: no decision hangs on it.
+    """
+    seconds = []
+    for path in sorted(folder.glob("trial-*/result.json")):
+        with suppress(ValueError):
+            seconds.append(float(read_result(path.parent).wall_time_s))
+    return sum(seconds) or None
 
 
 def _main_metric_on(rows: str, result: RunResult) -> str:

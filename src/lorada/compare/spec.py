@@ -152,7 +152,9 @@ class Comparison(BaseModel):
     # of answers that somebody else gave.
     shots: list[Annotated[int, Field(ge=1)]] = []
     answers: list[str] = []
-    with_text: bool = False  # whether predictions and report have the text of the held-out rows
+    # Where the texts of held-out rows are shown: None for report.html alone, True for predictions
+    # and report.json too, False for none of them.
+    with_text: bool | None = None
     allow_overlap: bool = False  # whether held-out rows may be training rows too
     # Whether code of the model's repository may run. It is not saved, because each command has to
     # allow it.

@@ -111,7 +111,7 @@ def _run_job(
         reads += (search_folder / SEARCH_FILE,)
     return Job(
         name=f"{candidate.name} seed {seed}",
-        work=partial(train_and_score, space, search_folder, with_text=comparison.with_text),
+        work=partial(train_and_score, space, search_folder, with_text=comparison.with_text is True),
         folder=run,
         done=partial(is_scored, run),
         after="" if search is None else search.name,
