@@ -165,7 +165,7 @@ def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     asked = words(place, None, "--resume", "--allow-overlap", methods="lora", seeds="1", trials=0,
                   held_out=place / "leaked.jsonl")  # fmt: skip
     _, err = works("compare", comparison, *asked[1:])
-    assert "1 of 1 jobs were done before" in err
+    assert "2 of 2 jobs were done before" in err
 
 
 @pytest.mark.more
