@@ -1,4 +1,4 @@
-"""Take a picture of a comparison's report: the verdict, the table, and the expected losses.
+"""Take a picture of a comparison's report: the verdict, how sure it is, and the picture of scores.
 
     python scripts/report_picture.py docs/compare.png
 
@@ -88,7 +88,7 @@ def main(picture: Path) -> None:
             browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": WIDE, "height": 900})
             page.goto(written.as_uri())
-            end = page.locator("#disagreements").evaluate(TOP)
+            end = page.locator("#candidates").evaluate(TOP)
             shown = {"x": 0, "y": 0, "width": WIDE, "height": end}
             page.screenshot(path=picture, full_page=True, clip=shown)
             browser.close()

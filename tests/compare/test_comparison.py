@@ -147,7 +147,7 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     summary = read(folder / "report.json")
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
-    assert re.search(r"\[6/6\] lmam \d+ seed 2: done", said)  # two searches, four runs
+    assert re.search(r"\[6/7\] lmam \d+ seed 2: done", said)  # two searches, four runs, baselines
     for kind in ("html", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said

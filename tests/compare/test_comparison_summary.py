@@ -236,7 +236,7 @@ def test_a_users_metric_of_0_and_1_is_read_as_decide_reads_it(tmp_path, factor):
     assert own.scale == exact.scale
     for one, other in zip(shown_fields(own), shown_fields(exact), strict=True):
         assert [one[name] for name in ENDS] == [other[name] for name in ENDS]
-    assert own.disagreements == exact.disagreements
+    assert own.shown_rows.divided == exact.shown_rows.divided
     assert not any("vals.py" in sentence for sentence in own.sentences)
 
 
@@ -346,7 +346,9 @@ def test_no_winner_is_crowned_where_nothing_was_learned():
     assert summary.best == ""
     assert {"generate", "explore"} <= summary.commands.keys()  # to look at what it does
     assert not {"train", "export", "serve"} & summary.commands.keys()
-    assert summary.verdict.startswith("No method is shown to have learned at the tried rates (")
+    assert summary.verdict.startswith(
+        "Do not tune yet: no method is shown to have learned at the tried rates ("
+    )
     assert "is not significantly better than the commonest answer (4" in summary.verdict
     assert summary.verdict.endswith(
         "Compare again with more steps (max_steps=96), other learning rates (--rates) or more rows."
@@ -438,7 +440,7 @@ def test_losses_and_errors_are_shown_as_they_are_and_the_lowest_is_the_best(metr
     assert f"{unit}, " in summary.verdict
     assert "lora is not shown to have learned at the tried rates" in summary.verdict
     assert "%" not in summary.verdict
-    assert summary.disagreements == ()
+    assert summary.shown_rows.divided == ()
 
 
 def test_why_answers_are_scored_so_and_how_many_were_cut_is_said():
@@ -508,10 +510,10 @@ def test_sentences_say_what_limits_the_verdict(made_up_summary):
 
 
 def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up_summary):
-    sizes = [min(len(one.right), len(one.wrong)) for one in made_up_summary.disagreements]
+    sizes = [min(len(one.right), len(one.wrong)) for one in made_up_summary.shown_rows.divided]
     assert sizes == sorted(sizes, reverse=True)
     assert 0 < len(sizes) <= 50
-    first = made_up_summary.disagreements[0]
+    first = made_up_summary.shown_rows.divided[0]
     assert first.rows == Path(HELD_OUT).name
     for candidate in read_comparison(made_up_folder).candidates:
         if candidate.runs:
@@ -522,12 +524,12 @@ def test_rows_that_divide_the_candidates_most_come_first(made_up_folder, made_up
 
 def test_texts_of_rows_are_shown_if_they_are_stored(made_up_folder):
     results = read_comparison(made_up_folder)
-    assert summarize(results).disagreements[0].text is None
+    assert summarize(results).shown_rows.divided[0].text is None
     run = next(c for c in results.candidates if c.runs).runs[0]
     for row in results.rows:
         texts = {"text": f"question {row[1]}", "right": "Yes"}
         run.predictions[row] = run.predictions[row].model_copy(update=texts)
-    first = summarize(results).disagreements[0]
+    first = summarize(results).shown_rows.divided[0]
     assert (first.text, first.answer) == (f"question {first.row}", "Yes")
 
 

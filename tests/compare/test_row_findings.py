@@ -11,8 +11,9 @@ from made_up_rows import LABELS, made_up_answers, write_classifiers
 
 from lorada.compare.held_out_rows import AskedRow, read_held_out, text_of
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_comparison
+from lorada.compare.report.shown_rows import ShownRows
 from lorada.compare.report.write_report import write_report
-from lorada.compare.row_findings import find_rows
+from lorada.compare.row_findings import RowFinding, find_rows
 from lorada.compare.rows_summary import rows_csv, summarize_rows
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import Candidate, ComparisonPlan, TrainingRows
@@ -203,14 +204,44 @@ def test_where_nearly_all_rows_are_wrong_no_label_is_called_doubtful(tmp_path):
     assert "look at these labels" not in summary.sentences[0]
 
 
-@pytest.mark.parametrize("with_text", [True, False])
-def test_the_report_begins_its_rows_with_those_that_no_method_gets_right(tmp_path, with_text):
-    answers = made_up_answers(np.random.default_rng(3), clear=3.0)
-    folder = write_classifiers(tmp_path, answers, with_text=with_text)
-    summary, (path, _) = write_report(folder)
-    assert len(summary.wrong_rows) == 10
-    assert all(answers.flipped[row.row - 1] for row in summary.wrong_rows)
-    html = path.read_text()
-    assert html.index("What no method gets right") < html.index("Where candidates disagree")
-    text = f"Sentence {summary.wrong_rows[0].row - 1} says this"
-    assert (text in html) == with_text
+@pytest.mark.parametrize(
+    ("with_text", "on_page", "in_json"),
+    [(None, True, False), (True, True, True), (False, False, False)],
+)
+def test_the_page_has_the_texts_of_rows_and_what_is_handed_on_has_them_if_asked(
+    tmp_path, with_text, on_page, in_json
+):
+    answers = made_up_answers(np.random.default_rng(3), clear=2.5)
+    # Answers are stored without texts: they are read from the file once more.
+    folder = write_classifiers(tmp_path, answers)
+    summary, (page, stored) = write_report(folder, with_text=with_text)
+    assert len(summary.shown_rows.wrong) == 10
+    assert all(answers.flipped[row.row - 1] for row in summary.shown_rows.wrong)
+    html = page.read_text()
+    parts = ("What no method gets right", "What changes with the seed", "Where candidates disagree")
+    places = [html.index(f">{part}<") for part in parts]
+    assert places == sorted(places)
+    wrong = {row.row for row in summary.shown_rows.wrong}
+    assert summary.shown_rows.unstable
+    assert not wrong & {row.row for row in summary.shown_rows.unstable}
+    text = f"Sentence {summary.shown_rows.wrong[0].row - 1} says this"
+    assert (text in html) == on_page
+    assert (text in stored.read_text()) == in_json
+    assert ("lorada report FOLDER --no-text" in html) == on_page
+    # The rows have changed since: the page is written all the same, and says so.
+    held_out = tmp_path / "test.jsonl"
+    held_out.write_text("\n".join(reversed(held_out.read_text().splitlines())) + "\n")
+    _, (page, _) = write_report(folder, with_text=with_text)
+    assert "Sentence" not in page.read_text()
+    assert ("has other rows now" in page.read_text()) == on_page
+
+
+def test_free_answers_are_left_out_where_texts_are():
+    row = RowFinding("rows", 1, "asked", "right", "Anna lives here", 1.0, 3, 3, None, 0.0, ())
+    rows = ShownRows(wrong=(row,), unstable=(row,), answers_are_texts=True)
+    for shown in (rows.for_json(), rows.without_texts()):
+        for one in (*shown.wrong, *shown.unstable):
+            assert (one.text, one.right, one.wrong_answer) == ("", "", "")
+    classes = dataclasses.replace(rows, answers_are_texts=False).for_json()
+    assert classes.wrong[0].wrong_answer == "Anna lives here"
+    assert dataclasses.replace(rows, texts_in_json=True).for_json().wrong == (row,)

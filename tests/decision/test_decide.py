@@ -296,8 +296,8 @@ def test_how_many_rows_would_show_that_a_method_has_learned_is_said():
     assert found.rows_to_learn["lora"] == np.ceil((power * gains.std(ddof=1) / gains.mean()) ** 2)
     rows = float(f"{found.rows_to_learn['lora']:.1e}")
     assert found.sentence.startswith(
-        f"lora is not shown to have learned at the tried rates (about {rows:,.0f} rows would show "
-        "it): the best score"
+        "Do not tune yet: lora is not shown to have learned at the tried rates (about "
+        f"{rows:,.0f} rows would show it): the best score"
     )
     pairs = np.repeat(baseline, 2)
     grouped = decide(
@@ -446,8 +446,8 @@ def test_a_method_at_the_commonest_answer_has_not_learned_and_the_first_sentence
     none = decide({"bitfit": collapsed}, baselines={"the commonest answer": baseline})
     assert none.pick is None
     assert none.sentence == (
-        "bitfit is not shown to have learned at the tried rates: the best score, 50.0 % of bitfit, "
-        "is not significantly better than the commonest answer (50.0 %)."
+        "Do not tune yet: bitfit is not shown to have learned at the tried rates: the best score, "
+        "50.0 % of bitfit, is not significantly better than the commonest answer (50.0 %)."
     )
 
 

@@ -98,7 +98,7 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
     asked = {
         "recipe": {"model": MODEL, "data": "train.jsonl"}, "held_out": HELD_OUT,
         "methods": list(METHODS), "budgets": list(BUDGETS), "seeds": list(seeds), "trials": 4,
-        "with_text": False, "allow_overlap": False,
+        "with_text": None, "allow_overlap": False,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
@@ -147,6 +147,9 @@ def search(folder: Path) -> None:
     chosen = {"choice": 0, "rate": 2e-4, "map_factor": 1.0, "map_rate": None}
     found = {"default": 2e-4, **chosen, "trials": trials}
     write(folder / "search.json", found)
+    untold = {"labels": [], "form": "text", "history": [], "metrics": {}}
+    for trial in trials:
+        write(folder / f"trial-{trial['number']}/result.json", {**untold, "wall_time_s": 60.0})
 
 
 def write_run(
@@ -167,7 +170,8 @@ def write_run(
         "seconds_per_step": 0.7 + trainable / 1e6 + seed / 10,
         "forgetting": {"text": "neutral.txt", "base": 3.21, "adapted": 3.21 + trainable / 3e6},
         "metrics": {HELD_OUT: {"n": len(scores), "exact_match": scores.mean()}},
-        "history": history, "wall_time_s": float(random.uniform(60, 90)),
+        "history": history, "train_loss": history[-1]["loss"],
+        "wall_time_s": float(random.uniform(60, 90)),
         "resumed_from": "checkpoint-50" if seed == 2 else None,
         "recipe": {"parts": candidate["parts"], "training": {"learning_rate": 2e-4, "seed": seed}},
     }  # fmt: skip

@@ -63,7 +63,7 @@ def write_classifiers(
     seeds = list(range(1, answers.probabilities.shape[1] + 1))
     asked = {
         "recipe": {"model": MODEL, "data": str(held_out)}, "held_out": name,
-        "methods": list(names), "seeds": seeds, "trials": 0, "with_text": with_text,
+        "methods": list(names), "seeds": seeds, "trials": 0, "with_text": with_text or None,
     }  # fmt: skip
     rows = load_rows(name)
     candidates = [

@@ -58,11 +58,30 @@ Margin = Annotated[
         "is less; of losses 2 % of the lowest; other units need one"
     ),
 ]
+Shots = Annotated[
+    Any,
+    typer.Option(
+        parser=opt.parse_shots, metavar="NUMBERS", help="score prompts with examples too: 4,8"
+    ),
+]
+Answers = Annotated[
+    Any,
+    typer.Option(
+        parser=opt.parse_names,
+        metavar="FILES",
+        help="score answers of anything else too: rows with answer, and row or the row's text",
+    ),
+]
 Overlap = Annotated[
     bool, typer.Option("--allow-overlap", help="held-out rows may be training rows too")
 ]
 Text = Annotated[
-    bool, typer.Option("--with-text", help="keep the text of held-out rows in the report")
+    bool | None,
+    typer.Option(
+        "--with-text/--no-text",
+        help="texts of held-out rows in report.json and predictions too, or nowhere; else only in "
+        "report.html",
+    ),
 ]
 
 SHARED = "Methods that share a letter of a group are not significantly different"
@@ -86,12 +105,14 @@ def compare(
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
     margin: Margin = None,
+    shots: Shots = None,
+    answers: Answers = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
     allow_overlap: Overlap = False,
-    with_text: Text = False,
+    with_text: Text = None,
     workers: opt.Workers = None,
     gpus_per_job: opt.GpusPerJob = 1.0,
     cluster: opt.Cluster = None,
@@ -109,7 +130,8 @@ def compare(
     comparison_options = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
         "until": until, "margin": margin, "held_out": held_out,
-        "with_text": with_text or None, "allow_overlap": allow_overlap or None,
+        "shots": shots, "answers": answers,
+        "with_text": with_text, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
     from lorada.compare.spec import SPEC_FILE, refuse_taken
 
@@ -316,6 +338,14 @@ def report(
     unit: Annotated[
         str | None, typer.Option(help="of your function's values: %, or any; 0/1 need none")
     ] = None,
+    with_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-text/--no-text",
+            help="texts of held-out rows in report.json too, or in neither file; else only in "
+            "report.html",
+        ),
+    ] = None,
     remote: opt.Remote = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -327,7 +357,7 @@ def report(
         rescore(folder, metric, trust_remote_code=remote)
     from lorada.compare.report.write_report import write_report
 
-    summary, paths = write_report(folder, metric, margin, unit)
+    summary, paths = write_report(folder, metric, margin, unit, with_text)
     _show_report(summary, paths, as_json=as_json)
 
 

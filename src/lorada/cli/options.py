@@ -53,6 +53,17 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def parse_shots(text: str) -> list[int]:
+    """Split numbers of examples at commas."""
+    try:
+        shots = [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text} must be whole numbers, such as 4,8") from error
+    if min(shots) < 1:
+        raise typer.BadParameter(f"{text} must be 1 or more; without examples it is scored anyway")
+    return shots
+
+
 def parse_rates(text: str) -> list[float]:
     """Split learning rates at commas."""
     try:

@@ -1,8 +1,6 @@
 """The command ``rows``: what no method gets right, which parts of the rows are hard, the vote."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -42,8 +40,7 @@ def rows(
     from lorada.compare.read_results import read_comparison
     from lorada.compare.rows_summary import rows_csv, summarize_rows
 
-    with _without_notes_on_rows():
-        summary = summarize_rows(read_comparison(folder), by or [])
+    summary = summarize_rows(read_comparison(folder), by or [])
     findings = summary.findings
     if output is not None:
         if findings is None:  # the first sentence says why there are none
@@ -70,22 +67,6 @@ def rows(
     row_count = len(findings.rows) if findings else 0
     say(f"{output}: {counted(row_count, 'row')}")
     suggest("report", folder)
-
-
-@contextmanager
-def _without_notes_on_rows() -> Iterator[None]:
-    """Keep back, in the ``with`` block, what lorada logs of rows as they are read.
-
-    It would say that no training reads some fields, and such fields are what parts of rows are
-    named by. The level of the log is as before afterwards.
-    """
-    rows_logger = logging.getLogger("lorada.data")
-    level_before = rows_logger.level
-    rows_logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        rows_logger.setLevel(level_before)
 
 
 def _show_rows(findings: Sequence[Any]) -> None:

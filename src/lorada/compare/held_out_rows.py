@@ -5,7 +5,9 @@ are read again here, and a fingerprint says whether they are as they were: a lab
 since would be judged by answers to another one.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +78,22 @@ def read_held_out(results: Results, *, with_fields: bool = False) -> dict[RowKey
     return _from_files(results)
 
 
+@contextmanager
+def _without_notes_on_rows() -> Iterator[None]:
+    """Keep back, in the ``with`` block, what lorada logs of rows as they are read.
+
+    It would say that no training reads some fields, which was said when the comparison began; and
+    such fields are what parts of the rows are named by. The log's level is as before afterwards.
+    """
+    rows_logger = logging.getLogger("lorada.data")
+    level_before = rows_logger.level
+    rows_logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        rows_logger.setLevel(level_before)
+
+
 def _first_finished(results: Results) -> CandidateResult:
     """The first candidate that has a finished run; refuses a comparison without one."""
     for candidate in results.candidates:
@@ -108,7 +126,8 @@ def _from_files(results: Results) -> dict[RowKey, AskedRow]:
     recipe = results.asked.run_recipe(candidate.method, "-")
     result = candidate.first_run.result
     try:
-        sets = _sets_of_rows(results, recipe, result)
+        with _without_notes_on_rows():
+            sets = _sets_of_rows(results, recipe, result)
     except (ValueError, OSError) as error:
         raise _changed_rows_error(results, str(error)) from error
     asked_rows: dict[RowKey, AskedRow] = {}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from lorada.compare.stored_plan import (
     TRIALS,
     Candidate,
     ComparisonPlan,
+    RowScores,
     Search,
     Untrained,
     as_given,
@@ -61,6 +63,7 @@ class CandidateResult:
     scores: Scores = field(default_factory=NONE)  # seeds × rows, higher for the better one
     losses: Scores = field(default_factory=NONE)  # the same in nats; NaN where there is none
     search: Search | None = None  # for its learning rate; None if there is none
+    search_seconds: float | None = None  # of the trainings of its trials; None if none is stored
     diverged: tuple[int, ...] = ()  # seeds of runs whose loss or weights became NaN or infinite
     reason: str | None = None  # why it has no run, or not one of every seed
 
@@ -107,7 +110,7 @@ class Results:
     candidates: list[CandidateResult]  # in the order of the plan
     rows: list[RowKey]  # the held-out rows, in the order of the columns of all scores
     groups: Sequence[str] | None = None  # of each row; None if rows have none
-    baselines: dict[str, Untrained] = field(default_factory=dict)  # ``as_it_is``, ``commonest``
+    baselines: dict[str, Untrained] = field(default_factory=dict)  # by their keys
     metric: str = ""  # what methods are compared by; empty for the main metric
     own_unit: ScoreUnit = UNKNOWN  # of the values of a user's function
 
@@ -172,7 +175,9 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
         search = search_of(candidate, folder)
         if asked.until is not None:  # fewer runs than seeds are meant
             runs = runs.without_unfinished()
-        candidates.append(_candidate_result(candidate, label, search, runs, rows))
+        seconds = _search_seconds(folder / TRIALS / candidate.path)
+        result = _candidate_result(candidate, label, search, runs, rows)
+        candidates.append(replace(result, search_seconds=seconds))
 
     groups = _groups_of(candidates, rows)
     results = Results(folder, asked, plan, candidates, rows, groups, baselines, compared_by)
@@ -259,6 +264,18 @@ def _read_run(
     return ScoredRun(name, seed, result, predictions, scores, rows_without_loss)
 
 
+def _search_seconds(folder: Path) -> float | None:
+    """What the trials of a search took to train; None if no trial says it.
+
+    A trial that diverged, or whose file is damaged, counts nothing: no decision hangs on it.
+    """
+    seconds = []
+    for path in sorted(folder.glob("trial-*/result.json")):
+        with suppress(ValueError):
+            seconds.append(float(read_result(path.parent).wall_time_s))
+    return sum(seconds) or None
+
+
 def _main_metric_on(rows: str, result: RunResult) -> str:
     """The main metric of a run on the rows of this name."""
     metrics = result.metrics.get(rows)
@@ -337,9 +354,10 @@ def _in_own_unit(results: Results, named: str | None) -> Results:
         return results
     untrained = []
     for baseline in results.baselines.values():
-        values = [v for v in baseline.row_scores.get(results.metric, []) if v is not None]
-        if values:
-            untrained.append(np.array(values))
+        for row_scores in baseline.tables_of(results.metric):
+            values = [value for value in row_scores if value is not None]
+            if values:
+                untrained.append(np.array(values))
     unit = unit_of(tables, untrained)
     if unit.factor == 1:
         return replace(results, own_unit=unit)
@@ -362,9 +380,11 @@ def _scaled_candidate(candidate: CandidateResult, factor: float) -> CandidateRes
 
 def _scaled_baseline(baseline: Untrained, metric: str, factor: float) -> Untrained:
     """A baseline with its scores by one metric times a factor."""
-    row_scores = dict(baseline.row_scores)
-    if metric in row_scores:
-        row_scores[metric] = [
-            score if score is None else factor * score for score in row_scores[metric]
-        ]
-    return replace(baseline, row_scores=row_scores)
+
+    def scaled(draw: RowScores) -> RowScores:
+        if metric not in draw:
+            return draw
+        values = [score if score is None else factor * score for score in draw[metric]]
+        return {**draw, metric: values}
+
+    return baseline.changed(scaled)

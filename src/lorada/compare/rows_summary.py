@@ -62,7 +62,7 @@ def summarize_rows(results: Results, fields: Sequence[str] = ()) -> RowsSummary:
             as they were, and for a field that no row has.
     """
     rows = read_held_out(results, with_fields=bool(fields))
-    summary = summarize(results)
+    summary = summarize(results, with_text=False)  # which need not read the rows once more
     rows_in_order = [rows[key] for key in results.rows]  # as the columns of all scores
     is_share = summary.scale is PERCENT
     findings = find_rows(results, rows)

@@ -10,6 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from lorada.compare.baselines.score_baselines import (
+    baselines_job,
+    check_baselines,
+    score_given,
+    stored_baselines,
+)
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
@@ -18,7 +24,10 @@ from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.write_report import write_report
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.stored_plan import (
+    AS_IT_IS,
+    BASELINES,
     BASELINES_FILE,
+    COMMONEST,
     FAILURES_FILE,
     PLAN_FILE,
     RUNS,
@@ -46,11 +55,8 @@ REPORT_FILES = ("report.html", "report.json")
 # All that a comparison writes into its folder. What the folders of its searches and runs hold is
 # said in ``runs/folder.py``.
 COMPARISON_FILES = (
-    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES_FILE, FAILURES_FILE, *REPORT_FILES,
+    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES, BASELINES_FILE, FAILURES_FILE, *REPORT_FILES,
 )  # fmt: skip
-# The baselines of a report, as ``baselines.json`` names them.
-AS_IT_IS = "as_it_is"  # the model without any training
-COMMONEST = "commonest"  # the commonest answer of the training rows, given to every row
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def compare(
     """
     folder = folder.absolute()
     base, data = read(comparison)
+    check_baselines(comparison, base, data)
     plan = _begin(comparison, folder, base, data, overwrite=overwrite, report=report)
     if plan.metric is not None and plan.metric.reason:
         report(f"scored by {plan.metric.name}, because {plan.metric.reason}")
@@ -94,6 +101,9 @@ def compare(
 
     # Jobs that are done are among them too, and what is half done goes on.
     jobs = comparison_jobs(comparison, plan, folder)
+    baselines = baselines_job(comparison, base, data, folder)
+    if baselines is not None:
+        jobs.append(baselines)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
     keep_failure = partial(_keep_failure, folder)
     outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep_failure)
@@ -110,8 +120,14 @@ def compare(
     as_it_is = _as_it_is(base_job(comparison, plan, folder), pool, report)
     if as_it_is is None:
         return Compared(None, [], failures, 1)
-    commonest = score_commonest(data, base.tokenizer, plan.metric_name or None)
-    _write_baselines(folder, {AS_IT_IS: as_it_is, COMMONEST: commonest})
+    metric = plan.metric_name or None
+    untrained = {
+        AS_IT_IS: as_it_is,
+        COMMONEST: score_commonest(data, base.tokenizer, metric),
+        **stored_baselines(folder, failures.get(BASELINES, "")),
+        **score_given(comparison, data, metric),
+    }
+    _write_baselines(folder, untrained)
     summary, reports = write_report(folder)
     return Compared(summary, reports, failures, 0)
 
@@ -197,6 +213,7 @@ def planned(
 ) -> ComparisonPlan:
     """The plan of a comparison; nothing is written."""
     base, data = read(comparison)
+    check_baselines(comparison, base, data)
     plan = saved_plan(folder) if resume else None
     return plan or make_plan(comparison, base, data, report)
 
@@ -279,7 +296,8 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
 
     name_of_rows = rows_metric(Path(metric).name)
     commonest = score_commonest(data, base.tokenizer, metric).row_scores.get(name_of_rows, [])
-    baselines = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
+    baselines: dict[str, Untrained] = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
+    baselines |= score_given(comparison, data, metric)
     for name, values in ((AS_IT_IS, as_it_is), (COMMONEST, commonest)):
         baseline = baselines.get(name, Untrained())
         if values and baseline.row_scores:

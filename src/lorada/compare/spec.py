@@ -150,7 +150,13 @@ class Comparison(BaseModel):
     until: float | None = Field(None, ge=0, allow_inf_nan=False)
     # How much a cheaper method may cost, in that unit; None for 1 point, or 2 % of the lowest loss.
     margin: float | None = Field(None, ge=0, allow_inf_nan=False)
-    with_text: bool = False  # whether predictions and report have the text of the held-out rows
+    # Baselines: how many training rows a prompt of the untrained model shows as examples, and files
+    # of answers that somebody else gave.
+    shots: list[Annotated[int, Field(ge=1)]] = []
+    answers: list[str] = []
+    # Where the texts of held-out rows are shown: None for report.html alone, True for predictions
+    # and report.json too, False for none of them.
+    with_text: bool | None = None
     allow_overlap: bool = False  # whether held-out rows may be training rows too
     # Whether code of the model's repository may run. It is not saved, because each command has to
     # allow it.
@@ -160,7 +166,7 @@ class Comparison(BaseModel):
         """Check names and numbers, without loading torch."""
         if not self.methods:
             raise ValueError("nothing to compare: pass --methods NAME,NAME (see `lorada methods`)")
-        for field in ("methods", "budgets", "seeds", "rates"):
+        for field in ("methods", "budgets", "seeds", "rates", "shots", "answers"):
             _refuse_repeated(field, getattr(self, field))
         for method in self.methods:
             for choice in choices_of(method):
@@ -252,6 +258,8 @@ def comparison_of(recipe: Recipe, options: dict[str, Any]) -> Comparison:
     options = {name: value for name, value in options.items() if value is not None}
     if options.get("held_out"):
         options["held_out"] = absolute_files(options["held_out"])
+    if options.get("answers"):
+        options["answers"] = [absolute_files(file) for file in options["answers"]]
     rates = options.get("rates", [])
     if rates:
         trials = options.setdefault("trials", len(rates))
@@ -328,6 +336,8 @@ def _refuse_other_options(saved: Comparison, options: dict[str, Any]) -> None:
     for field, value in options.items():
         if field == "held_out" and value:
             value = absolute_files(value)
+        if field == "answers" and value:
+            value = [absolute_files(file) for file in value]
         saved_value = getattr(saved, field)
         if value is not None and value != saved_value:
             raise _differs(f"--{_option(field)}", saved_value, value)

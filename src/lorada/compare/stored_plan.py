@@ -3,7 +3,7 @@
 It is made once, so that a comparison that goes on runs the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,8 +21,9 @@ from lorada.support.files import json_text, write_atomic
 PLAN_FILE = "plan.json"
 BASELINES_FILE = "baselines.json"  # scores without training
 FAILURES_FILE = "failures.json"  # folder of a job that failed → the last line of its error
-# Its folders: of the searches and of the final runs, each with a folder for each candidate.
+# Its folders; those of the searches and of the final runs have a folder for each candidate.
 TRIALS = "trials"
+BASELINES = "baselines"  # what is scored without training, by a job
 RUNS = "runs"
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 
@@ -180,21 +181,40 @@ class Search:
     map_rate: PositiveRate | None = None
 
 
+RowScores = dict[str, list[FiniteFloat | None]]  # metric → of each row, None where it has none
+
+# Names of baselines that have learned nothing, in ``baselines.json``. All others are what a user
+# would take instead of a training.
+AS_IT_IS = "as_it_is"  # the model without any training
+COMMONEST = "commonest"  # the commonest answer of the training rows, given to every row
+
+
 @dataclass(frozen=True)
 class Untrained:
     """Scores without training, as ``baselines.json`` keeps them, or why there are none."""
 
-    # metric → of each row, None where it has none
-    row_scores: dict[str, list[FiniteFloat | None]] = field(default_factory=dict)
+    row_scores: RowScores = field(default_factory=dict)
+    other_draws: list[RowScores] = field(default_factory=list)  # of examples in the prompt
+    title: str = ""  # how reports call it; empty for one that they name by its key
+    note: str = ""  # how it was asked, in words
+    prompt_tokens: float | None = None  # of a prompt on average; None if nothing is asked
     answer: Any = None  # the commonest answer: a text, a class, several, a candidate, a number
     reason: str = ""  # why there are no scores
 
+    def tables_of(self, metric: str) -> list[list[float | None]]:
+        """The scores of the rows by a metric, of each draw; empty if it has none."""
+        draws = [self.row_scores, *self.other_draws]
+        return [draw[metric] for draw in draws if metric in draw]
+
+    def changed(self, change: Callable[[RowScores], RowScores]) -> "Untrained":
+        """The same with other scores of each draw."""
+        other_draws = [change(draw) for draw in self.other_draws]
+        return replace(self, row_scores=change(self.row_scores), other_draws=other_draws)
+
     def stored(self) -> dict[str, Any]:
         """What a file has of it: what is known."""
-        if not self.row_scores:
-            return {"reason": self.reason}
-        answer = {} if self.answer is None else {"answer": self.answer}
-        return {**answer, "row_scores": self.row_scores}
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
 
 
 def as_given(parts: Mapping[str, Mapping[str, Any]]) -> str:

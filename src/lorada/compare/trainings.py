@@ -4,13 +4,13 @@ Each may be called again after an interrupt or a kill: it does what is not done 
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from lorada.compare.baselines.row_scores import columns, scores_of
 from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.learning_rate import Space, search_rate, train_on
@@ -19,7 +19,6 @@ from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, Compariso
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.commonest_answer import commonest_answer
-from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.data.tokenize import written_calls
 from lorada.inference.evaluate import BASE, evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
@@ -112,7 +111,7 @@ def _run_job(
         reads += (search_folder / SEARCH_FILE,)
     return Job(
         name=f"{candidate.name} seed {seed}",
-        work=partial(train_and_score, space, search_folder, with_text=comparison.with_text),
+        work=partial(train_and_score, space, search_folder, with_text=comparison.with_text is True),
         folder=run,
         done=partial(is_scored, run),
         after="" if search is None else search.name,
@@ -233,18 +232,6 @@ def score_base(run: Path, recipe: Recipe) -> None:
     write_atomic(run / BASE_FILE, json_text(scores.stored()) + "\n")
 
 
-def columns(row_metrics: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
-    """The metrics of rows by name, each with its values in the rows' order.
-
-    A metric that some row does not have is left out.
-    """
-    by_name = {}
-    for name in row_metrics[0]:
-        if all(name in metrics for metrics in row_metrics):
-            by_name[name] = [metrics[name] for metrics in row_metrics]
-    return by_name
-
-
 def score_commonest(
     data: Data, tokenizer: PreTrainedTokenizerBase, metric: str | None
 ) -> Untrained:
@@ -256,14 +243,9 @@ def score_commonest(
     answer = commonest_answer(written_calls(data.train, tokenizer))
     if answer is None:
         return Untrained(reason="the training rows have no answers")
-    row_metrics: list[dict[str, float]] = []
-    for rows in answers_written(data, tokenizer).values():
-        # Predictions are in the order of the rows' numbers, and so must these be.
-        in_order = rows.part(sorted(range(len(rows.rows)), key=rows.number))
-        metrics = metric_names_for(in_order, _as_list(metric))
-        answers = [answer] * len(in_order.rows)
-        row_metrics += score_answers(in_order, answers, metrics).by_row
-    return Untrained(columns(row_metrics), answer)
+    held_out = list(answers_written(data, tokenizer).values())
+    row_scores = scores_of(held_out, lambda rows: [answer] * len(rows.rows), metric)
+    return Untrained(row_scores, answer=answer)
 
 
 def answers_written(data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:

@@ -22,51 +22,68 @@ class ScoreTables:
     """Scores as arrays, all with as many rows."""
 
     methods: dict[str, Scores]  # method → runs × rows; NaN in all rows of a run that diverged
-    baselines: dict[str, Scores]  # name → 1 × rows
+    baselines: dict[str, Scores]  # name → draws × rows
+    alternatives: dict[str, Scores]  # the same of what may be taken instead of a training
 
     def changed(self, change: Callable[[Scores], Scores]) -> "ScoreTables":
         """The tables with the same change to each."""
         return ScoreTables(
             {name: change(table) for name, table in self.methods.items()},
             {name: change(table) for name, table in self.baselines.items()},
+            {name: change(table) for name, table in self.alternatives.items()},
         )
 
     @property
     def every(self) -> list[Scores]:
-        """The tables of methods, then those of baselines."""
-        return [*self.methods.values(), *self.baselines.values()]
+        """The tables of methods, then those without training."""
+        return [*self.methods.values(), *self.without_training.values()]
+
+    @property
+    def without_training(self) -> dict[str, Scores]:
+        """The tables of baselines and of alternatives."""
+        return self.baselines | self.alternatives
 
 
 def check_score_tables(
-    scores: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike]
+    scores: Mapping[str, ArrayLike],
+    baselines: Mapping[str, ArrayLike],
+    alternatives: Mapping[str, ArrayLike],
 ) -> ScoreTables:
-    """Turn methods and baselines into arrays of runs × rows, and refuse what is none.
+    """Turn methods into arrays of runs × rows, and what needs no training into draws × rows.
 
     Raises:
-        ValueError: without scores, for a name that is no text, and what is no table of numbers,
-            has other rows than the first method, or lacks scores of some rows.
+        ValueError: without scores, for a name that is no text or is given twice, and what is no
+            table of numbers, has other rows than the first method, or lacks scores of some rows.
     """
     _refuse_no_mapping("scores", scores, "method → seeds × rows")
     _refuse_no_mapping("baselines", baselines, "name → score of each row")
+    _refuse_no_mapping("alternatives", alternatives, "name → score of each row")
     if not scores:
         raise ValueError("no scores are given: nothing can be decided")
-    for name in (*scores, *baselines):
+    for name in (*scores, *baselines, *alternatives):
         _refuse_name(name)
-    methods = {name: _as_numbers(name, table) for name, table in scores.items()}
-    without_training = {
-        name: _as_numbers(name, row_scores)[None] for name, row_scores in baselines.items()
-    }
-    for name, table in without_training.items():
-        if table.ndim != 2:
-            raise ValueError(f"{name}: a baseline has one score of each row, not {table.shape[1:]}")
-    first = next(iter(methods))
+    for name in alternatives:
+        if name in baselines:
+            raise ValueError(f"{name} is a baseline and an alternative: leave one of them out")
+    tables = ScoreTables(
+        {name: _as_numbers(name, table) for name, table in scores.items()},
+        {name: _as_draws(name, row_scores) for name, row_scores in baselines.items()},
+        {name: _as_draws(name, row_scores) for name, row_scores in alternatives.items()},
+    )
+    first = next(iter(tables.methods))
     # In this order: a table of another form has no rows to be compared.
-    for name, table in [*methods.items(), *without_training.items()]:
+    for name, table in [*tables.methods.items(), *tables.without_training.items()]:
         _refuse_other_shape(name, table)
-        _refuse_other_rows(name, table, first, methods[first])
+        _refuse_other_rows(name, table, first, tables.methods[first])
         _refuse_too_large(name, table)
-        _refuse_missing_scores(name, table, may_diverge=name not in without_training)
-    return ScoreTables(methods, without_training)
+        _refuse_missing_scores(name, table, may_diverge=name in tables.methods)
+    return tables
+
+
+def _as_draws(name: str, row_scores: ArrayLike) -> Scores:
+    """Scores without training as draws × rows: one draw, if they are of each row alone."""
+    table = _as_numbers(name, row_scores)
+    return table[None] if table.ndim == 1 else table
 
 
 def _refuse_no_mapping(what: str, value: object, form: str) -> None:

@@ -10,8 +10,9 @@ from lorada.decision.costs import Costs, cheapest, saving
 from lorada.decision.decision_record import Decision
 from lorada.decision.decision_sentence import decision_sentence
 from lorada.decision.evidence import Evidence
+from lorada.decision.gain import Gain, gain_of
 from lorada.decision.gather_evidence import gather_evidence
-from lorada.decision.run_variances import TINY
+from lorada.decision.run_variances import TINY, Scores
 from lorada.decision.statistics import (
     ALPHA,
     LEVEL,
@@ -34,6 +35,7 @@ def decide(
     lower_is_better: bool = False,
     groups: Sequence[object] | None = None,
     baselines: Mapping[str, ArrayLike] | None = None,
+    alternatives: Mapping[str, ArrayLike] | None = None,
     seeds: Mapping[str, Sequence[object]] | None = None,
     unit: str | None = None,
 ) -> Decision:
@@ -59,7 +61,11 @@ def decide(
         lower_is_better: whether scores are losses or errors.
         groups: of each row, what it shares with others, such as the passage that several questions
             are about; if not given, rows are independent.
-        baselines: name → score of each row without training, such as of the commonest answer.
+        baselines: name → score of each row of what has learned nothing, such as the commonest
+            answer. Of what was drawn several times, such as examples in a prompt: draws × rows.
+        alternatives: the same of what may be taken instead of a training, such as examples in the
+            prompt or another model. What a training gains is its score above the best of both; a
+            method may have learned without being better than these.
         seeds: method → the seed of each run, in any order; if not given, run i of every method
             has the same seed.
         unit: of the scores, ``%`` or any other. If not given, scores between 0 and 1 are shares,
@@ -74,8 +80,9 @@ def decide(
         ImportError: if scipy, of the extra ``compare``, is missing.
     """
     evidence = gather_evidence(
-        scores, costs or {}, margin, lower_is_better, groups, baselines or {}, seeds or {}, unit
-    )
+        scores, costs or {}, margin, lower_is_better, groups, baselines or {}, alternatives or {},
+        seeds or {}, unit,
+    )  # fmt: skip
     choice = _choose(evidence)
     decision = _describe(evidence, choice)
     # The sentence is written from all that is decided, so it comes last.
@@ -205,6 +212,7 @@ def _describe(evidence: Evidence, choice: _Choice) -> Decision:
     intervals = _shown_intervals(evidence)
     expected = _expected(evidence, choice, intervals)
     claimed_loss = choice.claimed_loss(losses)
+    highest = evidence.highest(means)
     return Decision(
         sentence="",
         pick=choice.pick,
@@ -212,7 +220,7 @@ def _describe(evidence: Evidence, choice: _Choice) -> Decision:
         expected_interval=expected.interval,
         p_best=expected.p_best,
         loss_after_more_runs=expected.loss_after_more_runs,
-        highest=evidence.highest(means),
+        highest=highest,
         leader=choice.leader,
         scores={name: scale.score(mean) for name, mean in means.items()},
         intervals=intervals,
@@ -226,16 +234,31 @@ def _describe(evidence: Evidence, choice: _Choice) -> Decision:
         untested=tuple(name for name in means if name not in evidence.tested),
         unlearned=tuple(evidence.unlearned),
         rows_to_learn=_rows_to_learn(evidence),
-        baselines={
-            name: scale.score(float(row_scores.mean()))
-            for name, row_scores in evidence.baselines.items()
-        },
+        baselines=_shown_means(evidence, evidence.baselines),
+        alternatives=_shown_means(evidence, evidence.alternatives),
+        gain=_gain(evidence, choice.pick or highest),
         costs=evidence.costs,
         margin=None if evidence.margin is None else scale.difference(evidence.margin),
         no_letters="" if p_values else _why_no_letters(evidence),
         unit=scale.unit,
         lower_is_better=scale.lower_is_better,
     )
+
+
+def _shown_means(evidence: Evidence, tables: Mapping[str, Scores]) -> dict[str, float]:
+    """The mean of each table, as it is shown."""
+    return {name: evidence.scale.score(float(table.mean())) for name, table in tables.items()}
+
+
+def _gain(evidence: Evidence, method: str | None) -> Gain | None:
+    """What a method gains over the best score without training."""
+    if method is None:
+        return None
+    posterior, flattery = evidence.posterior, 0.0
+    if posterior is not None and method in evidence.fitted:
+        place = evidence.fitted.index(method)
+        flattery = evidence.means[method] - float(posterior.means[:, place].mean())
+    return gain_of(evidence, method, flattery)
 
 
 def _letters(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lorada.decision.costs import Costs
+from lorada.decision.gain import Gain
 from lorada.decision.score_format import ScoreFormat
 
 
@@ -42,7 +43,10 @@ class Decision:
             training.
         rows_to_learn: such a method → about how many rows would show it, with 80 % power and if its
             measured gain is the true one; without those that gain nothing.
-        baselines: name → mean score without training.
+        baselines: name → mean score of what has learned nothing.
+        alternatives: name → mean score of what may be taken instead of a training.
+        gain: what the pick, or without one the highest score, gains over the best of these; None
+            if nothing is scored without training.
         costs: method → its costs.
         margin: that a cheaper method may cost, in the unit of the scores; None where it is not
             given and the unit has no default, so that no cheaper method is taken.
@@ -72,6 +76,8 @@ class Decision:
     unlearned: tuple[str, ...]
     rows_to_learn: dict[str, int]
     baselines: dict[str, float]
+    alternatives: dict[str, float]
+    gain: Gain | None
     costs: Costs
     margin: float | None
     unit: str

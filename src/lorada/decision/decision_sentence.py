@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lorada.decision.costs import saving
 from lorada.decision.decision_record import Decision
+from lorada.decision.gain import Gain
 
 # A share of a cost → its words.
 SHARES = {
@@ -26,7 +27,9 @@ def decision_sentence(decision: Decision) -> str:
     if decision.pick is None:
         return _nothing_learned(decision, decision.highest)
     sentences = [
+        _not_worth_it(decision),
         _take(decision, decision.pick),
+        _gain(decision),
         _expected_loss(decision, decision.pick),
         _missing_margin(decision),
         _other_diverged(decision),
@@ -37,9 +40,39 @@ def decision_sentence(decision: Decision) -> str:
     return " ".join(filter(None, sentences))
 
 
+def _not_worth_it(decision: Decision) -> str:
+    """That no gain is shown over what needs no training; empty if one is."""
+    gain = decision.gain
+    if gain is None or gain.is_shown:
+        return ""
+    without_training = (decision.baselines | decision.alternatives)[gain.over]
+    score = decision.score_format.score(without_training)
+    return (
+        f"Do not tune yet: {gain.method} is not shown to be better than {gain.over} ({score}): its "
+        f"gain is {_gain_in_words(decision, gain)}."
+    )
+
+
+def _gain(decision: Decision) -> str:
+    """What is gained over what needs no training, where that is shown."""
+    gain = decision.gain
+    if gain is None or not gain.is_shown:
+        return ""
+    return f"It gains {_gain_in_words(decision, gain)} over {gain.over}."
+
+
+def _gain_in_words(decision: Decision, gain: Gain) -> str:
+    """A gain with its interval: ``5.8 points (1.2 to 10.4)``."""
+    score_format = decision.score_format
+    value, low, high = map(score_format.gain, (gain.value, gain.low, gain.high))
+    return f"{score_format.with_unit(value)} ({low} to {high})"
+
+
 def _take(decision: Decision, pick: str) -> str:
     """What to take, and why it is not the highest score if it is not."""
-    sentence = f"Take {pick} ({_on_new_rows(decision, pick)})"
+    is_worth_it = decision.gain is None or decision.gain.is_shown
+    take = "Take" if is_worth_it else "If you tune all the same, take"
+    sentence = f"{take} {pick} ({_on_new_rows(decision, pick)})"
     if decision.unlearned:
         are = "is" if len(decision.unlearned) == 1 else "are"
         sentence += (
@@ -224,14 +257,24 @@ def _nothing_learned(decision: Decision, highest: str) -> str:
     """That no method is shown to be better than the best score without training."""
     best_of = min if decision.lower_is_better else max
     baseline = best_of(decision.baselines, key=decision.baselines.__getitem__)
-    which = f"{highest} is not" if len(decision.scores) == 1 else "No method is"
+    which = f"{highest} is not" if len(decision.scores) == 1 else "no method is"
     rows = _rows_to_learn(decision, [highest])
     score = decision.score_format.score(decision.scores[highest])
     without_training = decision.score_format.score(decision.baselines[baseline])
     return (
-        f"{which} shown to have learned at the tried rates{rows}: the best score, {score} of "
-        f"{highest}, is not significantly better than {baseline} ({without_training})."
+        f"Do not tune yet: {which} shown to have learned at the tried rates{rows}: the best score, "
+        f"{score} of {highest}, is not significantly better than {baseline} ({without_training})."
+        f"{_better_alternative(decision)}"
     )
+
+
+def _better_alternative(decision: Decision) -> str:
+    """What scores the most without training, where it is more than what has learned nothing."""
+    if decision.gain is None or decision.gain.over not in decision.alternatives:
+        return ""
+    name = decision.gain.over
+    score = decision.score_format.score(decision.alternatives[name])
+    return f" {name[0].upper()}{name[1:]} is at {score}."
 
 
 def _saving_in_words(decision: Decision, method: str, other: str) -> str:

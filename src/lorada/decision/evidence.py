@@ -61,7 +61,8 @@ class Evidence:
     Attributes:
         scores: seeds × rows (or groups of rows) of the runs that did not diverge.
         seeds: of these runs.
-        baselines: name → score of each row (or group) without training.
+        baselines: name → draws × rows (or groups) of what has learned nothing; one draw of most.
+        alternatives: the same of what may be taken instead of a training.
         runs: how many each method has, those that diverged too.
         diverged: how many of these diverged, if any did.
         costs: of each method.
@@ -75,6 +76,7 @@ class Evidence:
     scores: dict[str, Scores]
     seeds: dict[str, tuple[object, ...]]
     baselines: dict[str, Scores]
+    alternatives: dict[str, Scores]
     runs: dict[str, int]
     diverged: dict[str, int]
     costs: Costs
@@ -171,7 +173,7 @@ class Evidence:
     def _has_learned(self, name: str, level: float) -> bool:
         """Whether a method is significantly above each of the scores without training."""
         for baseline in self.baselines.values():
-            if not _is_above_zero(self.scores[name] - baseline, level):
+            if not _is_above_zero(self.scores[name] - baseline.mean(axis=0), level):
                 return False
         return True
 
@@ -185,7 +187,7 @@ class Evidence:
             from scipy.stats import norm
 
         baseline = max(self.baselines.values(), key=lambda row_scores: float(row_scores.mean()))
-        gains = self.scores[name].mean(axis=0) - baseline
+        gains = self.scores[name].mean(axis=0) - baseline.mean(axis=0)
         if gains.mean() < TINY:
             return None
         level = LEARNED / 2  # of the test of its mean, as in ``_is_above_zero``
@@ -199,6 +201,11 @@ class Evidence:
             return None
         # What the rows at hand do not show takes one more at least.
         return max(self.row_count + 1, math.ceil(needed))
+
+    @property
+    def without_training(self) -> dict[str, Scores]:
+        """The scores of baselines and of alternatives: what a training has to beat."""
+        return self.baselines | self.alternatives
 
     @cached_property
     def fitted(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Makes the evidence of a decision from what ``decide`` is given, in one form and unit."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +39,7 @@ def gather_evidence(
     lower_is_better: bool,
     groups: Sequence[object] | None,
     baselines: Mapping[str, ArrayLike],
+    alternatives: Mapping[str, ArrayLike],
     seeds: Mapping[str, Sequence[object]],
     unit: str | None,
 ) -> Evidence:
@@ -54,7 +56,7 @@ def gather_evidence(
     if unit is not None and not isinstance(unit, str):
         raise ValueError(f"unit={unit!r}: give a text, such as %")
     unit_of_user = None if unit is None else named_unit(unit)
-    tables = check_score_tables(scores, baselines)
+    tables = check_score_tables(scores, baselines, alternatives)
     row_count = next(iter(tables.methods.values())).shape[1]
     refuse_transposed(tables.methods, seeds)
     check_costs(costs, tables.methods)
@@ -79,7 +81,8 @@ def gather_evidence(
     return Evidence(
         scores={name: table[orders[name].places] for name, table in independent.methods.items()},
         seeds={name: order.seeds for name, order in orders.items()},
-        baselines={name: table[0] for name, table in independent.baselines.items()},
+        baselines=independent.baselines,
+        alternatives=independent.alternatives,
         runs={name: len(finished_runs) for name, finished_runs in has_finished.items()},
         diverged=_count_diverged(has_finished),
         costs=costs,
@@ -99,7 +102,7 @@ def _without_diverged(
     for name, table in tables.methods.items():
         if has_finished[name].any():
             methods[name] = table[has_finished[name]]
-    return ScoreTables(methods, tables.baselines)
+    return replace(tables, methods=methods)
 
 
 def _count_diverged(has_finished: Mapping[str, NDArray[np.bool_]]) -> dict[str, int]:
@@ -122,7 +125,7 @@ def _unit_of_scores(
         lower_is_better: whether scores are losses or errors.
     """
     refuse_mixed(
-        {**tables.methods, **tables.baselines},
+        {**tables.methods, **tables.without_training},
         None if unit_of_user is None else unit_of_user.name,
         lower_is_better=lower_is_better,
     )
@@ -130,7 +133,7 @@ def _unit_of_scores(
         return unit_of_user
     if lower_is_better:  # a loss between 0 and 1 is no share
         return UNKNOWN
-    return unit_of(tables.methods.values(), tables.baselines.values())
+    return unit_of(tables.methods.values(), tables.without_training.values())
 
 
 def _independent_scores(

@@ -76,6 +76,11 @@ class ScoreFormat:
             return f"< {self.least_shown:g}"
         return self._difference(loss)
 
+    def gain(self, gain: float) -> str:
+        """A gain without its unit, which may be below zero: ``-0.3``."""
+        sign = "-" if gain < 0 else ""
+        return f"{sign}{self._difference(abs(gain))}"
+
     def _is_too_small(self, difference: float) -> bool:
         """Whether a difference would be rounded to less than the smallest that is shown."""
         return difference < self.least_shown / 2

@@ -127,6 +127,25 @@ def difference(
     return _estimate(*_paired(a, b, common, by_seed))
 
 
+def gain(scores: Scores, baseline: Scores, others: Sequence[Scores] = ()) -> Estimate:
+    """The difference in means of a method and scores without training, paired by row.
+
+    Args:
+        scores: seeds × rows of the method.
+        baseline: draws × rows. One draw is all there is of it: only other rows could change it.
+            Several vary as the runs of one more method do.
+        others: seeds × rows of each other method, whose variances moderate those of both.
+    """
+    are_drawn = len(baseline) > 1
+    common = Common.of([scores, *others, *([baseline] if are_drawn else [])])
+    runs = []
+    if common is not None:
+        runs.append(_runs(scores, common))
+    if are_drawn:
+        runs.append(_runs(baseline, common))
+    return _estimate(scores.mean(axis=0) - baseline.mean(axis=0), runs)
+
+
 def _paired(
     a: Scores, b: Scores, common: Common | None, by_seed: bool
 ) -> tuple[Scores, list[Runs]]:

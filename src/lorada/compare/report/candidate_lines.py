@@ -10,7 +10,9 @@ import numpy as np
 from lorada.compare.read_results import CandidateResult, ScoredRun
 from lorada.compare.stored_plan import Candidate
 from lorada.decision.decision_record import Decision
+from lorada.support.in_words import counted
 from lorada.support.metric_names import LOSS, as_score
+from lorada.support.tables import NOTHING
 
 GIB = 2**30
 
@@ -27,6 +29,10 @@ class Measured:
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
     seconds_per_step: float | None = None  # of its fastest run: other work can only slow one down
     forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
+    adapter_bytes: int | None = None  # of its largest saved adapter
+    run_seconds: float | None = None  # of the trainings of all its runs together
+    train_loss: float | None = None  # of the last logged steps, the mean over runs
+    held_out_loss: float | None = None  # the mean over held-out rows and runs, likewise in nats
     rates: tuple[float, ...] = ()  # learning rates of its runs, from the lowest on
     map_rates: tuple[float, ...] = ()  # those of its maps, where they differ
 
@@ -61,6 +67,27 @@ class CandidateLine:
         """Its mean score, as it is shown; None without a run."""
         return self.measured.score
 
+    @property
+    def seed_scores(self) -> list[float]:
+        """The mean score of each of its runs, as it is shown, in their order."""
+        means = self.result.scores.mean(axis=1) if self.result.runs else []
+        return [as_score(float(mean), self.measured.metric) for mean in means]
+
+    @property
+    def searched(self) -> str:
+        """Between how many values its search has chosen, in words."""
+        if self.result.search is None:
+            return "nothing" if self.result.runs else NOTHING
+        trials = self.result.search.trials
+        tried = [counted(len({trial.rate for trial in trials}), "learning rate")]
+        map_factors = {trial.map_factor for trial in trials}
+        if len(map_factors) > 1:
+            tried.append(f"{len(map_factors)} rates of maps")
+        settings = len(self.result.candidate.choices)
+        if settings > 1:
+            tried.append(f"{settings} settings")
+        return ", ".join(tried)
+
     def value_differs(self, same: float) -> bool:
         """Whether the main metric is another number than the score, by more than ``same``."""
         score, value = self.measured.score, self.measured.value
@@ -92,6 +119,12 @@ class CandidateLine:
             "peak_memory_gib": measured.peak_memory_gib,
             "seconds_per_step": measured.seconds_per_step,
             "forgetting": measured.forgetting,
+            "adapter_bytes": measured.adapter_bytes,
+            "run_seconds": measured.run_seconds,
+            "search_seconds": self.result.search_seconds,
+            "train_loss": measured.train_loss,
+            "held_out_loss": measured.held_out_loss,
+            "searched": self.searched,
             "rates": measured.rates,
             "map_rates": measured.map_rates,
             "reason": self.result.reason,
@@ -116,6 +149,9 @@ def measure(result: CandidateResult, metric: str, factor: float = 1.0) -> Measur
     peaks = [run.result.peak_memory_bytes for run in runs]
     step_seconds = [run.result.seconds_per_step for run in runs]
     rates = _known(_learning_rate(run) for run in runs)
+    # Both are 0 where a result does not say them.
+    seconds = sum(float(run.result.wall_time_s) for run in runs)
+    sizes = [run.result.adapter_bytes for run in runs]
     return Measured(
         score=score,
         metric=metric,
@@ -123,6 +159,10 @@ def measure(result: CandidateResult, metric: str, factor: float = 1.0) -> Measur
         peak_memory_gib=max((peak / GIB for peak in _known(peaks)), default=None),
         seconds_per_step=min(_known(step_seconds), default=None),
         forgetting=_forgetting(runs),
+        adapter_bytes=max(sizes) or None,
+        run_seconds=seconds or None,
+        train_loss=_mean(run.result.train_loss for run in runs),
+        held_out_loss=_mean(result.losses[np.isfinite(result.losses)]),
         rates=tuple(sorted(set(rates))),
         map_rates=_map_rates(result, rates),
     )
@@ -177,6 +217,12 @@ def _learning_rate(run: ScoredRun) -> float | None:
     recipe = run.result.recipe
     rate = None if recipe is None else recipe.training.get("learning_rate")
     return float(rate) if isinstance(rate, int | float) else None
+
+
+def _mean(numbers: Iterable[float | None]) -> float | None:
+    """The mean of the numbers that were measured; None if none was."""
+    known = _known(numbers)
+    return float(np.mean(known)) if known else None
 
 
 def _known(numbers: Iterable[float | None]) -> list[float]:

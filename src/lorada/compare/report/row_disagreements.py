@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from lorada.compare.read_results import CandidateResult, Results, RowKey
-from lorada.support.in_words import answer_in_words
 from lorada.support.row_sources import BUILTIN, file_names
 
 MOST_ROWS = 50  # disagreements that a report shows
@@ -18,11 +17,11 @@ RIGHT, WRONG = 100.0, 0.0  # scores of rows that are right or wrong
 class Disagreement:
     """A held-out row that some candidates get right in most seeds and others do not."""
 
-    rows: str  # name of the held-out rows, such as ``test.jsonl``
+    rows: str  # name of the held-out rows
     row: int  # number in that file, from 1
     right: tuple[str, ...]  # labels of the candidates that get it right
     wrong: tuple[str, ...]  # of the others
-    text: str | None = None  # the row itself, if it is stored
+    text: str | None = None  # the row itself, if it is to be shown
     answer: str | None = None  # its right answer, likewise
 
 
@@ -44,12 +43,12 @@ def disagreements(results: Results, candidates: Sequence[CandidateResult]) -> li
     for index in most_divided:
         if size_of_minority[index] == 0:  # so have all others
             break
-        rows.append(_disagreement(results, candidates, is_right[:, index], results.rows[index]))
+        rows.append(_disagreement(candidates, is_right[:, index], results.rows[index]))
     return rows
 
 
 def _disagreement(
-    results: Results, candidates: Sequence[CandidateResult], is_right: Iterable[bool], row: RowKey
+    candidates: Sequence[CandidateResult], is_right: Iterable[bool], row: RowKey
 ) -> Disagreement:
     """Who gets a row right and who does not; ``is_right`` says it of each candidate."""
     right, wrong = list[str](), list[str]()
@@ -58,25 +57,7 @@ def _disagreement(
             right.append(candidate.label)
         else:
             wrong.append(candidate.label)
-    text, answer = _stored_question_and_answer(candidates, row)
-    rows_name, number = row
-    return Disagreement(
-        shown_name(results, rows_name), number, tuple(right), tuple(wrong), text, answer
-    )
-
-
-def _stored_question_and_answer(
-    candidates: Sequence[CandidateResult], row: RowKey
-) -> tuple[str | None, str | None]:
-    """What was asked in a row and its right answer, as the last run has stored them."""
-    for candidate in reversed(candidates):
-        for run in reversed(candidate.runs):
-            prediction = run.predictions[row]
-            if prediction.text is not None:
-                right = prediction.right
-                answer = None if right is None else answer_in_words(right)
-                return answer_in_words(prediction.text), answer
-    return None, None
+    return Disagreement(*row, tuple(right), tuple(wrong))
 
 
 def shown_name(results: Results, rows_name: str) -> str:

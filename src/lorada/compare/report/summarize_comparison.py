@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from lorada.compare.held_out_rows import stored_texts
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun
 from lorada.compare.report.baseline_scores import Baseline, ScoredBaseline, scored_baselines
 from lorada.compare.report.candidate_lines import GIB, CandidateLine, decided_of, measure
 from lorada.compare.report.next_commands import by_loss_command, commands_of, resume_command
-from lorada.compare.report.row_disagreements import Disagreement, disagreements, shown_name
+from lorada.compare.report.row_disagreements import shown_name
 from lorada.compare.report.score_scale import Scale, scale_of, windows_overlap
+from lorada.compare.report.shown_rows import ShownRows, shown_rows
 from lorada.compare.report.verdict_and_limits import beside_the_loss, limits, verdict
-from lorada.compare.row_findings import RowFinding, find_rows
 from lorada.compare.stored_plan import ComparisonPlan
 from lorada.decision.decide import decide
 from lorada.decision.decision_record import Decision
@@ -24,8 +23,6 @@ from lorada.decision.statistics import by_group, has_no_spread
 from lorada.support.metric_names import LOSS, as_score, lower_is_better, main_metric, rows_metric
 
 FREE = {"prompt", "messages"}  # forms of rows that are answered with a free text
-
-MOST_WRONG_ROWS = 10  # that a report shows
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,7 @@ class Summary:
     decision: Decision | None = None  # None where nothing can be decided
     lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
-    disagreements: tuple[Disagreement, ...] = ()  # the most divided rows first
-    # Rows that no method gets right, those whose label is most surely wrong first.
-    wrong_rows: tuple[RowFinding, ...] = ()
+    shown_rows: ShownRows = field(default_factory=ShownRows)
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
@@ -87,7 +82,7 @@ class Summary:
 
         Of the decision it has what concerns all candidates; the rest is in their lines.
         """
-        decision = self.decision
+        decision, rows = self.decision, self.shown_rows.for_json()
         return {
             "verdict": self.verdict,
             "sentences": self.sentences,
@@ -102,11 +97,13 @@ class Summary:
             "expected_interval": decision.expected_interval if decision else None,
             "p_best": decision.p_best if decision else None,
             "loss_after_more_runs": decision.loss_after_more_runs if decision else None,
+            "gain": asdict(decision.gain) if decision and decision.gain else None,
             "lines": [line.plain() for line in self.lines],
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "margin": self.margin,
-            "wrong_rows": [asdict(row) for row in self.wrong_rows],
-            "disagreements": [asdict(disagreement) for disagreement in self.disagreements],
+            "wrong_rows": [asdict(row) for row in rows.wrong],
+            "unstable_rows": [asdict(row) for row in rows.unstable],
+            "disagreements": [asdict(row) for row in rows.divided],
             "commands": self.commands,
             "hardware": self.hardware,
             "versions": self.versions,
@@ -114,8 +111,17 @@ class Summary:
         }
 
 
-def summarize(results: Results, margin: float | None = None) -> Summary:
-    """Summarize a comparison, finished or not; ``margin`` is that of ``write_report``."""
+def summarize(
+    results: Results, margin: float | None = None, with_text: bool | None = None
+) -> Summary:
+    """Summarize a comparison, finished or not.
+
+    Args:
+        results: the comparison.
+        margin: that of ``write_report``.
+        with_text: where texts of rows are shown, as in ``write_report``; None as the comparison
+            was asked to.
+    """
     metric = results.metric or _main_metrics(results)
     ran = sorted(
         (candidate for candidate in results.candidates if candidate.runs),
@@ -146,25 +152,14 @@ def summarize(results: Results, margin: float | None = None) -> Summary:
         decision=decision,
         lines=(*scored, *_lines_without_runs(results, decision)),
         baselines=tuple(baseline.shown for baseline in baselines),
-        disagreements=tuple(disagreements(results, ran)),
-        wrong_rows=_wrong_rows(results),
+        shown_rows=shown_rows(
+            results, ran, results.asked.with_text if with_text is None else with_text
+        ),
         commands=_commands(results, scored, decision, best),
         hardware=_machines(results.plan.hardware, [run for one in ran for run in one.runs]),
         versions=results.plan.versions,
         procedure=_procedure(results.plan),
     )
-
-
-def _wrong_rows(results: Results) -> tuple[RowFinding, ...]:
-    """The first rows that all runs get wrong, or most of them in the same way."""
-    findings = find_rows(results, stored_texts(results))
-    if findings is None:
-        return ()
-    rows = []
-    for row in findings.rows:
-        if "wrong everywhere" in row.findings or "same wrong answer" in row.findings:
-            rows.append(replace(row, rows=shown_name(results, row.rows)))
-    return tuple(rows[:MOST_WRONG_ROWS])
 
 
 def _main_metrics(results: Results) -> str:
@@ -224,14 +219,22 @@ def _decide(
         margin,
         lower_is_better=lower_is_better(metric),
         groups=results.groups,
-        baselines={
-            baseline.shown.name: as_score(1.0, metric) * baseline.row_scores
-            for baseline in baselines
-            if baseline.row_scores is not None
-        },
+        baselines=_tables(baselines, metric, are_alternatives=False),
+        alternatives=_tables(baselines, metric, are_alternatives=True),
         seeds=seeds,
         unit=scale_of(metric, results.own_unit.name).unit_to_decide,
     )
+
+
+def _tables(
+    baselines: Sequence[ScoredBaseline], metric: str, *, are_alternatives: bool
+) -> dict[str, Scores]:
+    """The scores of baselines that may be taken instead of a training, or of the others."""
+    tables = {}
+    for baseline in baselines:
+        if baseline.row_scores is not None and baseline.is_alternative == are_alternatives:
+            tables[baseline.shown.name] = as_score(1.0, metric) * baseline.row_scores
+    return tables
 
 
 def _scores_as_shown(results: Results, candidate: CandidateResult, metric: str) -> Scores:

@@ -119,6 +119,7 @@ def limits(
     yield from results.plan.losses
     yield from _scored_by(results)
     yield from _cut_answers(results)
+    yield from _prompt_tokens(results)
     # That rows are too few may stand in the verdict already.
     says_why = decision is not None and decision.no_letters
     if not says_why or decision is None or decision.no_letters not in decision.sentence:
@@ -169,6 +170,16 @@ def _cut_answers(results: Results) -> Iterator[str]:
         texts.append(f"{candidate.label} {cut} of {answers} at {' or '.join(limits)} tokens")
     if texts:
         yield f"Answers were cut before they had ended: {_listed(texts)}."
+
+
+def _prompt_tokens(results: Results) -> Iterator[str]:
+    """How long prompts with examples are, which every answer costs."""
+    texts = []
+    for baseline in results.baselines.values():
+        if baseline.prompt_tokens is not None and baseline.row_scores:
+            texts.append(f"{baseline.title} {baseline.prompt_tokens:.0f}")
+    if texts:
+        yield f"Tokens in a prompt on average, which every answer costs: {_listed(texts)}."
 
 
 def _other_metric(metric: str, lines: Sequence[CandidateLine]) -> Iterator[str]:

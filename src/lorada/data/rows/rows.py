@@ -80,6 +80,10 @@ class Rows:
         indices_in_file = [self.number(index) - 1 for index in indices]
         return replace(self, rows=rows, indices=indices_in_file, read=read)
 
+    def by_number(self) -> "Rows":
+        """The rows in the order of their numbers, as predictions are kept."""
+        return self.part(sorted(range(len(self.rows)), key=self.number))
+
     def split(self, indices: Iterable[int]) -> tuple["Rows", "Rows"]:
         """Split rows in two: those without some indices, and those with them, both in order."""
         drawn = set(indices)
