@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from lorada.cli import options as opt
-from lorada.cli.score_table import ScoreLine, show_scores
+from lorada.cli.score_table import SHARED, ScoreLine, show_scores, what_was_tested
 from lorada.cli.shared import (
     app,
     console,
@@ -83,8 +83,6 @@ Text = Annotated[
         "report.html",
     ),
 ]
-
-SHARED = "Methods that share a letter of a group are not significantly different"
 
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
@@ -481,7 +479,7 @@ def decide(
     row_count = len(next(iter(table.scores.values()))[0])
     for line in notes:
         console.print(line)
-    console.print(f"• {_what_was_tested(row_count, table.groups, decision)}")
+    console.print(f"• {what_was_tested(row_count, table.groups, decision)}")
     options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
     words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
     suggest("decide", scores, *words, "--json")
@@ -551,27 +549,6 @@ def _show_decision(decision: "Decision") -> None:
         )  # fmt: skip
     lines += [ScoreLine(name, score) for name, score in decision.baselines.items()]
     show_scores("score", decision.score_format, lines)
-
-
-def _what_was_tested(row_count: int, groups: Sequence[str] | None, decision: "Decision") -> str:
-    """How many rows and runs were tested, and how to read the letters or why there are none.
-
-    Args:
-        row_count: of each run.
-        groups: of each row; None where rows are independent.
-        decision: which methods differ.
-    """
-    rows = counted(row_count, "row")
-    if groups is not None:
-        rows += f" in {len(set(groups))} groups"
-    fewest, most = min(decision.runs.values()), max(decision.runs.values())
-    runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
-    rows_and_runs = f"{rows}, {runs} of each method"
-    if any(decision.letters.values()):
-        return f"{rows_and_runs}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
-    if decision.no_letters in decision.sentence:  # the reason is said above
-        return f"{rows_and_runs}."
-    return f"{rows_and_runs}. {decision.no_letters}"
 
 
 # Of the quickstart: what trains three methods on a laptop's processor in minutes.

@@ -1,4 +1,4 @@
-"""The table of scores that ``lorada compare``, ``report`` and ``decide`` print."""
+"""The table of scores that ``lorada compare``, ``report`` and ``decide`` print, and its letters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lorada.cli.shared import console
+from lorada.support.in_words import counted
 from lorada.support.tables import NOTHING
 
 if TYPE_CHECKING:
+    from lorada.decision.decision_record import Decision
     from lorada.decision.score_format import ScoreFormat
 
+SHARED = "Methods that share a letter of a group are not significantly different"
 NAME = 12  # letters of a name that stand in a line, however narrow the terminal
 
 
@@ -61,3 +64,24 @@ def _score_cells(line: ScoreLine, score_format: "ScoreFormat") -> list[str]:
     if line.parameters is not None:
         parameters = f"{line.parameters:,.0f}"
     return [line.name, score, line.letters or NOTHING, loss, parameters, line.mark]
+
+
+def what_was_tested(row_count: int, groups: Sequence[str] | None, decision: "Decision") -> str:
+    """How many rows and runs were tested, and how to read the letters or why there are none.
+
+    Args:
+        row_count: of each run.
+        groups: of each row; None where rows are independent.
+        decision: which methods differ.
+    """
+    rows = counted(row_count, "row")
+    if groups is not None:
+        rows += f" in {len(set(groups))} groups"
+    fewest, most = min(decision.runs.values()), max(decision.runs.values())
+    runs = counted(most, "run") if fewest == most else f"{fewest} to {most} runs"
+    rows_and_runs = f"{rows}, {runs} of each method"
+    if any(decision.letters.values()):
+        return f"{rows_and_runs}. {SHARED} (t-tests, corrected for all pairs by Holm's method)."
+    if decision.no_letters in decision.sentence:  # the reason is said above
+        return f"{rows_and_runs}."
+    return f"{rows_and_runs}. {decision.no_letters}"
