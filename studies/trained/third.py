@@ -1,4 +1,4 @@
-"""Write the results of the third study into docs/study.md: a map whose own rate was searched.
+"""Write the results of the third study into docs/studies/map.md: a map whose own rate was searched.
 
     python studies/trained/third.py study    # reads the comparisons, keeps what the tests need
     python studies/trained/third.py          # the page again, from what is kept
@@ -80,7 +80,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.study:
         keep(read(given.study, WANTED), KEPT)
-    write_part(DOCS / "study.md", "studies/trained/third.py", "\n".join(["", *page(kept(KEPT))]))
+    write_part(
+        DOCS / "studies" / "map.md", "studies/trained/third.py", "\n".join(["", *page(kept(KEPT))])
+    )
 
 
 def page(found: Found) -> Iterator[str]:

@@ -33,6 +33,8 @@ WRITES = {
     "guides/several": "runs/taker/adapter/adapter_model.safetensors",
     "guides/share": "runs/shared/adapter/README.md",
     "compare": "comparison/report.html",
+    "decide": "scores.csv",
+    "cluster": None,
     "explore": "explanation.html",
     "serve": "runs/adder/.served/adder/config.json",
 }
