@@ -86,6 +86,7 @@ format: $(VENV)/.installed-dev
 pages: $(VENV)/.installed-dev
 	$(BIN)/python scripts/tasks_page.py
 	$(BIN)/python scripts/configs_page.py
+	$(BIN)/python scripts/catalogue_page.py
 	PYTHONPATH=tests:tests/helpers $(BIN)/python scripts/architectures_page.py
 	PYTHONPATH=tests:tests/helpers $(BIN)/python scripts/exact_page.py
 
