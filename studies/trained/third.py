@@ -40,7 +40,7 @@ from lorada.decision.statistics import (
 
 KEPT = DOCS / "results" / "study3.json.gz"
 # What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row without
-# softmax's signs (docs/paper.md, reading 17).
+# softmax's signs (docs/readings.md, reading 17).
 PUBLISHED = {"no_negative": -4.8, "softmax": -42.9, "no_position": -2.9, "full_rank": -7.8}
 WITHOUT = {each.rpartition("=")[2]: each for each in (FULL_RANK, *ABLATIONS)}
 NAMES = {
