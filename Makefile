@@ -86,6 +86,7 @@ format: $(VENV)/.installed-dev
 pages: $(VENV)/.installed-dev
 	$(BIN)/python scripts/tasks_page.py
 	$(BIN)/python scripts/configs_page.py
+	$(BIN)/python scripts/catalogue_page.py
 	PYTHONPATH=tests:tests/helpers $(BIN)/python scripts/architectures_page.py
 	PYTHONPATH=tests:tests/helpers $(BIN)/python scripts/exact_page.py
 
@@ -113,7 +114,7 @@ CHECK ?=
 bench-check: $(VENV)/.installed-dev $(VENV_PEERS)/.installed
 	$(PEERS) benchmarks/check_peers.py $(CHECK)
 
-# Which scale lets the map learn (docs/paper.md): many trainings, and LORADA_DATA must be set.
+# Which scale lets the map learn (docs/studies/scale.md): many trainings, and LORADA_DATA must be set.
 bench-scale: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_map_scales.py
 

@@ -5,7 +5,7 @@
 After k forwards the factors hold k times PE, in training and in scoring alike. A step of Adam
 changes an entry by about its learning rate, 1e-4 in Table 19, and each forward adds 1 to the first
 position; so k·PE beside the random start is what a map is after k forwards, whatever was learned.
-Nothing is trained here. Writes its table into docs/paper.md (reading 2).
+Nothing is trained here. Writes its table into docs/readings.md (reading 2).
 """
 
 import json
@@ -25,7 +25,7 @@ from lorada.functional.maps import position_embedding
 from lorada.training.models.loading import model_folder
 from lorada.tuners.lmam import LmamLayer
 
-PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
+PAGE = Path(__file__).parents[1] / "docs" / "readings.md"
 ROWS = Path(lorada.__file__).parent / "recipes" / "rows" / "syllogisms_test.jsonl"
 MODEL, RANK, LENGTH, INVERSE_SCALE, COUNT = "smollm2-135m", 2, 128, 4096 * 600, 64
 FORWARDS = (1, 100, 400, 1108, 3000, 10_000)

@@ -1,4 +1,4 @@
-"""Find the scale, initialisation and learning rate with which the map learns (docs/paper.md).
+"""Find scale, initialisation and learning rate with which the map learns (docs/studies/scale.md).
 
     python benchmarks/train_map_scales.py                 # everything; finished runs are kept
     python benchmarks/train_map_scales.py --part minilm   # or: smollm2, starts

@@ -4,7 +4,7 @@
 
 Trains on BoolQ and OpenBookQA with LLM-Adapters' prompts, unless the run is there already (some ten
 minutes on one core). Asks questions of our own, which are in no data set, and writes the answers
-into docs/paper.md.
+into docs/studies/tables.md.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from lorada.runs.result import RESULT_FILE
 from lorada.training.load_recipe import load_recipe
 from lorada.training.train import train
 
-PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
+PAGE = Path(__file__).parents[1] / "docs" / "studies" / "tables.md"
 OVERRIDES = [
     "lmam.length=64", "lora.r=1", "lora.lora_alpha=2", "bottleneck.rank=1", "protocol=generate",
     "train_on=own", "max_length=256", "train_rows=1600", "max_steps=100", "learning_rate=1e-3",

@@ -1,4 +1,4 @@
-"""Write a section of docs/paper.md: every table of the paper that was run here.
+"""Write a section of docs/studies/tables.md: every table of the paper that was run here.
 
 The tables are read from docs/results; what differs from the paper stays there, above each table.
 ``lorada table N --scale local --data-dir DIR --resume`` runs what is missing of a table.
@@ -15,7 +15,7 @@ from lorada.paper.table_spec import load_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUMBERS = [4, 6, 7, 8, *range(10, 15), 18]  # 5 and 9 are asked by docs/atlas.md and docs/study.md
-PAGE = DOCS / "paper.md"
+PAGE = DOCS / "studies" / "tables.md"
 SCRIPT = Path(__file__).name
 # The lines above a table that the page repeats; `table.md` has all.
 REPEATED = ("ours", "protocol", "rows to learn from", "scored rows")

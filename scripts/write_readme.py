@@ -9,31 +9,15 @@ import re
 from pathlib import Path
 
 from architectures import ARCHITECTURES
+from method_groups import group_of
 
 from lorada.data.tasks import TASKS
 from lorada.methods.lookup import method_named
-from lorada.methods.method import PARTS, Method
 from lorada.methods.table import METHODS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # Families of decoders, encoders and encoder-decoders.
 KINDS = {"llama": "decoders", "roberta": "encoders", "bart": "encoder–decoders"}
-
-
-def group_of(method: Method) -> str:
-    """The line of the table that a method belongs to, by its parts."""
-    parts = method.part_names
-    if not parts:
-        return "parameters of the base itself"
-    if "lmam" in parts:
-        return "the map alone" if parts == ["lmam"] else "the map with other parts"
-    if "prefix" in parts:
-        return "prefix tuning, alone and with other parts"
-    if {PARTS[part] for part in parts} == {PARTS["bottleneck"]}:
-        return "bottleneck adapters"
-    if "lora" in parts or "adalora" in parts:
-        return "LoRA and its variants"
-    return "other changes of the weights"
 
 
 def method_table() -> str:

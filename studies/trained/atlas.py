@@ -1,4 +1,4 @@
-"""Write the atlas of methods into docs/atlas.md, docs/atlas.png and docs/atlas-pairs.png.
+"""Write the atlas of methods: docs/atlas.md over all tasks, docs/studies/atlas.md by task.
 
     python studies/trained/atlas.py study    # reads the comparisons, keeps what the page needs
     python studies/trained/atlas.py          # the page and its pictures again, from what is kept
@@ -65,7 +65,9 @@ def main() -> None:
         keep({task: {plain(name): one[name] for name in one} for task, one in measured}, KEPT)
     found = kept(KEPT)
     tested = {task: pairs(methods) for task, methods in found.items()}
-    write_part(DOCS / "atlas.md", SCRIPT, "\n".join(["", *text(found, tested), ""]))
+    write_part(DOCS / "atlas.md", SCRIPT, "\n".join(["", *summary(found), ""]))
+    by_task = "\n".join(["", *details(found, tested), ""])
+    write_part(DOCS / "studies" / "atlas.md", SCRIPT, by_task)
     if found:
         draw(found, tested)
 
@@ -158,8 +160,8 @@ def mean_ranks(found: Found) -> MeanRanks | None:
     return MeanRanks(by_method, tasks, float(p), p_f, critical)
 
 
-def text(found: Found, tested: dict[str, Tested]) -> Iterator[str]:
-    """The generated part of the page."""
+def summary(found: Found) -> Iterator[str]:
+    """The generated part of the first page: what is true over all tasks."""
     if not found:
         yield "No comparison of the atlas has all of its runs yet."
         return
@@ -167,6 +169,10 @@ def text(found: Found, tested: dict[str, Tested]) -> Iterator[str]:
     yield ""
     unlike = {task: methods for task, methods in found.items() if task != MOVED}
     yield from over_tasks(found, mean_ranks(found), mean_ranks(unlike))
+
+
+def details(found: Found, tested: dict[str, Tested]) -> Iterator[str]:
+    """The generated part of the page by task: pairs of methods, and a table for each task."""
     yield "## Pairs"
     yield ""
     yield "![Each pair of methods on each task](atlas-pairs.png)"
@@ -324,7 +330,7 @@ def draw(found: Found, tested: dict[str, Tested]) -> None:
     for axis, (task, methods) in zip(axes, found.items(), strict=True):
         _draw_pairs(axis, list(ranked(methods)), tested[task])
         axis.set_title(TITLES[task], fontsize=10)
-    figure.savefig(DOCS / "atlas-pairs.png", dpi=110)
+    figure.savefig(DOCS / "studies" / "atlas-pairs.png", dpi=110)
 
 
 def _draw_scores(axis: Any, methods: dict[str, Measured]) -> None:

@@ -1,6 +1,6 @@
 """The intervals of the study's pages: of a mean score, by a bootstrap of rows and seeds.
 
-Of two or three seeds they are too narrow (docs/compare.md), so comparisons have others.
+Of two or three seeds they are too narrow (docs/studies/decision.md), so comparisons have others.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
     pip install reasoning-gym
     python studies/trained/rates.py rates --data-dir DATA    # interrupted, it goes on
-    python studies/trained/rates.py rates --page             # what has run, into docs/study.md
+    python studies/trained/rates.py rates --page             # writes docs/studies/map.md
 
 **Question.** Is there one pair of 1/s and learning rate that suits a map alone and on top of LoRA,
 text and rows of a fixed form, an encoder and a decoder? Is the rate an absolute one, or so many
@@ -351,7 +351,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.page:
         lines = page(read(given.folder))
-        write_part(DOCS / "study.md", "studies/trained/rates.py", "\n".join(lines))
+        write_part(DOCS / "studies" / "map.md", "studies/trained/rates.py", "\n".join(lines))
         return
     logging.basicConfig(level=logging.ERROR)
     (given.folder / "runs").mkdir(parents=True, exist_ok=True)

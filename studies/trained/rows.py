@@ -1,4 +1,4 @@
-"""Make the rows of the study (docs/study.md) in a folder, which must not be published.
+"""Make the rows of the study (docs/studies/map.md) in a folder, which must not be published.
 
     pip install reasoning-gym
     python studies/trained/rows.py --data-dir DATA rows

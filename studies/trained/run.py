@@ -1,4 +1,4 @@
-"""Run the comparisons of docs/study.md and docs/atlas.md one after another; finished ones are kept.
+"""Run the comparisons of docs/studies/map.md and atlas.md one by one; finished ones are kept.
 
     python studies/trained/rows.py --data-dir DATA rows
     python studies/trained/run.py rows study --workers 2

@@ -1,4 +1,4 @@
-"""Write the results of the second study into docs/study.md, with the tests of H5 to H7.
+"""Write the results of the second study into docs/studies/map.md, with the tests of H5 to H7.
 
     python studies/trained/second.py study    # reads the comparisons, keeps what the tests need
     python studies/trained/second.py          # the page again, from what is kept
@@ -85,8 +85,8 @@ def main() -> None:
     if given.study:
         keep(read(given.study, WANTED), KEPT)
     found = kept(KEPT)
-    write_part(DOCS / "study.md", SCRIPT, "\n".join(["", *page(found)]))
-    draw(sections(found), DOCS / "study2.png")
+    write_part(DOCS / "studies" / "map.md", SCRIPT, "\n".join(["", *page(found)]))
+    draw(sections(found), DOCS / "studies" / "study2.png")
 
 
 def title(method: str) -> str:

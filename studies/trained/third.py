@@ -1,4 +1,4 @@
-"""Write the results of the third study into docs/study.md: a map whose own rate was searched.
+"""Write the results of the third study into docs/studies/map.md: a map whose own rate was searched.
 
     python studies/trained/third.py study    # reads the comparisons, keeps what the tests need
     python studies/trained/third.py          # the page again, from what is kept
@@ -40,7 +40,7 @@ from lorada.decision.statistics import (
 
 KEPT = DOCS / "results" / "study3.json.gz"
 # What Table 9 (means of Table 14) says of LoRaDA-LA without this, in points. It has one row without
-# softmax's signs (docs/paper.md, reading 17).
+# softmax's signs (docs/readings.md, reading 17).
 PUBLISHED = {"no_negative": -4.8, "softmax": -42.9, "no_position": -2.9, "full_rank": -7.8}
 WITHOUT = {each.rpartition("=")[2]: each for each in (FULL_RANK, *ABLATIONS)}
 NAMES = {
@@ -80,7 +80,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.study:
         keep(read(given.study, WANTED), KEPT)
-    write_part(DOCS / "study.md", "studies/trained/third.py", "\n".join(["", *page(kept(KEPT))]))
+    write_part(
+        DOCS / "studies" / "map.md", "studies/trained/third.py", "\n".join(["", *page(kept(KEPT))])
+    )
 
 
 def page(found: Found) -> Iterator[str]:

@@ -52,7 +52,7 @@ PAGES = {
         page, stored("generated_answers"))),
     "gpu": ("docs/gpu.md", lambda page: gpu_page.write_page(stored("gpu"), gpu_run.PARTS, page)),
     "published": ("docs/published.md", write_published),
-    "the paper's tables": ("docs/paper.md", lambda page: write_marked(
+    "the paper's tables": ("docs/studies/tables.md", lambda page: write_marked(
         page, write_results_page.SCRIPT, write_results_page.section())),
 }  # fmt: skip
 

@@ -24,26 +24,30 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @pytest.mark.parametrize(
-    ("name", "page", "pictures"),
-    [pytest.param("second", "study", ["study2"], marks=pytest.mark.more),
-     ("third", "study", []),
-     pytest.param("atlas", "atlas", ["atlas", "atlas-pairs"], marks=pytest.mark.more)],
+    ("name", "pages", "pictures"),
+    [pytest.param("second", ["studies/map"], ["studies/study2"], marks=pytest.mark.more),
+     ("third", ["studies/map"], []),
+     pytest.param("atlas", ["atlas", "studies/atlas"], ["atlas", "studies/atlas-pairs"],
+                  marks=pytest.mark.more)],
     ids=["second", "third", "atlas"],
 )  # fmt: skip
 def test_a_page_and_its_pictures_are_made_of_what_is_kept(
-    name, page, pictures, study, tmp_path, monkeypatch
+    name, pages, pictures, study, tmp_path, monkeypatch
 ):
     script = study(name)
-    shutil.copy(ROOT / f"docs/{page}.md", tmp_path)
+    (tmp_path / "studies").mkdir()
+    for page in pages:
+        shutil.copy(ROOT / f"docs/{page}.md", tmp_path / f"{page}.md")
     monkeypatch.setattr(script, "DOCS", tmp_path)
     monkeypatch.setattr(sys, "argv", [name])
     script.main()
-    ours, expected = (folder / f"{page}.md" for folder in (tmp_path, ROOT / "docs"))
-    ours, expected = ours.read_text(encoding="utf-8"), expected.read_text(encoding="utf-8")
-    assert NUMBER.sub("#", ours) == NUMBER.sub("#", expected)
-    # Expected losses are means of draws, which another processor's rounding may shift.
-    numbers, others = ([*map(float, NUMBER.findall(text))] for text in (ours, expected))
-    assert numbers == pytest.approx(others, abs=0.11 if name == "atlas" else 0)
+    for page in pages:
+        ours, expected = (folder / f"{page}.md" for folder in (tmp_path, ROOT / "docs"))
+        ours, expected = ours.read_text(encoding="utf-8"), expected.read_text(encoding="utf-8")
+        assert NUMBER.sub("#", ours) == NUMBER.sub("#", expected)
+        # Expected losses are means of draws, which another processor's rounding may shift.
+        numbers, others = ([*map(float, NUMBER.findall(text))] for text in (ours, expected))
+        assert numbers == pytest.approx(others, abs=0.11 if name == "atlas" else 0)
     assert all((tmp_path / f"{picture}.png").is_file() for picture in pictures)
 
 

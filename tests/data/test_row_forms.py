@@ -309,7 +309,7 @@ def test_an_error_names_the_row_and_the_field_as_the_file_has_it(case):
 
 
 def test_the_guide_has_all_fields():
-    guide = (ROOT / "docs/guides/train.md").read_text()
+    guide = (ROOT / "docs/guides/forms.md").read_text()
     for one in READINGS:
         ways = "; ".join(", ".join(f"`{n.removesuffix('[]')}`" for n in way) for way in one.ways)
         perhaps = ", ".join(f"`{name}`" for name in one.optional.split())

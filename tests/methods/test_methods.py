@@ -59,6 +59,13 @@ def test_a_method_that_finds_nothing_to_train_is_refused():
         select_trainable(TINY["llama"](), METHODS["bitfit"].trainable)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_in_one_line_when_to_try_it(name):
+    assert METHODS[name].when
+    assert not METHODS[name].when.endswith(".")
+    assert "\n" not in METHODS[name].when
+
+
 @pytest.mark.parametrize("name", [*METHODS, "lora+lmam"])
 def test_every_method_has_its_formula_and_its_paper(name):
     row = describe(name)

@@ -1,4 +1,4 @@
-"""The scripts of docs/compare.md for clusters: what they call; and Ray takes the cluster file."""
+"""The scripts of docs/cluster.md: what they call; and Ray takes the cluster file."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from paths import ROOT
 
-PAGE = (ROOT / "docs/compare.md").read_text(encoding="utf-8").split("\n## Several processors")[1]
+PAGE = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
 STUB = '#!/bin/sh\nprintf "%s\\n" "$(basename "$0")" "$@" >> "$SAID"\n'
 

@@ -20,6 +20,8 @@ CHAT = "9 + 4 =\n/base\n/reset\n/quit\n"  # is typed into each chat
 WRITES = {
     "index": None,
     "guides/train": "runs/mine/adapter/adapter_model.safetensors",
+    "guides/forms": None,
+    "guides/scores": "runs/scored/adapter/adapter_model.safetensors",
     "guides/go-on": "runs/both/adapter/adapter_model.safetensors",
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/export": "my-model/config.json",
@@ -33,6 +35,8 @@ WRITES = {
     "guides/several": "runs/taker/adapter/adapter_model.safetensors",
     "guides/share": "runs/shared/adapter/README.md",
     "compare": "comparison/report.html",
+    "decide": "scores.csv",
+    "cluster": None,
     "explore": "explanation.html",
     "serve": "runs/adder/.served/adder/config.json",
 }
@@ -67,7 +71,7 @@ NEEDS = {
 
 
 # Pages whose code runs in less than a second.
-QUICK = ("index", "guides/go-on", "guides/tables", "guides/processes")
+QUICK = ("index", "guides/forms", "guides/go-on", "guides/tables", "guides/processes")
 
 
 def marks(name):

@@ -46,7 +46,17 @@ def test_what_is_broken_in_a_site_is_named(tmp_path, html):
 
 
 # Files that name pages of the documentation, in links, messages and comments.
-FOLDERS = ("src", "docs", "tests", "benchmarks", "scripts", "studies", "packages", ".ci")
+FOLDERS = (
+    "src",
+    "docs",
+    "tests",
+    "benchmarks",
+    "scripts",
+    "studies",
+    "packages",
+    "examples",
+    ".ci",
+)
 FILES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
 TEXT = {".py", ".md", ".yaml", ".toml", ".j2", ".js"}
 
@@ -78,7 +88,7 @@ def test_notes_on_the_page_of_tasks_are_of_benchmarks_that_there_are():
 
 @pytest.mark.skipif(not importlib.util.find_spec("zensical"), reason="needs the extra docs")
 def test_the_built_site_has_every_public_name_and_needs_no_torch(tmp_path):
-    for name in ("docs", "src"):
+    for name in ("docs", "src", "examples"):
         left_out = shutil.ignore_patterns("results", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
     for name in ("CONTRIBUTING.md", "zensical.toml"):

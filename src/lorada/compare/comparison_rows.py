@@ -14,7 +14,7 @@ from lorada.data.rows.training_rows import OwnClasses, training_rows
 from lorada.data.task import Kind
 
 # How many training rows are set aside to measure learning rates: a tenth, within these limits.
-# With fewer rows, the rate that looks best is more often another one (docs/compare.md).
+# With fewer rows, the rate that looks best is more often another one (docs/studies/rates.md).
 LEAST_DEV_ROWS, MOST_DEV_ROWS = 8, 300
 
 logger = logging.getLogger(__name__)

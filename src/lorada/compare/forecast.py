@@ -32,7 +32,7 @@ from lorada.training.models.loading import stretched
 from lorada.training.setup import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
-UNTIL = 0.7  # of all runs, what `--until` needs in the made-up comparisons of docs/compare.md
+UNTIL = 0.7  # of all runs, what `--until` needs (docs/studies/decision.md)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ any kernel, so no attention map is ever made. ``add_map_reference`` keeps the pa
 full attention map, and the tests compare the two.
 
 Shapes: B batch, H query heads, S map heads, T queries, K keys, N map length, R rank. Readings of
-what the paper leaves open: docs/paper.md.
+what the paper leaves open: docs/readings.md.
 """
 
 from typing import Literal

@@ -183,8 +183,9 @@ def describe(name: str) -> dict[str, Any]:
     """Describe a method, with values that JSON can hold.
 
     Returns:
-        ``summary``, ``formula``, ``paper``, ``parts`` (names), ``models`` (the kinds it has
-        settings for), ``settings_from`` (kind of model → where its settings are from),
+        ``summary``, ``formula``, ``when`` (to try it), ``paper``, ``parts`` (names), ``models``
+        (the kinds it has settings for), ``settings_from`` (kind of model → where its settings are
+        from),
         ``not_as_printed`` (kind → part → setting → its value ``here`` and in the ``paper``) and
         ``settings`` (kind → part → settings).
     """
@@ -200,6 +201,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "summary": method.summary,
         "formula": method.formula,
+        "when": method.when,
         "paper": method.paper,
         "parts": method.part_names,
         "models": kinds,

@@ -94,6 +94,7 @@ class Method:
     optimizer: str | None = None
     arguments: Settings = field(default_factory=dict)  # TrainingArguments that the method changes
     formula: str = ""  # what it computes or how it updates, in one line of plain text
+    when: str = ""  # when to try it, in one line of plain text
     paper: str = ""  # link to the paper of the method
     source: str = ""  # where the settings come from
     # The same by kind of model, where that differs; ``method_named`` fills in those of METHODS.

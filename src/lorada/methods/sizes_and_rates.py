@@ -82,7 +82,7 @@ RATE_RANGE = (1e-5, 1e-1)
 
 # Method → its usual learning rate, under where it comes from.
 RATES: dict[str, float] = {
-    # That of the head; maps have 0.4 times as much (docs/study.md)
+    # That of the head; maps have 0.4 times as much (docs/studies/map.md)
     "lmam": 1.2e-2, "fmam": 1.2e-2,
     # LLM-Adapters' scripts (Table 4)
     "lora": 3e-4, "series": 3e-4, "parallel": 3e-4, "prefix": 3e-2,

@@ -62,12 +62,14 @@ METHODS: dict[str, Method] = {
         "LMAM: the low-rank attention map alone",
         {family: {"lmam": MAP} for family in EVERY_FAMILY},
         formula="softmax(QKᵀ/√d)·V + M·V, M = (W_a + PE)(W_b + PE)/s on the first n tokens",
+        when="rows of one fixed form and a very small budget; not where the text moves",
         paper=LORADA,
     ),
     "fmam": Method(
         "FMAM: the full-rank attention map alone (the ¬L ablation)",
         {family: {"lmam": {"length": 128, "ablation": "full_rank"}} for family in EVERY_FAMILY},
         formula="softmax(QKᵀ/√d)·V + M·V, M = (W + PE·PEᵀ)/s on the first n tokens",
+        when="to see what the low rank of the map costs on your rows",
         paper=LORADA,
     ),
     "lora": Method(
@@ -79,6 +81,7 @@ METHODS: dict[str, Method] = {
             "bart": {"lora": FFN_LORA},
         },
         formula="Wx + (α/r)·BAx",
+        when="first, as it merges and every server takes it; none of ten was shown to be better",
         paper="https://arxiv.org/abs/2106.09685",
     ),
     "dora": Method(
@@ -87,6 +90,7 @@ METHODS: dict[str, Method] = {
             "llama": {"lora": {**LLM_LORA, "r": 16, "lora_alpha": 32, "use_dora": True}},
         },
         formula="m ⊙ (W + (α/r)·BA)x / ‖W + (α/r)·BA‖, the norm by output row",
+        when="where LoRA is not enough, and a step may take a third longer",
         paper="https://arxiv.org/abs/2402.09353",
     ),
     "adapter_ffn": Method(
@@ -100,24 +104,28 @@ METHODS: dict[str, Method] = {
             "bart": {"bottleneck": FFN_ADAPTER},
         },
         formula="FFN(x) + s·U·ReLU(Dx)",
+        when="beside a map or a prefix, or alone where nothing has to merge",
         paper=UNIFIED,
     ),
     "series": Method(
         "series adapter of LLM-Adapters, after down_proj",
         {"llama": {"bottleneck": {"placement": "series", "rank": 256}}},
         formula="y + U·tanh(Dy), y = W_down·x",
+        when="to compare with LLM-Adapters' results",
         paper=LLM_ADAPTERS,
     ),
     "parallel": Method(
         "parallel adapter of LLM-Adapters, beside up_proj and down_proj",
         {"llama": {"bottleneck": {"placement": "parallel", "rank": 256}}},
         formula="Wx + U·tanh(Dx) for W = W_up, W_down",
+        when="to compare with LLM-Adapters' results; it trains four times what LoRA does there",
         paper=LLM_ADAPTERS,
     ),
     "houlsby": Method(
         "Houlsby's adapters, after attention and FFN",
         {family: {"bottleneck": {"placement": "houlsby", "rank": 16}} for family in ENCODERS},
         formula="LN(x + y + U·ReLU(Dy)), y = Attn(x) or FFN(x)",
+        when="on encoders, to compare with published results on GLUE",
         paper="https://arxiv.org/abs/1902.00751",
     ),
     "pfeiffer": Method(
@@ -129,6 +137,7 @@ METHODS: dict[str, Method] = {
             },
         },
         formula="LN(x + y + U·ReLU(Dz)), z = LN(x + y), y = FFN(x); on mBART without the norms",
+        when="on encoders, with one adapter in a layer instead of Houlsby's two",
         paper="https://arxiv.org/abs/2005.00247",
     ),
     "pa_attn_ffn": Method(
@@ -139,6 +148,7 @@ METHODS: dict[str, Method] = {
             },
         },
         formula="W_o·(Attn(x) + U₁·ReLU(D₁x)); FFN(x) + s·U₂·ReLU(D₂x)",
+        when="on encoder–decoders, to compare with He et al.'s results",
         paper=UNIFIED,
     ),
     "prefix": Method(
@@ -150,6 +160,7 @@ METHODS: dict[str, Method] = {
             "bart": {"prefix": {"length": 30, "projection": 800}},
         },
         formula="Attn(Q, [P_k; K], [P_v; V])",
+        when="to steer a base by learned tokens; they take room in the cache of every layer",
         paper="https://arxiv.org/abs/2101.00190",
     ),
     "mam": Method(
@@ -167,6 +178,7 @@ METHODS: dict[str, Method] = {
             },
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); FFN(x) + s·U·ReLU(Dx)",
+        when="where a prefix or Adapter-FFN alone is not enough, as He et al. found",
         paper=UNIFIED,
     ),
     "prefix_lora": Method(
@@ -175,6 +187,7 @@ METHODS: dict[str, Method] = {
             "bart": {"prefix": {"length": 30, "projection": 800}, "lora": FFN_LORA},
         },
         formula="Attn(Q, [P_k; K], [P_v; V]); Wx + (α/r)·BAx for the FFN's W",
+        when="on encoder–decoders, to compare with He et al.'s results",
         paper=UNIFIED,
     ),
     "autopeft": Method(
@@ -192,12 +205,14 @@ METHODS: dict[str, Method] = {
             "learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 32,
         },
         formula="LN(A_s(LN(y + x)) + y + A_p(x) + x), y = FFN(x); Attn(Q, [P_k; K], [P_v; V])",
+        when="on encoders, to compare with AutoPEFT's results",
         paper="https://arxiv.org/abs/2301.12132",
     ),
     "quanta": Method(
         "QuanTA: a full-rank change of the weights, made of gates on pairs of axes",
         {family: {"quanta": {"target_modules": QUERY_VALUE[family]}} for family in EVERY_FAMILY},
         formula="Wx + (T − S)x, T = ∏ T⁽ᵃᵇ⁾ over pairs of axes, S = T at the start",
+        when="where a low rank is not enough: the change has full rank and few parameters",
         paper="https://arxiv.org/abs/2406.00132",
     ),
     "ist": Method(
@@ -209,6 +224,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.callbacks.ist:ISTCallback",),
         arguments={"ddp_find_unused_parameters": True},
         formula="Wx + (α/r)·BAx; layers drawn by σ(−I), I ← I + η·(R − mean R)·σ′(I)",
+        when="where LoRA on all layers at once overfits or takes too much memory",
         paper="https://arxiv.org/abs/2410.11772",
     ),
     "owlore": Method(
@@ -218,6 +234,7 @@ METHODS: dict[str, Method] = {
         optimizer="lorada.methods.galore:galore",
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
         formula="W ← W − η·P·Adam(PᵀG), P from G's SVD; layers drawn by outliers of |W|·‖x‖",
+        when="for the reach of full fine-tuning with the optimizer state of a few layers",
         paper="https://arxiv.org/abs/2405.18380",
         source="Table 4",
     ),
@@ -227,6 +244,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.callbacks.owlore:OwLoreCallback",),
         arguments={"learning_rate": 3e-4, "ddp_find_unused_parameters": True},
         formula="W ← W − η·Adam(G); layers drawn by outliers of |W|·‖x‖",
+        when="as OwLore, where memory allows for whole gradients of a layer",
         paper="https://arxiv.org/abs/2405.18380",
         source="Table 4",
     ),
@@ -244,6 +262,7 @@ METHODS: dict[str, Method] = {
         },
         callbacks=("lorada.methods.callbacks.adalora_pruning:AdaLoraCallback",),
         formula="Wx + (α/r)·PΛQx; entries of Λ pruned by importance to a budget",
+        when="where it is not known which matrices need a higher rank",
         paper="https://arxiv.org/abs/2303.10512",
     ),
     "sora": Method(
@@ -252,6 +271,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.callbacks.sora_thresholds:SoraCallback",),
         arguments={"weight_decay": 0.1, "warmup_steps": 0.06, "max_grad_norm": 0.1},
         formula="Wx + (α/r)·B(g ⊙ Ax); g ← soft threshold of (g, ξ)",
+        when="to find the rank by training: gates that reach zero drop out",
         paper="https://arxiv.org/abs/2311.11696",
     ),
     "shira": Method(
@@ -260,6 +280,7 @@ METHODS: dict[str, Method] = {
         prepare="lorada.methods.snip:snip",
         arguments={"learning_rate": 5e-4},
         formula="(W + M ⊙ S)x, M = the largest |W ⊙ ∂ℓ/∂W|",
+        when="to switch between adapters fast: about a hundredth of the entries changes",
         paper="https://arxiv.org/abs/2406.13175",
     ),
     "lamda": Method(
@@ -267,12 +288,14 @@ METHODS: dict[str, Method] = {
         {"llama": {"lamda": {"rank": 32, "ranks": "energy", **LLM_MATRICES}}},
         callbacks=("lorada.methods.callbacks.lamda_schedule:LamdaCallback",),
         formula="(W − s·UΣVᵀ)x + s·BMAx, B, M, A = U, Σ, Vᵀ at the start; B freezes by columns",
+        when="for less optimizer state at a given rank",
         paper="https://arxiv.org/abs/2406.12832",
     ),
     "omoe": Method(
         "OMoE-DoRA: two DoRA experts whose outputs are made orthogonal",
         {"llama": {"omoe": {"target_modules": ["gate_proj", "up_proj", "down_proj"]}}},
         formula="Wx + Σ gᵢ·uᵢ, u = Gram-Schmidt of the experts' outputs, g = softmax(W_r·x)",
+        when="rows of several kinds, if nothing has to merge and a step may take a quarter longer",
         paper="https://arxiv.org/abs/2501.10062",
     ),
     "longlora": Method(
@@ -289,6 +312,7 @@ METHODS: dict[str, Method] = {
         callbacks=(SHIFTED_ATTENTION,),
         arguments={"learning_rate": 2e-5},
         formula="Wx + (α/r)·BAx; attention within groups, half of the heads shifted",
+        when="texts that are longer than those the base was trained on",
         paper="https://arxiv.org/abs/2309.12307",
     ),
     "lorada_a": Method(
@@ -313,6 +337,7 @@ METHODS: dict[str, Method] = {
             },
         },
         formula="softmax(QKᵀ/√d)·V + M·V; FFN(x) + s·U·ReLU(Dx)",
+        when="the paper's system for encoders and encoder–decoders",
         paper=LORADA,
     ),
     "lorada_la": Method(
@@ -325,6 +350,7 @@ METHODS: dict[str, Method] = {
             "llama2-70b": _lorada_la(["o_proj", "up_proj", "down_proj"], 1, 7),
         },
         formula="softmax(QKᵀ/√d)·V + M·V; Wx + (α/r)·BAx; FFN(x) + s·U·ReLU(Dx)",
+        when="the paper's system for decoders",
         paper=LORADA,
     ),
     "lorada_q": Method(
@@ -335,6 +361,7 @@ METHODS: dict[str, Method] = {
             },
         },
         formula="softmax(QKᵀ/√d)·V + M·V; Wx + (T − S)x",
+        when="the paper's best row on LLaMA-7B",
         paper=LORADA,
     ),
     "bitfit": Method(
@@ -343,6 +370,7 @@ METHODS: dict[str, Method] = {
         trains="biases",
         with_head=r"\bpooler\b.*\bbias$",
         formula="Wx + b, b trains",
+        when="on encoders, for the least change; it was the last of ten on three of four tasks",
         paper="https://arxiv.org/abs/2106.10199",
         source="Table 5",
     ),
@@ -350,6 +378,7 @@ METHODS: dict[str, Method] = {
         "full fine-tuning: every parameter of the base",
         trainable=EVERYTHING,
         formula="W ← W − η·Adam(G)",
+        when="where memory allows it, and one model serves one task",
         paper=LORADA,
         source="Table 5",
     ),

@@ -1,6 +1,6 @@
 """``READINGS``: all fields that rows may have; and how those of other tools are converted.
 
-What a model learns of each is in docs/guides/train.md.
+What a model learns of each is in docs/guides/forms.md.
 """
 
 import json
