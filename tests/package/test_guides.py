@@ -21,6 +21,7 @@ WRITES = {
     "index": None,
     "guides/train": "runs/mine/adapter/adapter_model.safetensors",
     "guides/go-on": "runs/both/adapter/adapter_model.safetensors",
+    "guides/keep": "comparison/kept/kept.json",
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/export": "my-model/config.json",
     "guides/elsewhere": "my-merged/config.json",

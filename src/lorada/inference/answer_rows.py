@@ -234,12 +234,17 @@ def _by_width_of_candidates(dataset: Dataset, order: list[int]) -> list[int]:
 
 def _summed_losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
-    loss_and_count: dict[int, tuple[float, int]] = {}
-    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
-    labelled_loss: LabelledLoss | None = None  # makes logits only where labels count
     dataset = encode_rows(
         rows, run.recipe, run.tokenizer, run.kind, reads=context_of(run.model.config)
     )
+    return summed_losses(run, rows, dataset)
+
+
+def summed_losses(run: Run, rows: Rows, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The same of a ``dataset`` that is encoded already, from rows of the form of ``rows``."""
+    loss_and_count: dict[int, tuple[float, int]] = {}
+    shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
+    labelled_loss: LabelledLoss | None = None  # makes logits only where labels count
     for number, (indices, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             labelled_loss = find_labelled_loss(run.model, batch)

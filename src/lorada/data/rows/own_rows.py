@@ -52,7 +52,7 @@ def load_rows(
     if trained is not None:
         if form != trained and (form in HEADED or trained in HEADED):
             raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
-        rows, form = _as_learned(rows, form, trained, path)
+        rows, form = as_learned(rows, form, trained, path)
     classes = _classes_of(rows, form, path)
     if labels:
         _refuse_new_classes(classes, labels, path)
@@ -92,7 +92,7 @@ def rows_to_answer(
     if form == "text":
         rows = [{"prompt": row["text"], "response": ""} for row in rows]
         form = "prompt"
-    rows, form = _as_learned(rows, form, learned, path)
+    rows, form = as_learned(rows, form, learned, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
 
 
@@ -106,7 +106,7 @@ def _refuse_single_texts(rows: list[Row], path: str) -> None:
             )
 
 
-def _as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
+def as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
     """The rows as chats, if they are prompts and a run has ``learned`` chats."""
     if learned == form or "messages" not in (learned, form):
         return rows, form
