@@ -138,7 +138,7 @@ def _retention_columns(summary: Summary) -> list[Column]:
         Column(
             "group by what is lost",
             lambda line: retention.of(line.label).letter or NOTHING,
-            "Candidates that share a letter of that group do not differ significantly in it.",
+            "Candidates that share a letter of that group are not significantly different in it.",
         ),
     ]
 
