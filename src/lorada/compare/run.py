@@ -21,7 +21,8 @@ from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
 from lorada.compare.kept import base_losses_jobs, read_kept, refuse_changed
 from lorada.compare.make_plan import fingerprints_of, make_plan
-from lorada.compare.report.summarize_comparison import Summary
+from lorada.compare.read_results import read_comparison
+from lorada.compare.report.summarize_comparison import Summary, summarize
 from lorada.compare.report.write_report import write_report
 from lorada.compare.scaled import SCALES, jobs_of_pick
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
@@ -129,13 +130,28 @@ def compare(
         **score_given(comparison, data, metric),
     }
     _write_baselines(folder, untrained)
+    scale_failures = _score_smaller_scales(comparison, plan, folder, pool, report)
     summary, reports = write_report(folder)
+    return Compared(summary, reports, failures | scale_failures, 0)
+
+
+def _score_smaller_scales(
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    folder: Path,
+    pool: Callable[[], Pool],
+    report: Report,
+) -> dict[str, str]:
+    """Score the pick at smaller scales of its adapter, as far as that is not done.
+
+    Returns the errors of jobs that failed, by their folders.
+    """
+    summary = summarize(read_comparison(folder))
     jobs = jobs_of_pick(comparison, plan, folder, summary)
-    if jobs:
-        outcomes = run_queue(jobs, pool(), report=report)
-        failures |= _failed(jobs, outcomes, folder)
-        summary, reports = write_report(folder)
-    return Compared(summary, reports, failures, 0)
+    if not jobs:
+        return {}
+    outcomes = run_queue(jobs, pool(), report=report)
+    return _failed(jobs, outcomes, folder)
 
 
 def _failed(jobs: Sequence[Job], outcomes: Mapping[str, Outcome], folder: Path) -> dict[str, str]:
