@@ -176,7 +176,7 @@ def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     asked = words(place, None, "--resume", "--allow-overlap", methods="lora", seeds="1", trials=0,
                   held_out=place / "leaked.jsonl")  # fmt: skip
     _, err = works("compare", comparison, *asked[1:])
-    assert "2 of 2 jobs were done before" in err
+    assert "3 of 3 jobs were done before" in err
 
 
 @pytest.mark.more
@@ -255,7 +255,7 @@ def test_with_resume_a_command_begins_a_comparison_or_joins_the_same(
     result = next(output.glob("runs/lora/*/seed1/result.json"))
     before = result.stat().st_mtime_ns
     _, err = works(*asked)
-    assert "2 of 2 jobs were done before" in err
+    assert "3 of 3 jobs were done before" in err
     assert result.stat().st_mtime_ns == before
     line = mistake(*words(place, output, "--resume", methods="ia3", seeds="1", trials=0))
     assert "the comparison to resume had --methods=lora, not ia3" in line
@@ -289,7 +289,7 @@ def test_of_comparisons_that_begin_at_once_only_the_same_is_joined(
     code, _, err = call(*words(place, output, "--resume", methods="lora", seeds="1", trials=0))
     if others == "lora":
         assert code == 0
-        assert "2 of 2 jobs were done before" in err
+        assert "3 of 3 jobs were done before" in err
     else:
         assert code == 2
         assert "another command has begun another comparison in" in err

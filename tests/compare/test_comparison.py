@@ -152,7 +152,7 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     summary = read(folder / "report.json")
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
-    assert re.search(r"\[6/7\] lmam \d+ seed 2: done", said)  # two searches, four runs, the base
+    assert re.search(r"\[6/8\] lmam \d+ seed 2: done", said)  # two searches, four runs, two more
     for kind in ("html", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said
@@ -344,7 +344,7 @@ def test_two_commands_share_the_jobs_of_a_comparison_and_train_none_twice(
     assert other.returncode == 0, of_other
     done = re.findall(r"\] ([\w ]+): done in", err + of_other)
     jobs = [name for name in done if name != "the model as it is"]
-    assert len(jobs) == len(set(jobs)) == 5  # two searches, two runs, the base
+    assert len(jobs) == len(set(jobs)) == 6  # two searches, two runs, baselines, kept rows
     assert searches(folder) == searches(whole[0])
     expected = final_losses(whole[0])
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}
