@@ -25,6 +25,11 @@ def place(tmp_path_factory):
     rows_file(place / "few.jsonl", ROWS[:8])
     spaced = [{"prompt": f"  {row['prompt']}\n", "response": row["response"]} for row in ROWS[:3]]
     rows_file(place / "leaked.jsonl", [*spaced, *ROWS[28:]])
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    chat = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    rows_file(place / "chats.jsonl", [chat])
+    (place / "broken.jsonl").write_text('{"prompt": "a", "answ')
+    rows_file(place / "strange.jsonl", [{"from": "a", "to": "b"}])
     return place
 
 
@@ -55,6 +60,11 @@ MISTAKES = {
     "--data none.jsonl": "none.jsonl: pass --data FILE",
     "--data few.jsonl": "has 8 rows, and none is left to learn from after 8",
     "--task rte": "leave out",
+    "--keep none.jsonl": "no data file at none.jsonl, which is --keep: pass --keep FILE",
+    "--keep few.jsonl": "few.jsonl are training rows too, so they are learned and not kept",
+    "--keep chats.jsonl": "a chat to score must end with a turn of the assistant",
+    "--keep test.jsonl,broken.jsonl": "broken.jsonl",
+    "--keep strange.jsonl": "strange.jsonl",
     "--until -1": "--until -1.0: input should be greater than or equal to 0",
     "learning_rate=1e-3": "learning_rate=0.001 is not for a comparison: it is searched",
     "method=lora": "method='lora' is not for a comparison: pass --methods",
@@ -140,6 +150,7 @@ CONTRADICTIONS = {
     "--trials 3": "--trials=0, not 3",
     "--budget 1%": "--budget=, not 1%",
     "--with-text": "--with-text=None, not True",
+    "--keep x.jsonl": "--keep=None, not x.jsonl",
     "max_length=16": "max_length=32, not 16",
     "max_steps=3": "training.max_steps=2, not 3",
 }
@@ -165,7 +176,7 @@ def test_the_same_options_again_are_no_contradiction(works, place, comparison):
     asked = words(place, None, "--resume", "--allow-overlap", methods="lora", seeds="1", trials=0,
                   held_out=place / "leaked.jsonl")  # fmt: skip
     _, err = works("compare", comparison, *asked[1:])
-    assert "2 of 2 jobs were done before" in err
+    assert "3 of 3 jobs were done before" in err
 
 
 @pytest.mark.more
@@ -244,7 +255,7 @@ def test_with_resume_a_command_begins_a_comparison_or_joins_the_same(
     result = next(output.glob("runs/lora/*/seed1/result.json"))
     before = result.stat().st_mtime_ns
     _, err = works(*asked)
-    assert "1 of 1 jobs were done before" in err
+    assert "3 of 3 jobs were done before" in err
     assert result.stat().st_mtime_ns == before
     line = mistake(*words(place, output, "--resume", methods="ia3", seeds="1", trials=0))
     assert "the comparison to resume had --methods=lora, not ia3" in line
@@ -278,7 +289,7 @@ def test_of_comparisons_that_begin_at_once_only_the_same_is_joined(
     code, _, err = call(*words(place, output, "--resume", methods="lora", seeds="1", trials=0))
     if others == "lora":
         assert code == 0
-        assert "1 of 1 jobs were done before" in err
+        assert "3 of 3 jobs were done before" in err
     else:
         assert code == 2
         assert "another command has begun another comparison in" in err
@@ -348,6 +359,7 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place,
         assert row["peak_memory_bytes"] > 0
         assert row["seconds"] == pytest.approx(7 * 2 * row["seconds_per_step"])
     assert found["jobs"] == 7 * len(runnable)
+    assert found["kept_rows"] == 507
     stages = found["stages"]
     assert [(stage["trainings"], stage["probably"]) for stage in stages.values()] == [
         (5 * len(runnable), 2 * len(runnable)), (2 * len(runnable),) * 2,
@@ -374,3 +386,4 @@ def test_the_dry_run_as_a_table(works, place, tmp_path):
     assert "search" not in said
     assert "2 steps each, 1 at once: probably" in said
     assert "the loading of the model, and the scoring come on top." in said
+    assert "each run is scored on 507 rows of builtin:general.jsonl" in said

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from comparisons import model_and_rows
 from folders import ROWS, bert_folder, rows_file, split_file
@@ -15,6 +16,10 @@ from queue_jobs import is_gone
 from lorada.compare.jobs.job import JOB_FILE
 from lorada.compare.rate_rule import FACTOR
 from lorada.compare.read_results import read_comparison
+from lorada.compare.retention import read_kept_tables
+from lorada.compare.scale_findings import find_scales
+from lorada.compare.scaled import scale_jobs
+from lorada.compare.stored_plan import saved_plan
 from lorada.runs.folder import LOG_FILE
 from lorada.runs.result import read_predictions, read_result
 
@@ -66,7 +71,7 @@ def final_losses(folder):
         result = read(path)
         metrics = {k: v for k, v in result["metrics"].items() if not k.endswith("(base)")}
         name = str(path.parent.relative_to(folder))
-        found[name] = result["history"], metrics, result["forgetting"]
+        found[name] = result["history"], metrics, read(path.parent / "kept.json")
     return found
 
 
@@ -147,13 +152,70 @@ def test_the_verdict_the_reports_and_the_next_command_are_printed(whole):
     summary = read(folder / "report.json")
     assert summary["verdict"] in said
     assert all(sentence in said for sentence in summary["sentences"])
-    assert re.search(r"\[6/7\] lmam \d+ seed 2: done", said)  # two searches, four runs, baselines
+    assert re.search(r"\[6/8\] lmam \d+ seed 2: done", said)  # two searches, four runs, two more
     for kind in ("html", "json"):
         assert (folder / f"report.{kind}").is_file()
         assert f"{folder}/report.{kind}" in said
     see = f"python -m webbrowser {folder}/report.html"
     following = next(iter(summary["commands"].values()), see)
     assert f"next: {following}" in said
+
+
+def test_base_and_runs_are_scored_on_the_rows_to_keep_and_only_what_is_missing_is_scored_again(
+    lab, whole, tmp_path
+):
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    files = [folder / "kept" / "kept.json", *folder.glob("runs/*/*/seed*/kept.json")]
+    losses = [read(file)["losses"]["builtin:general.jsonl"] for file in files]
+    assert [len(rows) for rows in losses] == [507] * 5
+    missing = files[0], files[1]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    for file in missing:
+        file.unlink()
+    reply = lab.command(["compare", str(folder), "--resume"], folder)
+    assert (reply["code"], reply["steps"]) == (0, 0), reply["said"]
+    assert [read(file)["losses"]["builtin:general.jsonl"] for file in files] == losses
+    assert {f for f in files if f.stat().st_mtime_ns != before[f]} == set(missing)
+    methods = read(folder / "report.json")["retention"]["methods"]
+    means = {line["method"]: line["lost"]["value"] for line in methods}
+    base = np.array(losses[0])
+    for method, mean in means.items():
+        of_method = [rows for file, rows in zip(files, losses, strict=True) if method in file.parts]
+        assert mean == pytest.approx((np.array(of_method) - base).mean(), rel=1e-6)
+
+
+@pytest.mark.more
+def test_rows_of_the_users_own_are_kept_and_must_stay_as_they_are(lab, place, tmp_path):
+    other = rows_file(tmp_path / "other.jsonl", [{"text": "ab c"}, {"text": "c b a b"}])
+    asked = words(place, tmp_path / "c", "--keep", other, methods=["lora"], seeds="1", trials=0)
+    reply = lab.command(asked, tmp_path / "c")
+    assert reply["code"] == 0, reply["said"]
+    assert list(read(tmp_path / "c" / "kept" / "kept.json")["losses"]) == [str(other)]
+    assert read(tmp_path / "c" / "report.json")["retention"]["files"] == ["other.jsonl"]
+    rows_file(other, [{"text": "ab c"}])
+    wrong = lab.command(["compare", str(tmp_path / "c"), "--resume"], tmp_path / "c")
+    assert wrong["code"] == 2
+    assert "has other rows than when the comparison began" in wrong["said"]
+
+
+def test_the_pick_is_scored_at_smaller_scales_and_nothing_is_trained(lab, whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "copy")
+    results = read_comparison(folder)
+    plan = saved_plan(folder)
+    for pick in results.candidates:
+        for job in scale_jobs(results.asked, plan, folder, pick):
+            assert not job.done()
+            job.work()
+            assert job.done()
+        tables = read_kept_tables(results)
+        found = find_scales(results, pick, tables, np.zeros(8), share=True)
+        assert [finding.scale for finding in found.at] == [0.5, 0.75]
+        half, more = (abs(finding.lost_change.value) for finding in found.at)
+        assert half > more > 0
+    rescored = lab.command(["report", str(folder), "--metric", "loss"], folder)
+    assert (rescored["code"], rescored["steps"]) == (0, 0)
+    names = {line.rows for line in read_predictions(folder / results.candidates[0].runs[0].folder)}
+    assert any(name.endswith("test.jsonl (scale 0.75)") for name in names)
 
 
 def test_the_time_of_a_step_is_that_of_the_fastest_run(whole):
@@ -170,6 +232,8 @@ KILLED_AT = {
     "between two trials": r"os.mkdir trials/lora/[0-9]+/trial-1",
     "before the search has its result": r"os.rename .*search.json",
     "before a run is scored": r"os.rename runs/lmam/.*/seed1/.*predictions.jsonl",
+    "before a run has its losses elsewhere": r"os.rename runs/lmam/.*/seed1/.*kept.json",
+    "before the base has them": r"os.rename kept/.*kept.json",
     "before the baselines": r"os.rename .*baselines.json",
 }
 
@@ -280,7 +344,7 @@ def test_two_commands_share_the_jobs_of_a_comparison_and_train_none_twice(
     assert other.returncode == 0, of_other
     done = re.findall(r"\] ([\w ]+): done in", err + of_other)
     jobs = [name for name in done if name != "the model as it is"]
-    assert len(jobs) == len(set(jobs)) == 4  # two searches, two runs
+    assert len(jobs) == len(set(jobs)) == 6  # two searches, two runs, baselines, kept rows
     assert searches(folder) == searches(whole[0])
     expected = final_losses(whole[0])
     assert final_losses(folder) == {name: expected[name] for name in final_losses(folder)}

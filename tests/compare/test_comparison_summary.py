@@ -494,7 +494,6 @@ def test_lines_are_sorted_and_have_each_number(made_up_folder, made_up_summary):
     assert measured.value == pytest.approx(line.score, rel=TINY)
     assert measured.seconds_per_step == result["seconds_per_step"]  # the other seeds took longer
     assert measured.peak_memory_gib == result["peak_memory_bytes"] / 2**30
-    assert measured.forgetting == pytest.approx(115_200 / 3e6, rel=TINY)
     plain = line.plain()
     assert (plain["seeds"], plain["budget"], plain["above"]) == ([1, 2, 3], "0.1%", False)
     assert measured.rates == (2e-4,)

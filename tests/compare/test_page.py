@@ -20,6 +20,7 @@ from lorada.compare.read_results import CandidateResult
 from lorada.compare.report.baseline_scores import Baseline
 from lorada.compare.report.candidate_lines import CandidateLine, Decided, Measured
 from lorada.compare.report.candidate_tables import cost_table, learning_table, score_table
+from lorada.compare.report.retention_summary import RetentionSummary
 from lorada.compare.report.row_disagreements import Disagreement
 from lorada.compare.report.shown_rows import ShownRows
 from lorada.compare.report.summarize_comparison import Summary
@@ -53,8 +54,8 @@ def test_the_page_names_its_language_has_headings_in_order_and_no_script(made_up
     levels = [int(level) for level in re.findall(r"<h(\d)", page)]
     assert levels[0] == levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    # The scores and the costs, for wide and for narrow screens.
-    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 4
+    # The scores, gain over retention and the costs, for wide and for narrow screens.
+    assert len(re.findall('role="img" aria-label=".{20,}"><svg', page)) == 6
     assert "<script" not in page
     ids = re.findall(' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -214,14 +215,10 @@ def test_what_runs_have_stored_of_size_time_and_loss_is_shown(made_up_summary):
 
 
 def test_a_column_in_which_no_candidate_has_anything_is_left_out_with_its_words(made_up_summary):
-    assert "forgetting" in " ".join(score_table(made_up_summary).header)
-    lines = [
-        replace(line, measured=replace(line.measured, forgetting=None))
-        for line in made_up_summary.lines
-    ]
-    table = score_table(replace(made_up_summary, lines=tuple(lines)))
-    assert "forgetting" not in " ".join(table.header)
-    assert "Forgetting" not in table.note
+    assert "lost elsewhere" in " ".join(score_table(made_up_summary).header)
+    table = score_table(replace(made_up_summary, retention=RetentionSummary()))
+    assert "lost elsewhere" not in " ".join(table.header)
+    assert "Lost elsewhere" not in table.note
 
 
 def test_how_sure_the_verdict_is_stands_beside_it(made_up_summary):

@@ -11,6 +11,7 @@ MODEL, HELD_OUT = "smollm2-135m", "/home/me/test.jsonl"
 TOTAL = 134_515_008  # parameters of the base
 MACHINE = {"cpu": "AMD EPYC", "cores": 2, "threads": 1, "memory_gib": 23.5, "accelerator": None}
 VERSIONS = {"python": "3.11.7", "lorada": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"}
+KEPT, KEPT_ROWS = "/home/me/other.jsonl", 40  # rows that the model should still do
 BUDGETS = {"0.1%": 0.001, "0.2%": 0.002}
 
 
@@ -94,6 +95,7 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
         "held_out": {HELD_OUT: {"rows": rows, "sha256": "0" * 64}}, "steps": 0, "batch": 8,
         "dev_rows": 8, "train": {"file": "", "rows": 0, "sha256": ""},
         "overlap": 0, "metric": None,
+        "kept": {"rows": {KEPT: {"rows": KEPT_ROWS, "sha256": "0" * 64}}},
     }  # fmt: skip
     asked = {
         "recipe": {"model": MODEL, "data": "train.jsonl"}, "held_out": HELD_OUT,
@@ -103,6 +105,7 @@ def write_made_up(folder: Path, *, rows: int = 200, seeds: tuple[int, ...] = (1,
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
     write(folder / "plan.json", plan)
+    write_kept(folder / "kept", 0.0, seed=0)
     easy = random.normal(0, 1.2, rows)  # how easy each row is, the same for all methods
     failures = {}
     for one in plan["candidates"]:
@@ -168,7 +171,6 @@ def write_run(
         "settings_from": candidate["settings_from"], "adapter_bytes": 4 * trainable + 900,
         "peak_memory_bytes": int(1.4e9 + 12 * trainable),
         "seconds_per_step": 0.7 + trainable / 1e6 + seed / 10,
-        "forgetting": {"text": "neutral.txt", "base": 3.21, "adapted": 3.21 + trainable / 3e6},
         "metrics": {HELD_OUT: {"n": len(scores), "exact_match": scores.mean()}},
         "history": history, "train_loss": history[-1]["loss"],
         "wall_time_s": float(random.uniform(60, 90)),
@@ -176,6 +178,7 @@ def write_run(
         "recipe": {"parts": candidate["parts"], "training": {"learning_rate": 2e-4, "seed": seed}},
     }  # fmt: skip
     write(run / "result.json", result)
+    write_kept(run, trainable / 3e5, seed)
     recipe = {
         "method": candidate["method"],
         "model": MODEL,
@@ -192,6 +195,15 @@ def write_run(
         for number, score in enumerate(scores.tolist(), 1)
     ]  # fmt: skip
     (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_kept(folder: Path, growth: float, seed: int) -> None:
+    """Write the losses on the rows to keep, which have grown by so much."""
+    of_base = np.random.default_rng(0).exponential(2.0, KEPT_ROWS)
+    random = np.random.default_rng([seed, int(1e6 * growth)])
+    of_rows = random.exponential(1.0, KEPT_ROWS)
+    losses = of_base + growth * (of_rows + random.normal(0, 0.05))
+    write(folder / "kept.json", {"losses": {KEPT: losses.tolist()}})
 
 
 def write(path: Path, data: object) -> None:

@@ -23,6 +23,7 @@ WRITES = {
     "guides/forms": None,
     "guides/scores": "runs/scored/adapter/adapter_model.safetensors",
     "guides/go-on": "runs/both/adapter/adapter_model.safetensors",
+    "guides/keep": "comparison/kept/kept.json",
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/export": "my-model/config.json",
     "guides/elsewhere": "my-merged/config.json",

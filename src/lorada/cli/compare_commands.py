@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
 
 from lorada.cli import options as opt
+from lorada.cli.forecast_table import show_forecast
+from lorada.cli.retention_table import show_retention
 from lorada.cli.score_table import SHARED, ScoreLine, show_scores, what_was_tested
 from lorada.cli.shared import (
     app,
@@ -29,10 +30,9 @@ from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
 from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line, unknown_name
 from lorada.support.files import as_typed
-from lorada.support.in_words import counted, duration
+from lorada.support.in_words import counted
 
 if TYPE_CHECKING:
-    from lorada.compare.forecast import CandidateForecast, Forecast
     from lorada.compare.report.summarize_comparison import Summary
     from lorada.decision.decision_record import Decision
     from lorada.decision.read_scores import ScoreTable
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Methods = Annotated[
     Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="such as lora,lora:r=1,ia3")
 ]
+Keep = Annotated[str | None, typer.Option(help="rows that it should still do: FILE,FILE")]
 Budgets = Annotated[
     Any, typer.Option(parser=opt.parse_budgets, metavar="SIZES", help="parameters: 0.2% or 100000")
 ]
@@ -94,6 +95,7 @@ def compare(
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: opt.Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
+    keep: Keep = None,
     task: Annotated[str | None, typer.Option(help="a benchmark, instead of your rows")] = None,
     data_dir: opt.DataDir = None,
     budget: Budgets = None,
@@ -127,16 +129,13 @@ def compare(
     }  # fmt: skip
     comparison_options = {
         "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
-        "until": until, "margin": margin, "held_out": held_out,
-        "shots": shots, "answers": answers,
-        "with_text": with_text, "allow_overlap": allow_overlap or None,
+        "until": until, "margin": margin, "held_out": held_out, "keep": keep, "shots": shots,
+        "answers": answers, "with_text": with_text, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    from lorada.compare.spec import SPEC_FILE, refuse_taken
+    from lorada.compare.spec import refuse_taken
 
     refuse_taken(target, resume=resume, overwrite=overwrite)
-    # A command that has all that it takes to begin may be given to each of several machines, with
-    # --resume: the first one begins, and the others find its comparison in the folder.
-    can_begin = folder is None and methods is not None and not (target / SPEC_FILE).is_file()
+    can_begin = folder is None and methods is not None and _is_new(target)
     if resume and not can_begin:
         comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
     else:
@@ -160,6 +159,17 @@ def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> P
     return Path(str(folder or output))
 
 
+def _is_new(folder: Path) -> bool:
+    """Whether no comparison has begun in a folder, so that one can begin there with --resume.
+
+    A command that has all that it takes to begin may be given to each of several machines: the
+    first one begins, and the others find its comparison in the folder.
+    """
+    from lorada.compare.spec import SPEC_FILE
+
+    return not (folder / SPEC_FILE).is_file()
+
+
 def _new_comparison(
     pairs: list[str], recipe_options: dict[str, Any], comparison_options: dict[str, Any]
 ) -> Any:
@@ -176,8 +186,8 @@ def _new_comparison(
 
     draft = read_recipe(None, pairs, {**recipe_options, **spec.FIXED})
     # A first, unchecked comparison knows the held-out rows, so that missing files are seen early.
-    held_out = spec.comparison_of(draft.recipe, comparison_options).held_out
-    check_inputs(draft.recipe, held_out, HELD_OUT, resumed=False)
+    first = spec.comparison_of(draft.recipe, comparison_options)
+    check_inputs(draft.recipe, first.held_out, HELD_OUT, resumed=False, keep=first.keep)
     with importing():  # settings are checked against PEFT's and transformers' classes
         return spec.comparison_of(draft.complete(), comparison_options)
 
@@ -201,7 +211,7 @@ def _saved_comparison(
 
     saved = spec.saved_comparison(folder)
     draft = spec.asked_again(saved, pairs, recipe_options)
-    check_inputs(draft.recipe, saved.held_out, HELD_OUT, resumed=True)
+    check_inputs(draft.recipe, saved.held_out, HELD_OUT, resumed=True, keep=saved.keep)
     with importing():
         return spec.resumed_comparison(folder, saved, draft.complete(), comparison_options)
 
@@ -274,58 +284,16 @@ def _forecast(
             "train_lengths": None if train is None else asdict(train),
             "held_out_lengths": None if held_out is None else asdict(held_out),
         }
-        print_json({**estimate.plain(), **lengths})
+        print_json({**estimate.plain(), **lengths, "kept_rows": plan.kept.count})
         return
-    _show_forecast(estimate)
+    show_forecast(estimate)
     if plan.train_lengths is not None:
         console.print(f"Tokens of the training rows: {plan.train_lengths.spread}.")
     for sentence in plan.losses:
         console.print(sentence)
-
-
-def _show_forecast(estimate: "Forecast") -> None:
-    """Print the table of candidates, the trainings of each stage, and what all of it takes."""
-    names = ("method", "budget", "sizes", "parameters", "runs", "time", "memory")
-    table = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")
-    for candidate in estimate.candidates:
-        table.add_row(*_forecast_cells(candidate))
-    console.print(table)
-    for name, stage in estimate.stages.items():
-        if not stage.trainings:
-            continue
-        at_most = f"{stage.trainings:.0f} ({duration(stage.seconds / estimate.slots)})"
-        probably = f"{stage.probably:.0f} ({duration(stage.probably_seconds / estimate.slots)})"
-        if at_most == probably:
-            console.print(f"Trainings for the {name}: {at_most}")
-        else:
-            console.print(f"Trainings for the {name}: probably {probably}, at most {at_most}")
-    probably, at_most = duration(estimate.probably_seconds), duration(estimate.seconds)
-    console.print(
-        f"{estimate.steps} steps each, {estimate.slots} at once: probably {probably}, at most "
-        f"{at_most}. Times are those of a few steps with the longest rows; the start of each "
-        "process, mostly the loading of the model, and the scoring come on top."
-    )
-
-
-def _forecast_cells(forecast: "CandidateForecast") -> list[str]:
-    """A line of the table; of a candidate that cannot be run the reason stands for its sizes."""
-    from lorada.compare.stored_plan import as_given
-
-    candidate = forecast.candidate
-    budgets = []
-    for budget, is_above in candidate.budgets.items():
-        budgets.append(f"{budget} (above)" if is_above else budget)
-    cells = [candidate.method, ", ".join(budgets)]
-    if forecast.costs is None or forecast.seconds is None:
-        return [*cells, str(candidate.reason)]
-    return [
-        *cells,
-        as_given(candidate.parts),
-        f"{candidate.trainable:,} ({candidate.percent:.3f}%)",
-        str(forecast.runs),
-        duration(forecast.seconds),
-        f"{forecast.costs.peak_memory_bytes / 2**30:.1f} GiB",
-    ]
+    if plan.kept.rows:
+        rows = f"{counted(plan.kept.count, 'row')} of {', '.join(plan.kept.rows)}"
+        console.print(f"Behind its training each run is scored on {rows}, to see what it loses.")
 
 
 @app.command(rich_help_panel=opt.COMPARE)
@@ -391,6 +359,7 @@ def _show_report(summary: "Summary", reports: list[Path], *, as_json: bool) -> N
         return
     console.print(summary.verdict)
     show_scores(summary.scale.title, summary.score_format, _score_lines(summary))
+    show_retention(summary)
     sentences = []
     for line in summary.lines:
         if line.score is None:

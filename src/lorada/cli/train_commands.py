@@ -116,7 +116,9 @@ def _read_draft(
     return draft
 
 
-def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bool) -> None:
+def check_inputs(
+    recipe: Any, held_out: str | None, setting: Any, *, resumed: bool, keep: str | None = None
+) -> None:
     """Check the model's name and that the rows are there, before torch loads.
 
     Args:
@@ -124,8 +126,9 @@ def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bo
         held_out: files of held-out rows, or a share of the training rows; None for none.
         setting: the ``RowsSetting`` that names the held-out rows.
         resumed: whether the rows must be those of before, which errors then say.
+        keep: files of rows that a model should still do; None for none of the user's.
     """
-    from lorada.data.files.read_rows import DATA, refuse_missing
+    from lorada.data.files.read_rows import DATA, KEEP, refuse_missing
     from lorada.data.rows.held_out_share import share_of
     from lorada.data.rows.training_rows import refuse_absent
     from lorada.runs.folder import read_template
@@ -136,6 +139,8 @@ def check_inputs(recipe: Any, held_out: str | None, setting: Any, *, resumed: bo
     refuse_absent(recipe, recipe.data, setting=DATA.resumed if resumed else DATA)
     if held_out is not None and share_of(held_out) is None:  # a share lies in the training rows
         refuse_missing(held_out, setting.resumed if resumed else setting)
+    if keep is not None:
+        refuse_missing(keep, KEEP.resumed if resumed else KEEP)
 
 
 def show_training(recipe: Any, *, as_json: bool) -> None:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorada.compare.spec import Comparison
 from lorada.data.forms.row_values import GROUP
 from lorada.data.rows.benchmark_rows import scored_rows
 from lorada.data.rows.doubtful_rows import warn_of_doubtful
+from lorada.data.rows.kept_rows import KeptRows
 from lorada.data.rows.row_content import content_of
 from lorada.data.rows.rows import Rows, refuse_empty_prompts
 from lorada.data.rows.training_rows import OwnClasses, training_rows
@@ -28,6 +29,7 @@ class Data:
     held_out: dict[str, Rows]  # to score, by the name of their metrics
     dev_rows: int  # 0 without a search
     overlap: int  # how many held-out rows are training rows too
+    kept: KeptRows = field(default_factory=KeptRows)  # which the model should still do
 
 
 def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None) -> Data:

@@ -7,6 +7,7 @@ from typing import Any
 from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import last_line
 from lorada.compare.jobs.queue import Report
+from lorada.compare.kept import kept_plan
 from lorada.compare.learning_rate import MAP, MAP_RATE
 from lorada.compare.size_for import Sized, limit_of, size_for
 from lorada.compare.spec import Comparison, choices_of
@@ -58,6 +59,7 @@ def make_plan(comparison: Comparison, base: Prepared, data: Data, report: Report
         held_out_lengths=held_out_lengths(comparison, base, data),
         versions=versions(),
         hardware=hardware(),
+        kept=kept_plan(data.kept, data.train),
     )
     if not plan.runnable:
         reasons = [f"{candidate.method}: {candidate.reason}" for candidate in candidates]

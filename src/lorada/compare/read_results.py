@@ -250,7 +250,7 @@ def _read_run(
         if prediction.rows not in held_out:
             continue
         row = prediction.rows, prediction.row
-        by = rows_metric(metric or _main_metric_on(prediction.rows, result))
+        by = rows_metric(metric or main_metric_on(prediction.rows, result))
         value = prediction.metrics_and_loss.get(by)
         if by == LOSS and value is None:
             rows_without_loss += 1  # its response lies beyond max_length, in every run
@@ -276,7 +276,7 @@ def _search_seconds(folder: Path) -> float | None:
     return sum(seconds) or None
 
 
-def _main_metric_on(rows: str, result: RunResult) -> str:
+def main_metric_on(rows: str, result: RunResult) -> str:
     """The main metric of a run on the rows of this name."""
     metrics = result.metrics.get(rows)
     return main_metric({} if metrics is None else metrics.scores)

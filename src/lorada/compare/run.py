@@ -19,9 +19,12 @@ from lorada.compare.baselines.score_baselines import (
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
+from lorada.compare.kept import base_losses_jobs, read_kept, refuse_changed
 from lorada.compare.make_plan import fingerprints_of, make_plan
-from lorada.compare.report.summarize_comparison import Summary
+from lorada.compare.read_results import read_comparison
+from lorada.compare.report.summarize_comparison import Summary, summarize
 from lorada.compare.report.write_report import write_report
+from lorada.compare.scaled import SCALES, jobs_of_pick
 from lorada.compare.spec import SPEC_FILE, Comparison, saved_comparison
 from lorada.compare.stored_plan import (
     AS_IT_IS,
@@ -29,6 +32,7 @@ from lorada.compare.stored_plan import (
     BASELINES_FILE,
     COMMONEST,
     FAILURES_FILE,
+    KEPT,
     PLAN_FILE,
     RUNS,
     TRIALS,
@@ -43,7 +47,7 @@ from lorada.compare.until import Until
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.row_metrics import row_value
 from lorada.data.scoring.score_answers import score_answers
-from lorada.inference.evaluate import BASE
+from lorada.inference.evaluate import BASE, at_scale
 from lorada.runs.folder import BASE_FILE, LOCK_FILE
 from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
@@ -55,7 +59,8 @@ REPORT_FILES = ("report.html", "report.json")
 # All that a comparison writes into its folder. What the folders of its searches and runs hold is
 # said in ``runs/folder.py``.
 COMPARISON_FILES = (
-    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, BASELINES, BASELINES_FILE, FAILURES_FILE, *REPORT_FILES,
+    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, KEPT, BASELINES, BASELINES_FILE, FAILURES_FILE,
+    *REPORT_FILES,
 )  # fmt: skip
 
 
@@ -104,14 +109,11 @@ def compare(
     baselines = baselines_job(comparison, base, data, folder)
     if baselines is not None:
         jobs.append(baselines)
+    jobs += base_losses_jobs(comparison, plan, folder)
     pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
     keep_failure = partial(_keep_failure, folder)
     outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep_failure)
-    failures = {}
-    for job in jobs:
-        # Another command may have done it after it failed here.
-        if outcomes[job.name].status == "failed" and not job.done():
-            failures[_key(job, folder)] = outcomes[job.name].error
+    failures = _failed(jobs, outcomes, folder)
     jobs_left = _jobs_of_others(jobs, outcomes)
     if jobs_left:  # the last of the commands that work on it writes the report
         return Compared(None, [], failures, len(jobs_left))
@@ -128,8 +130,38 @@ def compare(
         **score_given(comparison, data, metric),
     }
     _write_baselines(folder, untrained)
+    scale_failures = _score_smaller_scales(comparison, plan, folder, pool, report)
     summary, reports = write_report(folder)
-    return Compared(summary, reports, failures, 0)
+    return Compared(summary, reports, failures | scale_failures, 0)
+
+
+def _score_smaller_scales(
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    folder: Path,
+    pool: Callable[[], Pool],
+    report: Report,
+) -> dict[str, str]:
+    """Score the pick at smaller scales of its adapter, as far as that is not done.
+
+    Returns the errors of jobs that failed, by their folders.
+    """
+    summary = summarize(read_comparison(folder))
+    jobs = jobs_of_pick(comparison, plan, folder, summary)
+    if not jobs:
+        return {}
+    outcomes = run_queue(jobs, pool(), report=report)
+    return _failed(jobs, outcomes, folder)
+
+
+def _failed(jobs: Sequence[Job], outcomes: Mapping[str, Outcome], folder: Path) -> dict[str, str]:
+    """The errors of jobs that failed here, by their folders."""
+    failures = {}
+    for job in jobs:
+        # Another command may have done it after it failed here.
+        if outcomes[job.name].status == "failed" and not job.done():
+            failures[_key(job, folder)] = outcomes[job.name].error
+    return failures
 
 
 def _jobs_of_others(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> list[Job]:
@@ -205,6 +237,7 @@ def _begin(
             f"the rows are not those that {folder} began with: put them back, or start again "
             "with --overwrite"
         )
+    refuse_changed(data.kept, plan.kept)
     return plan
 
 
@@ -225,10 +258,14 @@ class BaseAndData(NamedTuple):
     data: Data
 
 
-def read(comparison: Comparison) -> BaseAndData:
-    """The model's config and tokenizer, and the rows."""
+def read(comparison: Comparison, *, with_kept: bool = True) -> BaseAndData:
+    """The model's config and tokenizer, and the rows; ``with_kept`` those to keep too."""
     base = prepare(comparison.shared_recipe)
-    return BaseAndData(base, read_data(comparison, base.kind, own_classes(base.config)))
+    classes = own_classes(base.config)
+    data = read_data(comparison, base.kind, classes)
+    if with_kept:
+        data = replace(data, kept=read_kept(comparison, data.train, base, classes))
+    return BaseAndData(base, data)
 
 
 def clear(folder: Path) -> None:
@@ -279,7 +316,7 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
     comparison = saved_comparison(folder)
     row_value(metric)  # the user's code is tried before anything is read
     comparison = comparison.model_copy(update={"trust_remote_code": trust_remote_code})
-    base, data = read(comparison)
+    base, data = read(comparison, with_kept=False)
     plan = saved_plan(folder)
     if plan is None or not fingerprints_of(data).are_of(plan):
         raise ValueError(f"the rows are not those that {folder} was scored on: put them back")
@@ -290,6 +327,8 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
         without_adapter: list[float | None] = []
         for name, rows in held_out.items():
             _add_metric(run, name, rows, metric)
+            for scale in SCALES:  # at which the pick alone was scored
+                _add_metric(run, at_scale(name, scale), rows, metric)
             without_adapter += _add_metric(run, f"{name}{BASE}", rows, metric)
         if without_adapter:  # the model as it is was scored in one run alone
             as_it_is = without_adapter

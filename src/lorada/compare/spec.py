@@ -48,6 +48,7 @@ CHOSEN = {
     ),
 }  # fmt: skip
 
+FILE_FIELDS = ("held_out", "keep")  # of a comparison, which name files
 LEAST_RUNS = 3  # of each method, before ``until`` chooses whose run is next
 BEFORE = ":"  # stands before each setting
 SETTING = "NAME:part.setting=value"
@@ -135,6 +136,8 @@ class Comparison(BaseModel):
     # The files of the rows to score, or a share of the rows to learn from, such as 20%; None for
     # benchmarks, which have their own.
     held_out: str | None = None
+    # The files of rows that the model should still do; None for those of the package.
+    keep: str | None = None
     # Names of ``method_named``, each with settings if need be (``parts_of``), of which a search may
     # choose: ``choices_of``.
     methods: list[str] = []
@@ -256,8 +259,9 @@ def comparison_of(recipe: Recipe, options: dict[str, Any]) -> Comparison:
     _refuse_chosen(shared)
 
     options = {name: value for name, value in options.items() if value is not None}
-    if options.get("held_out"):
-        options["held_out"] = absolute_files(options["held_out"])
+    for field in FILE_FIELDS:
+        if options.get(field):
+            options[field] = absolute_files(options[field])
     if options.get("answers"):
         options["answers"] = [absolute_files(file) for file in options["answers"]]
     rates = options.get("rates", [])
@@ -334,7 +338,7 @@ def resumed_comparison(
 def _refuse_other_options(saved: Comparison, options: dict[str, Any]) -> None:
     """Refuse options that differ from those of the comparison to resume."""
     for field, value in options.items():
-        if field == "held_out" and value:
+        if field in FILE_FIELDS and value:
             value = absolute_files(value)
         if field == "answers" and value:
             value = [absolute_files(file) for file in value]

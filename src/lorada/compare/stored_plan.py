@@ -16,6 +16,7 @@ from lorada.data.scoring.chosen_metric import ChosenMetric
 from lorada.methods.method import Settings
 from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
+from lorada.support.row_sources import Form
 
 # Files of a comparison, in its folder.
 PLAN_FILE = "plan.json"
@@ -25,6 +26,7 @@ FAILURES_FILE = "failures.json"  # folder of a job that failed → the last line
 TRIALS = "trials"
 BASELINES = "baselines"  # what is scored without training, by a job
 RUNS = "runs"
+KEPT = "kept"  # the folder of the base's losses on rows that a model should still do
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 
 STORED = ConfigDict(extra="forbid")  # of records that are read from a file
@@ -94,6 +96,23 @@ class HeldOutRows:
 
 
 @dataclass(frozen=True)
+class KeptPlan:
+    """Which rows a model should still do, by their names; or why there are none."""
+
+    __pydantic_config__ = STORED
+
+    rows: dict[str, HeldOutRows] = field(default_factory=dict)
+    reason: str = ""
+    form: Form = "prompt"  # of the training rows, and their classes: the head of each model
+    labels: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return sum(rows.rows for rows in self.rows.values())
+
+
+@dataclass(frozen=True)
 class ComparisonPlan:
     """What a comparison runs."""
 
@@ -111,6 +130,7 @@ class ComparisonPlan:
     hardware: dict[str, Any]  # of the machine that made the plan, as ``result.json`` has it
     train_lengths: RowLengths | None = None  # of the training rows; not of texts and benchmarks
     held_out_lengths: RowLengths | None = None  # of the rows to score, likewise
+    kept: KeptPlan = field(default_factory=KeptPlan)
 
     @property
     def metric_name(self) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lorada.compare.baselines.row_scores import columns, scores_of
 from lorada.compare.comparison_rows import Data
 from lorada.compare.jobs.job import SCORING, Job, report
+from lorada.compare.kept import Keep, losses_of, paths_read
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, Untrained
@@ -22,8 +23,7 @@ from lorada.data.scoring.commonest_answer import commonest_answer
 from lorada.data.tokenize import written_calls
 from lorada.inference.evaluate import BASE, evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
-from lorada.inference.perplexity import forgetting
-from lorada.runs.folder import BASE_FILE
+from lorada.runs.folder import BASE_FILE, KEPT_FILE
 from lorada.runs.recipe import Recipe
 from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
@@ -90,7 +90,7 @@ def _search_job(
         work=partial(search_rate, search_space, folder),
         folder=folder,
         done=(folder / SEARCH_FILE).is_file,
-        reads=_paths_read(comparison),
+        reads=paths_read(comparison),
         trainings=search_space.usual_trials,
     )
 
@@ -106,12 +106,18 @@ def _run_job(
     """A final run of a candidate; ``search`` chooses its recipe, if there is anything to choose."""
     space = _space(comparison, plan, candidate, run, seed)
     search_folder = None if search is None else search.folder
-    reads = _paths_read(comparison)
+    reads = paths_read(comparison)
     if search_folder is not None:
         reads += (search_folder / SEARCH_FILE,)
     return Job(
         name=f"{candidate.name} seed {seed}",
-        work=partial(train_and_score, space, search_folder, with_text=comparison.with_text is True),
+        work=partial(
+            train_and_score,
+            space,
+            search_folder,
+            Keep.of(comparison, plan),
+            with_text=comparison.with_text is True,
+        ),
         folder=run,
         done=partial(is_scored, run),
         after="" if search is None else search.name,
@@ -149,18 +155,18 @@ def _space(
 
 
 def is_scored(run: Path) -> bool:
-    """Whether a final run is trained and scored; the last thing kept of it is its forgetting."""
-    result = run / RESULT_FILE
-    if not (run / PREDICTIONS_FILE).is_file() or not result.is_file():
-        return False
-    # It is asked often, of all runs, so the file is searched and not read as JSON.
-    return b'"forgetting"' in result.read_bytes()
+    """Whether a final run is trained and scored; what it keeps is measured last."""
+    files = (PREDICTIONS_FILE, RESULT_FILE, KEPT_FILE)
+    return all((run / name).is_file() for name in files)
 
 
-def train_and_score(space: Space, search_folder: Path | None, *, with_text: bool) -> None:
+def train_and_score(
+    space: Space, search_folder: Path | None, keep: Keep, *, with_text: bool
+) -> None:
     """Train a final run and score it on the held-out rows, as far as that is not done.
 
-    The search in ``search_folder`` has chosen its recipe, if there was one.
+    Then it is scored on the rows that it should still do (``keep``). The search in
+    ``search_folder`` has chosen its recipe, if there was one.
     """
     recipe = space.chosen_recipe(search_folder)
     run = Path(recipe.output)
@@ -169,7 +175,7 @@ def train_and_score(space: Space, search_folder: Path | None, *, with_text: bool
     report(SCORING)
     loaded = load_run(run, trust_remote_code=recipe.trust_remote_code)
     _score(loaded, recipe, with_text=with_text)
-    forgetting(loaded)  # last: where it is kept, the scores are too
+    losses_of(loaded, keep).save(run)  # last: where these are, the scores are too
     if not is_scored(run):  # the reason was logged
         raise OSError(f"the scores of {run} were not kept: run the command again")
 
@@ -204,7 +210,7 @@ def base_job(comparison: Comparison, plan: ComparisonPlan, folder: Path) -> Job 
                     work=partial(score_base, run, comparison.shared_recipe),
                     folder=run,
                     done=(run / BASE_FILE).is_file,
-                    reads=_paths_read(comparison),
+                    reads=paths_read(comparison),
                 )
     return None
 
@@ -251,8 +257,3 @@ def score_commonest(
 def answers_written(data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
     """The held-out rows, in which calls of tools have the text that a model writes."""
     return {name: written_calls(rows, tokenizer) for name, rows in data.held_out.items()}
-
-
-def _paths_read(comparison: Comparison) -> tuple[Path, ...]:
-    """The files and folders of the user's that a job reads."""
-    return tuple(path for _, path in comparison.shared_recipe.local_paths())

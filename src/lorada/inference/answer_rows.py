@@ -234,7 +234,15 @@ def _by_width_of_candidates(dataset: Dataset, order: list[int]) -> list[int]:
 
 
 def _summed_losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
-    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count.
+    """For each encoded row, in order: the sum of its tokens' losses in nats, and how many count."""
+    dataset = encode_rows(
+        rows, run.recipe, run.tokenizer, run.kind, reads=context_of(run.model.config)
+    )
+    return summed_losses(run, rows, dataset)
+
+
+def summed_losses(run: Run, rows: Rows, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The same of a ``dataset`` that is encoded already, from rows of the form of ``rows``.
 
     Where the model's head is known, logits are made only for tokens that count, which takes a
     fraction of the memory; of other models all logits are made.
@@ -242,9 +250,6 @@ def _summed_losses(run: Run, rows: Rows) -> tuple[Tensor, Tensor]:
     loss_and_count: dict[int, tuple[float, int]] = {}
     shift = 0 if run.kind == "encoder_decoder" else 1  # a decoder's logits are of the next token
     labelled_loss: LabelledLoss | None = None  # makes logits only where labels count
-    dataset = encode_rows(
-        rows, run.recipe, run.tokenizer, run.kind, reads=context_of(run.model.config)
-    )
     for number, (indices, batch) in enumerate(_batches(run, rows, dataset, "Scoring")):
         if number == 0 and shift:
             labelled_loss = find_labelled_loss(run.model, batch)

@@ -89,6 +89,32 @@ def evaluate_tasks(
     return _score_sets(run, rows_by_name, base=base, with_text=with_text)
 
 
+def at_scale(name: str, scale: float) -> str:
+    """The name of rows for what a run answers at a smaller scale of its adapter."""
+    return f"{name} (scale {scale:g})"
+
+
+def answer_scaled(run: Run, scale: float, data_dir: str | None, metric: str | None) -> None:
+    """Answer the held-out rows of a run, or of its tasks, and keep the answers in its folder.
+
+    The caller has set the scale of the adapter, by which the rows are named (``at_scale``). Metrics
+    of all rows together are not kept, so ``result.json`` has those of the run as it is alone.
+    """
+    if has_tasks(run):
+        recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
+        rows_by_name = scored_rows(recipe, run.form, run.labels, run.kind)
+    else:
+        rows = rows_to_score(run.recipe, read_result(run.folder), None)
+        rows_by_name = {absolute_files(str(run.recipe.eval_data)): rows}
+    metrics = [] if metric is None else [metric]
+    for name, rows in rows_by_name.items():
+        rows = written_calls(rows, run.tokenizer)
+        with scoring(run, base=False):
+            answers = answer_all(run, rows)
+        _, predictions = score(run, rows, answers, at_scale(name, scale), metrics)
+        write_predictions(run.folder, at_scale(name, scale), predictions)
+
+
 def has_tasks(run: Run) -> bool:
     """Whether a run learned benchmark tasks, which have test rows."""
     return run.recipe.task != JSONL

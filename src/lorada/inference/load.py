@@ -136,6 +136,27 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     return run
 
 
+@memory_remedy(LOADING)
+def load_untrained(recipe: Recipe, form: Form, labels: tuple[str, ...] = ()) -> Run:
+    """The base of a recipe as it is, in place of a run that has learned rows of a form.
+
+    It has the dtype, context and device that a run of the recipe has here.
+    """
+    prepared = prepare(recipe)
+    base = load_base(prepared, head_for(form, labels), answering_device(recipe))
+    return Run(
+        recipe=fit_context(prepared.recipe, base.model.config),
+        config=prepared.config,
+        kind=prepared.kind,
+        tokenizer=prepared.tokenizer,
+        folder=Path(recipe.output),
+        model=base.model.eval(),
+        form=form,
+        labels=labels,
+        drawn=base.drawn,
+    )
+
+
 def _recipe_to_merge(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe of a run whose parts are to be merged: on the CPU, into whole weights."""
     if recipe.quantization is not None:

@@ -1,14 +1,6 @@
-"""Losses of texts without prompts: of windows that slide over long ones, and what was forgotten.
-
-Windows are as in Chen et al., "LongLoRA" (2023). What a training made a model forget is its loss on
-a text that is like no training rows, ``neutral.txt``: plain English prose, written for this.
-
-    loss of the adapted model − loss of its base, in nats per token; above 0 is forgotten
-"""
+"""Losses of windows that slide over long texts, as in Chen et al., "LongLoRA" (2023)."""
 
 import logging
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +9,12 @@ from torch import Tensor
 from lorada.data.benchmarks.long_sequence import Losses, window_starts
 from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import context_of, document_ids
-from lorada.inference.load import Run, scoring
-from lorada.runs.result import Forgetting, keep_forgetting
+from lorada.inference.load import Run
 from lorada.support.progress import progress_bar
-from lorada.support.row_sources import HEADED
-from lorada.training.inputs import prepare
-from lorada.training.models.adapters import load_base
 
 logger = logging.getLogger(__name__)
 
 TOKENS = 2048  # tokens in a batch of windows; a longer window is a batch alone
-TEXT = Path(__file__).with_name("neutral.txt")
-PIECE = 512  # tokens of it that are read at once
 SLICE = 512  # positions with logits in fp32 at a time: 8192 would fill a gigabyte
 
 
@@ -94,42 +80,3 @@ def window_losses(logits: Tensor, ids: Tensor) -> Tensor:
         losses = F.cross_entropy(piece, targets, reduction="none")
         total += losses.cpu().sum(-1, dtype=torch.float64)
     return total / predicted
-
-
-def forgetting(run: Run) -> Forgetting:
-    """Measure a run's mean loss on a neutral text, and keep it in its ``result.json``.
-
-    The base of a fully trained model is loaded beside it, which takes its memory once more.
-    A model that does not continue texts has no such losses.
-    """
-    measured = Forgetting(text=TEXT.name, base=None, adapted=None)
-    if run.kind == "decoder" and run.form not in HEADED:
-        ids = document_ids({"text": TEXT.read_text(encoding="utf-8")}, run.tokenizer)
-        adapted_loss = text_loss(run.model, ids)
-        measured = Forgetting(text=TEXT.name, base=_base_loss(run, ids), adapted=adapted_loss)
-    keep_forgetting(run.folder, measured)
-    return measured
-
-
-def _base_loss(run: Run, ids: list[int]) -> float:
-    """The mean loss of a text's tokens in nats, of the base that a run was trained on."""
-    if (run.folder / "adapter").is_dir():
-        with scoring(run, base=True):
-            return text_loss(run.model, ids)
-    base = load_base(prepare(run.recipe)).model.eval().to(run.device)
-    return text_loss(base, ids)
-
-
-@torch.no_grad()
-def text_loss(model: Any, ids: list[int]) -> float:
-    """The mean loss of a text's tokens in nats, in pieces whose first token is not predicted."""
-    length = min(context_of(model.config) or PIECE, PIECE)
-    text = torch.tensor([ids], device=model.device)
-    total, predicted_tokens = 0.0, 0
-    # A last token alone would predict nothing, so no piece begins with it.
-    for start in range(0, len(ids) - 1, length):
-        piece = text[:, start : start + length]
-        logits = model(input_ids=piece, use_cache=False).logits
-        total += float(window_losses(logits, piece)) * (piece.shape[1] - 1)
-        predicted_tokens += piece.shape[1] - 1
-    return total / predicted_tokens

@@ -38,6 +38,8 @@ TEMPLATE_FILE = "trained_template.jinja"  # that of ``chat_template=FILE``; no t
 LOG_FILE = "job.log"
 TRIAL_FILE = "trial.json"
 BASE_FILE = "as_it_is.json"
+KEPT_FILE = "kept.json"
+SCALED_FILE = "scaled.json"
 # All that a run's folder may hold, beside checkpoints; what another run there must not keep.
 RUN_FILES = {
     RECIPE_FILE: "its settings",
@@ -55,6 +57,8 @@ FILES_BESIDE_RUN = {
     LOG_FILE: "what its process has printed",
     TRIAL_FILE: "what it measured as a trial of a search",
     BASE_FILE: "the scores of its model with the adapter switched off",
+    KEPT_FILE: "its losses on rows that it should still do",
+    SCALED_FILE: "the same of smaller scales of its adapter",
 }
 # Remote code is allowed command by command, the rows have their own fingerprint, and activations
 # that are computed again change no number.

@@ -106,14 +106,6 @@ class ParameterCounts(StoredRecord):
     paper: Number | None = None  # as the paper counts them, if it does
 
 
-class Forgetting(StoredRecord):
-    """Mean losses on a neutral text, in nats per token; None for a model that continues no text."""
-
-    text: str = ""
-    base: Number | None = None
-    adapted: Number | None = None
-
-
 class RunResult(StoredRecord):
     """What a run was, what it ran on, and its scores, as ``result.json`` has them.
 
@@ -155,7 +147,6 @@ class RunResult(StoredRecord):
     unparsable: dict[str, Number] | None = None
     hardware: dict[str, str | Number | None] | None = None
     recipe: StoredRecipe | None = None
-    forgetting: Forgetting | None = None
     peak_memory_bytes: Cost | None = None
     seconds_per_step: Cost | None = None
     method: str = ""
@@ -239,12 +230,6 @@ def keep_scores(
     if unparsable:
         changes["unparsable"] = {**(result.unparsable or {}), **unparsable}
     _keep(run / RESULT_FILE, _text_of(result.model_copy(update=changes)), "the scores")
-
-
-def keep_forgetting(run: Path, forgetting: Forgetting) -> None:
-    """Put the losses of ``forgetting`` into the result of a run; if that fails, only warn."""
-    result = read_result(run).model_copy(update={"forgetting": forgetting})
-    _keep(run / RESULT_FILE, _text_of(result), "the losses on the neutral text")
 
 
 def _keep(path: Path, text: str, what: str) -> None:

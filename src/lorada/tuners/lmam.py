@@ -223,7 +223,8 @@ class LmamLayer(AttachedLayer):
         if name in self._baked and not self.training and not self.scaling:
             return self._baked[name]
         config = self.configs[name]
-        inverse_scale = config.inverse_scale / self.scaling.get(name, 1.0)
+        factor = self.scaling.get(name, 1.0)
+        inverse_scale = config.inverse_scale / factor if factor else math.inf  # a map of zeros
         factors: tuple[Tensor, ...]
         if name in self.lora_w:
             factors = (self.lora_w(name),)

@@ -1,6 +1,6 @@
 """A candidate as a report shows it: what its runs show, and what is decided about it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import isclose
 from typing import Any
@@ -28,7 +28,6 @@ class Measured:
     value: float | None = None  # mean of that over seeds; not the score if it is no mean over rows
     peak_memory_gib: float | None = None  # GiB, the largest of its runs
     seconds_per_step: float | None = None  # of its fastest run: other work can only slow one down
-    forgetting: float | None = None  # growth of the loss on a neutral text, nats per token
     adapter_bytes: int | None = None  # of its largest saved adapter
     run_seconds: float | None = None  # of the trainings of all its runs together
     train_loss: float | None = None  # of the last logged steps, the mean over runs
@@ -118,7 +117,6 @@ class CandidateLine:
             "value": measured.value,
             "peak_memory_gib": measured.peak_memory_gib,
             "seconds_per_step": measured.seconds_per_step,
-            "forgetting": measured.forgetting,
             "adapter_bytes": measured.adapter_bytes,
             "run_seconds": measured.run_seconds,
             "search_seconds": self.result.search_seconds,
@@ -158,7 +156,6 @@ def measure(result: CandidateResult, metric: str, factor: float = 1.0) -> Measur
         value=score if metric == LOSS else _mean_value(result, metric, factor),
         peak_memory_gib=max((peak / GIB for peak in _known(peaks)), default=None),
         seconds_per_step=min(_known(step_seconds), default=None),
-        forgetting=_forgetting(runs),
         adapter_bytes=max(sizes) or None,
         run_seconds=seconds or None,
         train_loss=_mean(run.result.train_loss for run in runs),
@@ -177,16 +174,6 @@ def _mean_value(result: CandidateResult, metric: str, factor: float) -> float | 
             if value is not None:
                 values.append(factor * value)
     return float(np.mean(values)) if values else None
-
-
-def _forgetting(runs: Sequence[ScoredRun]) -> float | None:
-    """By how much the training raised the loss on a neutral text."""
-    measured = [run.result.forgetting for run in runs if run.result.forgetting is not None]
-    adapted = _known(losses.adapted for losses in measured)
-    base = _known(losses.base for losses in measured)
-    if not adapted or not base:
-        return None
-    return float(np.mean(adapted) - np.mean(base))
 
 
 def _map_rates(result: CandidateResult, rates: Iterable[float]) -> tuple[float, ...]:

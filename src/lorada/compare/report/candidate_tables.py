@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lorada.compare.report.baseline_scores import Baseline
 from lorada.compare.report.candidate_lines import CandidateLine
+from lorada.compare.report.retention_summary import gain_cell, lost_cell
 from lorada.compare.report.summarize_comparison import Summary
 from lorada.support.in_words import duration
 from lorada.support.tables import NOTHING
@@ -116,10 +117,28 @@ def _score_columns(summary: Summary) -> list[Column]:
             "p: chance of such a difference between equal methods, corrected for the number of "
             "tests (Holm).",
         ),
+        *_retention_columns(summary),
+    ]
+
+
+def _retention_columns(summary: Summary) -> list[Column]:
+    """Gain and what is lost elsewhere, side by side."""
+    retention = summary.retention
+    return [
         Column(
-            "forgetting (nats/token)",
-            lambda line: _number(line.measured.forgetting, "+.3f"),
-            "Forgetting: growth of the model's loss on a neutral text.",
+            f"gain over {retention.over} (95 % interval)",
+            lambda line: gain_cell(retention.of(line.label), summary.scale),
+        ),
+        Column(
+            "lost elsewhere (nats/token, 95 % interval)",
+            lambda line: lost_cell(retention.of(line.label)),
+            "Lost elsewhere: growth of the loss on rows that the model should still do, against "
+            "that of the model as it is.",
+        ),
+        Column(
+            "group by what is lost",
+            lambda line: retention.of(line.label).letter or NOTHING,
+            "Candidates that share a letter of that group are not significantly different in it.",
         ),
     ]
 

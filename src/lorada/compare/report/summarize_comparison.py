@@ -10,6 +10,7 @@ from lorada.compare.read_results import CandidateResult, Results, ScoredRun
 from lorada.compare.report.baseline_scores import Baseline, ScoredBaseline, scored_baselines
 from lorada.compare.report.candidate_lines import GIB, CandidateLine, decided_of, measure
 from lorada.compare.report.next_commands import by_loss_command, commands_of, resume_command
+from lorada.compare.report.retention_summary import RetentionSummary, summarize_retention
 from lorada.compare.report.row_disagreements import shown_name
 from lorada.compare.report.score_scale import Scale, scale_of, windows_overlap
 from lorada.compare.report.shown_rows import ShownRows, shown_rows
@@ -51,6 +52,8 @@ class Summary:
     decision: Decision | None = None  # None where nothing can be decided
     lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
     baselines: tuple[Baseline, ...] = ()
+    # What methods gain, and what they lose elsewhere.
+    retention: RetentionSummary = field(default_factory=RetentionSummary)
     shown_rows: ShownRows = field(default_factory=ShownRows)
     commands: dict[str, str] = field(default_factory=dict)  # what for → shell command
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
@@ -101,6 +104,7 @@ class Summary:
             "lines": [line.plain() for line in self.lines],
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "margin": self.margin,
+            "retention": self.retention.plain(),
             "wrong_rows": [asdict(row) for row in rows.wrong],
             "unstable_rows": [asdict(row) for row in rows.unstable],
             "disagreements": [asdict(row) for row in rows.divided],
@@ -139,9 +143,12 @@ def summarize(
     scored = [replace(line, decided=decided_of(line.label, decision)) for line in measured]
     best = _best(results, scored, decision)
     tested = _tested(ran, decision, results.groups)
+    retention = summarize_retention(
+        results, ran, best.label if best else "", baselines, scale_of(metric, results.own_unit.name)
+    )
     return Summary(
         verdict=_verdict(results, scored, decision, best),
-        sentences=tuple(limits(results, scored, decision, tested)),
+        sentences=(*retention.sentences, *limits(results, scored, decision, tested)),
         model=str(results.asked.recipe.get("model", "")),
         task=", ".join(shown_name(results, name) for name in results.plan.held_out),
         rows=len(results.rows),
@@ -152,6 +159,7 @@ def summarize(
         decision=decision,
         lines=(*scored, *_lines_without_runs(results, decision)),
         baselines=tuple(baseline.shown for baseline in baselines),
+        retention=retention,
         shown_rows=shown_rows(
             results, ran, results.asked.with_text if with_text is None else with_text
         ),

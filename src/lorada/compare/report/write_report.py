@@ -7,6 +7,7 @@ from lorada.compare.report.candidate_tables import tables
 from lorada.compare.report.expected_loss_plot import cost_picture
 from lorada.compare.report.first_screen import how_sure, where_to_look
 from lorada.compare.report.how_measured import labels_by_settings, training_times, trials_by_label
+from lorada.compare.report.retention_plot import retention_picture
 from lorada.compare.report.score_picture import score_picture
 from lorada.compare.report.summarize_comparison import Summary, summarize
 from lorada.support.files import json_text, write_atomic
@@ -60,6 +61,7 @@ def page(summary: Summary) -> str:
         links=where_to_look(summary),
         score_picture=score_picture(summary),
         cost_picture=cost_picture(summary),
+        retention_picture=retention_picture(summary),
         tables=tables(summary),
         scored=summary.scored,
         shows_texts=rows.have_texts,

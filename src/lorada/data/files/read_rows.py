@@ -50,6 +50,7 @@ class RowsSetting(NamedTuple):
 DATA = RowsSetting("data", "pass --data FILE")
 EVAL_DATA = RowsSetting("eval_data", "pass eval_data=FILE")
 HELD_OUT = RowsSetting("--held-out", "pass --held-out FILE")
+KEEP = RowsSetting("--keep", "pass --keep FILE")
 OF_RUN = RowsSetting("eval_data of the run", "put it back, or pass --data FILE")
 SHARED = RowsSetting("data of the run, of which it holds out a share",
                      "put it back, or pass other rows with --data FILE")  # fmt: skip

@@ -53,7 +53,7 @@ def load_rows(
         # A head and a model that writes cannot take each other's rows; two that write may.
         if form != trained and (form in HEADED or trained in HEADED):
             raise ValueError(f"{path} has {form} rows; this run has learned {trained} rows")
-        rows, form = _as_learned(rows, form, trained, path)
+        rows, form = as_learned(rows, form, trained, path)
     classes = _classes_of(rows, form, path)
     if labels:
         _refuse_new_classes(classes, labels, path)
@@ -96,7 +96,7 @@ def rows_to_answer(
     if form == "text":  # a model that writes continues a text, as a prompt
         rows = [{"prompt": row["text"], "response": ""} for row in rows]
         form = "prompt"
-    rows, form = _as_learned(rows, form, learned, path)
+    rows, form = as_learned(rows, form, learned, path)
     return Rows(rows, form, labels, path, TASKS[JSONL].protocols[form])
 
 
@@ -110,7 +110,7 @@ def _refuse_single_texts(rows: list[Row], path: str) -> None:
             )
 
 
-def _as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
+def as_learned(rows: list[Row], form: Form, learned: Form, path: str) -> tuple[list[Row], Form]:
     """Make chats of prompts, if a run has ``learned`` chats; other rows stay, with a warning.
 
     ``form`` is that of the rows.

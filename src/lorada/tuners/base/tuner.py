@@ -87,7 +87,7 @@ class LoradaTunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for name in self.adapter_layer_names:
             setattr(self, name, Entries())
         self.configs: dict[str, Any] = {}
-        self.scaling: dict[str, float] = {}  # factors on the terms while IST measures layers
+        self.scaling: dict[str, float] = {}  # factors on the terms while layers are scaled
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter: list[str] = []
