@@ -146,6 +146,7 @@ def _sum_of(name: str, methods: Sequence[Method]) -> Method:
         name=name,
         callbacks=tuple(callbacks),
         prepare=next((method.prepare for method in methods if method.prepare), None),
+        freeze=next((method.freeze for method in methods if method.freeze), None),
         arguments=arguments,
         formula="; ".join(method.formula for method in methods),
         paper=" ".join(papers),

@@ -107,7 +107,7 @@ RATES: dict[str, float] = {
     "psoft": 5e-4, "randlora": 3e-4, "supertuning": 1e-4, "unilora": 1e-4, "vera": 2e-2,
     "waveft": 3e-4,
     # PEFT's documentation
-    "c3a": 1e-1, "road": 1e-3, "vblora": 1e-3,
+    "loraplus": 5e-5, "lorafa": 7e-5, "c3a": 1e-1, "road": 1e-3, "vblora": 1e-3,
 }  # fmt: skip
 
 
