@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
+from lorada.methods.lookup import method_named
 from lorada.runs.folder import TEMPLATE_FILE, finished_run
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import RunResult, read_result
@@ -88,6 +89,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     accelerator that holds them in 4 bits has no room for them, and merging computes little.
     """
     recipe = finished_run(folder, trust_remote_code=trust_remote_code)
+    method_named(recipe.method)  # the package of a method may have to be imported, or be refused
     result = read_result(folder)
     if to_merge:
         recipe = _recipe_to_merge(recipe, folder)

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from lorada.methods.check_overrides import part_overrides, settings_of
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
-from lorada.methods.lookup import joined_sources, method_named
+from lorada.methods.lookup import allow_methods, joined_sources, method_named
 from lorada.methods.matrix_names import (
     ANY_LAYER,
     NAMING,
@@ -97,6 +97,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
             has a setting of that name.
     """
+    allow_methods([name])  # the program that calls this names it
     parts = method_named(name).part_names
     if overrides and not parts:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
+from lorada.methods.peft_method import method_of_part
 from lorada.methods.provenance import NOT_FROM_THE_PAPER, Printed
 from lorada.support.tuner_names import TUNERS
 
@@ -80,7 +81,10 @@ def peft_configs() -> "dict[str, type[PeftConfig]]":
 
 def part_class(part: str) -> Any:
     """The config class of a part, given the part's name in PARTS or PEFT's name of a tuner."""
-    return load(PARTS[part]) if part in PARTS else peft_configs()[part]
+    if part in PARTS:
+        return load(PARTS[part])
+    outside = method_of_part(part)
+    return peft_configs()[part] if outside is None else outside.config
 
 
 def part_config(part: str, settings: Settings) -> Any:

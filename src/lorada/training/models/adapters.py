@@ -35,7 +35,7 @@ from lorada.training.models.loading import (
     stretched,
 )
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.base.part_config import known_types
+from lorada.tuners.base.part_config import UNKNOWN_REMEDY, is_known
 from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, attach, backbone_of
 from lorada.tuners.stack.nested_layers import keys_of_others
 from lorada.tuners.stack.stack_config import as_stack
@@ -278,8 +278,10 @@ def adapter_config(folder: Path) -> LoradaConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in known_types():
-        raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
+    if not is_known(kind):
+        raise ValueError(
+            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows; {UNKNOWN_REMEDY}"
+        )
     with reading("the adapter", str(folder), UNFIT):
         return as_stack(folder)
 
