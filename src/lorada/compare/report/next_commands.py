@@ -35,7 +35,7 @@ def commands_of(folder: Path, best: CandidateResult, *, trusted: bool = True) ->
         words["serve"] = ["serve", run_folder, *allowed]
     if not trains_base(run_folder):  # which has no adapter to look into
         words["explore"] = ["explore", run_folder, "--text", "TEXT", *allowed]
-    packages = [] if recipe is None else package_options(recipe.method)
+    packages = package_options(run.result.method)
     return {purpose: as_typed("lorada", *packages, *command) for purpose, command in words.items()}
 
 
