@@ -48,6 +48,8 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from lorada import METHODS
 from lorada.methods.callbacks.ist import ISTCallback
+from lorada.methods.lookup import method_named
+from lorada.methods.provenance import NOT_FROM_THE_PAPER
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "costs.json", HERE.parent / "docs" / "methods.md"
@@ -106,8 +108,9 @@ def is_measured(name: str) -> bool:
         plan = benchmark_plan(name, LlamaConfig())
     except ValueError:
         return False  # LLaMA has no form of it, as of BitFit
-    method = METHODS[name]
-    return bool(method.trainable or "llama" in method.parts or describe_reference(plan))
+    method = method_named(name)
+    of_paper = "llama" in method.parts and NOT_FROM_THE_PAPER not in method.source_of("llama")
+    return bool(method.trainable or of_paper or describe_reference(plan))
 
 
 def both_setups(

@@ -27,6 +27,7 @@ MAY_NOT_IMPORT = {
     "tuners": "decision runs data",
     "methods": "decision functional runs data",
     "training": "decision functional",
+    "testing": "decision functional runs data training",
     "inference": "decision functional",
     "explore": "decision",
     "compare": "functional attention explore",

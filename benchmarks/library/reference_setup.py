@@ -43,6 +43,8 @@ from lorada.methods.galore import galore
 
 def describe_reference(plan: Plan) -> str | None:
     """Say in words what the reference of a method is; None if it has none."""
+    if plan.rate_ratio is not None:
+        return None  # PEFT's optimizer for it gives other parameters the rate of B too
     parts = parts_of(plan)
     words: list[str] = []
     changed: list[str] = []  # kinds of modules; two parts cannot both be written into one kind

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorada.decision.decide import decide
     from lorada.explore.explanation import explain
     from lorada.methods.build import build_method
+    from lorada.methods.peft_method import PeftMethod
     from lorada.methods.table import METHODS
     from lorada.training.callbacks import RelativeNorm
     from lorada.tuners import *  # noqa: F403
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "TASKS",
+    "PeftMethod",
     "RelativeNorm",
     "__version__",
     "as_stack",
@@ -48,6 +50,7 @@ _LAZY = {
     "TASKS": "lorada.data.tasks",
     "as_stack": "lorada.tuners.stack.stack_config",
     "bake": "lorada.tuners.lmam",
+    "PeftMethod": "lorada.methods.peft_method",
     "build_method": "lorada.methods.build",
     "decide": "lorada.decision.decide",
     "explain": "lorada.explore.explanation",
@@ -56,8 +59,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return import_module("lorada.functional")
+    if name in ("functional", "testing"):
+        return import_module(f"lorada.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'lorada' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LAZY[name]), name)

@@ -129,7 +129,10 @@ def placed(name: str, model: str, batch: dict[str, Tensor]) -> tuple[nn.Module |
     if plan.prepare is not None:
         config = plan.prepare(base, [with_labels(model, batch)])
     config.task_type = None
-    return get_peft_model(base, config).eval(), plan
+    model = get_peft_model(base, config).eval()
+    if plan.freeze is not None:
+        plan.freeze(model)
+    return model, plan
 
 
 def with_labels(model: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,8 +26,8 @@ SAVES_WHOLE = "lora.modules_to_save=[norm]"
 # Run → model, method, rows, and settings of its own.
 RUNS = {
     **{name: ("llama", name, "rows", []) for name in (
-        "lora", "dora", "ist", "shira", "longlora", "adalora", "ia3", "vera", "oft", "ln_tuning",
-        "lily", "vblora", "randlora",
+        "lora", "dora", "loraplus", "lorafa", "ist", "shira", "longlora", "adalora", "ia3", "vera",
+        "oft", "ln_tuning", "lily", "vblora", "randlora",
     )},
     "whole_norm": ("llama", "lora", "rows", [SAVES_WHOLE]),
     "head": ("bert", "lora", "classes", []),
@@ -37,7 +37,7 @@ RUNS = {
     "seq2seq_head": ("bart", "ia3", "classes", []),
 }  # fmt: skip
 AUTO = {"rows": "CausalLM", "classes": "SequenceClassification", "seq2seq": "Seq2SeqLM"}
-PEFT_TYPES = {"dora": "LORA", "ist": "LORA", "longlora": "LORA"}
+PEFT_TYPES = dict.fromkeys(("dora", "loraplus", "lorafa", "ist", "longlora"), "LORA")
 
 
 def inputs(name):
@@ -75,7 +75,9 @@ def test_every_such_method_of_ours_is_here():
     ones = {name for name, method in METHODS.items() if len(method_named(name).part_names) == 1}
     own = {*TUNERS, "pa_attn", "parallel_ffn"}
     plain = {name for name in ones if not own & set(method_named(name).part_names)}
-    assert plain == {"lora", "dora", "ist", "shira", "longlora", "adalora"}
+    assert plain == {
+        "lora", "dora", "loraplus", "lorafa", "ist", "shira", "longlora", "adalora",
+    }  # fmt: skip
     assert plain < RUNS.keys()
 
 

@@ -165,6 +165,8 @@ def expected_size(name: str, model: str, config) -> int:
     # What is asked for says the size, but for the ranks of LaMDA, which the spectra decide.
     parts = [had if isinstance(had, LamdaConfig) else part
              for part, had in zip(asked, config.parts, strict=True)]  # fmt: skip
+    if METHODS[name].freeze:  # of LoRA-FA only B trains
+        return sum(part.r * out for part in parts for _, out in widths(part, model).values())
     return sum(SIZES_OF[type(part)](part, model) for part in parts)
 
 

@@ -35,6 +35,7 @@ WRITES = {
     "guides/trl": "out/adapter/adapter_model.safetensors",
     "guides/several": "runs/taker/adapter/adapter_model.safetensors",
     "guides/share": "runs/shared/adapter/README.md",
+    "guides/your-method": "my-model/config.json",
     "compare": "comparison/report.html",
     "decide": "scores.csv",
     "cluster": None,
@@ -97,6 +98,12 @@ for line in sys.stdin:
 """
 
 
+# A block of Python that begins with the name of a file is that file.
+FILE = re.compile(r"# (\w+\.py)\n")
+# Pages whose commands import a package of their own, each command in a process of its own.
+ISOLATED = ("guides/your-method",)
+
+
 class Blocks:
     """Runs the Python of a page in one process, block by block."""
 
@@ -133,12 +140,16 @@ def test_the_code_of_a_guide_runs(name, tmp_path, monkeypatch):
             continue  # needs a network or another machine
         if server is not None:
             block = block.replace("localhost:8000", f"localhost:{server.port}")
-        if language == "python":
+        if language == "python" and (file := FILE.match(block)):
+            (tmp_path / file[1]).write_text(block)
+        elif language == "python":
             blocks.run(block)
         elif block.startswith("lorada serve"):
             server = Process(*block.split()[2:], folder=tmp_path)
         elif block.startswith("curl"):
             assert printed("bash", "-ec", block).count('"adder"') == 2
+        elif name in ISOLATED:
+            printed("bash", "-ec", block.replace("lorada ", f"{sys.executable} -m lorada.cli "))
         else:
             for words in typed(block):
                 monkeypatch.setattr(sys, "argv", words)

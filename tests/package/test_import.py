@@ -50,8 +50,8 @@ def test_a_misspelt_name_is_answered_with_the_name():
 def test_the_public_names_are_these():
     names = {
         "BottleneckConfig", "RelativeNorm", "LamdaConfig", "LmamConfig", "LoradaConfig",
-        "METHODS", "OmoeConfig", "PrefixConfig", "QuantaConfig", "SoraConfig", "TASKS",
-        "__version__", "as_stack", "bake", "build_method", "decide", "explain",
+        "METHODS", "OmoeConfig", "PeftMethod", "PrefixConfig", "QuantaConfig", "SoraConfig",
+        "TASKS", "__version__", "as_stack", "bake", "build_method", "decide", "explain",
         "functional", "merge_weights",
     }  # fmt: skip
     assert names <= set(lorada.__all__)

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ from lorada.cli import (  # noqa: F401
 )
 from lorada.cli.shared import app, errors
 from lorada.support.error_messages import out_of_memory, out_of_memory_line
+from lorada.support.outside_packages import allow_packages
 from lorada.support.processes import (
     OtherProcessError,
     is_main_process,
@@ -55,9 +57,20 @@ Version = Annotated[
 ]
 
 
+Packages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--package",
+        help="a package of your own whose code may run, for the methods and tuners in it; "
+        "repeated for several",
+    ),
+]
+
+
 @app.callback()
-def _options(version: Version = False) -> None:
+def _options(version: Version = False, package: Packages = None) -> None:
     """Fine-tune a model by any method of PEFT or of the LoRaDA paper, and compare methods."""
+    allow_packages(package or [])
 
 
 def main() -> None:
@@ -70,7 +83,7 @@ def main() -> None:
     if level == logging.WARNING:
         logging.getLogger("lorada").setLevel(logging.INFO)  # what rows were read, for one
     try:
-        command = sys.argv[1] if len(sys.argv) > 1 else None
+        command = _command_in(sys.argv[1:])
         if command is not None and command not in MULTI_PROCESS:
             refuse_several(f"lorada {command}")
         # typer returns the code of an Exit or of Ctrl-C instead of raising it, else what a command
@@ -88,6 +101,14 @@ def main() -> None:
         if message:
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _command_in(words: Sequence[str]) -> str | None:
+    """The command among the words of a command line; None if there is none."""
+    for word, before in zip(words, ["", *words], strict=False):
+        if before != "--package" and not word.startswith("--package"):
+            return word
+    return None
 
 
 def _silence_others() -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lorada.cli import options as opt
 from lorada.cli.shared import app, console, importing, print_json, say, suggest
+from lorada.support.outside_packages import installed_methods
 
 # A method's settings are by families of models. These stand for all models of a kind; others go by
 # their own name.
@@ -25,9 +26,11 @@ def methods(
     as_json: opt.Json = False,
 ) -> None:
     """List the methods, or show the formula, paper and settings of one."""
-    from lorada.methods.lookup import describe
+    from lorada.methods.lookup import allow_methods, describe
     from lorada.methods.table import METHODS
 
+    if name is not None:
+        allow_methods([name])
     names = [name] if name else list(METHODS)
     if peft:
         from lorada.methods.lookup import peft_names
@@ -52,6 +55,8 @@ def methods(
             "NAME+lmam; different parts also as a sum, such as lora+quanta; PEFT's tuners too, "
             "such as ia3, vera and oft: lorada methods --peft"
         )
+        if installed_methods():
+            console.print(f"Of other packages: {', '.join(sorted(installed_methods()))}")
         suggest("methods", "lorada_la")
 
 

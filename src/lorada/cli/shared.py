@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lorada.support.error_messages import needs_extra
 from lorada.support.files import as_typed, json_text
+from lorada.support.outside_packages import allowed_packages
 from lorada.support.progress import plain_console
 
 # lorada.cli.main prints errors as one line, so typer's tracebacks in frames are off.
@@ -64,7 +65,10 @@ def note(text: str) -> None:
 
 def suggest(*words: object, on: Console = console) -> None:
     """Print the lorada command to try next; words in capitals are for the user to fill in."""
-    suggest_line(as_typed("lorada", *words), on)
+    packages: list[str] = []  # whose code the next command needs too
+    for package in allowed_packages():
+        packages += ["--package", package]
+    suggest_line(as_typed("lorada", *packages, *words), on)
 
 
 def suggest_line(command: str, on: Console = console) -> None:

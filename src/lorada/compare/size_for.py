@@ -13,7 +13,7 @@ from lorada.methods.build import choose_settings, settings_for
 from lorada.methods.fit_to_model import ModelShape
 from lorada.methods.lookup import method_named
 from lorada.methods.method import Settings, part_class
-from lorada.methods.sizes_and_rates import BOUNDS, FEWER_WHEN_LARGER, SIZES
+from lorada.methods.sizes_and_rates import BOUNDS, FEWER_WHEN_LARGER, size_settings
 from lorada.runs.recipe import Recipe
 from lorada.training.models.loading import load_config
 from lorada.training.parameter_counts import counts_of
@@ -258,7 +258,7 @@ def _growing_part(
     name: str, own_settings: Settings, recipe: Recipe, model_shape: ModelShape
 ) -> GrowingPart | None:
     """A part and its sizes; None if it has no size, or the recipe sets it."""
-    keys = SIZES.get(name, ())
+    keys = size_settings(name)
     bound = BOUNDS.get(name)
     if own_settings.get("ablation") == "full_rank":  # a map without a rank grows by its length
         keys = ("length",)

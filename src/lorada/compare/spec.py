@@ -12,7 +12,7 @@ from lorada.compare.stored_plan import damaged
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.scoring.row_metrics import refuse_unnamed
 from lorada.methods.check_overrides import checked, owner_of, refuse_unknown
-from lorada.methods.lookup import method_named
+from lorada.methods.lookup import allow_methods, method_named, split_settings
 from lorada.methods.method import Settings
 from lorada.methods.sizes_and_rates import RATE_RANGE
 from lorada.runs.folder import differences, refuse_both, refuse_file
@@ -61,7 +61,7 @@ REGEXES = ("target_modules", "exclude_modules", "feedforward_modules", "layers_p
 
 def choices_of(text: str) -> list[str]:
     """Each setting of ``lora:r=4|8`` to choose from: ``lora:r=4`` and ``lora:r=8``."""
-    name, *settings = text.split(BEFORE)
+    name, settings = split_settings(text)
     alternatives: list[list[str]] = []  # of each setting
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -86,7 +86,7 @@ def parts_of(text: str) -> MethodSettings:
 
     A setting that is unknown, given twice, or of no value that it may have is refused.
     """
-    name, *settings = text.split(BEFORE)
+    name, settings = split_settings(text)
     part_names = method_named(name).part_names
     parts: dict[str, Settings] = {}
     for setting in settings:
@@ -258,6 +258,7 @@ def comparison_of(recipe: Recipe, options: dict[str, Any]) -> Comparison:
             del shared[name]
     _refuse_chosen(shared)
 
+    allow_methods(options.get("methods") or [])  # the user has named them
     options = {name: value for name, value in options.items() if value is not None}
     for field in FILE_FIELDS:
         if options.get(field):
@@ -326,6 +327,7 @@ def resumed_comparison(
     ``now`` is the recipe of what is ``asked_again``; ``options`` has fields of ``Comparison``, None
     among them is not given. The same rows may lie in another folder by now.
     """
+    allow_methods(options.get("methods") or [])
     saved.check()
     _refuse_other_options(saved, options)
     now = now.with_absolute_paths()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lorada.data.task import Protocol
 from lorada.data.tasks import TASKS
 from lorada.data.tokenize import fit_context
+from lorada.methods.lookup import method_named
 from lorada.runs.folder import TEMPLATE_FILE, finished_run
 from lorada.runs.recipe import JSONL, Recipe
 from lorada.runs.result import RunResult, read_result
@@ -90,6 +91,7 @@ def load_run(folder: Path, *, trust_remote_code: bool = False, to_merge: bool = 
     A run that is not finished, and an adapter whose pooling is not the recipe's, are refused.
     """
     recipe = finished_run(folder, trust_remote_code=trust_remote_code)
+    method_named(recipe.method)  # the package of a method may have to be imported, or be refused
     result = read_result(folder)
     if to_merge:
         recipe = _recipe_to_merge(recipe, folder)

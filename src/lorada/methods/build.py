@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from lorada.methods.check_overrides import part_overrides, settings_of
 from lorada.methods.fit_to_model import fit_defaults, refuse_undefined
-from lorada.methods.lookup import joined_sources, method_named
+from lorada.methods.lookup import allow_methods, joined_sources, method_named
 from lorada.methods.matrix_names import (
     ANY_LAYER,
     NAMING,
@@ -30,7 +30,15 @@ from lorada.methods.matrix_names import (
     translate_names,
 )
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import Family, Method, Settings, load, part_class
+from lorada.methods.method import (
+    RATE_RATIO,
+    Family,
+    Method,
+    Settings,
+    load,
+    part_class,
+    part_config,
+)
 from lorada.methods.provenance import NOT_FROM_THE_PAPER, NOT_STATED, OF_ALL_OTHERS
 from lorada.support.models import MODELS
 from lorada.tuners import LoradaConfig
@@ -59,7 +67,9 @@ class Plan:
         trainable: regex of the names of parameters that train, for a method without an adapter.
         with_head: regex of further parameters that train but, like the task head, do not count.
         prepare: completes the config; called with model and batches.
+        freeze: freezes parameters of the adapter, once it is placed; called with the model.
         optimizer: makes the method's own optimizer.
+        rate_ratio: how many times the learning rate LoRA's B trains at; None for the same rate.
         arguments: TrainingArguments that the method changes.
         settings_from: where the settings come from; has the words "not from the paper" where they
             are not.
@@ -70,7 +80,9 @@ class Plan:
     trainable: str | None = None
     with_head: str | None = None
     prepare: Callable[[nn.Module, Any], PeftConfig] | None = None
+    freeze: Callable[[nn.Module], None] | None = None
     optimizer: Callable[[nn.Module, TrainingArguments], Optimizer] | None = None
+    rate_ratio: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     settings_from: str = ""
 
@@ -85,6 +97,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
             has a setting of that name.
     """
+    allow_methods([name])  # the program that calls this names it
     parts = method_named(name).part_names
     if overrides and not parts:
         raise ValueError(f"method {name} has no settings, but got {', '.join(overrides)}")
@@ -95,9 +108,11 @@ def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) ->
     """``build_method`` with settings by part that were checked when a recipe was read."""
     method = method_named(name)
     refuse_undefined(method, model_config)
-    config, settings_from = None, method.source
+    config, settings_from, rate_ratio = None, method.source, None
     if method.trainable is None:
-        config, settings_from = _adapter_config(method, model_config, stated)
+        settings, settings_from = _adapter_settings(method, model_config, stated)
+        config = _adapter_config(settings, model_config)
+        rate_ratio = settings.get("lora", {}).get(RATE_RATIO)
     prepare = None
     if method.prepare is not None:
         prepare = partial(load(method.prepare), config=config)
@@ -107,16 +122,18 @@ def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) ->
         trainable=method.trainable,
         with_head=method.with_head,
         prepare=prepare,
+        freeze=None if method.freeze is None else load(method.freeze),
         optimizer=None if method.optimizer is None else load(method.optimizer),
+        rate_ratio=rate_ratio,
         arguments=dict(method.arguments),
         settings_from=settings_from,
     )
 
 
-def _adapter_config(
+def _adapter_settings(
     method: Method, model_config: Any, stated: Mapping[str, Settings]
-) -> tuple[LoradaConfig, str]:
-    """The config of a method's adapter, and where its settings come from, in words."""
+) -> tuple[dict[str, Settings], str]:
+    """The settings of a method's parts, and where they come from, in words."""
     method_settings = choose_settings(method, model_config)
     settings = settings_for(method_settings, stated, model_config)
     fitted = fit_defaults(settings, stated, model_config)
@@ -125,12 +142,15 @@ def _adapter_config(
         logger.warning(sentence)
     # The differences are those of the settings that were meant; what did not fit follows them.
     source = _source_with_differences(method_settings, settings, stated)
-    settings_from = "; ".join([source, *sentences])
-    parts = [part_class(part)(**values) for part, values in fitted.parts.items()]
-    config = LoradaConfig(parts=parts)
+    return fitted.parts, "; ".join([source, *sentences])
+
+
+def _adapter_config(settings: Mapping[str, Settings], model_config: Any) -> LoradaConfig:
+    """The config of an adapter with these settings of its parts."""
+    config = LoradaConfig(parts=[part_config(part, values) for part, values in settings.items()])
     if model_config.model_type not in NO_TASK_TYPE:
         config.task_type = TASK_TYPES[family_of(model_config)]
-    return config, settings_from
+    return config
 
 
 @dataclass(frozen=True)

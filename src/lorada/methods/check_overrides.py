@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from lorada.methods.method import PARTS, Settings, part_class
+from lorada.methods.method import PARTS, TRAINING_SETTINGS, Settings, part_class
 from lorada.support.error_messages import unknown_name
 
 TRAINING = "training"
@@ -65,7 +65,7 @@ def settings_of(section: str) -> dict[str, Any]:
     for field in dataclasses.fields(owner):
         if field.init and field.name not in fixed:
             settings[field.name] = types.get(field.name, Any)
-    return settings
+    return settings | TRAINING_SETTINGS.get(section, {})
 
 
 @cache
@@ -88,6 +88,7 @@ def names_of(section: str) -> frozenset[str]:
             continue  # a class of another package, such as PeftConfig, whose fields are fixed
         names |= _fields_declared_in(definition)
         waiting += map(ast.unparse, definition.bases)
+    names |= TRAINING_SETTINGS.get(section, {}).keys()
     return frozenset(names - FIXED_ARGUMENTS - FIXED_FIELDS)
 
 

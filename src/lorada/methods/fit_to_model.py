@@ -20,7 +20,14 @@ from lorada.attention.call import head_count
 from lorada.attention.interface import dispatches, self_attentions
 from lorada.methods.matrix_names import SCHEMES
 from lorada.methods.meta_model import meta_model
-from lorada.methods.method import EVERYTHING, SHIFTED_ATTENTION, Method, Settings, part_class
+from lorada.methods.method import (
+    EVERYTHING,
+    SHIFTED_ATTENTION,
+    Method,
+    Settings,
+    part_class,
+    part_config,
+)
 from lorada.methods.sizes_and_rates import FITTED, Bound
 from lorada.tuners.base.linears import linears, within_layer
 
@@ -85,7 +92,7 @@ class ModelShape:
 
     def targets(self, part: str, settings: Settings) -> dict[str, nn.Module]:
         """The linear layers that a part is placed on, by name; all in layers if PEFT chooses."""
-        config = part_class(part)(**settings)
+        config = part_config(part, settings)
         targets = {}
         for name, linear in linears(self.module).items():
             # A config without targets is placed as its tuner chooses, always within the layers.

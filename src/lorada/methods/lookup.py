@@ -4,7 +4,7 @@ The names of METHODS need neither torch nor PEFT.
 """
 
 import runpy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
@@ -21,9 +21,17 @@ from lorada.methods.method import (
     Unpublished,
     peft_configs,
 )
+from lorada.methods.peft_method import PeftMethod, load_peft_method, remember
 from lorada.methods.provenance import MAP_DEFAULTS, PRINTED, SOURCES
 from lorada.methods.table import METHODS, QUERY_VALUE, UNPUBLISHED
 from lorada.support.error_messages import unknown_name
+from lorada.support.outside_packages import (
+    OBJECT,
+    OUTSIDE,
+    allow_packages,
+    installed_methods,
+    is_outside,
+)
 
 OUTSIDE_LAYERS = "PEFT does not place it in the model's layers"
 NEEDS_TOKENS = "it trains the tokens that its config names, so it has no defaults"
@@ -92,6 +100,24 @@ def peft_method(name: str) -> Method:
     )
 
 
+def as_method(method: PeftMethod, name: str) -> Method:
+    """The method of a tuner of another package, by its name here; its part is known from now on."""
+    remember(method, name)
+    settings = dict(method.settings)
+    if "target_modules" in method.config.__dataclass_fields__:
+        settings.setdefault("target_modules", QUERY_VALUE["llama"])
+    package = method.config.__module__.partition(".")[0]
+    parts = {family: {method.part: settings} for family in EVERY_FAMILY}
+    return Method(
+        method.summary or f"{method.config.__name__} of {package}",
+        name=name,
+        formula=method.formula,
+        paper=method.paper,
+        source=f"the package {package}",
+        unpublished=Unpublished(f"the settings of the package {package}", parts, "llama"),
+    )
+
+
 SUM = "+"  # between the names of several methods whose parts make one adapter
 
 
@@ -100,7 +126,8 @@ def method_named(name: str) -> Method:
     """Look up a method, and add its settings that are not from the paper.
 
     ``name`` is a key of ``METHODS``; the lower-case name of a tuner of the installed PEFT, such as
-    ``ia3``; or several of these with ``+`` between, for one adapter with the parts of each in this
+    ``ia3``; that of a method of another package, such as ``package:object``; or several of these
+    with ``+`` between, for one adapter with the parts of each in this
     order, but for a map at the end (``lora+lmam``), which comes first.
     """
     names = name.split(SUM)
@@ -126,8 +153,39 @@ def _single_method(name: str) -> Method:
         )
     if name in peft_types():
         return peft_method(name)  # imports PEFT, which other names do not need
+    if is_outside(name) and not _is_own(name.partition(OBJECT)[0]):
+        return as_method(load_peft_method(name), name)
     similar_names = get_close_matches(name, METHODS, cutoff=0.6)
-    raise unknown_name("method", name, similar_names or {*METHODS, *peft_types()})
+    known_names = {*METHODS, *peft_types(), *installed_methods()}
+    raise unknown_name("method", name, similar_names or known_names)
+
+
+def split_settings(text: str) -> tuple[str, list[str]]:
+    """The name of a method, and the settings behind it: ``gated:gate:temp=1`` has one.
+
+    Both have colons, and what belongs to the name has no ``=``.
+    """
+    name, *rest = text.split(OBJECT)
+    # Behind a method of ours or of PEFT there are settings only, so ``lmam:rank`` is a mistake.
+    while rest and "=" not in rest[0] and not _is_own(name.rpartition(SUM)[2]):
+        name = f"{name}{OBJECT}{rest.pop(0)}"
+    return name, rest
+
+
+def allow_methods(names: Iterable[str]) -> None:
+    """Let the packages of methods be imported that the user has named, of sums too.
+
+    ``names`` may have settings behind them.
+    """
+    for text in names:
+        for summand in split_settings(text)[0].split(SUM):
+            if OUTSIDE.fullmatch(summand):
+                allow_packages([summand.partition(OBJECT)[0].partition(".")[0]])
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name is that of a method of ours or of PEFT, and of no other package."""
+    return name in METHODS or name in peft_types()
 
 
 def _sum_of(name: str, methods: Sequence[Method]) -> Method:
@@ -146,6 +204,7 @@ def _sum_of(name: str, methods: Sequence[Method]) -> Method:
         name=name,
         callbacks=tuple(callbacks),
         prepare=next((method.prepare for method in methods if method.prepare), None),
+        freeze=next((method.freeze for method in methods if method.freeze), None),
         arguments=arguments,
         formula="; ".join(method.formula for method in methods),
         paper=" ".join(papers),

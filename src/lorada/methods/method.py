@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+from pydantic import BeforeValidator, Field
+
+from lorada.methods.peft_method import method_of_part
 from lorada.methods.provenance import NOT_FROM_THE_PAPER, Printed
 from lorada.support.tuner_names import TUNERS
 
@@ -42,6 +45,26 @@ PARTS: dict[str, str] = {
     "adalora": "peft:AdaLoraConfig",
 }
 
+RATE_RATIO = "loraplus_lr_ratio"  # LoRA+: how many times A's learning rate B trains at
+
+
+def _refuse_bool(value: Any) -> Any:
+    """Refuse true and false, which pydantic would take for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("it must be a number")
+    return value
+
+
+# Settings of a part that say how it trains, each with its type. The part's config has no such
+# field, so an adapter is saved as PEFT alone would save it.
+TRAINING_SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {
+        RATE_RATIO: Annotated[
+            float | None, BeforeValidator(_refuse_bool), Field(gt=0, allow_inf_nan=False)
+        ]
+    }
+}
+
 
 @cache
 def peft_configs() -> "dict[str, type[PeftConfig]]":
@@ -58,7 +81,17 @@ def peft_configs() -> "dict[str, type[PeftConfig]]":
 
 def part_class(part: str) -> Any:
     """The config class of a part, given the part's name in PARTS or PEFT's name of a tuner."""
-    return load(PARTS[part]) if part in PARTS else peft_configs()[part]
+    if part in PARTS:
+        return load(PARTS[part])
+    outside = method_of_part(part)
+    return peft_configs()[part] if outside is None else outside.config
+
+
+def part_config(part: str, settings: Settings) -> Any:
+    """The config of a part with these settings, without those that only say how it trains."""
+    how_it_trains = TRAINING_SETTINGS.get(part, {})
+    fields = {name: value for name, value in settings.items() if name not in how_it_trains}
+    return part_class(part)(**fields)
 
 
 @dataclass(frozen=True)
@@ -89,6 +122,8 @@ class Method:
     # ``module:name`` of a function that completes the config with the help of the model and its
     # data: called with model, batches and ``config=``, it returns the config.
     prepare: str | None = None
+    # ``module:name`` of a function that freezes parameters of the adapter once it is placed.
+    freeze: str | None = None
     # ``module:name`` of a function that makes the method's own optimizer from model and
     # TrainingArguments.
     optimizer: str | None = None

@@ -51,6 +51,13 @@ SOURCES: dict[str, dict[str, str]] = {
         "deberta": _AS_ON_ROBERTA,
         "bart": "Table 10: its rank; α and dropout of He et al.",
     },
+    "loraplus": dict.fromkeys(
+        ("llama", "roberta", "deberta", "bart"),
+        _ours("as LoRA in Tables 4, 5 and 10, with the ratio that LoRA+'s authors advise"),
+    ),
+    "lorafa": dict.fromkeys(
+        ("llama", "roberta", "deberta", "bart"), _ours("as LoRA in Tables 4, 5 and 10")
+    ),
     "dora": {"llama": "Table 4: its rank 16; all else as in DoRA's scripts"},
     "adapter_ffn": {
         "llama": _ours(f"the adapter of LoRaDA-LA in {_TABLE_19}"),

@@ -2,6 +2,12 @@
 
 from typing import Literal
 
+from lorada.methods.peft_method import load_peft_method, method_of_part
+from lorada.methods.rate_range import DEFAULT_RATE, RATE_RANGE
+from lorada.support.outside_packages import is_outside
+
+__all__ = ["RATE_RANGE"]
+
 # Part → the setting that is its size, then settings that keep their ratio to it. A tuner of PEFT
 # has its lower-case name. A part with an empty entry has no size and stays as it is under a budget:
 # QuanTA's gates follow from the width of the matrices, and TinyLoRA's u from r² on adds no changes.
@@ -75,11 +81,6 @@ FITTED: dict[str, dict[str, Bound]] = {
     },
 }  # fmt: skip
 
-# The learning rate of a tuner of PEFT without an entry below: what `lorada train` takes by default.
-DEFAULT_RATE = 1e-3
-# The learning rates that may be given to a search.
-RATE_RANGE = (1e-5, 1e-1)
-
 # Method → its usual learning rate, under where it comes from.
 RATES: dict[str, float] = {
     # That of the head; maps have 0.4 times as much (docs/studies/map.md)
@@ -107,8 +108,17 @@ RATES: dict[str, float] = {
     "psoft": 5e-4, "randlora": 3e-4, "supertuning": 1e-4, "unilora": 1e-4, "vera": 2e-2,
     "waveft": 3e-4,
     # PEFT's documentation
-    "c3a": 1e-1, "road": 1e-3, "vblora": 1e-3,
+    "loraplus": 5e-5, "lorafa": 7e-5, "c3a": 1e-1, "road": 1e-3, "vblora": 1e-3,
 }  # fmt: skip
+
+
+def size_settings(part: str) -> tuple[str, ...]:
+    """The setting that is the size of a part, then those that keep their ratio to it.
+
+    Empty for a part without a size.
+    """
+    outside = method_of_part(part)
+    return SIZES.get(part, ()) if outside is None else outside.size_settings
 
 
 def default_rate(name: str) -> float:
@@ -119,4 +129,11 @@ def default_rate(name: str) -> float:
     if name in RATES:
         return RATES[name]
     summands = [summand for summand in name.split("+") if summand != "lmam"]
-    return min((RATES.get(summand, DEFAULT_RATE) for summand in summands), default=DEFAULT_RATE)
+    return min(map(_rate_of, summands), default=DEFAULT_RATE)
+
+
+def _rate_of(name: str) -> float:
+    """The learning rate of a method that is no sum."""
+    if name not in RATES and is_outside(name):
+        return load_peft_method(name).learning_rate
+    return RATES.get(name, DEFAULT_RATE)

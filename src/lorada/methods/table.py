@@ -1,4 +1,4 @@
-"""METHODS: the compared methods of the paper, as data.
+"""METHODS: the compared methods of the paper and two more variants of LoRA, as data.
 
 A method is a list of parts with their settings, for each kind of model. A combination (LoRaDA-A,
 LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the fields of an entry;
@@ -8,6 +8,7 @@ LoRaDA-LA, MAM, ``NAME+lmam``) is a longer list. ``method.Method`` documents the
 from lorada.methods.method import (
     EVERY_FAMILY,
     EVERYTHING,
+    RATE_RATIO,
     SHIFTED_ATTENTION,
     Method,
     PartsByModel,
@@ -46,6 +47,12 @@ QUERY_VALUE = {
     "deberta": ["query_proj", "value_proj"],
     "bart": ["q_proj", "v_proj"],
 }
+LORA: dict[str, Settings] = {
+    "llama": LLM_LORA,
+    "roberta": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]},
+    "deberta": {**ENCODER_LORA, "target_modules": QUERY_VALUE["deberta"]},
+    "bart": FFN_LORA,
+}
 
 
 def _lorada_la(targets: list[str], lora_rank: int, adapter_rank: int) -> dict[str, Settings]:
@@ -74,12 +81,7 @@ METHODS: dict[str, Method] = {
     ),
     "lora": Method(
         "LoRA: a low-rank change of the weights",
-        {
-            "llama": {"lora": LLM_LORA},
-            "roberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["roberta"]}},
-            "deberta": {"lora": {**ENCODER_LORA, "target_modules": QUERY_VALUE["deberta"]}},
-            "bart": {"lora": FFN_LORA},
-        },
+        {family: {"lora": settings} for family, settings in LORA.items()},
         formula="Wx + (α/r)·BAx",
         when="first, as it merges and every server takes it; none of ten was shown to be better",
         paper="https://arxiv.org/abs/2106.09685",
@@ -92,6 +94,20 @@ METHODS: dict[str, Method] = {
         formula="m ⊙ (W + (α/r)·BA)x / ‖W + (α/r)·BA‖, the norm by output row",
         when="where LoRA is not enough, and a step may take a third longer",
         paper="https://arxiv.org/abs/2402.09353",
+    ),
+    "loraplus": Method(
+        "LoRA+: LoRA whose B trains at a higher learning rate than A",
+        {family: {"lora": {**settings, RATE_RATIO: 16}} for family, settings in LORA.items()},
+        formula="Wx + (α/r)·BAx; A ← A − η·Adam(G_A), B ← B − λη·Adam(G_B), λ = loraplus_lr_ratio",
+        paper="https://arxiv.org/abs/2402.12354",
+    ),
+    "lorafa": Method(
+        "LoRA-FA: LoRA whose A stays as it is drawn, with a gradient of B that makes up for it",
+        {family: {"lora": settings} for family, settings in LORA.items()},
+        callbacks=("lorada.methods.lora_matrices:LoraFaCallback",),
+        freeze="lorada.methods.lora_matrices:freeze_a",
+        formula="Wx + (α/r)·BAx; A is frozen, B ← B − η·Adam(G_B (AAᵀ)⁻¹·(r/α)²)",
+        paper="https://arxiv.org/abs/2308.03303",
     ),
     "adapter_ffn": Method(
         "Adapter-FFN: a scaled bottleneck adapter parallel to the FFN",

@@ -16,7 +16,7 @@ from typing import Any
 
 from lorada.data.tasks import TASKS
 from lorada.methods.check_overrides import TRAINING, checked, owner_of, refuse_unknown
-from lorada.methods.lookup import method_named
+from lorada.methods.lookup import allow_methods, method_named
 from lorada.runs.earlier_run import followed
 from lorada.runs.recipe import (
     REMOTE,
@@ -101,6 +101,9 @@ def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any
         )
     fields = {key: value for key, value in last_values.items() if key in PLAIN_FIELDS}
     fields = followed(fields)  # with what the run of ``from_adapter`` was trained with
+    named_now = dict([*from_options.items(), *from_overrides]).get("method")
+    if named_now is not None:  # by the user, not by a file
+        allow_methods([str(named_now)])
     # Which settings there are depends on the method.
     method = method_named(str(fields.get("method", Recipe.model_fields["method"].default)))
     recipe = recipe_of(fields)

@@ -96,6 +96,7 @@ def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, base: PreTrai
     auto_class = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     arguments = _loading_arguments(config, base)
     code = f"from peft import {auto_class}\n\nmodel = {auto_class}.from_pretrained({arguments})"
+    code = "".join(f"import {name}  # registers its tuner\n" for name in _packages(config)) + code
     if config.plain is not None:  # an adapter as PEFT saves it, which needs no lorada
         how_it_loads = "PEFT loads it:"
         notes = ""
@@ -112,6 +113,12 @@ def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, base: PreTrai
         code=code,
         notes=notes,
     )
+
+
+def _packages(config: LoradaConfig) -> list[str]:
+    """The packages of other authors that register tuners of the parts."""
+    packages = {type(part).__module__.partition(".")[0] for part in config.parts}
+    return sorted(packages - {"peft", "lorada"})
 
 
 def _loading_arguments(config: LoradaConfig, base: PreTrainedConfig) -> str:

@@ -82,7 +82,10 @@ def _placed_on(base: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel
     for part in config.parts:
         if isinstance(part, ShiraConfig):
             part.mask_fn = None  # it would choose entries by weights, and there are none
-    return get_peft_model(base, config)
+    model = get_peft_model(base, config)
+    if plan.freeze is not None:
+        plan.freeze(model)
+    return model
 
 
 def _give_weights(base: PreTrainedModel, config: LoradaConfig) -> None:

@@ -35,6 +35,7 @@ from lorada.data.rows.training_rows import head_of
 from lorada.data.tokenize import encode_rows, fit_context
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import narrow_trained, widen_trained
+from lorada.methods.lora_matrices import give_b_its_rate
 from lorada.methods.method import EVERYTHING
 from lorada.runs.checkpoints import STATE_FILE
 from lorada.runs.recipe import Recipe
@@ -289,10 +290,12 @@ def _refuse_no_batch(args: TrainingArguments, rows: int) -> None:
 
 
 def _set_optimizer(trainer: RunTrainer, model: PeftModel | PreTrainedModel, plan: Plan) -> None:
-    """Give the Trainer the optimizer of the method, and the maps their own learning rate."""
+    """Give the Trainer the optimizer of the method, and maps and LoRA's B rates of their own."""
     with argument_errors():
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, trainer.args)
+        if plan.rate_ratio is not None:
+            give_b_its_rate(trainer.create_optimizer(), trainer.model, plan.rate_ratio)
         _give_maps_their_rate(trainer, model)
 
 

@@ -23,6 +23,7 @@ from ray import exceptions
 
 from lorada.compare.jobs.job import Job, Outcome, carry_out
 from lorada.runs import machine
+from lorada.support.outside_packages import allow_packages, allowed_packages
 from lorada.support.processes import GPU_SHARE
 
 CLIENT = "ray://"  # begins the address for a machine outside of the cluster
@@ -102,7 +103,9 @@ class RayPool:
         job = attempt.job
         job.folder.mkdir(parents=True, exist_ok=True)  # which its node must see
         named_task = self._task.options(name=job.name)
-        task = named_task.remote(job, versions(), os.getcwd(), self._share_of_gpu)
+        task = named_task.remote(
+            job, versions(), os.getcwd(), self._share_of_gpu, allowed_packages()
+        )
         self._running[task] = attempt
 
     def wait(self, seconds: float) -> Iterator[tuple[str, Outcome]]:
@@ -193,7 +196,11 @@ def _outcome_of(task: Any, attempt_number: int) -> Outcome | None:
 
 
 def on_node(
-    job: Job, command_versions: dict[str, str], directory: str, share_of_gpu: float
+    job: Job,
+    command_versions: dict[str, str],
+    directory: str,
+    share_of_gpu: float,
+    packages: Sequence[str] = (),
 ) -> NodeAnswer:
     """Do a job on this node, or say why none can run here; a task of Ray, in its own process.
 
@@ -202,6 +209,7 @@ def on_node(
         command_versions: those of the command that hands out the jobs.
         directory: where the command runs; paths of the job may be relative to it.
         share_of_gpu: how much of a GPU's memory the job may plan with.
+        packages: of other authors, which the command's user has named.
     """
     # A cluster that a script started in the background ignores interrupts, and so would the job.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -211,6 +219,7 @@ def on_node(
         return NodeAnswer(why_refused=reason)
     os.chdir(directory)
     os.environ[GPU_SHARE] = str(share_of_gpu)
+    allow_packages(packages)
     return NodeAnswer(outcome=carry_out(job))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from lorada.compare.read_results import CandidateResult
 from lorada.runs.folder import trains_base
 from lorada.support.files import as_typed
+from lorada.support.outside_packages import package_options
 from lorada.support.row_sources import HEADED
 
 
@@ -34,7 +35,8 @@ def commands_of(folder: Path, best: CandidateResult, *, trusted: bool = True) ->
         words["serve"] = ["serve", run_folder, *allowed]
     if not trains_base(run_folder):  # which has no adapter to look into
         words["explore"] = ["explore", run_folder, "--text", "TEXT", *allowed]
-    return {purpose: as_typed("lorada", *command) for purpose, command in words.items()}
+    packages = package_options(run.result.method)
+    return {purpose: as_typed("lorada", *packages, *command) for purpose, command in words.items()}
 
 
 def resume_command(folder: Path) -> str:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorada.methods.build import Plan
 from lorada.methods.head_modules import PEFT_NAMES, head_modules, in_head, select_trainable
 from lorada.methods.lookup import method_named
-from lorada.methods.method import part_class
+from lorada.methods.method import TRAINING_SETTINGS, part_class
 from lorada.runs.recipe import Recipe
 from lorada.support.models import short_name
 from lorada.support.task_head import TaskHead
@@ -35,7 +35,7 @@ from lorada.training.models.loading import (
     stretched,
 )
 from lorada.tuners import LoradaConfig, PrefixConfig
-from lorada.tuners.base.part_config import known_types
+from lorada.tuners.base.part_config import UNKNOWN_REMEDY, is_known
 from lorada.tuners.pooling import CHILD, PoolingConfig, PoolingLayer, attach, backbone_of
 from lorada.tuners.stack.nested_layers import keys_of_others
 from lorada.tuners.stack.stack_config import as_stack
@@ -123,6 +123,8 @@ def _refuse_unknown_tokens_when_met(
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
     """Place a method on a base model, ready to train."""
     model = _place(base, plan, recipe)
+    if plan.freeze is not None:
+        plan.freeze(model)
     if not recipe.train_head:
         if not base.head:
             raise ValueError("train_head=false: this task puts no head on a model: leave it out")
@@ -189,11 +191,13 @@ def config_to_start(
     old_kinds = {part.peft_type for part in old.parts}
     if pooling_part(old) is not None:
         refuse_other(pooling_part(old), recipe.pooling, folder)
-    for name in recipe.parts:
-        if any(isinstance(part, part_class(name)) for part in old.parts):
+    for name, settings in recipe.parts.items():
+        # How a part trains may change; what it is may not.
+        fixed = [key for key in settings if key not in TRAINING_SETTINGS.get(name, {})]
+        if fixed and any(isinstance(part, part_class(name)) for part in old.parts):
             raise ValueError(
                 f"{folder} brings its own {name} part as it was trained: leave out the settings "
-                f"{', '.join(f'{name}.{key}' for key in recipe.parts[name])}"
+                f"{', '.join(f'{name}.{key}' for key in fixed)}"
             )
     new_parts = [part for part in config.parts if part.peft_type not in old_kinds]
     old.parts = [*new_parts, *old.parts]
@@ -287,8 +291,10 @@ def adapter_config(folder: Path) -> LoradaConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     kind = data.get("peft_type") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in known_types():
-        raise ValueError(f"{path} has peft_type={kind!r}, which neither peft nor lorada knows")
+    if not is_known(kind):
+        raise ValueError(
+            f"{path} has peft_type={kind!r}, which neither peft nor lorada knows; {UNKNOWN_REMEDY}"
+        )
     with reading("the adapter", str(folder), UNFIT):
         return as_stack(folder)
 

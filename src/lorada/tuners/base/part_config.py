@@ -18,6 +18,7 @@ from peft.utils import CONFIG_NAME
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lorada.support.files import json_text, write_atomic
+from lorada.support.outside_packages import import_all_allowed
 from lorada.support.version import __version__
 
 # The names of all our parameters start with LoRA's prefix: when transformers itself loads a stack,
@@ -31,6 +32,11 @@ LIBRARY = "lorada: import it before loading"
 USAGE = (
     "install lorada, then `import lorada` before loading with peft; "
     "or start any program that loads it, such as lm_eval, with `lorada run`"
+)
+# What to do where a file names a type that has no tuner.
+UNKNOWN_REMEDY = (
+    "upgrade them, or name the package that registers it, as `lorada --package NAME …`, if you "
+    "trust it"
 )
 # A paragraph of every model card that lorada writes.
 LAUNCH = """\
@@ -82,6 +88,15 @@ def register(peft_type: str, config: type["LoradaPeftConfig"], tuner: type[BaseT
 def known_types() -> set[str]:
     """All PEFT types that have a tuner, PEFT's and ours, as written in adapter_config.json."""
     return {str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_TUNER_MAPPING}
+
+
+def is_known(kind: Any) -> bool:
+    """Whether a ``peft_type`` has a tuner; those of allowed packages are imported to find out."""
+    if not isinstance(kind, str):
+        return False
+    if kind not in known_types():
+        import_all_allowed()
+    return kind in known_types()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from lorada.support.error_messages import unknown_name
 from lorada.support.models import published_name
-from lorada.tuners.base.part_config import LoradaPeftConfig, known_types
+from lorada.tuners.base.part_config import UNKNOWN_REMEDY, LoradaPeftConfig, is_known
 from lorada.tuners.stack.trial_merge import is_mergeable
 
 # The types of PEFT's tuners that place parts in layers but cannot be in a stack, and why.
@@ -55,10 +55,15 @@ class LoradaConfig(LoradaPeftConfig):
         part = copy.copy(self.parts[0])
         if len(self.parts) > 1 or isinstance(part, LoradaPeftConfig):
             return None
-        modules_to_save = {*(self.modules_to_save or []), *(part.modules_to_save or [])}
+        modules_to_save = {*(self.modules_to_save or [])}
+        modules_to_save |= {*(getattr(part, "modules_to_save", None) or [])}
+        saves_modules = "modules_to_save" in part.__dataclass_fields__
+        if modules_to_save and not saves_modules:  # a config of another package: they would be lost
+            return None
         for name in KEPT:
             setattr(part, name, getattr(self, name))
-        part.modules_to_save = sorted(modules_to_save) or None
+        if saves_modules:
+            part.modules_to_save = sorted(modules_to_save) or None
         for name, value in vars(part).items():
             if isinstance(value, set):  # which has another order in each process
                 setattr(part, name, sorted(value))
@@ -134,10 +139,9 @@ def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
 def _refuse_unknown(part: dict[str, Any]) -> None:
     """Refuse the dictionary of a part of an unknown type, or with a misspelt setting."""
     kind = part["peft_type"]
-    if not isinstance(kind, str) or kind not in known_types():
+    if not is_known(kind):
         raise ValueError(
-            f"peft_type={kind!r} of a part is unknown to this peft and lorada; "
-            f"upgrade them, or leave the part out"
+            f"peft_type={kind!r} of a part is unknown to this peft and lorada; {UNKNOWN_REMEDY}"
         )
     if part.get("peft_version") is not None:
         return  # PEFT wrote it, and warns itself of the settings of a newer PEFT
