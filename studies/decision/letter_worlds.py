@@ -76,6 +76,9 @@ MIXED = (2, 3, 5, 10)
 WORLDS = {
     "2 methods": replace(BASE, methods=2),
     "2 methods, two seeds": replace(BASE, methods=2, seeds=(2,)),
+    "2 methods, two seeds, 100 rows": replace(BASE, methods=2, seeds=(2,), rows=100),
+    "2 methods, spreads differ": replace(BASE, methods=2, unlike=1.0),
+    "3, one erratic (6×)": replace(BASE, methods=3, erratic=6.0, run=1.0),
     "6": BASE,
     "6, two seeds": replace(BASE, seeds=(2,)),
     "6, 100 rows": replace(BASE, rows=100),

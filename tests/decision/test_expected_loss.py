@@ -6,6 +6,8 @@ from scipy import integrate, stats
 
 from lorada.decision.decide import decide
 from lorada.decision.expected_loss import DRAWS, VARIANCES, expected_losses, posterior
+from lorada.decision.run_variances import Common
+from lorada.decision.statistics import mean_score
 
 SAME = 1e-9  # relative; two ways to compute one number
 
@@ -73,6 +75,16 @@ def test_of_one_method_the_true_mean_is_as_far_from_the_measured_one_as_new_runs
     low, high = found.interval(0, 0.95)
     assert high - low == pytest.approx(4 * error, rel=0.15)
     assert found.best.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_where_no_score_is_pulled_an_interval_of_a_true_mean_is_students(seeds):
+    random = np.random.default_rng(7)
+    rows = random.normal(50, 20, 300)
+    methods = [rows + mean + random.normal(0, 2, (seeds, 1)) for mean in (-30.0, 30.0)]
+    low, high = posterior(methods).interval(1, 0.95)
+    student = mean_score(methods[1], Common.of(methods)).interval()
+    assert (low, high) == pytest.approx(student, abs=0.05 * (student[1] - student[0]))
 
 
 def test_the_luck_of_rows_stays_with_more_runs_and_that_of_runs_goes():

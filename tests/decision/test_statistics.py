@@ -58,6 +58,26 @@ def test_noise_counts_once_in_a_standard_error():
     assert mean_score(scores).error == pytest.approx(9 / 40, rel=0.15)  # twice: √2 times as much
 
 
+def test_students_quantile_is_the_mean_of_that_of_the_runs_and_that_of_the_rows():
+    random = np.random.default_rng(5)
+    rows = random.normal(70, 9, 50)
+    for deviation in (0.3, 1.0, 3.0):  # of runs that are moved by so much; rows cause 9 / √50
+        luck = np.array([-1.0, 1.0]) * deviation / 2**0.5
+        estimate = mean_score(rows + luck[:, None])
+        share = deviation**2 / 2 / estimate.error**2
+        expected = share * stats.t.isf(0.025, 1) + (1 - share) * stats.t.isf(0.025, 49)
+        assert stats.t.isf(0.025, estimate.freedom) == pytest.approx(expected, rel=1e-6)
+
+
+def test_runs_that_are_alike_by_luck_do_not_count_for_nothing_beside_rows():
+    random = np.random.default_rng(6)
+    wrong = 0
+    for _ in range(1000):
+        a, b = random.normal(70, 15, 200) + random.normal(0, 3, (2, 2, 1)) + np.zeros((2, 2, 200))
+        wrong += paired_p(a, b + random.normal(0, 15, 200), Common.of([a, b])) < ALPHA
+    assert wrong <= 60
+
+
 def test_rows_that_are_each_a_group_keep_their_scores():
     scores = np.random.default_rng(2).normal(50, 9, (2, 30))
     assert by_group(scores, range(100, 130)) == pytest.approx(scores, rel=SAME)

@@ -17,6 +17,12 @@ The true mean scores are uncertain in a normal model, fitted to the scores (empi
   others by as much as it is likely to be luck.
 - ``level`` may be anything, all values alike.
 
+An expected loss is a mean, and an interval is not. Student's t with few degrees of freedom is a
+mixture of normal distributions whose variances have a long tail; of two degrees their mean is
+infinite, and so would be what is lost. The draws, with the moderated value as their median, have a
+shorter tail. Intervals of true means need the whole of it: they are as much wider than the draws
+are as Student's interval of the measured mean (``statistics``) is wider than the drawn errors.
+
 The draws have a fixed seed, so that a report is the same each time.
 """
 
@@ -27,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorada.decision.run_variances import Common, Runs, Scores
+from lorada.decision.statistics import LEVEL, mean_score
 
 VARIANCES = 100  # draws of the variances between runs
 DRAWS = 40  # of true means, for each of these
@@ -43,10 +50,12 @@ class Posterior:
         means: draws × methods, in the unit of the scores.
         later: the mean scores that would be measured after more runs of each method, in a world
             with these true means: draws × methods, or of no draw.
+        widening: of each method, how many times as wide as the draws its interval is.
     """
 
     means: Scores
     later: Scores
+    widening: Scores
 
     @property
     def losses(self) -> Scores:
@@ -70,7 +79,10 @@ class Posterior:
 
     def interval(self, place: int, level: float) -> tuple[float, float]:
         """Between which values the true mean of a method is, with this probability."""
-        low, high = np.quantile(self.means[:, place], [(1 - level) / 2, (1 + level) / 2])
+        of_method = self.means[:, place]
+        middle = of_method.mean()
+        deviations = np.quantile(of_method, [(1 - level) / 2, (1 + level) / 2]) - middle
+        low, high = middle + self.widening[place] * deviations
         return float(low), float(high)
 
 
@@ -99,11 +111,13 @@ def posterior(
     random = np.random.default_rng(SEED)
     errors = _error_covariances(methods, by_seed, random)
     means = _draw_true_means(measured, errors.rows + errors.runs, random)
+    widening = _widening(methods, errors)
     if not more_runs:
-        return Posterior(means, later=means[:0])
+        return Posterior(means, means[:0], widening)
     luck = _draw_luck_of_runs(measured - means, errors, counts / more_runs, random)
     share_of_new_runs = more_runs / (counts + more_runs)
-    return Posterior(means, later=measured + share_of_new_runs * luck)
+    later = measured + share_of_new_runs * luck
+    return Posterior(means, later, widening)
 
 
 @dataclass(frozen=True)
@@ -284,6 +298,23 @@ def _error_covariances(
     correlation = _correlation_by_seed(methods, by_seed)
     runs: NDArray[np.float64] = deviations[:, :, None] * deviations[:, None, :] * correlation
     return _ErrorCovariances(rows=np.broadcast_to(rows, runs.shape), runs=runs)
+
+
+def _widening(methods: Sequence[Scores], errors: "_ErrorCovariances") -> Scores:
+    """How many times as wide Student's interval of each measured mean is as the drawn errors."""
+    from scipy.stats import norm
+
+    common = Common.of(methods)
+    quantiles = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
+    variances = np.maximum(np.diagonal(errors.rows + errors.runs, axis1=1, axis2=2), 0.0)
+    widening = np.ones(len(methods))
+    for place, scores in enumerate(methods):
+        low, high = mean_score(scores, common).interval(LEVEL)
+        drawn_errors = np.outer(np.sqrt(variances[:, place]), quantiles)
+        reach = np.quantile(drawn_errors, (1 + LEVEL) / 2)
+        if reach**2 > NOTHING:
+            widening[place] = max(1.0, (high - low) / 2 / reach)
+    return widening
 
 
 def _correlation_by_seed(

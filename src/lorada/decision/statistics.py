@@ -11,11 +11,15 @@ could have turned it round. Both are covered:
 - ``mean_score`` and ``difference`` have the standard error and degrees of freedom of this test, and
   Student's intervals.
 - ``paired_p`` is a t-test of the difference in means, paired by row. Its standard error adds the
-  variance between the runs of each method to the variance that the choice of rows causes; its
-  degrees of freedom are Welch's and Satterthwaite's, because the runs of one method may vary more
-  than those of the other. This is how readers and cases are treated where several doctors judge the
-  same images (Hillis, 2007, "A comparison of denominator degrees of freedom methods for multiple
-  observer ROC analysis"; here runs are the readers), with a variance of its own for each method.
+  variance between the runs of each method to the variance that the choice of rows causes. This is
+  how readers and cases are treated where several doctors judge the same images (Hillis, 2007, "A
+  comparison of denominator degrees of freedom methods for multiple observer ROC analysis"; here
+  runs are the readers), with a variance of its own for each method.
+- Degrees of freedom of the runs are Welch's and Satterthwaite's, because those of one method may
+  vary more than those of the other. The whole error has those by which Student's quantile is the
+  mean of two, that of the runs and that of the rows, weighted by the variances that they cause
+  (Cochran and Cox, 1950, "Experimental designs"). Satterthwaite's of the whole would be too many
+  where a few runs are alike by luck: their small variance then counts for little beside the rows.
 - Where several methods are compared, ``common`` moderates these variances: see ``run_variances``.
 
 Where no run differs from another of its method in any row, runs tell nothing, and the test is the
@@ -264,22 +268,48 @@ def _standard_error(runs: Sequence[Runs], over_rows: float, rows: int) -> tuple[
     # hold none of it, and the error is not below what each of the three alone would cause.
     whole = between + (over_rows - noise) / rows
     variance = max(whole, between, over_rows / rows, noise / rows)
-    # Degrees of freedom by Welch and Satterthwaite: the squared variance of the whole over the sum
-    # of the squared variance of each part over its own degrees.
-    squares = sum(
-        (of_method.between / of_method.count) ** 2 / max(1, of_method.freedom) for of_method in runs
-    )
-    # Both of two moderated variances have the pooled one in them.
-    pooled_freedom = min((of_method.pooled_freedom for of_method in runs), default=np.inf)
-    squares = max(squares, between**2 / pooled_freedom)
-    noise_squares = sum(
-        (of_method.noise / of_method.count) ** 2 / max(1, of_method.count - 1) for of_method in runs
-    )
-    squares += (over_rows**2 + noise_squares) / rows**2 / (rows - 1)
-    freedom = variance**2 / squares if squares > 0 else 0.0
+    if not variance:
+        return 0.0, 0.0
+    share_of_runs = between / variance
+    return float(np.sqrt(variance)), _freedom(runs, share_of_runs, rows)
+
+
+def _freedom(runs: Sequence[Runs], share_of_runs: float, rows: int) -> float:
+    """The degrees of freedom of an error that runs cause to a part, and rows for the rest.
+
+    Args:
+        runs: those of both methods, of one, or of the pairs of runs with one seed.
+        share_of_runs: the part of the error's variance that they cause.
+        rows: their number.
+    """
+    with needs_extra("compare"):
+        from scipy.special import stdtridf, stdtrit
+
+    inside = (1 + LEVEL) / 2  # of one side
+    quantile = float(stdtrit(rows - 1, inside))
+    if share_of_runs:
+        quantile_of_runs = float(stdtrit(_freedom_of_runs(runs), inside))
+        quantile = share_of_runs * quantile_of_runs + (1 - share_of_runs) * quantile
     # Where rows add nothing this is a t-test of the runs, so there are never fewer degrees.
     least_freedom = min((of_method.freedom for of_method in runs), default=1)
-    return float(np.sqrt(variance)), max(freedom, least_freedom)
+    return max(float(stdtridf(inside, quantile)), least_freedom)
+
+
+def _freedom_of_runs(runs: Sequence[Runs]) -> float:
+    """The degrees of freedom of the variance that runs cause, by Welch and Satterthwaite.
+
+    They are the squared variance of the whole over the sum of the squared variance of each method
+    over its own degrees.
+    """
+    variances = [of_method.between / of_method.count for of_method in runs]
+    whole = sum(variances)
+    squares = 0.0
+    for of_method, variance in zip(runs, variances, strict=True):
+        squares += variance**2 / max(1, of_method.freedom)
+    # Both of two moderated variances have the pooled one in them.
+    pooled_freedom = min((of_method.pooled_freedom for of_method in runs), default=np.inf)
+    squares = max(squares, whole**2 / pooled_freedom)
+    return whole**2 / squares if squares else 1.0
 
 
 def detectable(methods: Sequence[Scores], tests: int = 1) -> float:
