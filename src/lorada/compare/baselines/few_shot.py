@@ -5,19 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lorada.compare.baselines.examples import (
-    SEPARATOR,
     WAYS,
     AskedRow,
     Style,
     asked_rows,
+    separator_of,
     styles_for,
 )
 from lorada.compare.baselines.row_scores import columns
 from lorada.compare.baselines.untrained import asked_by_template
-from lorada.compare.stored_plan import RowScores, Untrained
+from lorada.compare.stored_plan import RowScores, Untrained, record_in
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.inference.generate import generate_parts, generation_settings, room_for_prompts
@@ -83,8 +81,9 @@ def kept_style(run: Run, train: Rows, shots: int, folder: Path) -> Style:
     the choice.
     """
     path = folder / "style.json"
-    if path.is_file():
-        return TypeAdapter(Style).validate_json(path.read_bytes())
+    kept: Style | None = record_in(path, Style)
+    if kept is not None:
+        return kept
     style = _better_style(run, train, shots)
     write_atomic(path, json_text(style) + "\n")
     return style
@@ -113,8 +112,9 @@ def _kept_draw(
     folder: Path,
 ) -> AskedOnce:  # fmt: skip
     path = folder / f"draw{draw}.json"
-    if path.is_file():
-        return TypeAdapter(AskedOnce).validate_json(path.read_bytes())
+    kept = record_in(path, AskedOnce)
+    if kept is not None:
+        return kept
     parts = [_ask(run, train, rows.by_number(), shots, draw, style) for rows in held_out]
     asked = _joined(parts)
     write_atomic(path, json_text(asdict(asked)) + "\n")
@@ -126,15 +126,16 @@ def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style)
     asking = asked_by_template(run) if style == "chat" else run
     settings = generation_settings(asking)
     goes_on = style == "text" and shots > 0  # a base writes the next example behind its answer
+    separator = separator_of(train)
     if goes_on:
-        settings["stop_strings"] = [*settings.get("stop_strings", []), SEPARATOR]
+        settings["stop_strings"] = [*settings.get("stop_strings", []), separator]
     room = room_for_prompts(asking, settings["max_new_tokens"])
     asked = asked_rows(
         rows, train, shots=shots, draw=draw, style=style, tokenizer=run.tokenizer, room=room
     )
     answers = _written(asking, asked, settings, templated=style == "chat")
     if goes_on:
-        answers = [answer.split(SEPARATOR)[0] for answer in answers]
+        answers = [answer.split(separator)[0] for answer in answers]
     metrics = metric_names_for(rows, [] if run.metric is None else [run.metric])
     by_row = score_answers(rows, answers, metrics).by_row
     return AskedOnce(

@@ -42,7 +42,7 @@ def likeliest_answers(
     row_scores = scores_of(
         held_out, lambda rows: _chosen(run, train, rows, candidates, style), run.metric
     )
-    shown = ", ".join(candidates[:SHOWN_ANSWERS])
+    shown = ", ".join(answer.strip() for answer in candidates[:SHOWN_ANSWERS])
     more = f" and {len(candidates) - SHOWN_ANSWERS} more" if len(candidates) > SHOWN_ANSWERS else ""
     return Untrained(
         row_scores,

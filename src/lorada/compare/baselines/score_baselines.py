@@ -4,8 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from lorada.compare.baselines.examples import asked_rows, styles_for
 from lorada.compare.baselines.few_shot import few_shot, kept_style
 from lorada.compare.baselines.given_answers import given_answers
@@ -37,11 +35,11 @@ Score = Callable[[Run, Data], Untrained | None]  # None if it would be another b
 
 
 def baselines_to_score(
-    comparison: Comparison, train: Rows, tokenizer: PreTrainedTokenizerBase, folder: Path
+    comparison: Comparison, train: Rows, base: Prepared, folder: Path
 ) -> dict[str, Score]:
     """What is scored by the untrained model besides ``as_it_is``: name → what scores it.
 
-    ``folder`` keeps what is half scored. Benchmarks have protocols of their own, and no baselines.
+    ``base`` is the model's tokenizer and kind; ``folder`` keeps what is half scored. Benchmarks have protocols of their own, and no baselines.
     """
     if not comparison.has_own_rows:
         return {}
@@ -52,9 +50,10 @@ def baselines_to_score(
         return scores
     for shots in comparison.shots:
         scores[f"shots{shots}"] = partial(_with_examples, shots, min(comparison.shots), folder)
-    if len(styles_for(train, tokenizer)) > 1:
+    if len(styles_for(train, base.tokenizer)) > 1:
         scores["by_template"] = partial(_by_template, folder)
-    if closed_set(train):
+    # An encoder–decoder would read the answers to choose from in its input.
+    if closed_set(train) and base.kind == "decoder":
         scores["likeliest"] = partial(_likeliest, folder)
     return scores
 
@@ -88,7 +87,7 @@ def _likeliest(folder: Path, run: Run, data: Data) -> Untrained:
 def baselines_job(comparison: Comparison, base: Prepared, data: Data, folder: Path) -> Job | None:
     """The job that scores the baselines of a comparison; None if it has none to score."""
     baselines = folder / BASELINES
-    if not baselines_to_score(comparison, data.train, base.tokenizer, baselines):
+    if not baselines_to_score(comparison, data.train, base, baselines):
         return None
     return Job(
         name="baselines",
@@ -108,7 +107,7 @@ def score_baselines(comparison: Comparison, folder: Path) -> None:
     data = read_data(comparison, base.kind, own_classes(base.config))
     run = untrained_run(recipe, data.train, folder)
     scores = {}
-    for name, score in baselines_to_score(comparison, data.train, run.tokenizer, folder).items():
+    for name, score in baselines_to_score(comparison, data.train, base, folder).items():
         untrained = score(run, data)
         if untrained is not None:
             scores[name] = untrained.stored()
