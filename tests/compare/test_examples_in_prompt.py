@@ -204,15 +204,13 @@ def test_examples_that_do_not_fit_are_counted_in_the_note(place, tmp_path, monke
     run, train, held_out = untrained(place, SUMS[:12], SUMS[12:], recipe={"max_new_tokens": 2})
     writes(monkeypatch, lambda prompt: "6")
     scored = few_shot(run, train, held_out, 8, "text", tmp_path)  # the context is 64 tokens
-    assert scored.note == (
-        "asked as a text, of 8 examples 5.0 fit on average, 3 draws of examples"
-    )
+    assert scored.note == ("asked as a text, of 8 examples 5.0 fit on average, 3 draws of examples")
     assert scored.prompt_tokens == 5 * 11 + 7
 
 
 def test_a_function_of_the_users_own_scores_answers_to_examples(place, tmp_path, monkeypatch):
     (tmp_path / "my.py").write_text(
-        "def length(prompt, response, answer, row): return len(response)\n"
+        "def length(prompt, response, answer, row): return len(answer)\n"
     )
     run, train, held_out = untrained(
         place, SUMS[:12], SUMS[12:], recipe={"metric": f"{tmp_path / 'my.py'}:length"}
@@ -286,7 +284,9 @@ def log_probability(run, prompt, answer):
     return total / len(ids)
 
 
-def test_rows_of_several_held_out_files_are_scored_one_after_the_other(place, tmp_path, monkeypatch):
+def test_rows_of_several_held_out_files_are_scored_one_after_the_other(
+    place, tmp_path, monkeypatch
+):
     first = rows_file(tmp_path / "a.jsonl", SUMS[12:14])
     second = rows_file(tmp_path / "b.jsonl", SUMS[14:])
     run, train, held_out = untrained(place, SUMS[:12], SUMS, held_out=f"{first},{second}")
