@@ -122,7 +122,7 @@ def test_a_probe_scores_what_scikit_learn_does_on_features_of_rows_that_are_read
 
 
 def test_rows_of_a_group_are_on_one_side_of_every_division_of_the_cross_validation(place):
-    run, train, _ = run_on(place, "label", "bert", grouped=True)
+    _, train, _ = run_on(place, "label", "bert", grouped=True)
     search = probes._search(train, probes._folds(train))
     groups = probes._groups(train)
     divisions = [*search.cv.split(np.zeros(len(groups)), probes._targets(train), groups)]
