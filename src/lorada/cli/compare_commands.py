@@ -433,6 +433,10 @@ def decide(
     baseline: Annotated[
         list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
     ] = None,
+    alternative: Annotated[
+        list[str] | None,
+        typer.Option(help="a name that may be taken instead of a training; may be repeated"),
+    ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
@@ -441,6 +445,7 @@ def decide(
 
     scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
     table = scores_read.table
+    alternatives = _take_alternatives(table, alternative or [], baseline or [])
     baselines = _take_baselines(table, baseline or [])
     decision = decide_method(
         table.scores,
@@ -449,6 +454,7 @@ def decide(
         lower_is_better=scores_read.lower_is_better,
         groups=table.groups,
         baselines=baselines,
+        alternatives=alternatives,
         seeds={name: seeds for name, seeds in table.seeds.items() if name in table.scores},
         unit=unit,
     )
@@ -465,6 +471,8 @@ def decide(
     console.print(f"• {_tested(row_count, table.groups, decision)}")
     options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
     words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
+    for name in alternative or []:
+        words += ["--alternative", name]
     suggest("decide", scores, *words, "--json")
 
 
@@ -478,6 +486,22 @@ def _take_baselines(table: "ScoreTable", names: Sequence[str]) -> dict[str, Any]
             raise unknown_name("--baseline", name, table.scores)
         baselines[name] = baseline_of(name, table.scores.pop(name))
     return baselines
+
+
+def _take_alternatives(
+    table: "ScoreTable", names: Sequence[str], baselines: Sequence[str]
+) -> dict[str, Any]:
+    """The runs of what may be taken instead of a training: a prompt, another model."""
+    from lorada.decision.read_scores import finished_runs
+
+    alternatives = {}
+    for name in dict.fromkeys(names):
+        if name in baselines:
+            raise ValueError(f"{name} is a baseline and an alternative: leave one of them out")
+        if name not in table.scores:
+            raise unknown_name("--alternative", name, table.scores)
+        alternatives[name] = finished_runs("--alternative", name, table.scores.pop(name))
+    return alternatives
 
 
 def _as_words(
@@ -524,7 +548,8 @@ def _show_decision(decision: "Decision") -> None:
                 decision.mark(name),
             )
         )  # fmt: skip
-    lines += [ScoreLine(name, score) for name, score in decision.baselines.items()]
+    without_training = decision.baselines | decision.alternatives
+    lines += [ScoreLine(name, score) for name, score in without_training.items()]
     _show_scores("score", decision.score_format, lines)
 
 

@@ -39,8 +39,8 @@ def baselines_to_score(
 ) -> dict[str, Score]:
     """What is scored by the untrained model besides ``as_it_is``: name → what scores it.
 
-    ``base`` is the model's tokenizer and kind; ``folder`` keeps what is half scored. Benchmarks have
-    protocols of their own, and no baselines.
+    ``base`` is the model's tokenizer and kind; ``folder`` keeps what is half scored. Benchmarks
+    have protocols of their own, and no baselines.
     """
     if not comparison.has_own_rows:
         return {}
