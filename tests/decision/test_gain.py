@@ -203,3 +203,22 @@ def test_where_nothing_was_learned_a_better_alternative_is_named():
     assert decision.sentence.endswith(
         f" The best score without training, {gpt.mean():.1f} %, is that of the answers of gpt."
     )
+
+
+def test_what_the_pick_owes_to_luck_is_no_gain():
+    """Of eight equal methods the highest looks better than what scores a bit less than they do."""
+    lucky = 0
+    for seed in range(30):
+        scores = {
+            f"method {place}": numbers(60, 100 * seed + place, runs=3, spread=20)
+            for place in range(8)
+        }
+        prompt = numbers(54.5, 100 * seed + 99, spread=20)
+        decision = decide(scores, alternatives={"a prompt": prompt})
+        found = decision.gain
+        others = [table for name, table in scores.items() if name != found.method]
+        measured_low, _ = gain(scores[found.method], prompt[None], others).interval()
+        assert found.is_shown is (found.low > 0)
+        assert found.low < measured_low
+        lucky += measured_low > 0 and not found.is_shown
+    assert lucky

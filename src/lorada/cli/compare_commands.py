@@ -87,6 +87,14 @@ Text = Annotated[
     ),
 ]
 
+BaselineNames = Annotated[
+    list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
+]
+AlternativeNames = Annotated[
+    list[str] | None,
+    typer.Option(help="a name that may be taken instead of a training; may be repeated"),
+]
+
 SHARED = "Methods that share a letter of a group are not significantly different"
 
 
@@ -430,13 +438,8 @@ def decide(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="method → parameters, seconds, bytes"),
     ] = None,
-    baseline: Annotated[
-        list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
-    ] = None,
-    alternative: Annotated[
-        list[str] | None,
-        typer.Option(help="a name that may be taken instead of a training; may be repeated"),
-    ] = None,
+    baseline: BaselineNames = None,
+    alternative: AlternativeNames = None,
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
@@ -470,9 +473,8 @@ def decide(
         console.print(line)
     console.print(f"• {_tested(row_count, table.groups, decision)}")
     options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
-    words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
-    for name in alternative or []:
-        words += ["--alternative", name]
+    names = {"--baseline": baseline, "--alternative": alternative}
+    words = _as_words(options, names, lower_is_better=lower_is_better)
     suggest("decide", scores, *words, "--json")
 
 
@@ -505,12 +507,13 @@ def _take_alternatives(
 
 
 def _as_words(
-    options: Mapping[str, object], baselines: Sequence[str], *, lower_is_better: bool
+    options: Mapping[str, object], names: Mapping[str, list[str] | None], *, lower_is_better: bool
 ) -> list[str]:
     """Options of ``lorada decide`` as they are typed, those that were given."""
     words = []
-    for name in baselines:
-        words += ["--baseline", name]
+    for option, names_of_option in names.items():
+        for name in names_of_option or []:
+            words += [option, name]
     for option, value in options.items():
         if value is not None:
             words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
