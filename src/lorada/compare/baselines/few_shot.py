@@ -34,11 +34,13 @@ class AskedOnce:
 
     Attributes:
         row_scores: metric → the score of each row, in the order of the rows' numbers.
+        answers: the answer to each row, in this order.
         examples: the mean number of examples in a prompt.
         tokens: the mean number of tokens of a prompt.
     """
 
     row_scores: RowScores
+    answers: list[str]
     examples: float
     tokens: float
 
@@ -71,6 +73,7 @@ def few_shot(
         title=f"{counted(shots, 'example')} in the prompt" if shots else "the model in a chat",
         note=", ".join(notes),
         prompt_tokens=sum(draw.tokens for draw in asked) / len(asked),
+        answers=[draw.answers for draw in asked],
     )
 
 
@@ -140,6 +143,7 @@ def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style)
     by_row = score_answers(rows, answers, metrics).by_row
     return AskedOnce(
         row_scores=columns(by_row),
+        answers=answers,
         examples=sum(row.examples for row in asked) / len(asked),
         tokens=sum(row.tokens for row in asked) / len(asked),
     )
@@ -168,4 +172,5 @@ def _joined(parts: Sequence[AskedOnce]) -> AskedOnce:
     total = sum(sizes)
     examples = sum(part.examples * size for part, size in zip(parts, sizes, strict=True))
     tokens = sum(part.tokens * size for part, size in zip(parts, sizes, strict=True))
-    return AskedOnce(row_scores, examples / total, tokens / total)
+    answers = [answer for part in parts for answer in part.answers]
+    return AskedOnce(row_scores, answers, examples / total, tokens / total)
