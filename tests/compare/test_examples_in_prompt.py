@@ -1,17 +1,23 @@
 """What the untrained model is asked: examples in the prompt, the way to ask, known answers."""
 
+import json
 import math
 
 import pytest
 import torch
-from folders import byte_tokenizer, chats, refused, rows_file
+from folders import CHAT, byte_tokenizer, chats, llama_folder, refused, rows_file
 from untrained_runs import compared, untrained
 
 from lorada.compare.baselines import few_shot as asking
 from lorada.compare.baselines.examples import asked_rows, styles_for
 from lorada.compare.baselines.few_shot import few_shot, kept_style
 from lorada.compare.baselines.likeliest_answer import closed_set, likeliest_answers
-from lorada.compare.baselines.score_baselines import baselines_to_score
+from lorada.compare.baselines.score_baselines import (
+    baselines_to_score,
+    score_baselines,
+    score_given,
+    with_written_calls,
+)
 from lorada.data.rows.own_rows import load_rows
 from lorada.inference.generate import Text
 from lorada.inference.load import scoring
@@ -293,3 +299,39 @@ def test_rows_of_several_held_out_files_are_scored_one_after_the_other(
     writes(monkeypatch, lambda prompt: "5" if "3 + 2 =" in prompt else "no")
     scored = few_shot(run, train, held_out, 1, "text", tmp_path)
     assert scored.row_scores["exact_match"] == [0.0, 0.0, 100.0, 0.0]
+
+
+def test_a_call_of_a_tool_is_right_as_the_template_writes_it(place, tmp_path, monkeypatch):
+    def row(item):
+        function = {"name": "stock", "arguments": {"item": item}}
+        calls = [{"type": "function", "function": function}]
+        return {
+            "messages": [
+                {"role": "user", "content": f"A {item}?"},
+                {"role": "assistant", "content": None, "tool_calls": calls},
+            ],
+            "tools": [{"type": "function", "function": {"name": "stock", "parameters": {}}}],
+        }
+
+    llama_folder(tmp_path / "llama", max_position_embeddings=256)
+    template = CHAT.replace(
+        "{{ m.content }}",
+        "{{ m.content or '' }}{% for c in m.tool_calls or [] %}call {{ c.function | tojson }}"
+        "{% endfor %}",
+    )
+    tools = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}"
+    (tmp_path / "llama" / "chat_template.jinja").write_text(tools + template)
+    rows = [row(f"{colour} lamp") for colour in ("red", "blue", "green", "pink")]
+    comparison, base, data = compared(tmp_path, rows[:3], rows[3:], trials=0, shots=[1])
+    written = 'call {"name": "stock", "arguments": {"item": "pink lamp"}}'
+    example = 'lamp"}}<e><|user|>A pink lamp?<e><|assistant|>'
+    asked = writes(monkeypatch, lambda prompt: written)
+    score_baselines(comparison, tmp_path)
+    assert all(prompt.endswith(example) for prompt in asked if "pink" in prompt)
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    assert stored["shots1"]["row_scores"]["exact_match"] == [100.0]
+    rows_file(tmp_path / "gpt.jsonl", [{"row": 1, "answer": written}])
+    given = comparison.model_copy(update={"answers": [str(tmp_path / "gpt.jsonl")]})
+    held_out = with_written_calls(data, base.tokenizer).held_out
+    (scored,) = score_given(given, held_out, None).values()
+    assert scored.row_scores["exact_match"] == [100.0]
