@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from letter_worlds import EASE, ONLY_HERE, LetterWorld, level_of, luck_of, moved
+from letter_worlds import BASE, EASE, ONLY_HERE, LetterWorld, level_of, luck_of, moved
 from scipy.special import expit
 
 from lorada.decision.decide import decide
@@ -40,7 +40,7 @@ class GainWorld:
         worse: by how many points each baseline is below the best.
     """
 
-    of_methods: LetterWorld = LetterWorld()
+    of_methods: LetterWorld = BASE
     draws: tuple[int, ...] = (1, 1)
     draw_luck: float = 3.0
     worse: tuple[float, ...] = (0.0, 8.0)

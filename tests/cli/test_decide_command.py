@@ -132,6 +132,11 @@ def test_the_unit_of_other_scores_is_given(folder):
         (("empty.csv",), "empty.csv has no rows"),
         (("scores.csv", "--costs", "nothing"), "'--costs': file 'nothing' does not exist"),
         (("scores.csv", "--baseline", "commonst"), "did you mean commonest?"),
+        (("scores.csv", "--alternative", "commonst"), "did you mean commonest?"),
+        (
+            ("scores.csv", "--alternative", "commonest", "--baseline", "commonest"),
+            "commonest is a baseline and an alternative: leave one of them out",
+        ),
         (("scores.csv", "--margin", "-1"), "margin=-1.0 is no number of points: give 0 or more"),
         (("costs.yaml",), "costs.yaml is not JSON"),
     ],
@@ -140,3 +145,32 @@ def test_a_mistake_is_one_line(folder, mistake, monkeypatch, words, said):
     monkeypatch.chdir(folder)
     (folder / "empty.csv").touch()
     assert said in mistake("decide", *words)
+
+
+def test_what_may_be_taken_instead_of_a_training_is_in_the_table_and_the_gain(
+    folder, works, json_of, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    lines = (folder / "scores.csv").read_text().splitlines()
+    is_right = [line.split(",") for line in lines if line.startswith("lora,1,")]
+    assert len(is_right) == 200
+    for seed, shift in ((1, 0), (2, 7)):  # as good as lora, on other rows with another draw
+        for place, (_, _, row, _, group) in enumerate(is_right):
+            lines.append(f"gpt-4,{seed},{row},{is_right[place - shift][3]},{group}")
+    (folder / "scores.csv").write_text("\n".join(lines))
+    words = ("decide", "scores.csv", "--baseline", "commonest", "--alternative", "gpt-4")
+    found = json_of(*words)
+    assert found["alternatives"].keys() == {"gpt-4"}
+    assert "gpt-4" not in found["scores"]
+    assert found["unlearned"] == []
+    gain = found["gain"]
+    assert (gain["over"], gain["is_shown"]) == ("gpt-4", False)
+    assert gain["low"] < 0 < gain["high"]
+    shown, _ = works(*words)
+    said = " ".join(shown.split())
+    assert said.startswith("Do not tune yet: ")
+    assert "is not shown to be better than gpt-4" in said
+    (line,) = (line for line in shown.splitlines() if line.startswith("gpt-4 "))
+    assert line.split()[1] == f"{found['alternatives']['gpt-4']:.1f}"
+    again = "lorada decide scores.csv --baseline commonest --alternative gpt-4 --json"
+    assert shown.rstrip().endswith(f"next: {again}")

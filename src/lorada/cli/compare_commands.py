@@ -85,6 +85,14 @@ Text = Annotated[
     ),
 ]
 
+BaselineNames = Annotated[
+    list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
+]
+AlternativeNames = Annotated[
+    list[str] | None,
+    typer.Option(help="a name that may be taken instead of a training; may be repeated"),
+]
+
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
 def compare(
@@ -416,9 +424,8 @@ def decide(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="method → parameters, seconds, bytes"),
     ] = None,
-    baseline: Annotated[
-        list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
-    ] = None,
+    baseline: BaselineNames = None,
+    alternative: AlternativeNames = None,
     as_json: opt.Json = False,
 ) -> None:
     """Decide which method to take, from scores of any trainer."""
@@ -427,6 +434,7 @@ def decide(
 
     scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
     table = scores_read.table
+    alternatives = _take_alternatives(table, alternative or [], baseline or [])
     baselines = _take_baselines(table, baseline or [])
     decision = decide_method(
         table.scores,
@@ -435,6 +443,7 @@ def decide(
         lower_is_better=scores_read.lower_is_better,
         groups=table.groups,
         baselines=baselines,
+        alternatives=alternatives,
         seeds={name: seeds for name, seeds in table.seeds.items() if name in table.scores},
         unit=unit,
     )
@@ -450,7 +459,8 @@ def decide(
         console.print(line)
     console.print(f"• {what_was_tested(row_count, table.groups, decision)}")
     options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
-    words = _as_words(options, baseline or [], lower_is_better=lower_is_better)
+    names = {"--baseline": baseline, "--alternative": alternative}
+    words = _as_words(options, names, lower_is_better=lower_is_better)
     suggest("decide", scores, *words, "--json")
 
 
@@ -470,13 +480,30 @@ def _take_baselines(table: "ScoreTable", names: Sequence[str]) -> dict[str, Any]
     return baselines
 
 
+def _take_alternatives(
+    table: "ScoreTable", names: Sequence[str], baselines: Sequence[str]
+) -> dict[str, Any]:
+    """The runs of what may be taken instead of a training: a prompt, another model."""
+    from lorada.decision.read_scores import finished_runs
+
+    alternatives = {}
+    for name in dict.fromkeys(names):
+        if name in baselines:
+            raise ValueError(f"{name} is a baseline and an alternative: leave one of them out")
+        if name not in table.scores:
+            raise unknown_name("--alternative", name, table.scores)
+        alternatives[name] = finished_runs("--alternative", name, table.scores.pop(name))
+    return alternatives
+
+
 def _as_words(
-    options: Mapping[str, object], baselines: Sequence[str], *, lower_is_better: bool
+    options: Mapping[str, object], names: Mapping[str, list[str] | None], *, lower_is_better: bool
 ) -> list[str]:
     """Options of ``lorada decide`` as they are typed, those that were given."""
     words = []
-    for name in baselines:
-        words += ["--baseline", name]
+    for option, names_of_option in names.items():
+        for name in names_of_option or []:
+            words += [option, name]
     for option, value in options.items():
         if isinstance(value, float):
             words += [option, f"{value:g}"]
@@ -516,7 +543,8 @@ def _show_decision(decision: "Decision") -> None:
                 decision.mark(name),
             )
         )  # fmt: skip
-    lines += [ScoreLine(name, score) for name, score in decision.baselines.items()]
+    without_training = decision.baselines | decision.alternatives
+    lines += [ScoreLine(name, score) for name, score in without_training.items()]
     show_scores("score", decision.score_format, lines)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from lorada.compare.kept import KeptLosses, saved_losses
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun
 from lorada.compare.stored_plan import KEPT
+from lorada.decision.check_scores import check_score_tables
 from lorada.decision.gather_evidence import gather_evidence
 from lorada.decision.run_variances import Common, Scores
 from lorada.decision.statistics import ALPHA, LEVEL, by_group, letters, mean_score, most_unseen
@@ -232,8 +233,8 @@ def p_values_of_losses(tables: KeptTables) -> dict[frozenset[str], float]:
     if len(tables.growth) < 2:
         return {}
     evidence = gather_evidence(
-        tables.growth, costs={}, margin=None, lower_is_better=True, groups=tables.groups,
-        baselines={}, alternatives={}, seeds=tables.seeds, unit=NATS,
+        check_score_tables(tables.growth, {}, {}), costs={}, margin=None, lower_is_better=True,
+        groups=tables.groups, seeds=tables.seeds, unit=NATS,
     )  # fmt: skip
     return evidence.corrected_p_values(evidence.tested)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from lorada.compare.baselines.score_baselines import (
     baselines_job,
     check_baselines,
+    rescored,
     score_given,
     stored_baselines,
 )
@@ -127,7 +128,7 @@ def compare(
         AS_IT_IS: as_it_is,
         COMMONEST: score_commonest(data, base.tokenizer, metric),
         **stored_baselines(folder, failures.get(BASELINES, "")),
-        **score_given(comparison, data, metric),
+        **score_given(comparison, answers_written(data, base.tokenizer), metric),
     }
     _write_baselines(folder, untrained)
     scale_failures = _score_smaller_scales(comparison, plan, folder, pool, report)
@@ -336,7 +337,9 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
     name_of_rows = rows_metric(Path(metric).name)
     commonest = score_commonest(data, base.tokenizer, metric).row_scores.get(name_of_rows, [])
     baselines: dict[str, Untrained] = mapping_in(folder / BASELINES_FILE, dict[str, Untrained])
-    baselines |= score_given(comparison, data, metric)
+    for name, baseline in baselines.items():
+        baselines[name] = rescored(baseline, list(held_out.values()), metric)
+    baselines |= score_given(comparison, held_out, metric)
     for name, values in ((AS_IT_IS, as_it_is), (COMMONEST, commonest)):
         baseline = baselines.get(name, Untrained())
         if values and baseline.row_scores:

@@ -218,6 +218,7 @@ class Untrained:
     title: str = ""  # how reports call it; empty for one that they name by its key
     note: str = ""  # how it was asked, in words
     prompt_tokens: float | None = None  # of a prompt on average; None if nothing is asked
+    answers: list[list[str]] = field(default_factory=list)  # texts of each draw, to be scored anew
     answer: Any = None  # the commonest answer: a text, a class, several, a candidate, a number
     reason: str = ""  # why there are no scores
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lorada.decision.check_scores import check_score_tables
 from lorada.decision.costs import Costs, cheapest, saving
 from lorada.decision.decision_record import Decision
 from lorada.decision.decision_sentence import decision_sentence
@@ -79,10 +80,10 @@ def decide(
             least 0.
         ImportError: if scipy, of the extra ``compare``, is missing.
     """
+    tables = check_score_tables(scores, baselines or {}, alternatives or {})
     evidence = gather_evidence(
-        scores, costs or {}, margin, lower_is_better, groups, baselines or {}, alternatives or {},
-        seeds or {}, unit,
-    )  # fmt: skip
+        tables, costs or {}, margin, lower_is_better, groups, seeds or {}, unit
+    )
     choice = _choose(evidence)
     decision = _describe(evidence, choice)
     # The sentence is written from all that is decided, so it comes last.

@@ -274,7 +274,7 @@ def _better_alternative(decision: Decision) -> str:
         return ""
     name = decision.gain.over
     score = decision.score_format.score(decision.alternatives[name])
-    return f" {name[0].upper()}{name[1:]} is at {score}."
+    return f" The best score without training, {score}, is that of {name}."
 
 
 def _saving_in_words(decision: Decision, method: str, other: str) -> str:

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from lorada.decision.check_scores import (
     ScoreTables,
     check_costs,
-    check_score_tables,
     checked_number,
     group_numbers,
     one_row_error,
@@ -33,13 +32,11 @@ from lorada.decision.statistics import by_group
 
 
 def gather_evidence(
-    scores: Mapping[str, ArrayLike],
+    tables: ScoreTables,
     costs: Costs,
     margin: float | None,
     lower_is_better: bool,
     groups: Sequence[object] | None,
-    baselines: Mapping[str, ArrayLike],
-    alternatives: Mapping[str, ArrayLike],
     seeds: Mapping[str, Sequence[object]],
     unit: str | None,
 ) -> Evidence:
@@ -56,7 +53,6 @@ def gather_evidence(
     if unit is not None and not isinstance(unit, str):
         raise ValueError(f"unit={unit!r}: give a text, such as %")
     unit_of_user = None if unit is None else named_unit(unit)
-    tables = check_score_tables(scores, baselines, alternatives)
     row_count = next(iter(tables.methods.values())).shape[1]
     refuse_transposed(tables.methods, seeds)
     check_costs(costs, tables.methods)

@@ -135,15 +135,17 @@ def _refuse_unscored_rows(source: str, by_run: pd.DataFrame) -> None:
 
 
 def baseline_of(name: str, runs: Scores) -> Scores:
-    """The score of each row without training, as a mean over runs; refuses one without scores.
+    """The score of each row without training: the mean over the runs that have one."""
+    mean: Scores = finished_runs("--baseline", name, runs).mean(axis=0)
+    return mean
 
-    Runs that lack a score are left out of the mean.
-    """
+
+def finished_runs(option: str, name: str, runs: Scores) -> Scores:
+    """The runs that have a score of each row, which an option names; refuses none."""
     finished = runs[np.isfinite(runs).all(axis=1)]
     if not len(finished):
-        raise ValueError(f"--baseline {name} has no score in the file")
-    mean: Scores = finished.mean(axis=0)
-    return mean
+        raise ValueError(f"{option} {name} has no score in the file")
+    return finished
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:

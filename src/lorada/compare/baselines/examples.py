@@ -18,7 +18,8 @@ from lorada.data.rows.rows import Rows
 from lorada.data.tokenize import prompt_of
 from lorada.support.row_sources import Row
 
-SEPARATOR = "\n\n"  # behind each example that is a text
+# Behind each example that is a text: the first that no right answer has.
+SEPARATORS = ("\n\n", "\n\n###\n\n")
 Style = Literal["chat", "text"]
 WAYS: dict[Style, str] = {"chat": "asked by the chat template", "text": "asked as a text"}
 
@@ -37,6 +38,14 @@ def styles_for(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[Style]:
     if rows.form == "messages":
         return ["chat"]
     return ["text", "chat"] if tokenizer.chat_template else ["text"]
+
+
+def separator_of(train: Rows) -> str:
+    """What stands between examples that are texts, at which the model's own answer ends."""
+    for separator in SEPARATORS:
+        if not any(separator in answer_of(row) for row in train.rows):
+            return separator
+    return SEPARATORS[-1]
 
 
 def asked_rows(
@@ -64,11 +73,12 @@ def asked_rows(
         room: how many tokens a prompt may have; None for any number.
     """
     order = random.Random(draw).sample(train.rows, len(train.rows))
+    separator = separator_of(train) if style == "text" and shots else ""
     asked = []
     for index, row in enumerate(rows.rows):
         with rows.placing(index):
             examples = _examples_for(row, order, shots)
-            asked.append(_fitting(row, examples, style, tokenizer, room))
+            asked.append(_fitting(row, examples, style, separator, tokenizer, room))
     return asked
 
 
@@ -89,20 +99,24 @@ def _fitting(
     row: Row,
     examples: list[Row],
     style: Style,
+    separator: str,
     tokenizer: PreTrainedTokenizerBase,
     room: int | None,
 ) -> AskedRow:
     """A row with as many of the examples as fit; the row alone is cut later, as in training."""
     while True:
-        prompt = _as_chat(row, examples, tokenizer) if style == "chat" else _as_text(row, examples)
+        if style == "chat":
+            prompt = _as_chat(row, examples, tokenizer)
+        else:
+            prompt = _as_text(row, examples, separator)
         tokens = len(tokenizer(prompt, add_special_tokens=style == "text", verbose=False).input_ids)
         if not examples or room is None or tokens <= room:
             return AskedRow(prompt, len(examples), tokens)
         examples = examples[:-1]
 
 
-def _as_text(row: Row, examples: Sequence[Row]) -> str:
-    shown = [f"{_question_of(example)}{answer_of(example)}{SEPARATOR}" for example in examples]
+def _as_text(row: Row, examples: Sequence[Row], separator: str) -> str:
+    shown = [f"{_question_of(example)}{answer_of(example)}{separator}" for example in examples]
     return "".join(shown) + _question_of(row)
 
 

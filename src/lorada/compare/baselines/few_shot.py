@@ -5,19 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lorada.compare.baselines.examples import (
-    SEPARATOR,
     WAYS,
     AskedRow,
     Style,
     asked_rows,
+    separator_of,
     styles_for,
 )
 from lorada.compare.baselines.row_scores import columns
 from lorada.compare.baselines.untrained import asked_by_template
-from lorada.compare.stored_plan import RowScores, Untrained
+from lorada.compare.stored_plan import RowScores, Untrained, record_in
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.score_answers import metric_names_for, score_answers
 from lorada.inference.generate import generate_parts, generation_settings, room_for_prompts
@@ -31,16 +29,25 @@ CHOICE_ROWS = 32  # training rows that the two ways to ask are tried on
 
 
 @dataclass(frozen=True)
+class ChosenStyle:
+    """How rows are asked, as a file keeps it."""
+
+    style: Style
+
+
+@dataclass(frozen=True)
 class AskedOnce:
     """What a model scores that is asked all rows with one draw of examples.
 
     Attributes:
         row_scores: metric → the score of each row, in the order of the rows' numbers.
+        answers: the answer to each row, in this order.
         examples: the mean number of examples in a prompt.
         tokens: the mean number of tokens of a prompt.
     """
 
     row_scores: RowScores
+    answers: list[str]
     examples: float
     tokens: float
 
@@ -73,6 +80,7 @@ def few_shot(
         title=f"{counted(shots, 'example')} in the prompt" if shots else "the model in a chat",
         note=", ".join(notes),
         prompt_tokens=sum(draw.tokens for draw in asked) / len(asked),
+        answers=[draw.answers for draw in asked],
     )
 
 
@@ -83,10 +91,11 @@ def kept_style(run: Run, train: Rows, shots: int, folder: Path) -> Style:
     the choice.
     """
     path = folder / "style.json"
-    if path.is_file():
-        return TypeAdapter(Style).validate_json(path.read_bytes())
+    kept = record_in(path, ChosenStyle)
+    if kept is not None:
+        return kept.style
     style = _better_style(run, train, shots)
-    write_atomic(path, json_text(style) + "\n")
+    write_atomic(path, json_text(asdict(ChosenStyle(style))) + "\n")
     return style
 
 
@@ -113,8 +122,9 @@ def _kept_draw(
     folder: Path,
 ) -> AskedOnce:  # fmt: skip
     path = folder / f"draw{draw}.json"
-    if path.is_file():
-        return TypeAdapter(AskedOnce).validate_json(path.read_bytes())
+    kept = record_in(path, AskedOnce)
+    if kept is not None:
+        return kept
     parts = [_ask(run, train, rows.by_number(), shots, draw, style) for rows in held_out]
     asked = _joined(parts)
     write_atomic(path, json_text(asdict(asked)) + "\n")
@@ -126,19 +136,21 @@ def _ask(run: Run, train: Rows, rows: Rows, shots: int, draw: int, style: Style)
     asking = asked_by_template(run) if style == "chat" else run
     settings = generation_settings(asking)
     goes_on = style == "text" and shots > 0  # a base writes the next example behind its answer
+    separator = separator_of(train)
     if goes_on:
-        settings["stop_strings"] = [*settings.get("stop_strings", []), SEPARATOR]
+        settings["stop_strings"] = [*settings.get("stop_strings", []), separator]
     room = room_for_prompts(asking, settings["max_new_tokens"])
     asked = asked_rows(
         rows, train, shots=shots, draw=draw, style=style, tokenizer=run.tokenizer, room=room
     )
     answers = _written(asking, asked, settings, templated=style == "chat")
     if goes_on:
-        answers = [answer.split(SEPARATOR)[0] for answer in answers]
+        answers = [answer.split(separator)[0] for answer in answers]
     metrics = metric_names_for(rows, [] if run.metric is None else [run.metric])
     by_row = score_answers(rows, answers, metrics).by_row
     return AskedOnce(
         row_scores=columns(by_row),
+        answers=answers,
         examples=sum(row.examples for row in asked) / len(asked),
         tokens=sum(row.tokens for row in asked) / len(asked),
     )
@@ -167,4 +179,5 @@ def _joined(parts: Sequence[AskedOnce]) -> AskedOnce:
     total = sum(sizes)
     examples = sum(part.examples * size for part, size in zip(parts, sizes, strict=True))
     tokens = sum(part.tokens * size for part, size in zip(parts, sizes, strict=True))
-    return AskedOnce(row_scores, examples / total, tokens / total)
+    answers = [answer for part in parts for answer in part.answers]
+    return AskedOnce(row_scores, answers, examples / total, tokens / total)

@@ -4,6 +4,7 @@ A file of answers has a line for each held-out row, with the field ``answer``, a
 answers: by its number in the held-out file, counted from 1 (``row``), or by the row's own text.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,14 @@ def _key_of(path: Path, number: int, answer: Row, *, by_number: bool) -> str:
     if by_number:
         if answer.get(NUMBER) is None:
             raise ValueError(f"{path}, row {number}, has no {NUMBER!r}, which other rows have")
-        return str(answer[NUMBER]).strip()
-    text = _text_of(answer)
+        return str(answer[NUMBER]).strip().removesuffix(".0")  # some tables make all numbers 1.0
+    try:
+        text = _text_of(answer)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}, row {number}, has messages that are no list of turns with a role and a "
+            f"content: give them, or {NUMBER!r}"
+        ) from error
     if not text:
         raise ValueError(
             f"{path}, row {number}, does not say which row it answers: give {NUMBER!r}, the number "
@@ -161,7 +168,10 @@ def _as_labels(answer: Any, rows: Rows, index: int) -> list[str]:
 
 
 def _as_number(answer: Any, rows: Rows, index: int) -> float:
-    return float(answer)
+    number = float(answer)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _as_candidate(answer: Any, rows: Rows, index: int) -> int:

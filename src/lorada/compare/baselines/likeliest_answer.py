@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorada.compare.baselines.examples import WAYS, Style, asked_rows
-from lorada.compare.baselines.row_scores import scores_of
+from lorada.compare.baselines.row_scores import scores_of_stored
 from lorada.compare.stored_plan import Untrained
 from lorada.data.rows.row_content import answer_of
 from lorada.data.rows.rows import Rows
@@ -39,15 +39,17 @@ def likeliest_answers(
     run: Run, train: Rows, held_out: Sequence[Rows], candidates: list[str], style: Style
 ) -> Untrained:
     """The scores of the likeliest of some answers, in one way to ask."""
-    row_scores = scores_of(
-        held_out, lambda rows: _chosen(run, train, rows, candidates, style), run.metric
-    )
-    shown = ", ".join(candidates[:SHOWN_ANSWERS])
+    answers: list[str] = []
+    for rows in held_out:
+        answers += _chosen(run, train, rows.by_number(), candidates, style)
+    row_scores = scores_of_stored(held_out, answers, run.metric)
+    shown = ", ".join(answer.strip() for answer in candidates[:SHOWN_ANSWERS])
     more = f" and {len(candidates) - SHOWN_ANSWERS} more" if len(candidates) > SHOWN_ANSWERS else ""
     return Untrained(
         row_scores,
         title="the likeliest of the known answers",
         note=f"{WAYS[style]}, by the log-probability per token of {shown}{more}",
+        answers=[answers],
     )
 
 

@@ -28,6 +28,7 @@ Features = NDArray[np.float32]  # rows × width
 FOLDS = 5
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights of standardised features: C, or 1/alpha
 MOST_ITERATIONS = 1000
+TITLE = "a linear probe"
 
 
 class Pooled(NamedTuple):
@@ -43,11 +44,15 @@ def linear_probe(run: Run, train: Rows, held_out: Sequence[Rows]) -> Untrained:
     Raises:
         ImportError: without scikit-learn.
     """
-    probe = _fitted(_features(run, train), train)
+    folds = _folds(train)
+    if folds < 2:
+        reason = "the training rows have no two groups with two classes to choose a penalty by"
+        return Untrained(title=TITLE, reason=reason)
+    probe = _fitted(_features(run, train), train, folds)
     row_scores = scores_of(
         held_out, lambda rows: probe.answers(_features(run, rows), train), run.metric
     )
-    return Untrained(row_scores, title="a linear probe", note=f"on frozen features, {probe.note}")
+    return Untrained(row_scores, title=TITLE, note=f"on frozen features, {probe.note}")
 
 
 class _Probe(NamedTuple):
@@ -74,13 +79,33 @@ class _Probe(NamedTuple):
         return [float(value) for value in predicted]
 
 
-def _fitted(features: Pooled, train: Rows) -> _Probe:
+def _folds(train: Rows) -> int:
+    """In how many parts cross-validation divides the rows; below 2 they cannot be divided.
+
+    Rows of a group share a part, and each class is to be in as many parts as can be.
+    """
+    groups = _groups(train)
+    folds = min(FOLDS, len(set(groups)))
+    if train.form != "label":
+        return folds
+    groups_of: dict[str, set[str]] = {}
+    for row, group in zip(train.rows, groups, strict=True):
+        groups_of.setdefault(str(row["label"]), set()).add(group)
+    sizes = sorted(map(len, groups_of.values()), reverse=True)
+    # Where a part is left out, two classes have to be left to learn.
+    if len(sizes) < 2 or sizes[1] < 2:
+        return 0
+    return min(folds, sizes[0])
+
+
+def _fitted(features: Pooled, train: Rows, folds: int) -> _Probe:
     """The probe with the pooling and the penalty that are best in cross-validation."""
     targets = _targets(train)
     groups = _groups(train)
     searches = {}
     for pooling in Pooled._fields:
-        searches[pooling] = _search(train).fit(getattr(features, pooling), targets, groups=groups)
+        search = _search(train, folds)
+        searches[pooling] = search.fit(getattr(features, pooling), targets, groups=groups)
     best = max(searches, key=lambda pooling: float(searches[pooling].best_score_))
     return _Probe(searches[best].best_estimator_, best)
 
@@ -104,8 +129,8 @@ def _groups(train: Rows) -> list[str]:
     return [str(row.get(GROUP, f"row {number}")) for number, row in enumerate(train.rows)]
 
 
-def _search(train: Rows) -> Any:
-    """A search for the penalty, by cross-validation."""
+def _search(train: Rows, folds: int) -> Any:
+    """A search for the penalty, by cross-validation in so many parts."""
     with needs_extra("compare"):
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
@@ -113,8 +138,10 @@ def _search(train: Rows) -> Any:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-    folds = min(FOLDS, len(set(_groups(train))))
+    penalties = list(PENALTIES)
     if train.form == "score":
+        # Ridge regression is told how much is penalised, and not how little as the others.
+        penalties = [1 / value for value in PENALTIES]
         model, penalty, measured = Ridge(), "ridge__alpha", "neg_mean_squared_error"
         split: Any = GroupKFold(folds)
     elif train.form == "labels":
@@ -126,13 +153,17 @@ def _search(train: Rows) -> Any:
         penalty, measured = "logisticregression__C", "accuracy"
         split = StratifiedGroupKFold(folds)
     pipeline = make_pipeline(StandardScaler(), model)
-    return GridSearchCV(pipeline, {penalty: list(PENALTIES)}, cv=split, scoring=measured)
+    return GridSearchCV(pipeline, {penalty: penalties}, cv=split, scoring=measured)
 
 
 def _features(run: Run, rows: Rows) -> Pooled:
     """The features of rows, in their order."""
     dataset = encode_rows(rows, run.recipe, run.tokenizer, run.kind, answered=True)
     pad = collator(rows.form, run.tokenizer)
+    # The base without its head, which no checkpoint has; a decoder behind an encoder would need
+    # tokens of its own, which only the head makes.
+    is_double = run.kind == "encoder_decoder"
+    reader = run.model.get_encoder() if is_double else run.model.base_model
     pooled: dict[int, tuple[Tensor, Tensor]] = {}
     with scoring(run, base=False):
         for chosen in progress_bar(
@@ -141,8 +172,7 @@ def _features(run: Run, rows: Rows) -> Pooled:
             batch = pad([dataset[index] for index in chosen])
             batch.pop("labels")
             inputs = {name: tensor.to(run.device) for name, tensor in batch.items()}
-            # The base without its head, which no checkpoint has.
-            hidden = run.model.base_model(**inputs).last_hidden_state.float()
+            hidden = reader(**inputs).last_hidden_state.float()
             means, singles = _pooled(hidden, inputs["attention_mask"], first=run.kind == "encoder")
             pooled.update(zip(chosen, zip(means.cpu(), singles.cpu(), strict=True), strict=True))
     ordered = [pooled[index] for index in range(len(pooled))]

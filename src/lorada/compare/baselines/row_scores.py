@@ -1,6 +1,7 @@
 """The scores of answers to the held-out rows, in the form that baselines are kept in."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from lorada.compare.stored_plan import RowScores
@@ -25,6 +26,14 @@ def scores_of(
         metrics = metric_names_for(ordered, [] if metric is None else [metric])
         by_row += score_answers(ordered, answers_to(ordered), metrics).by_row
     return columns(by_row)
+
+
+def scores_of_stored(
+    held_out: Sequence[Rows], answers: Sequence[str], metric: str | None
+) -> RowScores:
+    """The same of answers to all rows, in the order of the rows' scores."""
+    remaining = iter(answers)
+    return scores_of(held_out, lambda rows: list(islice(remaining, len(rows.rows))), metric)
 
 
 def columns(by_row: Sequence[Mapping[str, float | None]]) -> RowScores:

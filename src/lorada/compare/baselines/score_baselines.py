@@ -1,6 +1,7 @@
 """The job that scores what users would take instead of a training, and what it has scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lorada.compare.baselines.few_shot import few_shot, kept_style
 from lorada.compare.baselines.given_answers import given_answers
 from lorada.compare.baselines.likeliest_answer import closed_set, likeliest_answers
 from lorada.compare.baselines.linear_probe import linear_probe
+from lorada.compare.baselines.row_scores import scores_of_stored
 from lorada.compare.baselines.untrained import untrained_run
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import SCORING, Job, report
@@ -19,7 +21,7 @@ from lorada.compare.stored_plan import BASELINES, Untrained, mapping_in
 from lorada.data.answer_length import answer_limit, generation_of
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.rows.rows import Rows
-from lorada.data.tokenize import context_of
+from lorada.data.tokenize import context_of, written_calls
 from lorada.inference.load import Run
 from lorada.support.files import json_text, write_atomic
 from lorada.support.in_words import counted
@@ -37,11 +39,12 @@ Score = Callable[[Run, Data], Untrained | None]  # None if it would be another b
 
 
 def baselines_to_score(
-    comparison: Comparison, train: Rows, tokenizer: PreTrainedTokenizerBase, folder: Path
+    comparison: Comparison, train: Rows, base: Prepared, folder: Path
 ) -> dict[str, Score]:
     """What is scored by the untrained model besides ``as_it_is``: name → what scores it.
 
-    ``folder`` keeps what is half scored. Benchmarks have protocols of their own, and no baselines.
+    ``base`` is the model's tokenizer and kind; ``folder`` keeps what is half scored. Benchmarks
+    have protocols of their own, and no baselines.
     """
     if not comparison.has_own_rows:
         return {}
@@ -52,9 +55,10 @@ def baselines_to_score(
         return scores
     for shots in comparison.shots:
         scores[f"shots{shots}"] = partial(_with_examples, shots, min(comparison.shots), folder)
-    if len(styles_for(train, tokenizer)) > 1:
+    if len(styles_for(train, base.tokenizer)) > 1:
         scores["by_template"] = partial(_by_template, folder)
-    if closed_set(train):
+    # An encoder–decoder would read the answers to choose from in its input.
+    if closed_set(train) and base.kind == "decoder":
         scores["likeliest"] = partial(_likeliest, folder)
     return scores
 
@@ -88,7 +92,8 @@ def _likeliest(folder: Path, run: Run, data: Data) -> Untrained:
 def baselines_job(comparison: Comparison, base: Prepared, data: Data, folder: Path) -> Job | None:
     """The job that scores the baselines of a comparison; None if it has none to score."""
     baselines = folder / BASELINES
-    if not baselines_to_score(comparison, data.train, base.tokenizer, baselines):
+    train = written_calls(data.train, base.tokenizer)
+    if not baselines_to_score(comparison, train, base, baselines):
         return None
     return Job(
         name="baselines",
@@ -106,9 +111,10 @@ def score_baselines(comparison: Comparison, folder: Path) -> None:
     recipe = comparison.shared_recipe
     base = prepare(recipe)
     data = read_data(comparison, base.kind, own_classes(base.config))
+    data = with_written_calls(data, base.tokenizer)
     run = untrained_run(recipe, data.train, folder)
     scores = {}
-    for name, score in baselines_to_score(comparison, data.train, run.tokenizer, folder).items():
+    for name, score in baselines_to_score(comparison, data.train, base, folder).items():
         untrained = score(run, data)
         if untrained is not None:
             scores[name] = untrained.stored()
@@ -124,7 +130,27 @@ def stored_baselines(folder: Path, error: str) -> dict[str, Untrained]:
     return scored
 
 
-def score_given(comparison: Comparison, data: Data, metric: str | None) -> dict[str, Untrained]:
+def with_written_calls(data: Data, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """The rows, in which calls of tools have the text that a model writes."""
+    held_out = {name: written_calls(rows, tokenizer) for name, rows in data.held_out.items()}
+    return replace(data, train=written_calls(data.train, tokenizer), held_out=held_out)
+
+
+def rescored(baseline: Untrained, held_out: Sequence[Rows], metric: str) -> Untrained:
+    """A baseline with the scores of its stored answers by one more metric, if it has answers."""
+    if not baseline.answers:
+        return baseline
+    before = [baseline.row_scores, *baseline.other_draws]
+    draws = []
+    for row_scores, answers in zip(before, baseline.answers, strict=True):
+        draws.append({**row_scores, **scores_of_stored(held_out, answers, metric)})
+    first, *others = draws
+    return replace(baseline, row_scores=first, other_draws=others)
+
+
+def score_given(
+    comparison: Comparison, held_out: Mapping[str, Rows], metric: str | None
+) -> dict[str, Untrained]:
     """The scores of the answers in the files of a user.
 
     Raises:
@@ -133,7 +159,7 @@ def score_given(comparison: Comparison, data: Data, metric: str | None) -> dict[
     scores = {}
     for file in comparison.answers:
         scores[f"answers {file}"] = given_answers(
-            Path(file), list(data.held_out.values()), metric,
+            Path(file), list(held_out.values()), metric,
             of_a_share=share_of(comparison.held_out) is not None,
         )  # fmt: skip
     return scores
@@ -148,7 +174,7 @@ def check_baselines(comparison: Comparison, base: Prepared, data: Data) -> None:
     if (comparison.shots or comparison.answers) and not comparison.has_own_rows:
         raise ValueError("--shots and --answers are for rows of your own: leave them out")
     _check_shots(comparison, base, data)
-    score_given(comparison, data, None)
+    score_given(comparison, with_written_calls(data, base.tokenizer).held_out, None)
 
 
 def _check_shots(comparison: Comparison, base: Prepared, data: Data) -> None:

@@ -90,4 +90,4 @@ def _shown_interval(
         return None, None
     ends = mean_score(scores, share=is_share).interval()
     low, high = sorted(as_score(end, metric) for end in ends)
-    return low, high
+    return (max(low, 0.0), min(high, 100.0)) if is_share else (low, high)

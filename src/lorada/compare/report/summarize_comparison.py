@@ -352,7 +352,10 @@ def _commands(
     if _all_alike(results, scored):
         commands["write the report by the loss"] = by_loss_command(results.folder)
     if best is not None:
-        commands |= commands_of(results.folder, best.result)
+        # What is not shown to be worth its training is looked at first, and not trained again.
+        gain = None if decision is None else decision.gain
+        is_worth_it = gain is None or gain.is_shown
+        commands |= commands_of(results.folder, best.result, trusted=is_worth_it)
     elif decision is not None and scored:  # to look at what was not enough
         commands |= commands_of(results.folder, scored[0].result, trusted=False)
     return commands
