@@ -601,3 +601,36 @@ def test_the_unit_of_a_users_metric_can_be_named_and_only_of_such_a_metric(tmp_p
     assert percent.margin == 1.0
     with pytest.raises(ValueError, match="--unit stars is for a function of your own"):
         read_comparison(folder, "exact_match", "stars")
+
+
+def test_what_a_prompt_does_as_well_is_looked_at_and_not_trained_again():
+    scores = {"lora": 100.0 * (np.random.default_rng(1).random((3, 60)) < 0.7)}
+    rows = 60
+    guess = {"row_scores": {"exact_match": [0.0] * rows}}
+    prompt = {"row_scores": {"exact_match": [100.0] * rows}, "title": "8 examples in the prompt"}
+    summaries = {}
+    for worth_it, baselines in (
+        (True, {"commonest": guess}),
+        (False, {"commonest": guess, "shots8": prompt}),
+    ):
+        summaries[worth_it] = summarize(results_of(scores, baselines=baselines))
+        assert summaries[worth_it].best == "lora"
+        assert ("train" in summaries[worth_it].commands) is worth_it
+    assert summaries[False].verdict.startswith("Do not tune yet: ")
+    assert "What next? Use" in re.sub(r"\s+", " ", page(summaries[True]))
+    assert "What next? Use" not in re.sub(r"\s+", " ", page(summaries[False]))
+
+
+def test_the_interval_of_a_share_without_training_ends_at_0_and_100():
+    scores = {"lora": 100.0 * (np.random.default_rng(1).random((3, 60)) < 0.7)}
+    rows = 60
+    nearly = [100.0] * (rows - 1) + [0.0]
+    seldom = [0.0] * (rows - 1) + [100.0]
+    baselines = {
+        "commonest": {"row_scores": {"exact_match": seldom}},
+        "answers": {"row_scores": {"exact_match": nearly}, "title": "the answers of gpt.jsonl"},
+    }
+    shown = {one.name: one for one in summarize(results_of(scores, baselines=baselines)).baselines}
+    assert shown["the answers of gpt.jsonl"].high == 100.0
+    assert shown["the answers of gpt.jsonl"].low < 100.0 - 100 / rows
+    assert shown["the commonest answer"].low == 0.0
