@@ -113,7 +113,7 @@ def test_rows_of_a_group_count_as_one_in_the_interval():
     as_if_independent = decide({"lora": runs}, alternatives={"a prompt": prompt}).gain
     assert grouped.value == pytest.approx(alone.value)
     assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high))
-    assert as_if_independent.high - as_if_independent.low < 0.6 * (grouped.high - grouped.low)
+    assert as_if_independent.high - as_if_independent.low < 0.7 * (grouped.high - grouped.low)
 
 
 @pytest.mark.parametrize(("differing", "is_shown"), [(5, False), (6, True)])
