@@ -152,4 +152,4 @@ def test_the_files_to_read_first_are_short_together():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\d\. `([a-z_/]+\.py)`", page.split("## Read the code")[1], re.MULTILINE)
     assert len(listed) == 5
-    assert sum(len((SOURCE / name).read_text().splitlines()) for name in listed) < 900
+    assert sum(len((SOURCE / name).read_text().splitlines()) for name in listed) <= 900

@@ -99,6 +99,7 @@ METHODS: dict[str, Method] = {
         "LoRA+: LoRA whose B trains at a higher learning rate than A",
         {family: {"lora": {**settings, RATE_RATIO: 16}} for family, settings in LORA.items()},
         formula="Wx + (α/r)·BAx; A ← A − η·Adam(G_A), B ← B − λη·Adam(G_B), λ = loraplus_lr_ratio",
+        when="where LoRA learns slowly; it costs nothing more, and the ratio can be searched",
         paper="https://arxiv.org/abs/2402.12354",
     ),
     "lorafa": Method(
@@ -107,6 +108,7 @@ METHODS: dict[str, Method] = {
         callbacks=("lorada.methods.lora_matrices:LoraFaCallback",),
         freeze="lorada.methods.lora_matrices:freeze_a",
         formula="Wx + (α/r)·BAx; A is frozen, B ← B − η·Adam(G_B (AAᵀ)⁻¹·(r/α)²)",
+        when="where activations do not fit in memory at LoRA's rank",
         paper="https://arxiv.org/abs/2308.03303",
     ),
     "adapter_ffn": Method(
