@@ -339,6 +339,8 @@ def detectable_by(pairs: Sequence[tuple[float, float]], tests: int) -> float:
         from scipy.stats import nct, t
 
     error = float(np.sqrt(np.mean([error**2 for error, _ in pairs])))
+    if not error:  # nothing varies, and there are no degrees of freedom to count
+        return 0.0
     freedom = float(np.median([freedom for _, freedom in pairs]))
     limit = float(t.isf(ALPHA / tests / 2, freedom))
 
