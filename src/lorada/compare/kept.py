@@ -3,22 +3,14 @@
 The base is scored on them once, in a job of its own, and each final run behind its held-out rows.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import FiniteFloat
-
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import (
-    KEPT,
-    STORED,
-    ComparisonPlan,
-    HeldOutRows,
-    KeptPlan,
-    record_in,
-)
+from lorada.compare.stored_losses import KeptLosses
+from lorada.compare.stored_plan import KEPT, ComparisonPlan, HeldOutRows, KeptPlan
 from lorada.data.rows.kept_rows import KeptRows, Learned, kept_rows
 from lorada.data.rows.row_content import content_of
 from lorada.data.rows.rows import Rows
@@ -27,39 +19,9 @@ from lorada.inference.load import Run, load_untrained
 from lorada.inference.row_losses import count_scored, row_losses
 from lorada.runs.folder import KEPT_FILE
 from lorada.runs.recipe import Recipe
-from lorada.support.files import json_text, write_atomic
 from lorada.support.row_sources import files_of
 from lorada.training.inputs import Prepared
 from lorada.training.models.loading import stretched
-
-Losses = dict[str, list[FiniteFloat | None]]  # of each row, by the name of the rows
-
-
-@dataclass(frozen=True)
-class KeptLosses:
-    """The losses of a model on the rows to keep, in nats a token; None for a row without one.
-
-    ``groups`` has what the rows of each name share with others, where rows have groups.
-    """
-
-    __pydantic_config__ = STORED
-
-    losses: Losses = field(default_factory=dict)
-    groups: dict[str, list[str | None]] = field(default_factory=dict)
-    reason: str = ""  # why there are none
-
-    def save(self, folder: Path) -> None:
-        """Write ``kept.json``."""
-        write_atomic(folder / KEPT_FILE, json_text(asdict(self)) + "\n")
-
-
-def saved_losses(folder: Path) -> KeptLosses | None:
-    """The losses that a folder has; None before they are measured.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    return record_in(folder / KEPT_FILE, KeptLosses)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from lorada.compare.kept import KeptLosses, saved_losses
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun
+from lorada.compare.stored_losses import KeptLosses, saved_losses
 from lorada.compare.stored_plan import KEPT
 from lorada.decision.check_scores import check_score_tables
 from lorada.decision.gather_evidence import gather_evidence

@@ -7,7 +7,7 @@ import numpy as np
 
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, main_metric_on
 from lorada.compare.retention import Interval, KeptTables, intervals_of, losses_on, read_base
-from lorada.compare.stored_scales import ScaledRun, saved_scales
+from lorada.compare.stored_losses import ScaledRun, saved_scales
 from lorada.decision.run_variances import Scores
 from lorada.inference.evaluate import at_scale
 from lorada.runs.result import Prediction, read_predictions

@@ -12,8 +12,8 @@ from lorada.compare.kept import Keep, losses_of, paths_read, read_again
 from lorada.compare.read_results import CandidateResult
 from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.spec import Comparison
+from lorada.compare.stored_losses import LossesAtScale, ScaledRun
 from lorada.compare.stored_plan import ComparisonPlan
-from lorada.compare.stored_scales import LossesAtScale, ScaledRun
 from lorada.inference.adapter_scale import scaled_adapter, why_no_scale
 from lorada.inference.evaluate import answer_scaled
 from lorada.inference.load import load_run
