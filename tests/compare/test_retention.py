@@ -138,8 +138,8 @@ def scale(folder, at, *, reason=""):
         lines = [json.loads(line) for line in (run / "predictions.jsonl").open()]
         scaled = []
         for line in lines:
-            score = line["score"] * (line["row"] % 10 > 0)
-            named = {**line, "rows": f"{HELD_OUT} (scale {at:g})", "score": score}
+            score = line["metrics"]["exact_match"] * (line["row"] % 10 > 0)
+            named = {**line, "rows": f"{HELD_OUT} (scale {at:g})"}
             scaled.append({**named, "metrics": {"exact_match": score}})
         text = "".join(json.dumps(line) + "\n" for line in [*lines, *scaled])
         (run / "predictions.jsonl").write_text(text)

@@ -587,7 +587,7 @@ def test_the_expected_loss_is_what_is_lost(name):
         ({"margin": 10**400}, "is no number"),
         ({"costs": {"lora": 5}}, "the costs of lora are 5"),
         ({"costs": {"lora": {"seconds": {}}}}, "seconds of lora is {}"),
-        ({"baselines": {"guess": [[1, 2, 3]]}}, "guess: a baseline has one score of each row"),
+        ({"baselines": {"guess": [[[1, 2, 3]]]}}, "guess: scores have the shape"),
         ({"margin": -1}, "margin=-1 is no number"),
         ({"margin": np.nan}, "margin=nan is no number"),
         ({"costs": {"lorx": {}}}, "unknown method in the costs 'lorx'; did you mean lora"),

@@ -48,9 +48,15 @@ from lorada.compare.until import Until
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.row_metrics import row_value
 from lorada.data.scoring.score_answers import score_answers
-from lorada.inference.evaluate import BASE, at_scale
+from lorada.inference.evaluate import BASE
 from lorada.runs.folder import BASE_FILE, LOCK_FILE
-from lorada.runs.result import keep_scores, read_predictions, read_result, write_predictions
+from lorada.runs.result import (
+    at_scale,
+    keep_scores,
+    read_predictions,
+    read_result,
+    write_predictions,
+)
 from lorada.support.files import json_text, one_at_a_time, scratch_folder, write_atomic
 from lorada.support.metric_names import rows_metric
 from lorada.training.inputs import Prepared, prepare

@@ -9,8 +9,7 @@ from lorada.compare.read_results import CandidateResult, Results, ScoredRun, mai
 from lorada.compare.retention import Interval, KeptTables, intervals_of, losses_on, read_base
 from lorada.compare.stored_losses import ScaledRun, saved_scales
 from lorada.decision.run_variances import Scores
-from lorada.inference.evaluate import at_scale
-from lorada.runs.result import Prediction, read_predictions
+from lorada.runs.result import Prediction, at_scale, read_predictions
 from lorada.support.metric_names import as_score, rows_metric
 
 

@@ -25,6 +25,7 @@ from lorada.runs.recipe import JSONL
 from lorada.runs.result import (
     Prediction,
     RowsMetrics,
+    at_scale,
     keep_scores,
     read_predictions,
     read_result,
@@ -87,11 +88,6 @@ def evaluate_tasks(
     recipe = run.recipe.model_copy(update={"data_dir": data_dir or run.recipe.data_dir})
     rows_by_name = scored_rows(recipe, run.form, run.labels, run.kind)
     return _score_sets(run, rows_by_name, base=base, with_text=with_text)
-
-
-def at_scale(name: str, scale: float) -> str:
-    """The name of rows for what a run answers at a smaller scale of its adapter."""
-    return f"{name} (scale {scale:g})"
 
 
 def answer_scaled(run: Run, scale: float, data_dir: str | None, metric: str | None) -> None:

@@ -276,6 +276,11 @@ class Prediction(BaseModel):
         return {LOSS: self.loss, **self.metrics}
 
 
+def at_scale(name: str, scale: float) -> str:
+    """The name of rows for what a run answers at a smaller scale of its adapter."""
+    return f"{name} (scale {scale:g})"
+
+
 def read_predictions(run: Path) -> list[Prediction]:
     """The lines of a run's predictions, in the file's order; none if the run was never scored.
 
