@@ -214,7 +214,8 @@ def seed_orders(
         has_finished: method → of each run, whether it did not diverge.
 
     Raises:
-        ValueError: for seeds of an unknown method, and seeds that are not one for each run.
+        ValueError: for seeds of an unknown method, and seeds that are not one for each
+            run, or not all different.
     """
     for name in seeds:
         if name not in has_finished:

@@ -39,8 +39,9 @@ class Decision:
         runs: method → its runs, those that diverged too.
         diverged: method → how many of its runs diverged, if any.
         untested: methods that have a score and too few runs to be tested.
-        unlearned: methods that are not shown to have learned: no run is above all scores without
-            training.
+        unlearned: methods that are not shown to have learned: neither a run nor their mean is
+            significantly above all ``baselines``. Once any method has learned, only those of them
+            that also gain little beside the best one.
         rows_to_learn: such a method → about how many rows would show it, with 80 % power and if its
             measured gain is the true one; without those that gain nothing.
         baselines: name → mean score of what has learned nothing.

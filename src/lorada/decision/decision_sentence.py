@@ -91,9 +91,11 @@ def _take(decision: Decision, pick: str) -> str:
 def _reasons(decision: Decision, pick: str) -> list[str]:
     """Why the pick is taken, though it has not the highest score or some of its runs diverged."""
     reasons = []
+    # The highest has the best mean. The rule starts from the leader, mostly the same method, and
+    # the pick is the leader or a cheaper method.
     leader = decision.leader or pick
     highest = decision.highest or pick
-    if highest in decision.unlearned:  # the rows are too few to show that it is above
+    if highest in decision.unlearned:  # it is not shown to be above the scores without training
         highest = leader
     if highest != leader:
         score = decision.score_format.score(decision.scores[highest])

@@ -44,8 +44,8 @@ def gather_evidence(
 
     Scores change in four steps: runs that diverged are left out, a factor makes them percent if
     they are shares, a power of two makes very small ones larger (``zoom_of``), and the sign of
-    losses and errors is turned. Groups of rows become their means last. See ``decide`` for the
-    arguments.
+    losses and errors is turned. Rows in groups become scores of groups last (``by_group``).
+    See ``decide`` for the arguments.
 
     Raises:
         ValueError: for what ``decide`` refuses.
@@ -135,7 +135,7 @@ def _unit_of_scores(
 def _independent_scores(
     tables: ScoreTables, groups: Sequence[object] | None, row_count: int
 ) -> ScoreTables:
-    """The scores of rows that are independent: of each row, or, in groups, the mean of each group.
+    """The scores of rows that are independent: of each row, or of each group (``by_group``).
 
     Fewer than two independent rows are refused.
     """

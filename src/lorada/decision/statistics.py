@@ -172,7 +172,8 @@ def by_group(scores: Scores, groups: Sequence[object]) -> Scores:
 
     They are not the means of the groups, unless these are of equal size. The mean over groups is
     the mean over rows, whatever their sizes, and the variance over groups is that of a mean over
-    rows which come in groups (a ratio, linearised).
+    rows which come in groups: each is the mean over all rows, plus groups / rows times the sum of
+    what its own rows are above that mean (a ratio, linearised).
 
     Args:
         scores: seeds × rows.
@@ -257,15 +258,20 @@ def _sign_p(differences: Scores) -> float:
 
 
 def _standard_error(runs: Sequence[Runs], over_rows: float, rows: int) -> tuple[float, float]:
-    """The standard error of a difference in means, and its degrees of freedom.
+    """The standard error of a mean or of a difference in means, and its degrees of freedom.
 
-    ``over_rows`` is the variance of the difference over rows, with the noise of single runs in it.
+    Args:
+        runs: of one method, of both methods, of the pairs of runs with one seed, or of none, where
+            rows alone cause the error.
+        over_rows: the variance of the mean or difference over rows, with the noise of runs in it.
+        rows: their number.
     """
     between = sum(of_method.between / of_method.count for of_method in runs)
-    noise = sum(of_method.noise / of_method.count for of_method in runs)
-    # Both variances have the noise in them, which must count once. Runs that answer one class each
-    # have much noise and may still have equal means, or equal sums in each row: then the other two
-    # hold none of it, and the error is not below what each of the three alone would cause.
+    noise = sum(of_method.noise / of_method.count for of_method in runs)  # of one row
+    # ``between`` and ``over_rows / rows`` both contain ``noise / rows``, which must count once.
+    # Runs each of which gives all rows one class have much noise, and may still have equal means,
+    # or equal sums in each row: then the other two hold none of it. So the error is never below
+    # what each of the three alone would cause.
     whole = between + (over_rows - noise) / rows
     variance = max(whole, between, over_rows / rows, noise / rows)
     if not variance:

@@ -35,12 +35,12 @@ WITHOUT_EXAMPLES = "shots0"  # the folder of the model as it is, asked in its be
 TRIED_ROWS = 20  # held-out rows that are tried whether an example fits beside them
 SHARE_OF_TRAINING = 0.1  # how long the job takes beside a training, for the time that is left
 
-Score = Callable[[Run, Data], Untrained | None]  # None if it would be another baseline once more
+Scorer = Callable[[Run, Data], Untrained | None]  # None if it would be another baseline once more
 
 
 def baselines_to_score(
     comparison: Comparison, train: Rows, base: Prepared, folder: Path
-) -> dict[str, Score]:
+) -> dict[str, Scorer]:
     """What is scored by the untrained model besides ``as_it_is``: name → what scores it.
 
     ``base`` is the model's tokenizer and kind; ``folder`` keeps what is half scored. Benchmarks
@@ -48,19 +48,19 @@ def baselines_to_score(
     """
     if not comparison.has_own_rows:
         return {}
-    scores: dict[str, Score] = {}
+    scorers: dict[str, Scorer] = {}
     if train.form in HEADED:
-        scores["probe"] = _probe
+        scorers["probe"] = _probe
     if train.form not in FREE:
-        return scores
+        return scorers
     for shots in comparison.shots:
-        scores[f"shots{shots}"] = partial(_with_examples, shots, min(comparison.shots), folder)
+        scorers[f"shots{shots}"] = partial(_with_examples, shots, min(comparison.shots), folder)
     if len(styles_for(train, base.tokenizer)) > 1:
-        scores["by_template"] = partial(_by_template, folder)
+        scorers["by_template"] = partial(_by_template, folder)
     # An encoder–decoder would read the answers to choose from in its input.
     if closed_set(train) and base.kind == "decoder":
-        scores["likeliest"] = partial(_likeliest, folder)
-    return scores
+        scorers["likeliest"] = partial(_likeliest, folder)
+    return scorers
 
 
 def _probe(run: Run, data: Data) -> Untrained:
