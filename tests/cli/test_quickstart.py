@@ -37,7 +37,7 @@ def shortened(tmp_path, monkeypatch, jobs_here):
 @pytest.mark.more
 def test_it_ends_with_a_verdict_and_a_label(shortened, tmp_path, works):
     out, _ = works("quickstart", "--output", tmp_path / "out")
-    assert "Take " in out
+    assert "take " in out.casefold()  # where no gain is shown it begins with that
     assert (tmp_path / "out" / "report.html").is_file()
     end = out[out.index("lorada predict ") :]
     assert "valid" in end
