@@ -99,6 +99,7 @@ def loss_of(model: nn.Module, kind: str, given: dict[str, Tensor]) -> Tensor:
 def train(model: nn.Module, kind: str, given: dict[str, Tensor], plan: Any = NO_PLAN) -> None:
     """One step of a run: loss, gradients, update, and what the method's callbacks do in it."""
     args: Any = SimpleNamespace(
+        fsdp=[],
         device=GPU, seed=0, world_size=1, output_dir="-", fp16=False, deepspeed=None,
         gradient_checkpointing=False, gradient_checkpointing_kwargs=None, num_train_epochs=1,
         learning_rate=1e-3, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.1,

@@ -422,7 +422,8 @@ def test_labels_are_compared_too(json_of, place, tmp_path):
         lines = read_predictions(run)
         assert [line.right for line in lines] == [row["label"] for row in LABELS[24:]]
         (metrics,) = read_result(run).metrics.values()
-        assert metrics.scores["accuracy"] == pytest.approx(sum(line.score for line in lines) / 8)
+        right_share = sum(line.metrics["accuracy"] for line in lines) / 8
+        assert metrics.scores["accuracy"] == pytest.approx(right_share)
     by_loss = json_of("report", str(folder), "--metric", "loss")
     losses = [sum(line.loss for line in read_predictions(run)) / 8 for run in runs]
     means = sorted([sum(losses[:2]) / 2, sum(losses[2:]) / 2])

@@ -105,16 +105,14 @@ class LoraFaCallback(TrainerCallback):  # type: ignore[misc]
             raise ValueError(
                 "lorafa needs whole matrices A, and training.fsdp shards them: use DDP, or lora"
             )
-        # A resumed run has loaded its weights since the callback was made.
-        self._corrections = {}
+        # Not before, as a resumed run has loaded its weights only now.
+        self._corrections = {id(pair.b): correction(pair) for pair in lora_pairs(kwargs["model"])}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """G_B ← G_B (A Aᵀ)⁻¹ / s², after gradients were accumulated and clipped."""
         for pair in lora_pairs(kwargs["model"]):
             if pair.b.grad is None:
                 continue
-            if id(pair.b) not in self._corrections:
-                self._corrections[id(pair.b)] = correction(pair)
             corrected = pair.b.grad.flatten(1) @ self._corrections[id(pair.b)]
             pair.b.grad.copy_(corrected.view_as(pair.b.grad))
 
@@ -125,6 +123,6 @@ def correction(pair: LoraPair) -> Tensor:
     A row of A may depend on the others, as where r is more than the width: then it is the
     pseudo-inverse.
     """
-    rows = pair.a.detach().flatten(1).to(torch.float64)
+    rows = pair.a.detach().flatten(1).float()  # some devices have no 64-bit numbers
     inverse: Tensor = torch.linalg.pinv(rows @ rows.T, hermitian=True) / pair.scale**2
     return inverse.to(pair.b.dtype)
