@@ -268,7 +268,7 @@ def _refuse_arguments(recipe: Recipe, args: TrainingArguments) -> None:
             f"dtype={recipe.dtype} trains under autocast: leave out training.bf16=false and "
             "training.fp16=false"
         )
-    # ``max_steps`` above -1 decides in transformers, and then epochs do not count.
+    # Where ``max_steps`` is set (-1 is its default), transformers does not count epochs.
     length = "num_train_epochs" if args.max_steps == -1 else "max_steps"
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", length):
         if not 0 < getattr(args, name) < math.inf:
