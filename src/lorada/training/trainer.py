@@ -202,7 +202,7 @@ class RunTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
-        """The batches of a step, and n as a tensor (); None in its place if there are no batches."""
+        """The batches of a step, and n as a tensor (); None if there are no batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
