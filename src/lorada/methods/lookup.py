@@ -78,7 +78,11 @@ def peft_names() -> list[str]:
 
 
 def peft_method(name: str) -> Method:
-    """The method of one tuner of PEFT."""
+    """The method of one tuner of PEFT.
+
+    Raises:
+        ValueError: if PEFT and the allowed packages have no such tuner.
+    """
     if reason := refusal(name):
         raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
     config = peft_configs()[name]
@@ -189,7 +193,11 @@ def _is_own(name: str) -> bool:
 
 
 def _sum_of(name: str, methods: Sequence[Method]) -> Method:
-    """One method with the parts of several, in their order."""
+    """One method with the parts of several, in their order.
+
+    Raises:
+        ValueError: for methods that cannot be added up.
+    """
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")

@@ -208,17 +208,15 @@ def load_model(
         config: the model's, if already read; it is not changed.
         dtype: of the weights, by torch's name.
         trust_remote_code: whether code of the model's repository may run.
-        without_adapter: a folder may hold an adapter too, which is then not placed.
+        without_adapter: a folder may hold an adapter too, which is then not placed: transformers
+            looks for it in a subfolder that does not exist.
         loading: what else ``from_pretrained`` is told.
 
     Returns:
-        The model, and the names of the parameters of its head that were drawn at random, as the
-        checkpoint lacks them or has others.
+        The model, and the names of the parameters of its head that were drawn at random.
 
     Raises:
-        ValueError: for a folder with an adapter of its own, unless ``without_adapter``; for a
-            damaged or incomplete checkpoint.
-        OSError: if it can be neither read nor fetched.
+        ValueError: for a folder with an adapter too, a damaged or incomplete checkpoint.
     """
     files = ("adapter_config.json", "config.json")
     has_adapter = all(Path(name, file).is_file() for file in files)
