@@ -357,6 +357,9 @@ def scheme_of(model_config: Any, needed_by: str) -> Scheme:
     """The names of a model's matrices: those of its type, or of a type with the same linear layers.
 
     ``needed_by`` is the setting that needs the names; the error tells the user to give it.
+
+    Raises:
+        ValueError: if no known type has the same linear layers.
     """
     model_type = model_config.model_type
     if model_type in SCHEMES:

@@ -133,6 +133,9 @@ def method_named(name: str) -> Method:
     ``ia3``; that of a method of another package, such as ``package:object``; or several of these
     with ``+`` between, for one adapter with the parts of each in this
     order, but for a map at the end (``lora+lmam``), which comes first.
+
+    Raises:
+        ValueError: for an unknown name, and a ``+`` without a method beside it.
     """
     names = name.split(SUM)
     if not all(summand.strip() for summand in names):
@@ -145,7 +148,11 @@ def method_named(name: str) -> Method:
 
 
 def _single_method(name: str) -> Method:
-    """A method that is no sum."""
+    """A method that is no sum.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     if name in METHODS:
         method = METHODS[name]
         return replace(
