@@ -1,14 +1,14 @@
-"""How often the decision is wrong in worlds of another kind than those on which its rules were chosen.
+"""How often the decision is wrong in worlds that its rules were not chosen on.
 
 `python studies/decision/holdout_worlds.py decisions 200` prints the table of these worlds, and
 `python studies/decision/holdout_worlds.py intervals 200` the interval of the pick as it is given
 and by the posterior alone, in these worlds and in those of `letter_worlds.py`.
 
-In `letter_worlds.py` what makes a row easy adds up in log-odds. Here it does not: how often a method
-is right on a row has a beta distribution over rows (so right answers of several runs are
-beta-binomial), methods share rows through a Gaussian copula, the mean scores of runs have a beta
-distribution, too, and the luck of a run may persist from row to row as an autoregressive process.
-The true mean score is known exactly, because each of these steps keeps it.
+In `letter_worlds.py` what makes a row easy adds up in log-odds. Here it does not: how often a
+method is right on a row has a beta distribution over rows, methods share rows through a Gaussian
+copula, the mean scores of runs have a beta distribution, too, and the luck of a run may persist
+from row to row as an autoregressive process. The true mean score is known exactly, because each of
+these steps keeps it.
 
 No rule or constant of `lorada.decision` was chosen on these worlds: look at the result, and leave
 them out when something is tuned.
@@ -27,6 +27,7 @@ from scipy.signal import lfilter
 from scipy.stats import beta, norm
 
 from lorada.decision.decide import decide
+from lorada.decision.decision_record import Decision
 from lorada.decision.expected_loss import posterior
 from lorada.decision.statistics import LEVEL
 
@@ -132,7 +133,7 @@ def draw_true_shares(world: HoldoutWorld, random: np.random.Generator) -> Scores
     return np.clip(MIDDLE + world.quality * own, 0.3, 0.95)
 
 
-def decide_on(scores: Sequence[Scores]):
+def decide_on(scores: Sequence[Scores]) -> Decision:
     """What is decided of such scores."""
     return decide({f"m{place}": table for place, table in enumerate(scores)}, unit="%")
 
@@ -169,8 +170,10 @@ def print_decisions(draws: int) -> None:
         print(f"| {name} | {' | '.join(shown)} |", flush=True)
 
 
-def compare_intervals(decision, scores: Sequence[Scores], true: Scores) -> tuple[float, ...]:
-    """Whether the pick's interval holds its true score, and its width: as given, posterior alone."""
+def compare_intervals(
+    decision: Decision, scores: Sequence[Scores], true: Scores
+) -> tuple[float, ...]:
+    """Whether the pick's interval holds the truth, as given and by the posterior; their widths."""
     place = int(str(decision.pick)[1:])
     low, high = decision.expected_interval
     unwidened = replace(posterior(scores), widening=np.ones(len(scores)))
@@ -219,4 +222,4 @@ TABLES = {"decisions": print_decisions, "intervals": print_intervals}
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in TABLES:
         sys.exit(f"name a table: {', '.join(TABLES)}; then the number of draws, if you like")
-    TABLES[sys.argv[1]](*(map(int, sys.argv[2:]) if sys.argv[2:] else (200,)))
+    TABLES[sys.argv[1]](int(sys.argv[2]) if sys.argv[2:] else 200)
