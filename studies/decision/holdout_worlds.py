@@ -34,9 +34,8 @@ from lorada.decision.statistics import LEVEL
 Scores = NDArray[np.float64]
 MIDDLE = 0.7  # the share of right answers that methods have on average
 CONCENTRATION = 1.5  # of right answers over rows; less makes rows more often always right or wrong
-GRID = np.linspace(
-    -5.0, 5.0, 301
-)  # normal quantiles between which those of a beta are interpolated
+# Normal quantiles, at which those of a beta distribution are computed; others are interpolated.
+GRID = np.linspace(-5.0, 5.0, 301)
 BETTER = 0.15  # the difference that the power is of
 OF_FAMILY = 0.9  # share of the variance of quality that a family has in common
 
