@@ -326,7 +326,8 @@ def test_the_sentence_leads_with_the_score_and_says_what_the_cheaper_method_woul
     loss = found.expected_loss["ia3"]
     assert found.sentence == (
         f"Take lora+lmam ({expected(found)}). lora+lmam is expected to be less than 0.1 "
-        f"points below whichever of these methods is truly best; ia3 trains a third of the parameters and is expected to lose {loss:.1f}."
+        f"points below whichever of these methods is truly best; ia3 trains a third of the "
+        f"parameters and is expected to lose {loss:.1f}."
     )
 
 
