@@ -6,7 +6,6 @@ one writes the report.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from lorada.compare.baselines.score_baselines import (
 )
 from lorada.compare.comparison_rows import Data, read_data
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
-from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
+from lorada.compare.jobs.queue import Pick, Pool, Report, first_of, run_queue
 from lorada.compare.kept import base_losses_jobs, read_kept, refuse_changed
 from lorada.compare.make_plan import fingerprints_of, make_plan
 from lorada.compare.read_results import read_comparison
@@ -102,6 +101,38 @@ def compare(
         ValueError: for rows or methods that cannot be compared, or a plan that no longer fits.
         KeyboardInterrupt: if it was interrupted; running trainings have saved then.
     """
+    begun = begin(comparison, folder, overwrite=overwrite, report=report)
+    outcomes = run_queue(
+        begun.jobs, pool(), report=report, pick=begun.pick, ended=begun.keep_failure
+    )
+    return finish(begun, outcomes, pool, report)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A comparison whose folder has its settings and its plan, and the jobs that it takes."""
+
+    comparison: Comparison
+    folder: Path
+    base: Prepared
+    data: Data
+    plan: ComparisonPlan
+    jobs: list[Job]  # those that are done are among them too, and what is half done goes on
+
+    @property
+    def pick(self) -> Pick:
+        """What chooses the next of its jobs."""
+        if self.comparison.until is None:
+            return first_of
+        return until_of(self.comparison, self.plan, self.folder)
+
+    def keep_failure(self, job: Job, outcome: Outcome) -> None:
+        """Put the error of one of its jobs into ``failures.json``, or take it out again."""
+        _keep_failure(self.folder, job, outcome)
+
+
+def begin(comparison: Comparison, folder: Path, *, overwrite: bool, report: Report) -> Begun:
+    """Check a comparison, make or read its plan, and list its jobs; see ``compare``."""
     folder = folder.absolute()
     base, data = read(comparison)
     check_baselines(comparison, base, data)
@@ -110,18 +141,28 @@ def compare(
         report(f"scored by {plan.metric.name}, because {plan.metric.reason}")
     for sentence in plan.losses:
         report(sentence)
-
-    # Jobs that are done are among them too, and what is half done goes on.
     jobs = comparison_jobs(comparison, plan, folder)
     baselines = baselines_job(comparison, base, data, folder)
     if baselines is not None:
         jobs.append(baselines)
     jobs += base_losses_jobs(comparison, plan, folder)
-    pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
-    keep_failure = partial(_keep_failure, folder)
-    outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep_failure)
-    failures = _failed(jobs, outcomes, folder)
-    jobs_left = _jobs_of_others(jobs, outcomes)
+    return Begun(comparison, folder, base, data, plan, jobs)
+
+
+def finish(
+    begun: Begun, outcomes: Mapping[str, Outcome], pool: Callable[[], Pool], report: Report
+) -> Compared:
+    """Score what needs finished runs, and write the report; unless other commands have jobs left.
+
+    Args:
+        begun: the comparison.
+        outcomes: what became of its jobs, by their names.
+        pool: makes the pool that runs the jobs that are left.
+        report: called with lines of progress.
+    """
+    comparison, plan, folder, data = begun.comparison, begun.plan, begun.folder, begun.data
+    failures = _failed(begun.jobs, outcomes, folder)
+    jobs_left = _jobs_of_others(begun.jobs, outcomes)
     if jobs_left:  # the last of the commands that work on it writes the report
         return Compared(None, [], failures, len(jobs_left))
 
@@ -130,11 +171,12 @@ def compare(
     if as_it_is is None:
         return Compared(None, [], failures, 1)
     metric = plan.metric_name or None
+    tokenizer = begun.base.tokenizer
     untrained = {
         AS_IT_IS: as_it_is,
-        COMMONEST: score_commonest(data, base.tokenizer, metric),
+        COMMONEST: score_commonest(data, tokenizer, metric),
         **stored_baselines(folder, failures.get(BASELINES, "")),
-        **score_given(comparison, answers_written(data, base.tokenizer), metric),
+        **score_given(comparison, answers_written(data, tokenizer), metric),
     }
     _write_baselines(folder, untrained)
     scale_failures = _score_smaller_scales(comparison, plan, folder, pool, report)

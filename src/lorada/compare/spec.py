@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorada.compare.model_names import MODELS_FILE
 from lorada.compare.stored_plan import damaged
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.scoring.row_metrics import refuse_unnamed
@@ -372,7 +373,7 @@ def refuse_taken(folder: Path, *, resume: bool, overwrite: bool) -> None:
     refuse_file(folder)
     if not folder.is_dir():
         return
-    if (folder / SPEC_FILE).is_file():
+    if any((folder / name).is_file() for name in (SPEC_FILE, MODELS_FILE)):
         if not (resume or overwrite):
             raise ValueError(
                 f"{folder} already holds a comparison: use --resume, --overwrite or another "

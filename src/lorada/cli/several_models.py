@@ -1,0 +1,87 @@
+"""``lorada compare --model a,b,c``, and the report of such a folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lorada.cli.score_table import SHARED, ScoreLine, show_scores
+from lorada.cli.shared import (
+    console,
+    errors,
+    importing,
+    note,
+    print_json,
+    prints_to_stderr,
+    say,
+    suggest,
+)
+from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
+from lorada.support.in_words import counted
+from lorada.support.plain_yaml import read_yaml
+
+
+def saved_models(folder: Path) -> dict[str, str]:
+    """Model → its folder, of a comparison of several models; empty for any other folder."""
+    from lorada.compare.model_names import MODELS_FILE
+
+    path = folder / MODELS_FILE
+    if not path.is_file():
+        return {}
+    stored = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    models = stored.get("models") if isinstance(stored, dict) else None
+    if not isinstance(models, dict):
+        raise ValueError(f"{path} is damaged: put it back, or start again with --overwrite")
+    return {str(model): str(name) for model, name in models.items()}
+
+
+def run_models(
+    comparisons: Mapping[str, Any], folder: Path, pool: Any, *, overwrite: bool, as_json: bool
+) -> Any:
+    """Run the comparisons of several models, and print their joined report."""
+    with importing():
+        from lorada.compare.several_models import compare_models
+
+    try:
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(as_json):
+            compared = compare_models(comparisons, folder, pool, overwrite=overwrite, report=note)
+    except KeyboardInterrupt:
+        note("stopped and saved")
+        suggest("compare", folder, "--resume", on=errors)
+        raise
+    for job, error in compared.failures.items():
+        note(f"failed: {job}: {error}")
+    if compared.joined is None:
+        note(f"left to other commands: {counted(compared.left, 'job')}")
+        suggest("compare", folder, "--resume", on=errors)
+    else:
+        show_joined(compared.joined, compared.reports, as_json=as_json)
+    if compared.failures:
+        raise typer.Exit(2)
+    return compared.joined
+
+
+def show_joined(joined: Any, reports: list[Path], *, as_json: bool) -> None:
+    """Print the verdict over models, its table and the files of the report."""
+    if as_json:
+        print_json(joined.plain())
+        return
+    decision = joined.decision
+    console.print(joined.verdict)
+    lines = []
+    for one in joined.lines:
+        low, high = decision.intervals[one.name]
+        lines.append(
+            ScoreLine(
+                one.name, decision.scores[one.name], low, high,
+                decision.letters.get(one.name, ""), decision.expected_loss.get(one.name),
+                one.line.result.trainable, decision.mark(one.name),
+            )
+        )  # fmt: skip
+    show_scores("score", decision.score_format, lines)
+    if any(decision.letters.values()):
+        console.print(f"• {SHARED}.")
+    for sentence in joined.sentences:
+        console.print(f"• {sentence}")
+    say(", ".join(map(str, reports)))
