@@ -1,7 +1,8 @@
-"""The commands ``compare``, ``report``, ``decide``, ``quickstart``: which method is the best."""
+"""The commands ``compare``, ``report``, ``quickstart``: which method is the best on some rows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import math
+import time
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from lorada.cli import options as opt
 from lorada.cli.forecast_table import show_forecast
 from lorada.cli.retention_table import show_retention
-from lorada.cli.score_table import SHARED, ScoreLine, show_scores, what_was_tested
+from lorada.cli.score_table import SHARED, ScoreLine, show_scores
 from lorada.cli.several_models import run_models, saved_models, show_joined
 from lorada.cli.shared import (
     app,
@@ -29,14 +30,12 @@ from lorada.cli.shared import (
 )
 from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
-from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line, unknown_name
+from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.files import as_typed
-from lorada.support.in_words import counted
+from lorada.support.in_words import counted, duration
 
 if TYPE_CHECKING:
     from lorada.compare.report.summarize_comparison import Summary
-    from lorada.decision.decision_record import Decision
-    from lorada.decision.read_scores import ScoreTable
 
 
 Methods = Annotated[
@@ -53,13 +52,11 @@ Trials = Annotated[
     int | None,
     typer.Option(help="rates tried for each method: 4; then up to 3 beyond an end, 5 for a map"),
 ]
-Margin = Annotated[
+Hours = Annotated[
     float | None,
-    typer.Option(
-        help="what a cheaper method may cost: a point, or a fifth of the best one's errors if that "
-        "is less; of losses 2 % of the lowest; other units need one"
-    ),
+    typer.Option(help="the time that it may take; what does not fit is left for --resume"),
 ]
+Price = Annotated[float | None, typer.Option(help="of an hour of this machine, to say the costs")]
 Shots = Annotated[
     Any,
     typer.Option(
@@ -86,14 +83,6 @@ Text = Annotated[
     ),
 ]
 
-BaselineNames = Annotated[
-    list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
-]
-AlternativeNames = Annotated[
-    list[str] | None,
-    typer.Option(help="a name that may be taken instead of a training; may be repeated"),
-]
-
 
 @app.command(no_args_is_help=True, rich_help_panel=opt.COMPARE)
 def compare(
@@ -115,7 +104,9 @@ def compare(
     rates: Rates = None,
     metric: opt.Metric = None,
     until: Annotated[float | None, typer.Option(help="end at this expected loss (points)")] = None,
-    margin: Margin = None,
+    hours: Hours = None,
+    price: Price = None,
+    margin: opt.Margin = None,
     shots: Shots = None,
     answers: Answers = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
@@ -131,6 +122,7 @@ def compare(
     as_json: opt.Json = False,
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
+    began_at = time.monotonic()
     folder, pairs = split_overrides(folder, overrides)
     target = _target_folder(folder, output, resume=resume)
     # Settings that all runs share, as in `lorada train`, then those of the comparison itself.
@@ -146,6 +138,8 @@ def compare(
     from lorada.compare.spec import refuse_taken
 
     refuse_taken(target, resume=resume, overwrite=overwrite)
+    budget_of_time = _TimeBudget(hours, price, began_at, gpus_per_job, cluster)
+    budget_of_time.check()
     models = _models_of(model, target, resume=resume)
     if models:
         if dry_run:
@@ -164,16 +158,61 @@ def compare(
     can_begin = folder is None and methods is not None and _is_new(target)
     if resume and not can_begin:
         comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
+        trials_are_fixed = True
     else:
-        comparison = _new_comparison(pairs, recipe_options, comparison_options)
+        comparison = _new_comparison(pairs, recipe_options, {**comparison_options, "hours": hours})
+        trials_are_fixed = trials is not None or rates is not None
     # Made by what runs the jobs: nothing is started for a comparison that is refused.
     pool_factory = partial(make_pool, workers, cluster, gpus_per_job)
     if dry_run:
-        # What a job takes is measured on this machine, which may be outside of the cluster.
-        gpus_here = gpus_per_job if cluster is None else min(1.0, gpus_per_job)
-        _forecast(comparison, target, pool_factory, gpus_here, resume=resume, as_json=as_json)
+        _forecast(comparison, target, pool_factory, budget_of_time, resume=resume, as_json=as_json)
         return None
-    return _run(comparison, target, pool_factory, overwrite=overwrite, as_json=as_json)
+    limit = budget_of_time.limit(trials_are_fixed=trials_are_fixed)
+    return _run(
+        comparison, target, pool_factory, budget_of_time, limit, overwrite=overwrite,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _TimeBudget:
+    """What the user says of the time of a comparison and of its price."""
+
+    hours: float | None  # None for as long as it takes
+    price: float | None  # of an hour, in any currency; None if costs are not to be said
+    began_at: float  # when the command began, by ``time.monotonic``
+    gpus_per_job: float
+    cluster: str | None
+
+    def check(self) -> None:
+        """Refuse numbers that are no time or no price."""
+        for option, value in (("--hours", self.hours), ("--price", self.price)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{option} {value:g}: pass a number above 0")
+
+    @property
+    def gpus_here(self) -> float:
+        """The cards of a job on this machine, where its time is measured.
+
+        This machine may be outside of the cluster that runs the jobs.
+        """
+        return self.gpus_per_job if self.cluster is None else min(1.0, self.gpus_per_job)
+
+    def limit(self, *, trials_are_fixed: bool) -> Any:
+        """The ``TimeLimit`` of the jobs; None if there is none."""
+        if self.hours is None:
+            return None
+        with importing():
+            from lorada.compare.hours import HOUR, TimeLimit
+
+        ends_at = self.began_at + self.hours * HOUR
+        return TimeLimit(self.hours, ends_at, trials_are_fixed, self.gpus_here)
+
+    def costs_of(self, seconds: float) -> str:
+        """What a time costs, to stand behind it; empty without a price."""
+        if self.price is None:
+            return ""
+        return f" ({seconds / 3600 * self.price:.2f} at {self.price:g} an hour)"
 
 
 def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> Path:
@@ -252,8 +291,17 @@ def _saved_comparison(
         return spec.resumed_comparison(folder, saved, draft.complete(), comparison_options)
 
 
-def _run(comparison: Any, folder: Path, pool: Any, *, overwrite: bool, as_json: bool) -> Any:
-    """Run a comparison, and print its report, or how to go on if jobs are left to others.
+def _run(
+    comparison: Any,
+    folder: Path,
+    pool: Any,
+    budget_of_time: _TimeBudget,
+    limit: Any,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> Any:
+    """Run a comparison, and print its report, or how to go on if jobs are left.
 
     Returns:
         Its summary; None while jobs are left.
@@ -266,7 +314,9 @@ def _run(comparison: Any, folder: Path, pool: Any, *, overwrite: bool, as_json: 
 
     try:
         with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(as_json):
-            compared = run_comparison(comparison, folder, pool, overwrite=overwrite, report=note)
+            compared = run_comparison(
+                comparison, folder, pool, overwrite=overwrite, limit=limit, report=note
+            )
     except KeyboardInterrupt:
         note("stopped and saved")
         suggest("compare", folder, "--resume", on=errors)
@@ -279,6 +329,14 @@ def _run(comparison: Any, folder: Path, pool: Any, *, overwrite: bool, as_json: 
         suggest("compare", folder, "--resume", on=errors)
     else:
         _show_report(compared.summary, compared.reports, as_json=as_json)
+    seconds = time.monotonic() - budget_of_time.began_at
+    costs = budget_of_time.costs_of(seconds)
+    if costs:
+        note(f"took {duration(seconds)}{costs}")
+    if compared.did_not_fit:
+        note(f"not begun, as the time did not suffice: {counted(compared.did_not_fit, 'job')}")
+        hours = f"{budget_of_time.hours:g}"
+        suggest("compare", folder, "--resume", "--hours", hours, on=errors)
     if compared.failures:
         raise typer.Exit(2)
     return compared.summary
@@ -288,7 +346,7 @@ def _forecast(
     comparison: Any,
     folder: Path,
     pool_factory: Any,
-    gpus_per_job: float,
+    budget_of_time: _TimeBudget,
     *,
     resume: bool,
     as_json: bool,
@@ -299,7 +357,7 @@ def _forecast(
         comparison: what is asked.
         folder: of it.
         pool_factory: makes what would run the jobs.
-        gpus_per_job: on this machine, where the time of a job is measured.
+        budget_of_time: the time that it may take, and the price of an hour.
         resume: whether to go on with what is in the folder.
         as_json: whether to print for programs.
     """
@@ -313,7 +371,8 @@ def _forecast(
     pool.close()
     with prints_to_stderr(as_json):
         plan = planned(comparison, folder, resume=resume, report=note)
-        estimate = forecast(comparison, plan, slots, note, gpus_per_job=gpus_per_job)
+        gpus_here = budget_of_time.gpus_here
+        estimate = forecast(comparison, plan, slots, note, gpus_per_job=gpus_here)
     if as_json:
         train, held_out = plan.train_lengths, plan.held_out_lengths
         lengths = {
@@ -322,7 +381,7 @@ def _forecast(
         }
         print_json({**estimate.plain(), **lengths, "kept_rows": plan.kept.count})
         return
-    show_forecast(estimate)
+    show_forecast(estimate, budget_of_time.costs_of)
     if plan.train_lengths is not None:
         console.print(f"Tokens of the training rows: {plan.train_lengths.spread}.")
     for sentence in plan.losses:
@@ -336,7 +395,7 @@ def _forecast(
 def report(
     folder: Annotated[Path, typer.Argument(help="folder of a comparison")],
     metric: opt.Metric = None,
-    margin: Margin = None,
+    margin: opt.Margin = None,
     unit: Annotated[
         str | None, typer.Option(help="of your function's values: %, or any; 0/1 need none")
     ] = None,
@@ -438,154 +497,6 @@ def _score_lines(summary: "Summary") -> list[ScoreLine]:
         if baseline.score is not None:
             lines.append(ScoreLine(baseline.name, baseline.score, baseline.low, baseline.high))
     return lines
-
-
-@app.command(rich_help_panel=opt.COMPARE)
-def decide(
-    scores: Annotated[
-        Path,
-        typer.Argument(
-            exists=True,
-            help="table of method, seed, row, score (and group), or logs of lm-eval, Inspect or "
-            "promptfoo: a file, or a folder with METHOD-SEED for each run",
-        ),
-    ],
-    margin: Margin = None,
-    metric: Annotated[
-        str | None, typer.Option(help="of the logs, where they have several, such as acc_norm")
-    ] = None,
-    unit: Annotated[
-        str | None, typer.Option(help="of the scores: %, or any; 0/1 and 0/100 need none")
-    ] = None,
-    lower_is_better: Annotated[
-        bool, typer.Option("--lower-is-better", help="scores are losses or errors")
-    ] = False,
-    costs: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="method → parameters, seconds, bytes"),
-    ] = None,
-    baseline: BaselineNames = None,
-    alternative: AlternativeNames = None,
-    as_json: opt.Json = False,
-) -> None:
-    """Decide which method to take, from scores of any trainer."""
-    from lorada.decision.decide import decide as decide_method
-    from lorada.decision.read_scores import read_costs
-
-    scores_read = _read_scores(scores, metric, lower_is_better=lower_is_better)
-    table = scores_read.table
-    alternatives = _take_alternatives(table, alternative or [], baseline or [])
-    baselines = _take_baselines(table, baseline or [])
-    decision = decide_method(
-        table.scores,
-        read_costs(costs) if costs else {},
-        margin,
-        lower_is_better=scores_read.lower_is_better,
-        groups=table.groups,
-        baselines=baselines,
-        alternatives=alternatives,
-        seeds={name: seeds for name, seeds in table.seeds.items() if name in table.scores},
-        unit=unit,
-    )
-    notes = [f"• {sentence}." for sentence in scores_read.notes]
-    if as_json:
-        print_json(asdict(decision))
-        for line in notes:
-            note(line)
-        return
-    _show_decision(decision)
-    row_count = len(next(iter(table.scores.values()))[0])
-    for line in notes:
-        console.print(line)
-    console.print(f"• {what_was_tested(row_count, table.groups, decision)}")
-    options = {"--metric": metric, "--margin": margin, "--unit": unit, "--costs": costs}
-    names = {"--baseline": baseline, "--alternative": alternative}
-    words = _as_words(options, names, lower_is_better=lower_is_better)
-    suggest("decide", scores, *words, "--json")
-
-
-def _take_baselines(table: "ScoreTable", names: Sequence[str]) -> dict[str, Any]:
-    """Take what needs no training out of a table, as it is no method to choose.
-
-    Returns:
-        Name → the score of each row.
-    """
-    from lorada.decision.read_scores import baseline_of
-
-    baselines = {}
-    for name in dict.fromkeys(names):
-        if name not in table.scores:
-            raise unknown_name("--baseline", name, table.scores)
-        baselines[name] = baseline_of(name, table.scores.pop(name))
-    return baselines
-
-
-def _take_alternatives(
-    table: "ScoreTable", names: Sequence[str], baselines: Sequence[str]
-) -> dict[str, Any]:
-    """The runs of what may be taken instead of a training: a prompt, another model."""
-    from lorada.decision.read_scores import finished_runs
-
-    alternatives = {}
-    for name in dict.fromkeys(names):
-        if name in baselines:
-            raise ValueError(f"{name} is a baseline and an alternative: leave one of them out")
-        if name not in table.scores:
-            raise unknown_name("--alternative", name, table.scores)
-        alternatives[name] = finished_runs("--alternative", name, table.scores.pop(name))
-    return alternatives
-
-
-def _as_words(
-    options: Mapping[str, object], names: Mapping[str, list[str] | None], *, lower_is_better: bool
-) -> list[str]:
-    """Options of ``lorada decide`` as they are typed, those that were given."""
-    words = []
-    for option, names_of_option in names.items():
-        for name in names_of_option or []:
-            words += [option, name]
-    for option, value in options.items():
-        if isinstance(value, float):
-            words += [option, f"{value:g}"]
-        elif value is not None:
-            words += [option, str(value)]
-    if lower_is_better:
-        words.append("--lower-is-better")
-    return words
-
-
-def _read_scores(path: Path, metric: str | None, *, lower_is_better: bool) -> Any:
-    """Read the scores in a table or in logs of other tools, as ``LogScores``."""
-    from lorada.data.files.read_rows import read_rows
-    from lorada.decision.read_logs import LogScores, holds_logs, read_logs
-    from lorada.decision.read_scores import read_scores
-
-    if holds_logs(path):
-        return read_logs(path, metric, lower_is_better=lower_is_better)
-    if metric is not None:
-        raise ValueError(f"--metric {metric} is for logs, but {path} is a table with one score")
-    table = read_scores(read_rows(path), str(path))
-    return LogScores(table, "score", lower_is_better=lower_is_better, notes=())
-
-
-def _show_decision(decision: "Decision") -> None:
-    """Print a decision's sentence and its table: methods, the best first, then baselines."""
-    console.print(decision.sentence)
-    highest_first = not decision.lower_is_better
-    best_first = sorted(decision.scores, key=decision.scores.__getitem__, reverse=highest_first)
-    lines = []
-    for name in best_first:
-        low, high = decision.intervals[name]
-        lines.append(
-            ScoreLine(
-                name, decision.scores[name], low, high, decision.letters.get(name, ""),
-                decision.expected_loss.get(name), decision.costs.get(name, {}).get("parameters"),
-                decision.mark(name),
-            )
-        )  # fmt: skip
-    without_training = decision.baselines | decision.alternatives
-    lines += [ScoreLine(name, score) for name, score in without_training.items()]
-    show_scores("score", decision.score_format, lines)
 
 
 # Of the quickstart: what trains three methods on a laptop's processor in minutes.

@@ -17,6 +17,14 @@ from lorada.compare.baselines.score_baselines import (
     stored_baselines,
 )
 from lorada.compare.comparison_rows import Data, read_data
+from lorada.compare.forecast import average_costs
+from lorada.compare.hours import (
+    MeasuredComparison,
+    TimeLimit,
+    WithinHours,
+    fitting_trials,
+    job_times,
+)
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
 from lorada.compare.jobs.queue import Pick, Pool, Report, first_of, run_queue
 from lorada.compare.kept import base_losses_jobs, read_kept, refuse_changed
@@ -78,6 +86,7 @@ class Compared:
     reports: list[Path]  # its files, the page first
     failures: dict[str, str]  # folder of a job that failed here → the last line of its error
     left: int  # how many jobs other commands work on, or are to run after these
+    did_not_fit: int = 0  # how many jobs were not begun, as they would not have ended in the time
 
 
 def compare(
@@ -86,6 +95,7 @@ def compare(
     pool: Callable[[], Pool],
     *,
     overwrite: bool = False,
+    limit: TimeLimit | None = None,
     report: Report = print,
 ) -> Compared:
     """Run what is not done yet of a comparison, then write its report.
@@ -95,17 +105,54 @@ def compare(
         folder: of the comparison.
         pool: makes the pool that runs the jobs.
         overwrite: delete the comparison in the folder first, once everything has been checked.
+        limit: the time that it may take; None for as long as it takes.
         report: called with lines of progress.
 
     Raises:
-        ValueError: for rows or methods that cannot be compared, or a plan that no longer fits.
+        ValueError: for rows or methods that cannot be compared, a plan that no longer fits, or a
+            time in which not one run of each method ends.
         KeyboardInterrupt: if it was interrupted; running trainings have saved then.
     """
-    begun = begin(comparison, folder, overwrite=overwrite, report=report)
-    outcomes = run_queue(
-        begun.jobs, pool(), report=report, pick=begun.pick, ended=begun.keep_failure
-    )
-    return finish(begun, outcomes, pool, report)
+    if limit is None:
+        begun = begin(comparison, folder, overwrite=overwrite, report=report)
+        outcomes = run_queue(
+            begun.jobs, pool(), report=report, pick=begun.pick, ended=begun.keep_failure
+        )
+        return finish(begun, outcomes, pool, report)
+
+    jobs_pool = pool()
+    try:
+        measured = measure(comparison, folder, limit, overwrite=overwrite, report=report)
+        if overwrite or saved_plan(folder) is None:  # what has begun keeps its searches
+            trials = fitting_trials([measured], limit, jobs_pool.slots)
+            measured = measured.with_trials(trials, report)
+        begun = begin(measured.comparison, folder, overwrite=overwrite, report=report)
+    except BaseException:
+        jobs_pool.close()
+        raise
+    times = job_times(measured, begun.folder, begun.jobs)
+    within = WithinHours(limit, times, jobs_pool.slots, begun.pick)
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        begun.keep_failure(job, outcome)
+        within.note_end(job, outcome)
+
+    outcomes = run_queue(begun.jobs, jobs_pool, report=report, pick=within.pick, ended=ended)
+    compared = finish(begun, outcomes, pool, report)
+    return replace(compared, did_not_fit=within.did_not_fit(begun.jobs))
+
+
+def measure(
+    comparison: Comparison, folder: Path, limit: TimeLimit, *, overwrite: bool, report: Report
+) -> MeasuredComparison:
+    """Measure what the trainings of a comparison take; nothing is written."""
+    plan = planned(comparison, folder, resume=not overwrite, report=say_nothing)
+    costs = average_costs(comparison, plan, report, limit.gpus_per_job)
+    return MeasuredComparison(comparison, plan, costs)
+
+
+def say_nothing(line: str) -> None:
+    """Progress of what is made again, and reported then."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def refuse_incomparable(
     for model, comparison in comparisons.items():
         try:
             plans[model] = planned(
-                comparison, folder / folders[model], resume=not overwrite, report=_say_nothing
+                comparison, folder / folders[model], resume=not overwrite, report=say_nothing
             )
         except ValueError as error:
             raise ValueError(f"{model}: {error}") from error
@@ -113,10 +113,6 @@ def refuse_incomparable(
             f"losses by token of {' and '.join(comparisons)}, which have different vocabularies, "
             "cannot be compared: pass --metric chrf, or another metric of written answers"
         )
-
-
-def _say_nothing(line: str) -> None:
-    """Progress of a check that is made again, and reported then."""
 
 
 def _vocabularies(comparisons: Mapping[str, Comparison]) -> set[frozenset[Any]]:
