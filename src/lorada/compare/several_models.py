@@ -14,7 +14,7 @@ from lorada.compare.jobs.job import Job, Outcome
 from lorada.compare.jobs.queue import Pool, Report, run_queue
 from lorada.compare.model_names import MODELS_FILE, folders_of_models
 from lorada.compare.report.joined_report import Joined, write_joined_report
-from lorada.compare.run import Begun, begin, finish, planned
+from lorada.compare.run import Begun, begin, finish, planned, say_nothing
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import ComparisonPlan
 from lorada.support.files import write_atomic
