@@ -51,7 +51,7 @@ class StepCosts:
 
     seconds_per_step: float
     peak_memory_bytes: int
-    start_seconds: float = 0.0
+    start_seconds: float
 
     def training_seconds(self, steps: int) -> float:
         """What a whole training takes, from the start of its process to its last step."""
@@ -298,12 +298,17 @@ def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) 
 
 def measure_steps(recipe: Recipe) -> StepCosts:
     """Train the first few steps of a training on its longest rows; nothing is kept."""
+    began_at = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
         if not recipe.packing:  # packed rows are all as long as they may be
             prepared = replace(prepared, rows=_longest(prepared, _row_count(recipe, STEPS)))
         step_seconds = _train(prepared, STEPS)
-    return StepCosts(seconds_per_step=min(step_seconds), peak_memory_bytes=peak_memory())
+    return StepCosts(
+        seconds_per_step=min(step_seconds),
+        peak_memory_bytes=peak_memory(),
+        start_seconds=time.monotonic() - began_at - sum(step_seconds),
+    )
 
 
 def measure_average_step(recipe: Recipe) -> StepCosts:
