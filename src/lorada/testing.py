@@ -104,7 +104,11 @@ def switches_off(method: PeftMethod) -> None:
 
 
 def comes_back_from_its_file(method: PeftMethod) -> None:
-    """A saved adapter gives the same outputs on a fresh base, alone and in a stack."""
+    """A saved adapter gives the same outputs on a fresh base, alone and in a stack.
+
+    Raises:
+        AssertionError: if they differ by more than rounding, relative to what the adapter changes.
+    """
     for kind, base, config in _placements(method):
         for stack in (config, _stack(config, kind)):
             model = _moved(base, stack)
@@ -112,8 +116,10 @@ def comes_back_from_its_file(method: PeftMethod) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
                 saved = load_file(f"{folder}/adapter_model.safetensors")
+                # In float64, so that rounding cannot hide a small difference.
                 loaded = PeftModel.from_pretrained(copy.deepcopy(base), folder).double().eval()
             difference = _distance(_outputs(loaded), expected)
+            # Only for the message: which tensor that trains is not in the file.
             lost = _lost(model, saved)
             assert difference < ROUNDING * changed, (
                 f"a saved adapter of a {kind} comes back other by {difference:.2g}: "
@@ -123,7 +129,11 @@ def comes_back_from_its_file(method: PeftMethod) -> None:
 
 
 def merges_to_the_same(method: PeftMethod) -> None:
-    """Merged into the weights it computes the same, alone and in a stack, or it refuses."""
+    """Merged into the weights it computes the same, alone and in a stack, or it refuses.
+
+    Raises:
+        AssertionError: if it computes something else, or a refused merge has changed the model.
+    """
     for kind, base, config in _placements(method):
         for stack in (config, _stack(config, kind, maps=False)):
             model = _moved(base, stack)
@@ -141,7 +151,11 @@ def merges_to_the_same(method: PeftMethod) -> None:
 
 
 def heeds_its_scale(method: PeftMethod) -> None:
-    """The settings of ``scaled_with`` scale what it adds, and it is divided by the size."""
+    """The settings of ``scaled_with`` scale what it adds, and it is divided by the size.
+
+    Raises:
+        AssertionError: if doubling the scale changes nothing, or the size is not divided out.
+    """
     if method.size is None or not method.scaled_with:
         return
     for kind, base, config in _placements(method):
@@ -164,7 +178,11 @@ def heeds_its_scale(method: PeftMethod) -> None:
 
 
 def grows_with_its_size(method: PeftMethod) -> None:
-    """Twice the size trains more parameters, so that a budget can choose it."""
+    """Twice the size trains more parameters, so that a budget can choose it.
+
+    Raises:
+        AssertionError: if the larger one does not train more parameters.
+    """
     if method.size is None:
         return
     for kind, base, config in _placements(method):
@@ -181,7 +199,11 @@ def grows_with_its_size(method: PeftMethod) -> None:
 
 
 def runs_in_16_bits(method: PeftMethod) -> None:
-    """On a base in bfloat16 it gives finite outputs of that dtype."""
+    """On a base in bfloat16 it gives finite outputs of that dtype.
+
+    Raises:
+        AssertionError: if it fails, or gives another dtype or numbers that are not finite.
+    """
     for kind, base, config in _placements(method):
         model = get_peft_model(copy.deepcopy(base).to(torch.bfloat16), config).eval()
         try:

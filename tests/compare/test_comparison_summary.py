@@ -250,7 +250,8 @@ def test_a_users_metric_in_another_unit_has_no_margin_and_no_interval_of_a_share
     assert own.margin is None
     assert own.best == own.lines[0].label
     assert (own.baselines[1].low, own.baselines[1].high) == (0, 0)
-    assert f"Take {own.best} (expect {own.decision.expected_score:.4g}, " in own.verdict
+    assert f"Take {own.best} (measured " in own.verdict
+    assert f"; expect {own.decision.expected_score:.4g}, " in own.verdict
     assert "no default in this unit: give what it may cost, such as" in own.verdict
     assert not any("vals.py" in sentence for sentence in own.sentences)
 
@@ -594,7 +595,7 @@ def test_the_unit_of_a_users_metric_can_be_named_and_only_of_such_a_metric(tmp_p
     folder = write_made_up(tmp_path / "made up")
     add_own_metric(folder, "vals.py:stars", 5 / 100)
     named = summarize(read_comparison(folder, "vals.py:stars", "stars"))
-    assert f"(expect {named.decision.expected_score:.4g} stars, " in named.verdict
+    assert f"; expect {named.decision.expected_score:.4g} stars, " in named.verdict
     assert (named.scale.unit, named.scale.behind) == ("stars", " stars")
     assert named.margin is None
     percent = summarize(read_comparison(folder, "vals.py:stars", "%"))

@@ -323,7 +323,7 @@ def test_sentence_table_and_terminal_write_scores_and_expected_losses_alike(
     low, high = (f"{end:.3f}" for end in (best.decided.low, best.decided.high))
     score, loss = f"{best.score:.3f}", summary.score_format.short_loss(best.decided.expected_loss)
     assert f"expect {summary.decision.expected_score:.3f} nats, " in summary.verdict
-    assert f"Expected to be {loss.replace('< ', 'less than ')} nats above" in summary.verdict
+    assert f"is expected to be {loss.replace('< ', 'less than ')} nats above" in summary.verdict
     rows = score_table(summary).rows
     assert (rows[0].cells[0], rows[0].cells[1]) == (f"{score} ({low} to {high})", loss)
     (line,) = (line for line in printed.splitlines() if f" {score} ± " in line)

@@ -118,6 +118,15 @@ def test_python_makes_the_same_page(folder, tmp_path):
     refused("a page shows one sample, not 2", lambda: two.to_html(tmp_path / "two.html"))
 
 
+def test_the_page_that_python_makes_of_a_classifier_names_its_classes(folder, tmp_path):
+    run = load_run(folder("classes"))
+    explanation = explain(run.model, dict(run.tokenizer(TEXT, return_tensors="pt")), run.tokenizer)
+    explanation.to_html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert explanation.classes == tuple(run.labels)
+    assert all(json.dumps(label) in text for label in run.labels)
+
+
 @pytest.mark.parametrize("form", ["prompt", "label"])
 def test_what_a_decoder_reads_beside_the_text_is_the_models_own(form, tmp_path):
     if form == "prompt":  # mBART starts from the language that it writes

@@ -159,7 +159,11 @@ def implementation_of(module: nn.Module) -> str:
 
 
 def head_count(module: nn.Module) -> int:
-    """Query heads of an attention module."""
+    """The number of query heads of an attention module, which says it itself or by its config.
+
+    Raises:
+        ValueError: if neither says it.
+    """
     for source in (module, getattr(module, "config", None)):
         for name in ("num_heads", "num_attention_heads", "n_heads"):
             if isinstance(getattr(source, name, None), int):

@@ -34,6 +34,7 @@ class FollowingHook:
         register: Callable[[nn.Module], RemovableHandle],
         before: nn.Module | None = None,
     ) -> None:
+        """Follow ``parent.name``: ``register`` puts a hook on the module that is there now."""
         # ``register`` is a partial function and not a closure: a copy of the model copies it too.
         self._name, self._register = name, register
         self._parent = None if before is None else parent

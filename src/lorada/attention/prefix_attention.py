@@ -86,13 +86,18 @@ def _joined(parts: list[Tensor], states: Tensor) -> Tensor:
 
 
 def _extend_mask(mask: Any, count: int, keys: int) -> Tensor:
-    """A mask with ``count`` new columns on its left, which every query sees."""
+    """A mask (B, ·, T, count + K) with new columns on its left, which every query sees.
+
+    Raises:
+        ValueError: for a mask that is no tensor of four dimensions, as of flash attention.
+    """
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         raise ValueError(
             f"a prefix cannot be put before a mask of this form ({form_of(mask)}): "
             "use attn_implementation='sdpa' or 'eager'"
         )
     mask = mask[..., :keys]  # the mask of a static cache may be longer
+    # A mask of numbers is added to the scores; a boolean one says what is seen.
     seen = 0 if mask.is_floating_point() else 1
     return torch.cat([mask.new_full((*mask.shape[:3], count), seen), mask], -1)
 

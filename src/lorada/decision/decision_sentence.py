@@ -123,7 +123,11 @@ def _why_not_highest(decision: Decision, highest: str) -> str:
 
 
 def _on_new_rows(decision: Decision, pick: str) -> str:
-    """The score that the pick is expected to have, or the measured one if nothing is expected."""
+    """The score that the pick is expected to have, or the measured one if nothing is expected.
+
+    Where both are written differently, the measured one is said too: it is the one in the table,
+    and a reader would otherwise not know which of the two to trust.
+    """
     score_format = decision.score_format
     measured = score_format.score(decision.scores[pick])
     if decision.expected_score is None or decision.expected_interval is None:
@@ -132,7 +136,10 @@ def _on_new_rows(decision: Decision, pick: str) -> str:
     if low == high:
         return measured
     expected = score_format.score(decision.expected_score)
-    return f"expect {expected}, {low} to {high}, on new rows and seeds"
+    on_new_rows = f"expect {expected}, {low} to {high}, on new rows and seeds"
+    if expected == measured:
+        return on_new_rows
+    return f"measured {measured}; {on_new_rows}"
 
 
 def _not_worse(decision: Decision, pick: str, leader: str) -> str:
@@ -218,7 +225,10 @@ def _expected_loss(decision: Decision, pick: str) -> str:
         )
     loss = decision.expected_loss[pick]
     worse = "above" if decision.lower_is_better else "below"
-    sentence = f"Expected to be {_loss_with_unit(decision, loss)} {worse} the true best"
+    sentence = (
+        f"{pick} is expected to be {_loss_with_unit(decision, loss)} {worse} whichever of these "
+        "methods is truly best"
+    )
     if decision.leader and decision.leader != pick:
         bound = decision.claimed_loss or loss
         if bound > loss:

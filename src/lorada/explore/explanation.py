@@ -92,6 +92,7 @@ class Explanation(Sequence[ExplainedLayer]):
         head: what the trained copies of modules are called that the adapter has besides its parts:
             "head" for a model of classes, else "copies". A part alone has them too; under this
             name they are without any part. None if the adapter has none.
+        classes: the names of the V classes or labels; empty where V are tokens.
     """
 
     layers: list[ExplainedLayer]
@@ -102,6 +103,7 @@ class Explanation(Sequence[ExplainedLayer]):
     real: Tensor
     tokenizer: Any = None
     head: str | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -110,16 +112,25 @@ class Explanation(Sequence[ExplainedLayer]):
         return self.layers[index]
 
     def to_html(self, path: str | Path) -> None:
-        """Write a page for a browser that shows all of a batch of one sample, without a network."""
+        """Write a page for a browser that shows all of a batch of one sample, without a network.
+
+        Raises:
+            ValueError: for a batch of several samples.
+        """
         if len(self.ids) > 1:  # numbers by head are of a whole batch together
             count = len(self.ids)
             raise ValueError(f"a page shows one sample, not {count}: explain them one by one")
         tokenizer = self.tokenizer
 
         def word_of(token: int) -> str:
+            """The text of a token; its number without a tokenizer."""
             if tokenizer is None:
                 return str(token)
             return str(tokenizer.decode([token]))
+
+        def name_of(index: int) -> str:
+            """The name of a class, or the text of a token, by its place in the probabilities."""
+            return self.classes[index] if self.classes else word_of(index)
 
         ids = self.ids[0][self.real[0]].tolist()
         words = [word_of(token) for token in ids]
@@ -131,7 +142,7 @@ class Explanation(Sequence[ExplainedLayer]):
             "method": ", ".join(self.parts),
             "parts": self.parts,
             "head": self.head,
-            "shown": [page_entry(self, word_of)],
+            "shown": [page_entry(self, name_of)],
         }
         sentences = [{"tokens": words, "text": text}]
         write_atomic(Path(path), explorer_page({"sentences": sentences, "run": run}))
@@ -194,13 +205,23 @@ def explain(model: nn.Module, batch: Mapping[str, Tensor], tokenizer: Any = None
         real=real.cpu(),
         tokenizer=tokenizer,
         head=head,
+        classes=_class_names(with_adapter.logits, getattr(model, "config", None)),
     )
+
+
+def _class_names(logits: Tensor | None, model_config: Any) -> tuple[str, ...]:
+    """The names of the classes that logits (B, V) are of; empty for those of tokens, (B, T, V)."""
+    if logits is None or logits.dim() == 3:
+        return ()
+    names = getattr(model_config, "id2label", None) or {}
+    return tuple(str(names.get(index, index)) for index in range(logits.shape[-1]))
 
 
 def _explained_parts(model: nn.Module) -> Parts:
     """The active parts that are shown alone; a pooling stays on, as a trained head reads it.
 
-    A model without an active adapter, and one with two maps on one softmax, are refused.
+    Raises:
+        ValueError: for a model without an active adapter, or with two maps on one softmax.
     """
     parts = {part: layers for part, layers in active_parts(model).items() if part != "pooling"}
     if not parts:

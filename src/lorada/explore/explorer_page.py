@@ -37,6 +37,9 @@ def pack(matrices: ArrayLike) -> dict[str, Any]:
 
     ``scale`` is the largest absolute value, so the error is at most scale / 65534; ``data`` is
     base64 of raw deflate of little-endian int16.
+
+    Raises:
+        ValueError: for numbers that are not finite.
     """
     values = np.asarray(matrices, dtype=np.float64)
     scale = float(np.abs(values).max(initial=0.0))

@@ -32,7 +32,11 @@ Sentence = str | tuple[str, str]  # a text, or for a run that learned pairs the 
 
 
 def pair_sentences(texts: Sequence[str], pairs: Sequence[str] | None) -> list[Sentence]:
-    """Texts, each with its pair where the run has learned pairs."""
+    """Texts, each with its pair where the run has learned pairs.
+
+    Raises:
+        ValueError: if there are not as many pairs as texts.
+    """
     if not pairs:
         return list(texts)
     if len(texts) != len(pairs):
@@ -74,13 +78,16 @@ def compute_page_data(run: Run, sentences: Sequence[Sentence]) -> dict[str, Any]
 
 
 def _tokenize(run: Run, sentence: Sentence) -> dict[str, list[int]]:
-    """The token ids of a sentence or pair, and of a pair which text each token is of.
+    """The model's inputs for a sentence or pair: ``input_ids``, and of a pair ``token_type_ids``.
 
     A run that learned chats reads a sentence as a user's turn, through the chat template. A
     sentence that is continued has no end token.
 
-    A text of another kind than the run has learned, one without tokens, and one that is longer than
-    the context are refused.
+    ``token_type_ids`` say of each token which of the two texts it is of, as BERT reads pairs.
+
+    Raises:
+        ValueError: for a text of another kind than the run has learned, one without tokens, and one
+            that is longer than the context.
     """
     _refuse_unlike(run, sentence)
     first, second = (sentence, None) if isinstance(sentence, str) else sentence
@@ -91,6 +98,7 @@ def _tokenize(run: Run, sentence: Sentence) -> dict[str, list[int]]:
     encoding = run.tokenizer(first, second, add_special_tokens=not is_chat, verbose=False)
     ids: list[int] = encoding["input_ids"]
     if run.kind == "decoder" and run.form not in HEADED and not is_chat:
+        # Behind an end token the model would begin another text.
         ids = without_end(ids, run.tokenizer)
     if not ids:
         raise ValueError(f"{sentence!r} has no token that this model knows")
@@ -190,7 +198,11 @@ def _layer_statistics(layer: Any) -> dict[str, Any]:
 
 
 def _explain_maps(run: Run, batch: dict[str, Any]) -> list[Any]:
-    """The layers with a map (``ExplainedLayer``), as they read a batch of one row."""
+    """The layers with a map (``ExplainedLayer``), as they read a batch of one row.
+
+    Raises:
+        ValueError: if no map is active in the model.
+    """
     # The decoder reads the text as well.
     if run.kind == "encoder_decoder" and run.form not in HEADED:
         shifted = run.model.prepare_decoder_input_ids_from_labels(batch["input_ids"])

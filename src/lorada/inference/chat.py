@@ -113,7 +113,11 @@ class Chat:
         return turns
 
     def base_prompt(self) -> str:
-        """What the base alone is to continue: the last prompt."""
+        """What the base alone is to continue: the last prompt.
+
+        Raises:
+            ValueError: before the first answer.
+        """
         if self.last is None:
             raise ValueError("there is no answer yet: ask something first")
         with scoring(self.run, base=True):

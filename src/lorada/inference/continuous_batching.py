@@ -63,6 +63,8 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
     """Answer prompts of token ids, the longest first: the index of each, and its answer's ids (N,).
 
     They come in the order in which they end.
+
+    An answer ends where ``writer.ended`` says so, or after ``writer.limit`` tokens.
     """
     if not prompts:
         return
@@ -74,7 +76,8 @@ def write_answers(writer: Writer, prompts: Sequence[Sequence[int]]) -> Iterator[
     yield from _newly_ended(writer, batch)
     while waiting or not all(batch.done):
         joining = _take_joining(writer, prompts, waiting, batch, slot_budget)
-        # Where none may join, the others go on alone once enough have ended.
+        # With no prompt left to join, ended rows are dropped once they are 1/SHARE of the batch:
+        # making the batch smaller copies the cache.
         enough_ended = not waiting and sum(batch.done) * SHARE >= len(batch.done)
         if joining or enough_ended:
             batch = _refill(writer, batch, joining, prompts)
@@ -186,6 +189,7 @@ def _newly_ended(writer: Writer, batch: _Batch) -> Iterator[tuple[int, Tensor]]:
     for row, is_end in enumerate(writer.ended(batch.ids).tolist()):
         if batch.done[row]:
             continue
+        # The answer is what stands behind the prompt: the last ``written`` slots.
         written = batch.written[row]
         if is_end or written == writer.limit:
             batch.done[row] = True

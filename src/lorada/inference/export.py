@@ -139,6 +139,7 @@ def _link_base(model: str, link: Path) -> None:
 
 
 def _refuse_quantised(model: str, config: Any) -> None:
+    """Refuse to merge into a quantised base."""
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"{model} is quantised, and merging would round its weights again: train "
@@ -169,7 +170,12 @@ def _base_of(model: PeftModel | PreTrainedModel) -> Any:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write, which becomes ``target`` at the end of the ``with`` block."""
+    """A folder to write, which becomes ``target`` at the end of the ``with`` block.
+
+    Raises:
+        ValueError: if somebody has put other files there meanwhile.
+        OSError: if the disk is full.
+    """
     remedy = "Free space, then run the command again"
     if not target.is_dir():
         with full_disk_in_one_line(target, remedy), atomic_path(target) as fresh:
@@ -291,7 +297,11 @@ def export_onnx(folder: Path, target: Path, *, trust_remote_code: bool = False) 
 
 @contextmanager
 def _one_refusal(run: Run) -> Iterator[None]:
-    """Turn any error of exporter, runtime or comparison into one line, but no lack of memory."""
+    """Turn any error of exporter, runtime or comparison into one line, but no lack of memory.
+
+    Raises:
+        ValueError: in place of any error but those of files and of memory.
+    """
     level_before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -327,7 +337,15 @@ def _graph_of(model: Any, example: Inputs) -> Any:
 
 
 def _difference(graph_logits: list[Tensor], torch_logits: list[Tensor]) -> float:
-    """The largest difference of a graph's logit from torch's, which rounding must explain."""
+    """The largest difference of a graph's logit from torch's, which rounding must explain.
+
+    Args:
+        graph_logits: of each batch, as the exported graph computes them.
+        torch_logits: of the same batches, as the model does.
+
+    Raises:
+        ArithmeticError: if they differ by more than ``TOLERANCE`` of the largest logit, or by NaN.
+    """
     largest_logit = max(float(logits.abs().max()) for logits in torch_logits)
     differences = []
     for ours, expected in zip(graph_logits, torch_logits, strict=True):

@@ -79,7 +79,7 @@ def generate(run: Run, prompts: list[str], max_new_tokens: int | None = None) ->
 
 
 def say_cut(run: Run, cut: list[bool]) -> None:
-    """Say how many answers were cut at the most tokens of one, if any."""
+    """Warn of answers that were cut at the most tokens of one, with their number."""
     if any(cut):
         limit = generation_settings(run)["max_new_tokens"]
         logger.warning("%d of %d answers were cut at %d tokens", sum(cut), len(cut), limit)
@@ -111,6 +111,9 @@ def write(
 
     How they are batched is chosen here: with the slots of ended answers filled again, or padded. An
     error of torch is turned into one line: what to do about memory, or that a setting is damaged.
+
+    Raises:
+        ValueError: if a setting in the model's ``generation_config.json`` makes ``generate`` fail.
     """
     write_ids = _write_padded
     if reason_against(run, settings) is None:

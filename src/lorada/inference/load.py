@@ -160,7 +160,10 @@ def load_untrained(recipe: Recipe, form: Form, labels: tuple[str, ...] = ()) -> 
 
 
 def _recipe_to_merge(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe of a run whose parts are to be merged: on the CPU, into whole weights."""
+    """The recipe of a run whose parts are to be merged: on the CPU, into whole weights.
+
+    A warning says so if the base was quantised, as answers then differ a little.
+    """
     if recipe.quantization is not None:
         logger.warning(
             "%s was trained on %s weights and is merged into unquantised ones, so answers differ "

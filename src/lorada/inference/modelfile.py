@@ -140,6 +140,11 @@ def _system_of(tokenizer: Any, question_text: str) -> tuple[str, str] | None:
 
 
 def _around(text: str, content: str) -> tuple[str, str]:
+    """The parts of a rendered template before and behind the ``content`` of a turn.
+
+    Raises:
+        ValueError: if the template leaves the content out.
+    """
     before, _, behind = text.partition(content)
     if content not in text:
         raise ValueError(f"the template leaves {content} out")

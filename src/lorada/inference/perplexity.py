@@ -49,6 +49,9 @@ def _lengths(run: Run, rows: Rows) -> list[int]:
     """The context lengths to score: the recipe's, or those of the protocol that fit the model.
 
     Lengths beyond the model's context are left out with a warning; if all are, that is an error.
+
+    Raises:
+        ValueError: if the model's context is shorter than all of them.
     """
     # Those of the recipe were checked when the run was loaded.
     lengths = run.recipe.eval_lengths or list(rows.protocol.lengths)

@@ -194,6 +194,8 @@ def _answered_before(part_file: Path, key: str, rows_in_part: int) -> list[Answe
 
     Only those of whole parts count, as a part is answered at once. None do if the file is of other
     rows, settings or weights (``key``).
+
+    A warning says so where there are such answers of other rows.
     """
     lines = part_file.read_bytes().splitlines(True) if part_file.is_file() else []
     if lines and lines[0] != json_lines([{"of": key}]).encode():

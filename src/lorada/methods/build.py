@@ -96,6 +96,9 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
         model_config: the transformers config of the model.
         overrides: settings of parts, as ``lmam={"rank": 4}``, or ``rank=4`` where only one part
             has a setting of that name.
+
+    Raises:
+        ValueError: for an unknown method, or settings that it does not have.
     """
     allow_methods([name])  # the program that calls this names it
     parts = method_named(name).part_names
@@ -105,7 +108,7 @@ def build_method(name: str, model_config: Any, **overrides: Any) -> Plan:
 
 
 def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) -> Plan:
-    """``build_method`` with settings by part that were checked when a recipe was read."""
+    """Make a method ready for a model, with settings by part that were checked with the recipe."""
     method = method_named(name)
     refuse_undefined(method, model_config)
     config, settings_from, rate_ratio = None, method.source, None
@@ -133,7 +136,10 @@ def plan_method(name: str, model_config: Any, stated: Mapping[str, Settings]) ->
 def _adapter_settings(
     method: Method, model_config: Any, stated: Mapping[str, Settings]
 ) -> tuple[dict[str, Settings], str]:
-    """The settings of a method's parts, and where they come from, in words."""
+    """The settings of a method's parts for a model, by part, and in words where they come from.
+
+    Settings that do not fit the model are replaced, with a warning.
+    """
     method_settings = choose_settings(method, model_config)
     settings = settings_for(method_settings, stated, model_config)
     fitted = fit_defaults(settings, stated, model_config)
@@ -351,6 +357,9 @@ def scheme_of(model_config: Any, needed_by: str) -> Scheme:
     """The names of a model's matrices: those of its type, or of a type with the same linear layers.
 
     ``needed_by`` is the setting that needs the names; the error tells the user to give it.
+
+    Raises:
+        ValueError: if no known type has the same linear layers.
     """
     model_type = model_config.model_type
     if model_type in SCHEMES:

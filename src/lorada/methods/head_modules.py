@@ -83,6 +83,9 @@ def select_trainable(
 
     ``rule`` and ``with_head`` (further parameters that train with the head) are regexes; ``head``
     has the names of the head's modules.
+
+    Raises:
+        ValueError: if no parameter matches the rule.
     """
     matches = {name for name, _ in model.named_parameters() if re.search(rule, name)}
     if not matches:

@@ -78,7 +78,11 @@ def peft_names() -> list[str]:
 
 
 def peft_method(name: str) -> Method:
-    """The method of one tuner of PEFT."""
+    """The method of one tuner of PEFT.
+
+    Raises:
+        ValueError: if PEFT and the allowed packages have no such tuner.
+    """
     if reason := refusal(name):
         raise ValueError(f"PEFT's {name} cannot be used as a method: {reason}")
     config = peft_configs()[name]
@@ -129,6 +133,9 @@ def method_named(name: str) -> Method:
     ``ia3``; that of a method of another package, such as ``package:object``; or several of these
     with ``+`` between, for one adapter with the parts of each in this
     order, but for a map at the end (``lora+lmam``), which comes first.
+
+    Raises:
+        ValueError: for an unknown name, and a ``+`` without a method beside it.
     """
     names = name.split(SUM)
     if not all(summand.strip() for summand in names):
@@ -141,7 +148,11 @@ def method_named(name: str) -> Method:
 
 
 def _single_method(name: str) -> Method:
-    """A method that is no sum."""
+    """A method that is no sum.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     if name in METHODS:
         method = METHODS[name]
         return replace(
@@ -189,7 +200,11 @@ def _is_own(name: str) -> bool:
 
 
 def _sum_of(name: str, methods: Sequence[Method]) -> Method:
-    """One method with the parts of several, in their order."""
+    """One method with the parts of several, in their order.
+
+    Raises:
+        ValueError: for methods that cannot be added up.
+    """
     for method in methods:
         if not method.part_names:
             raise ValueError(f"{name}: {method.name} has no parts, so it cannot be in a sum")

@@ -45,6 +45,12 @@ class PeftMethod:
     paper: str = ""
 
     def __post_init__(self) -> None:
+        """Check what a package says of its method.
+
+        Raises:
+            ValueError: for a config that PEFT does not know, a size that is not said, an unknown
+                setting or a learning rate out of range.
+        """
         name = getattr(self.config, "__name__", repr(self.config))
         if not (isinstance(self.config, type) and is_dataclass(self.config)):
             raise ValueError(f"PeftMethod takes the config class of a tuner, not {name}")
@@ -67,7 +73,11 @@ class PeftMethod:
 
     @property
     def part(self) -> str:
-        """The name of its part in settings: PEFT's name of its type, in lower case."""
+        """The name of its part in settings: PEFT's name of its type, in lower case.
+
+        Raises:
+            ValueError: if PEFT knows no tuner with this config.
+        """
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
         for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():

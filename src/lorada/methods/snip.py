@@ -37,6 +37,9 @@ def snip(
 
     Returns:
         A copy of ``config`` with masks that fit only this model.
+
+    Raises:
+        ValueError: for a config without SHiRA, or no batch to calibrate on.
     """
     config = copy.deepcopy(config)  # the caller's may be trained on another model
     all_parts = config.parts if isinstance(config, LoradaConfig) else [config]
@@ -119,6 +122,9 @@ def _summed_gradients(
     """The sum over the batches of the loss's gradient by each weight, in float32.
 
     A weight that no gradient reaches is left out. The mean ḡ orders entries as their sum does.
+
+    Raises:
+        ValueError: for a batch without labels, which gives no loss.
     """
     sums: dict[str, Tensor] = {}
     device = next(model.parameters()).device
@@ -166,6 +172,11 @@ def _mask_function(best: dict[nn.Module, Tensor]) -> Callable[..., Tensor]:
     entries = WeakKeyDictionary(best)
 
     def mask_fn(base_layer: nn.Linear, r: int, **_: Any) -> Tensor:
+        """The entries that train in one weight, as PEFT's SHiRA asks for them: 1 there, else 0.
+
+        Raises:
+            ValueError: for a layer or rank for which no entries were chosen.
+        """
         weight = base_layer.weight
         if base_layer not in entries or len(entries[base_layer]) != r * sum(weight.shape):
             raise ValueError(

@@ -186,7 +186,11 @@ def _check_recipe(path: Path, stored: Recipe, job: TableJob) -> None:
 
 
 def _recipe_in(result: RunResult) -> Recipe:
-    """The whole recipe of a run, from its result."""
+    """The whole recipe of a run, from its result.
+
+    Raises:
+        ValueError: if the result has none.
+    """
     if result.recipe is None:
         raise ValueError("it has no recipe")
     return Recipe(**result.recipe.stored())

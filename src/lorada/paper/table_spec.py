@@ -93,7 +93,11 @@ class PaperTable(_Strict):
         return self.local
 
     def tasks_at(self, scale: Scale, names: list[str] | None = None) -> list[str]:
-        """The tasks at a scale, or the named ones among all of the table."""
+        """The tasks at a scale, or the named ones among all of the table.
+
+        Raises:
+            ValueError: for a task that the table does not have.
+        """
         for name in names or []:
             if name not in self.tasks:
                 raise unknown_name(f"task of {self.name}", name, self.tasks)
@@ -114,7 +118,11 @@ class PaperTable(_Strict):
         return columns
 
     def rows_named(self, names: list[str] | None) -> list[TableRow]:
-        """The rows with these keys or methods; all rows for None."""
+        """The rows with these keys or methods; all rows for None.
+
+        Raises:
+            ValueError: for a name that is neither a row's nor a method's.
+        """
         if names is None:
             return self.rows
         rows: list[TableRow] = []
@@ -154,7 +162,11 @@ def tables() -> dict[str, Path]:
 
 @cache
 def load_table(name: str) -> PaperTable:
-    """A table or figure by its name, such as ``table5``."""
+    """A table or figure by its name, such as ``table5``.
+
+    Raises:
+        ValueError: if the paper has no such table, or it has no results.
+    """
     paths = tables()
     if name not in paths:
         numbers = [2, 3]  # those of costs, which have no file

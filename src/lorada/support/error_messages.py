@@ -34,7 +34,11 @@ def first_problem(error: Any, depth: int | None = None) -> tuple[str, str]:
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failed import of an optional package into an error that names the extra to install."""
+    """Turn a failed import of an optional package into an error that names the extra to install.
+
+    Raises:
+        ImportError: with the extra, in place of the import's own.
+    """
     try:
         yield
     except ImportError as error:
@@ -97,7 +101,11 @@ FREE_AND_RESUME = (
 
 @contextmanager
 def full_disk_in_one_line(what: Path | str, remedy: str) -> Iterator[None]:
-    """Turn the error of a full disk, of any library, into an ``OSError`` of one line."""
+    """Turn the error of a full disk, of any library, into an ``OSError`` of one line.
+
+    Raises:
+        OSError: with what could not be saved, and the remedy; other errors pass.
+    """
     try:
         yield
     except Exception as error:

@@ -72,7 +72,11 @@ def as_score(value: float, metric: str) -> float:
 
 
 def main_metric(metrics: Iterable[str]) -> str:
-    """The name of a task's first metric, which tables show under the task's name."""
+    """The name of a task's first metric, which tables show under the task's name.
+
+    Raises:
+        ValueError: if there is no metric, in a stored result that is broken.
+    """
     for name in metrics:
         if name != "n":  # how many rows were scored
             return name

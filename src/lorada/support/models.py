@@ -145,7 +145,11 @@ def check_name(name: str, *, weights: bool = True) -> None:
 
 
 def package_folder(name: str) -> Path:
-    """The folder of a packaged model in its package."""
+    """The folder of a packaged model in its package.
+
+    Raises:
+        ImportError: if the package is not installed.
+    """
     package = PACKAGED[name]
     spec = importlib.util.find_spec(package.name.replace("-", "_"))  # located, never imported
     if spec is None or not spec.submodule_search_locations:

@@ -83,6 +83,7 @@ def import_all_allowed() -> None:
 
 
 def _refuse_not_allowed(name: str, module: str) -> None:
+    """Refuse a method of a package that the user has not named and no program has imported."""
     package = module.partition(".")[0]
     if package in allowed_packages() or module in sys.modules:
         return
@@ -93,7 +94,11 @@ def _refuse_not_allowed(name: str, module: str) -> None:
 
 
 def _import(module: str) -> Any:
-    """Import a module, of the folder that the command runs in if it is not installed."""
+    """Import a module, of the folder that the command runs in if it is not installed.
+
+    Raises:
+        ValueError: if it cannot be imported.
+    """
     package = module.partition(".")[0]
     if package not in sys.modules and find_spec(package) is None and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -83,7 +83,11 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Read a text as YAML; errors call it ``source``."""
+    """Read a text as YAML; errors call it ``source``.
+
+    Raises:
+        ValueError: for what is not YAML, with the line.
+    """
     try:
         return yaml.load(text, _PlainLoader)
     except RecursionError as error:

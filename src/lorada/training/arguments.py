@@ -36,7 +36,9 @@ def accelerator(settings: Mapping[str, Any]) -> torch.device | None:
     if settings.get("use_cpu") or not torch.accelerator.is_available():
         return None
     device = torch.accelerator.current_accelerator()
-    return None if device is None or device.type == "mps" else device
+    if device is None or device.type == "mps":
+        return None
+    return device
 
 
 def on_mps(settings: Mapping[str, Any]) -> bool:
@@ -58,7 +60,7 @@ def answering_device(recipe: Recipe) -> torch.device | None:
 def with_dtype(recipe: Recipe, config: Any) -> Recipe:
     """The recipe with the dtype that its base gets here, if it leaves that to the device.
 
-    ``config`` is that of the base. A line says so where it is not fp32.
+    ``config`` is that of the base. A warning says so where the dtype is not fp32.
     """
     if recipe.dtype != AUTO:
         return recipe
@@ -102,7 +104,8 @@ def device_settings(recipe: Recipe) -> dict[str, Any]:
 def _autocast_settings(recipe: Recipe, device: torch.device | None) -> dict[str, Any]:
     """TrainingArguments for the dtype that the forward pass computes in.
 
-    ``dtype=mixed_float16`` without an accelerator is refused.
+    Raises:
+        ValueError: for ``dtype=mixed_float16`` without an accelerator.
     """
     if recipe.dtype == MIXED_FP16:
         if device is None:
@@ -118,9 +121,12 @@ def _autocast_settings(recipe: Recipe, device: torch.device | None) -> dict[str,
 def take_one_device(args: Any, *, is_spread: bool = False) -> None:
     """Let one process use one accelerator, of several that are visible.
 
-    A base that ``is_spread`` over them by its ``device_map`` uses them all.
+    A warning says how to use the others.
 
-    A warning says how to use the others, unless the base is spread.
+    Args:
+        args: TrainingArguments, which are changed.
+        is_spread: whether the base is spread over all of them by its ``device_map``. Then it uses
+            them all, and nothing is warned of.
     """
     # The Trainer would copy the model to all of them (``DataParallel``), and in a copy the hooks of
     # adapters use the weights of the first device.
@@ -138,9 +144,15 @@ def take_one_device(args: Any, *, is_spread: bool = False) -> None:
 
 
 def loading_device(args: Any) -> torch.device | None:
-    """Where weights are loaded for a training; None if FSDP or nothing places them elsewhere."""
+    """The accelerator that weights are loaded to for a training; None to load them to the CPU.
+
+    Under FSDP they are loaded to the CPU, from where it distributes them. To MPS the Trainer moves
+    the model itself.
+    """
     device: torch.device = args.device
-    return None if args.fsdp or device.type in ("cpu", "mps") else device
+    if args.fsdp or device.type in ("cpu", "mps"):
+        return None
+    return device
 
 
 DEFAULTS: dict[str, Any] = {
@@ -168,7 +180,11 @@ CHECKPOINTING: dict[str, Any] = {
 
 @contextmanager
 def argument_errors() -> Iterator[None]:
-    """Turn any error about TrainingArguments into a ``ValueError`` of one line."""
+    """Turn any error about TrainingArguments into one line.
+
+    Raises:
+        ValueError: in place of any error inside of the ``with`` block.
+    """
     try:
         yield
     except Exception as error:  # of any class: the hub's client has its own
@@ -185,13 +201,14 @@ def training_arguments(
 ) -> Seq2SeqTrainingArguments:
     """Merge the recipe's settings over those of its method and our defaults, and check them.
 
-    What transformers, DeepSpeed or the device would fail on later is refused here.
-
     Args:
         recipe: whose ``training`` has the user's settings.
         method_settings: TrainingArguments that belong to the method.
         quiet: no progress bar.
         recompute: compute activations again in the backward pass, instead of keeping them.
+
+    Raises:
+        ValueError: for what transformers, DeepSpeed or the device would fail on later.
     """
     settings = {**_default_settings(recipe), **(method_settings or {}), **recipe.training}
     if recipe.early_stopping is not None:
@@ -207,6 +224,7 @@ def training_arguments(
         args = Seq2SeqTrainingArguments(
             output_dir=recipe.output, **deepcopy({"disable_tqdm": quiet, **settings})
         )
+        # Before anything reads a batch size of ``args``, which is multiplied by the devices.
         take_one_device(args, is_spread=recipe.device_map is not None)
         _set_matmul_precision()
         _try_out(args)
@@ -234,6 +252,7 @@ def _default_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _refuse_deepspeed(settings: dict[str, Any]) -> None:
+    """Refuse DeepSpeed, which TrainingArguments or accelerate's environment may ask for."""
     by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     if by_accelerate or settings.get("deepspeed"):
         raise ValueError(
@@ -249,6 +268,7 @@ def _refuse_arguments(recipe: Recipe, args: TrainingArguments) -> None:
             f"dtype={recipe.dtype} trains under autocast: leave out training.bf16=false and "
             "training.fp16=false"
         )
+    # Where ``max_steps`` is set (-1 is its default), transformers does not count epochs.
     length = "num_train_epochs" if args.max_steps == -1 else "max_steps"
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", length):
         if not 0 < getattr(args, name) < math.inf:
@@ -285,7 +305,11 @@ def _set_matmul_precision() -> None:
 
 
 def _try_out(args: TrainingArguments) -> None:
-    """Make what the Trainer makes of arguments, so that wrong ones fail before weights load."""
+    """Make what the Trainer makes of arguments, so that wrong ones fail before weights load.
+
+    These are the loggers of ``report_to``, the optimizer and the learning rate's schedule. Errors
+    are those of transformers and torch, which ``argument_errors`` turns into one line.
+    """
     for callback_class in get_reporting_integration_callbacks(args.report_to):
         callback_class()
     weights = [torch.zeros(1, requires_grad=True)]
@@ -302,6 +326,9 @@ def _early_stopping_settings(recipe: Recipe, settings: dict[str, Any]) -> dict[s
     """TrainingArguments with which held-out rows are measured and the best checkpoint is kept.
 
     They are measured and saved every ``eval_steps`` if the recipe has these, else every epoch.
+
+    Raises:
+        ValueError: if there are no held-out rows, or they are not measured.
     """
     default_strategy = "steps" if "eval_steps" in recipe.training else "epoch"
     strategy = str(recipe.training.get("eval_strategy", default_strategy))
@@ -326,13 +353,18 @@ def held_out_metrics(
 ) -> list[str]:
     """The names of the metrics measured on held-out rows while training, besides the loss.
 
-    An encoder–decoder that ``writes`` texts may be measured by them.
+    Args:
+        args: which may choose the best checkpoint by one of these metrics.
+        held_out: rows that are measured while training, if there are any.
+        writes: whether the model is an encoder–decoder whose generated texts may be scored.
 
-    A ``metric_for_best_model`` that is not measured is refused.
+    Raises:
+        ValueError: for a ``metric_for_best_model`` that is not measured.
     """
     short_names: list[str] = []
     if held_out is not None and args.predict_with_generate and writes:
-        # Only its result tells what a protocol measures, so a right answer is scored.
+        # A protocol does not list its metrics. Their names are the keys of what ``score`` returns,
+        # so the right answer of one row is scored to see them.
         first_row = held_out.rows[0]
         short_names = list(held_out.protocol.score([answer_of(first_row)], [first_row]))
     elif held_out is not None and held_out.form == "choice":

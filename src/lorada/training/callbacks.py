@@ -27,7 +27,11 @@ class DivergedError(ValueError):
 
 @all_or_none()
 def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse weights that are NaN or infinite in any process."""
+    """Refuse weights that train and are NaN or infinite in any process.
+
+    Raises:
+        DivergedError: in the process that has such a weight; the others raise OtherProcessError.
+    """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or not parameter.is_floating_point():
             continue
@@ -39,7 +43,11 @@ def refuse_broken(model: nn.Module, args: TrainingArguments, state: TrainerState
 
 
 def refuse_broken_loss(loss: Tensor, args: TrainingArguments, state: TrainerState) -> None:
-    """Refuse a step whose loss is NaN or infinite in any process, before its update."""
+    """Refuse a step whose loss is NaN or infinite in any process, before its update.
+
+    Raises:
+        DivergedError: as ``refuse_broken``.
+    """
     broken = not bool(torch.isfinite(loss))
     if not in_any_process(broken, args.device):
         return
@@ -76,6 +84,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
             self._previous = None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note the first Ctrl-C, and raise ``KeyboardInterrupt`` at the second."""
         if self._pressed:
             raise KeyboardInterrupt
         self._pressed = True
@@ -84,6 +93,7 @@ class SaveOnInterrupt(TrainerCallback):  # type: ignore[misc]
         """Save and stop if Ctrl-C was pressed in any process; all do so after the same step."""
         self.interrupted = in_any_process(self._pressed, args.device)
         if self.interrupted:
+            # The Trainer reads these flags after the callbacks of this step.
             control.should_save = True
             control.should_training_stop = True
             args.save_only_model = False  # a run cannot go on without its optimizer
@@ -206,6 +216,7 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start to measure if this step is to be logged, or saved: ``RunCallback`` logs saves."""
         self._norms = {}
+        # ``global_step`` counts finished steps; this one is the next.
         step = state.global_step + 1
         if _will_log(step, args, state) or _will_save(step, args, state):
             self._start_observing()
@@ -232,6 +243,7 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
             self._stop_observing = None
 
     def _observe(self, observation: Observation) -> None:
+        """Keep the squared norms of one attention call of a layer that trains."""
         module = observation.call.module
         name = self._names.get(module)
         if name is not None and module.training:  # not while held-out rows are measured
@@ -253,6 +265,7 @@ class RelativeNorm(TrainerCallback):  # type: ignore[misc]
             return  # this step was not measured
         values = {"relative_norm": self.mean, "relative_norm_max": max(self.by_layer.values())}
         logs.update(values)
+        # The Trainer has put a copy of the line into its history before it calls this.
         if state.log_history:
             state.log_history[-1].update(values)
 
@@ -298,7 +311,9 @@ def _gather_norms(norms: NormsByLayer) -> NormsByLayer:
     own_norms: NormsByLayer = {}
     for name, calls in norms.items():
         own_norms[name] = [
-            (map_norm.cpu(), attention_norm.cpu()) for map_norm, attention_norm in calls
+            # On the CPU, because a tensor arrives on the device that it was sent from.
+            (map_norm.cpu(), attention_norm.cpu())
+            for map_norm, attention_norm in calls
         ]
     all_norms: NormsByLayer = {name: [] for name in norms}
     for process_norms in all_gather(own_norms):

@@ -53,7 +53,9 @@ def save_model(setup: Setup, weights: dict[str, torch.Tensor] | None) -> None:
 
 
 def _save_adapter(setup: Setup, model: PeftModel) -> None:
+    """Write the adapter and its model card into the run's folder."""
     recipe = setup.prepared.recipe
+    # The network that makes a prefix is for training only, so it is not saved.
     fold_prefixes(model)
     with atomic_path(Path(recipe.output) / "adapter") as folder:
         model.save_pretrained(folder)
@@ -73,7 +75,12 @@ def _save_trained_base(setup: Setup) -> None:
 
 
 def _unshard(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Replace the shards of this process's model by whole weights."""
+    """Replace the shards of this process's model by whole weights.
+
+    Args:
+        model: changed in place.
+        weights: whole tensors by the names of parameters, as accelerate gathers them.
+    """
     whole_by_shard: dict[int, nn.Parameter] = {}  # by the shard's id, so tied weights stay tied
     for path, module in model.named_modules():
         for name, shard in list(module.named_parameters(recurse=False)):
@@ -113,6 +120,7 @@ def training_result(
         recipe=StoredRecipe(**recipe.model_dump()),
         method=recipe.method,
         model=recipe.model,
+        # transformers notes the commit of the hub in this private attribute of a config.
         base_revision=getattr(prepared.config, "_commit_hash", None),  # on the hub
         task=recipe.task,
         form=rows.form,
@@ -169,6 +177,7 @@ def _saved_bytes(run: Path) -> int:
 
 
 def _held_out_guessing_loss(setup: Setup) -> float | None:
+    """What guessing costs on the held-out rows as the Trainer has them; None without such rows."""
     held_out = setup.trainer.eval_dataset
     if held_out is None:
         return None

@@ -45,6 +45,7 @@ def guessing_loss(form: Form, held_out: Dataset) -> float | None:
 
 def _counted_tokens(label: Any) -> tuple[int, ...]:
     """The tokens of an answer that count in the loss; a class counts as one."""
+    # The label of a class is one number, that of a text a list.
     tokens: Iterable[int] = label if isinstance(label, list) else [label]
     return tuple(token for token in tokens if token != IGNORED)
 

@@ -84,8 +84,11 @@ def prepare(recipe: Recipe) -> Prepared:
 def prepare_training(recipe: Recipe) -> PreparedTraining:
     """Read the base model's config and tokenizer and the rows, and plan the method.
 
-    What does not go together, such as a chat template and rows that are no chats, is refused, in an
-    order in which nothing is planned in vain. Doubtful labels are warned of.
+    Doubtful labels are warned of.
+
+    Raises:
+        ValueError: for what does not go together, such as a chat template and rows that are no
+            chats. What is quick to see is checked before the method is planned.
     """
     base = prepare(recipe)
     # A checkpoint that is a classifier already says which classes the rows may have.
@@ -109,7 +112,14 @@ def prepare_training(recipe: Recipe) -> PreparedTraining:
 
 
 def refuse_pooling(pooling: str, model_config: Any, form: Form, path: str) -> None:
-    """Refuse a pooling where training rows of this ``form`` need no head, or an unknown one."""
+    """Refuse a pooling for rows of a ``form`` without a head, and for a base it is not made for.
+
+    Args:
+        pooling: by its name in recipes.
+        model_config: of the base model.
+        form: of the training rows.
+        path: of their file, for the error.
+    """
     if form not in HEADED:
         raise ValueError(
             f"pooling={pooling} is what a head for classes or scores reads, and {path} has {form} "
@@ -156,12 +166,24 @@ def _device_map(recipe: Recipe, device: torch.device | None) -> Any:
         return recipe.device_map
     if device is not None:
         return {"": device}  # the whole model, by the empty name of its root
-    # Quantised weights would go to a GPU by themselves, where FSDP or nothing wants them.
-    return None if recipe.quantization is None else {"": "cpu"}
+    if recipe.quantization is not None:
+        # Quantised weights would go to a GPU by themselves, even where FSDP is to place them.
+        return {"": "cpu"}
+    return None
 
 
 def _quantization(recipe: Recipe, unquantized_modules: list[str] | None) -> Any:
-    """nf4 with a second quantisation of its scales, as in QLoRA; int8 of the weights alone."""
+    """The quantisation of a recipe as transformers takes it; None for a recipe without one.
+
+    nf4 has a second quantisation of its scales, as in QLoRA; int8 is of the weights alone.
+
+    Args:
+        recipe: with ``quantization``, and the dtype in which 4-bit weights are multiplied.
+        unquantized_modules: names of modules that stay as they are; None for none.
+
+    Raises:
+        ImportError: if bitsandbytes or torchao is not installed.
+    """
     if recipe.quantization is None:
         return None
     if recipe.quantization == "nf4":
@@ -188,7 +210,7 @@ def refuse_base_settings(recipe: Recipe, config: Any, plan: Plan) -> None:
 
 
 def _refuse_quantization(recipe: Recipe, plan: Plan) -> None:
-    """Refuse a quantised base that a method trains itself, on MPS, and sharded by FSDP."""
+    """Refuse a quantised base where the method trains the base itself, on MPS, and under FSDP."""
     if plan.config is None:
         raise ValueError(
             f"quantization={recipe.quantization} and method={recipe.method}, which trains the "
@@ -208,7 +230,11 @@ def _refuse_quantization(recipe: Recipe, plan: Plan) -> None:
 
 
 def _refuse_attention(implementation: str, config: Any, plan: Plan) -> None:
-    """Refuse an attention implementation without the masks that a method needs, or unknown."""
+    """Refuse an attention implementation without the masks that a method needs, or unknown.
+
+    Unknown ones are found by making the model without weights, where transformers looks the
+    implementation up and checks that its package is installed.
+    """
     if "/" in implementation:  # a kernel of the hub, which transformers fetches
         return
     if implementation not in MASKED:

@@ -58,7 +58,11 @@ class RecipeDraft:
         return list(by_name.values())
 
     def complete(self) -> Recipe:
-        """The whole recipe, its settings checked against PEFT's and transformers' classes."""
+        """The whole recipe, its settings checked against PEFT's and transformers' classes.
+
+        Raises:
+            ValueError: for a value that does not fit the type of its setting, or cannot be stored.
+        """
         training: dict[str, Any] = {}
         parts: dict[str, dict[str, Any]] = {}
         for setting in self.final_settings:
@@ -81,17 +85,32 @@ def load_recipe(source: str | None, overrides: list[str], options: dict[str, Any
             cannot switch ``trust_remote_code`` on; only an override or an option can.
         overrides: ``key=value``; the value is read as YAML.
         options: recipe fields given as command-line options; None values are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for unknown names, wrong values, and a file that allows code of a model's
+            repository.
     """
     return read_recipe(source, overrides, options).complete()
 
 
 def read_recipe(source: str | None, overrides: list[str], options: dict[str, Any]) -> RecipeDraft:
-    """What ``load_recipe`` is given, checked as far as that needs neither torch nor PEFT."""
+    """Collect what ``load_recipe`` gets, checked as far as that needs neither torch nor PEFT.
+
+    The parameters are those of ``load_recipe``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for unknown names, wrong values, and a file that allows code of a model's
+            repository.
+    """
     from_file = _read_source(source) if source is not None else {}
+    # Taken out here: a file alone may not allow this, see below.
     file_allows_code = from_file.pop(REMOTE, False)
     from_options = {key: value for key, value in options.items() if value is not None}
     from_overrides = [_split_override(override) for override in overrides]
     # In this order, as the last of several values of a key counts.
+    # A dict, in which options replace values of the file, then overrides.
     pairs = [*{**from_file, **from_options}.items(), *from_overrides]
     last_values = dict(pairs)
     if file_allows_code is not False and REMOTE not in last_values:
@@ -162,7 +181,12 @@ def _pairs_inside(
 
 
 def _read_source(source: str) -> dict[str, Any]:
-    """The settings in a recipe's file, which is named by its path or is built in."""
+    """The settings in a recipe's file, which is named by its path or is built in.
+
+    Raises:
+        FileNotFoundError: if the name is that of a file, and there is none.
+        ValueError: for an unknown built-in recipe.
+    """
     recipes = builtin_recipes()
     path = recipes.get(source, Path(source))
     if not path.is_file():
@@ -174,7 +198,11 @@ def _read_source(source: str) -> dict[str, Any]:
 
 
 def _split_override(override: str) -> tuple[str, Any]:
-    """The key and the value of ``key=value``; the value is YAML."""
+    """The key and the value of ``key=value``; the value is YAML.
+
+    Raises:
+        ValueError: for what has no ``=`` or no key.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"{override!r} is not key=value")

@@ -48,13 +48,14 @@ def with_checkpointing(recipe: Recipe, *, recomputes: bool) -> Recipe:
 
 
 def _trainer_decides(recipe: Recipe) -> bool:
+    """Whether TrainingArguments of the recipe already say if activations are computed again."""
     return any(name in recipe.training for name in TRAINERS_OWN)
 
 
 def needs_recomputing(
     recipe: Recipe, config: Any, *, sequences_per_row: int = 1, trains_everything: bool = False
 ) -> bool:
-    """Whether a training computes its activations again; where ``auto`` does, a line says so.
+    """Whether a training computes its activations again; where ``auto`` does, a warning says so.
 
     Processes that train together decide alike, by the one with the least memory: under FSDP each
     waits for the weights that another one asks for.
@@ -70,6 +71,7 @@ def needs_recomputing(
     needed = step_bytes(
         recipe, config, sequences_per_row=sequences_per_row, trains_everything=trains_everything
     )
+    # If one process fails here, all fail, instead of waiting in ``all_gather`` for it.
     with all_or_none():
         own_memory = available_bytes(recipe)
     least_memory = min(all_gather(own_memory))
@@ -89,6 +91,7 @@ def available_bytes(recipe: Recipe) -> int:
     """
     device = accelerator(recipe.training)
     assert device is not None
+    # ``torch.cuda`` or ``torch.xpu``: the functions below have no common name in torch.accelerator.
     module = getattr(torch, device.type)
     free, total = module.mem_get_info()
     # What an earlier model of this process has left to torch's allocator is free too.

@@ -92,7 +92,14 @@ def _unpacking_note(model: str) -> str:
 
 
 def write_card(folder: Path, recipe: Recipe, config: LoradaConfig, base: PreTrainedConfig) -> None:
-    """Write the model card of an adapter with a ``config`` on a model with that of the ``base``."""
+    """Write the model card of an adapter.
+
+    Args:
+        folder: of the adapter.
+        recipe: of its run.
+        config: of the adapter.
+        base: the config of the model that it is for.
+    """
     auto_class = f"AutoPeftModelFor{TASK_NAMES[config.task_type][0]}"
     arguments = _loading_arguments(config, base)
     code = f"from peft import {auto_class}\n\nmodel = {auto_class}.from_pretrained({arguments})"

@@ -19,6 +19,10 @@ def best_fit(lengths: list[int], room: int) -> list[list[int]]:
 
     From the longest row on, each goes into the sequence that it leaves the least room in. (TRL's
     packing does the same, but then ``packing=true`` would need TRL.)
+
+    Args:
+        lengths: tokens of each row, at most ``room``.
+        room: tokens of a sequence.
     """
     sequences: list[list[int]] = []  # each the numbers of its rows
     # Free tokens → the numbers of the sequences that have as many.
@@ -70,7 +74,7 @@ def _join(ids_by_row: list[list[int]], labels_by_row: list[list[int]]) -> dict[s
 
 
 def packed_batch(features: list[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """A batch of sequences, padded to the longest; the pads are one more row.
+    """A batch of sequences (B, longest), padded to the longest; the pads are one more row.
 
     It has no mask: given one, transformers does not separate rows by positions.
     """
@@ -92,7 +96,11 @@ def packed_batch(features: list[dict[str, Any]], pad: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def refuse_mixing(model: nn.Module, batch_size: int) -> None:
-    """Refuse a model in which rows in one sequence see each other, in batches of this size."""
+    """Refuse a model in which rows in one sequence see each other, in batches of this size.
+
+    Raises:
+        ValueError: if the logits of a row beside another differ from those of the row alone.
+    """
     # Flash kernels keep rows apart only in a batch of one sequence, so the size matters.
     device, was_training = next(model.parameters()).device, model.training
     model.eval()

@@ -33,6 +33,9 @@ def parameters_of(recipe: Recipe) -> dict[str, Any]:
         ``trainable`` (p, what is trained and saved, without a task head), ``total`` (N, those of
         the base), ``percent`` of them, ``percent_of_all`` (with the adapter) and ``settings_from``
         (where the settings of the method come from, in words).
+
+    Raises:
+        ValueError: if the method cannot be placed on the model.
     """
     config = load_config(recipe.model)
     plan = _plan_of(recipe, config)
@@ -59,6 +62,7 @@ def _plan_of(recipe: Recipe, config: Any) -> Plan:
     """The method of a recipe for the model of a config, with the parts that ``--from`` brings."""
     plan = plan_method(recipe.method, config, recipe.parts)
     if recipe.from_adapter is not None and isinstance(plan.config, LoradaConfig):
+        # The second value, the kinds of parts that it brings, is for messages of a training.
         plan = replace(plan, config=config_to_start(plan.config, recipe, config)[0])
     return plan
 

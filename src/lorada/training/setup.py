@@ -105,22 +105,24 @@ def set_up(
 ) -> Setup:
     """Load the model, place the method on it and make the Trainer.
 
-    What only the model or the encoded rows show to be impossible is refused.
-
     Args:
         prepared: what was read of the base model and the rows.
         first_callbacks: callbacks of the caller, which see each event before those of the run.
         quiet: no progress bar, and nothing printed of what is logged.
+
+    Raises:
+        ValueError: for what only the model or the encoded rows show to be impossible, such as rows
+            that fill no batch, or packed rows that see each other in this model.
     """
     recipe = prepared.recipe
     settings = trainer_settings(prepared, quiet=quiet)
-    set_seed(settings.args.seed)
+    set_seed(settings.args.seed)  # before anything is drawn at random: see the head of this file
     base = load_base(prepared, head_of(prepared.rows), loading_device(settings.args))
     score_scale = _score_scale(prepared, base)
     encoded = _encode(prepared, base, score_scale)
     plan = _finish_plan(prepared, base, encoded, settings.args)
     model = adapt(base, plan, recipe)
-    if score_scale is not None:
+    if score_scale is not None:  # the adapter has given the head another name
         score_scale = score_scale.begin(model, base.drawn)
     _set_trained_dtype(model, recipe)
     step_timer = StepTimer()
@@ -134,7 +136,12 @@ def set_up(
 
 
 def trainer_settings(prepared: PreparedTraining, *, quiet: bool = False) -> TrainerSettings:
-    """Choose the Trainer's class and arguments, and check them; no weights are loaded."""
+    """Choose the Trainer's class and arguments, and check them; no weights are loaded.
+
+    Raises:
+        ValueError: for TrainingArguments that transformers, the rows or the device do not allow,
+            and for packing and ``torch_compile`` together with a map.
+    """
     recipe, plan, rows = prepared.recipe, prepared.plan, prepared.rows
     sequences_per_row = 1
     if rows.form == "choice":  # each candidate is read after the prompt, in a sequence of its own
@@ -157,6 +164,7 @@ def trainer_settings(prepared: PreparedTraining, *, quiet: bool = False) -> Trai
 
 
 def _has_map(plan: Plan) -> bool:
+    """Whether the adapter of a plan has a map among its parts."""
     parts = getattr(plan.config, "parts", [plan.config])
     return any(isinstance(part, LmamConfig) for part in parts)
 
@@ -183,18 +191,21 @@ def _encode(prepared: PreparedTraining, base: Base, score_scale: ScoreScale | No
     tokenizer = prepared.tokenizer
 
     def encode(rows: Rows) -> Dataset:
-        learned_rows = rows if score_scale is None else score_scale.learned(rows)
-        return encode_rows(learned_rows, recipe, tokenizer, prepared.kind, reads=prepared.context)
+        """Encode rows, and pack them if the recipe says so."""
+        if score_scale is not None:
+            rows = score_scale.learned(rows)
+        encoded = encode_rows(rows, recipe, tokenizer, prepared.kind, reads=prepared.context)
+        return pack(encoded, recipe.max_length) if recipe.packing else encoded
 
     train = encode(prepared.rows)
-    held_out = None if prepared.held_out is None else encode(prepared.held_out)
-    if not recipe.packing:
-        return EncodedRows(train, held_out, collator(prepared.rows.form, tokenizer, base.model))
-    return EncodedRows(
-        pack(train, recipe.max_length),
-        None if held_out is None else pack(held_out, recipe.max_length),
-        partial(packed_batch, pad=tokenizer.pad_token_id),
-    )
+    held_out = None
+    if prepared.held_out is not None:
+        held_out = encode(prepared.held_out)
+    if recipe.packing:
+        batch_collator = partial(packed_batch, pad=tokenizer.pad_token_id)
+    else:
+        batch_collator = collator(prepared.rows.form, tokenizer, base.model)
+    return EncodedRows(train, held_out, batch_collator)
 
 
 def _finish_plan(
@@ -259,7 +270,9 @@ def _make_trainer(
 ) -> RunTrainer:
     """Make the Trainer, and put what completes a log line before what logs it.
 
-    A training without a single batch is refused.
+    Raises:
+        ValueError: if the rows do not make a single batch, or the Trainer does not take its
+            arguments.
     """
     with argument_errors():
         _refuse_no_batch(settings.args, len(encoded.train))
@@ -290,8 +303,14 @@ def _refuse_no_batch(args: TrainingArguments, rows: int) -> None:
 
 
 def _set_optimizer(trainer: RunTrainer, model: PeftModel | PreTrainedModel, plan: Plan) -> None:
-    """Give the Trainer the optimizer of the method, and maps and LoRA's B rates of their own."""
+    """Give the Trainer the optimizer of the method, and maps and LoRA's B rates of their own.
+
+    Raises:
+        ValueError: if the optimizer cannot be made from the TrainingArguments.
+    """
     with argument_errors():
+        # ``create_optimizer`` makes an optimizer only if the Trainer has none yet, so it may be
+        # called several times, and the training uses the one that is changed here.
         if plan.optimizer is not None:
             trainer.optimizer = plan.optimizer(model, trainer.args)
         if plan.rate_ratio is not None:
@@ -300,7 +319,10 @@ def _set_optimizer(trainer: RunTrainer, model: PeftModel | PreTrainedModel, plan
 
 
 def _give_maps_their_rate(trainer: Trainer, model: PeftModel | PreTrainedModel) -> None:
-    """Move the maps' factors to a separate parameter group if ``map_learning_rate`` is set."""
+    """Move the maps' factors to a separate parameter group if ``map_learning_rate`` is set.
+
+    A parameter must be in one group only, so they leave the groups that they are in.
+    """
     configs = [part for part in map_configs(model) if part.map_learning_rate is not None]
     if not configs:
         return
@@ -330,12 +352,18 @@ def _refuse_mixed_rows(
 
 
 def trainer_class(prepared: PreparedTraining, args: Seq2SeqTrainingArguments) -> TrainerClass:
-    """The class of Trainer for the rows, with the arguments that only this class takes."""
+    """The class of Trainer for the rows, with the arguments that only this class takes.
+
+    Raises:
+        ValueError: for TrainingArguments that rows of this form cannot be trained with.
+    """
     rows = prepared.rows
     _refuse_for_form(prepared, args)
     if writes_texts(rows, prepared.kind):
         return _writing_trainer(prepared, args)
-    return ChoiceTrainer if rows.form == "choice" else RunTrainer
+    if rows.form == "choice":
+        return ChoiceTrainer
+    return RunTrainer
 
 
 def _refuse_for_form(prepared: PreparedTraining, args: Seq2SeqTrainingArguments) -> None:
@@ -355,7 +383,11 @@ def _refuse_for_form(prepared: PreparedTraining, args: Seq2SeqTrainingArguments)
 
 
 def _writing_trainer(prepared: PreparedTraining, args: Seq2SeqTrainingArguments) -> TrainerClass:
-    """The Trainer of an encoder–decoder, told how it writes and how its texts are scored."""
+    """The Trainer of an encoder–decoder, told how it writes and how its texts are scored.
+
+    Raises:
+        ValueError: if it is to write more tokens than it has positions for.
+    """
     recipe, tokenizer = prepared.recipe, prepared.tokenizer
     generation = generation_of(recipe, prepared.rows.protocol, prepared.max_answer_tokens)
     compute_metrics = None

@@ -102,7 +102,10 @@ def _with_dtype_of_start(recipe: Recipe, start: Start) -> Recipe:
 def _train_and_save(
     setup: Setup, start: Start, relative_norm: RelativeNorm, interrupt: SaveOnInterrupt
 ) -> Trained:
-    """Train to the end, and save what was trained and the result."""
+    """Train to the end, save the model and the result, and return the outcome.
+
+    After Ctrl-C nothing is saved beyond the checkpoint, so that ``--resume`` can go on.
+    """
     trainer, run = setup.trainer, Path(setup.prepared.recipe.output)
     started_at = time.monotonic()
     try:
@@ -111,16 +114,18 @@ def _train_and_save(
         print(file=sys.stderr)  # ends the line of the progress bar
         raise
     finally:
+        # After an error the Trainer does not call ``on_train_end``: Ctrl-C would stay caught, and
+        # attention would go on being observed.
         interrupt.restore()
         relative_norm.stop()
     if interrupt.interrupted:
         return Trained(run, None, trainer.state.global_step, interrupted=True)
-    # Both ask all processes; what follows, the main one does alone.
+    # These two exchange data with all processes; what follows, the main process does alone.
     weights = all_weights(trainer)
     peak_memory_bytes = max(all_gather(peak_memory()))
 
     def save() -> RunResult:
-        """Write the model, then the result, by which the run counts as complete."""
+        """Write the model, then the result."""
         save_model(setup, weights)
         result = training_result(
             setup,
@@ -137,7 +142,11 @@ def _train_and_save(
 
 
 def _train_to_the_end(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train from a checkpoint if there is one; refuse broken weights at the end."""
+    """Train from a checkpoint if there is one; refuse weights that are NaN or infinite at the end.
+
+    Raises:
+        DivergedError: if a weight or the loss of a step is NaN or infinite.
+    """
     if checkpoint is None:
         trainer.train()
     else:
@@ -152,7 +161,8 @@ def _train_to_the_end(trainer: Trainer, checkpoint: Path | None) -> None:
 def _load_ended(trainer: Trainer, checkpoint: Path, state: TrainerState) -> None:
     """Load a training that ended between its last checkpoint and its result.
 
-    The Trainer would take one step too many from there, so only weights and state are loaded.
+    The Trainer would take one step too many from there, so only weights and state are loaded, by
+    the private methods with which ``Trainer.train`` does so itself.
     """
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = state

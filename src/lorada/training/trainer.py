@@ -85,11 +85,14 @@ class ScoreScale:
         It is put where scores are learned, so that the model begins as what it was.
         """
         scale = replace(self, layer=_last_layer(model))  # whose name an adapter has changed
+        # PEFT keeps the head as it was before training beside the copy that trains. They differ
+        # where the adapter of ``--from`` has brought a head of its own.
         original = model.get_parameter(f"{scale.layer.replace(TRAINED_COPY, ORIGINAL)}.weight")
         trained = model.get_parameter(f"{scale.layer}.weight")
         is_drawn = f"{self.layer}.weight" in drawn
         is_from_adapter = not torch.equal(trained, original)
         if not is_drawn or is_from_adapter:
+            # y = (old answer − mean) / sd, which is ``fold`` with these two.
             inverse = replace(scale, mean=-self.mean / self.sd, sd=1 / self.sd)
             inverse.fold(model)
         return scale
@@ -143,6 +146,9 @@ class _GroupedByLength(LengthGroupedSampler):  # type: ignore[misc]
         self.seed, self.epoch = seed, epoch
 
     def __iter__(self) -> Iterator[int]:
+        """Yield the indices of rows, batch after batch."""
+        # The parent class draws from ``generator``: a new one for each epoch, so that a resumed run
+        # has the order of an uninterrupted one.
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
         rows = torch.tensor([*super().__iter__()])
         # Only full batches change places: a part of one stays the last.
@@ -196,7 +202,7 @@ class RunTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
-        """The batches of a step, and n."""
+        """The batches of a step, and n as a tensor (); None if there are no batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -208,7 +214,11 @@ class RunTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """One batch of a step; after the last, the loss of the step is checked."""
+        """One batch of a step, as in ``Trainer``; after the last, the loss of the step is checked.
+
+        Raises:
+            DivergedError: if the loss of the step is NaN or infinite.
+        """
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss = self._step_loss + loss
         if self.accelerator.sync_gradients:  # which they are with the last batch of a step
@@ -221,6 +231,7 @@ class RunTrainer(Trainer):
 
         The arguments are saved without the hub token, as ``training_args.bin`` is often shared.
         """
+        # ``Trainer._save`` writes ``self.args`` as it is at this moment.
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
@@ -237,7 +248,15 @@ class RunTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """A batch's share of the loss of its step; the mean of the batch if n is not given."""
+        """The loss of a batch, times its share of n; the mean of the batch if n is not given.
+
+        Args:
+            model: as the Trainer wraps it.
+            inputs: a batch of the collator, with ``labels``.
+            return_outputs: whether the model's outputs are returned with the loss.
+            num_items_in_batch: n, which ``get_batch_samples`` counts; None when held-out rows are
+                measured.
+        """
         counted = self.counted(inputs)
         loss, outputs = self.batch_loss(model, inputs)
         # A model that computes its own loss has added what AdaLoRA adds already.
@@ -259,6 +278,7 @@ class RunTrainer(Trainer):
             if labelled is not None:
                 losses, _, outputs = labelled(model, inputs)
                 return losses.mean(), outputs
+            # None: the model computes its own loss from the labels.
             own_loss: tuple[Tensor, Any] = super().compute_loss(model, inputs, return_outputs=True)
             return own_loss
         # The Trainer decides by the name of the model's class whether logits predict the next
@@ -273,6 +293,7 @@ class RunTrainer(Trainer):
 
         Those of FSDP are in pieces, and a compiled one is not run by Python.
         """
+        # Of an encoder–decoder or a head every logit is needed, or there is one a row.
         if self._shift == 0 or _are_for_head(inputs["labels"]):
             return None
         if self.is_fsdp_enabled or self.args.torch_compile:
@@ -290,7 +311,7 @@ class RunTrainer(Trainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """One held-out batch; its loss and n_b are kept for ``evaluation_loop``."""
+        """One held-out batch, whose loss and n_b are kept for ``evaluation_loop``."""
         counted = self.counted(inputs)
         prediction = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         mean_loss = prediction[0].to(counted.device)
@@ -392,7 +413,7 @@ def writes_texts(rows: Rows, kind: Kind) -> bool:
 
 
 def scorer(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], Metrics]:
-    """Measures held-out rows by the tokens that were generated for them."""
+    """The ``compute_metrics`` of a Trainer: it scores tokens generated for the held-out rows."""
 
     def score(prediction: EvalPrediction) -> Metrics:
         # The Trainer fills up shorter texts with -100, which is no token.
@@ -411,7 +432,7 @@ class WritingTrainer(RunTrainer, Seq2SeqTrainer):
         self.generation = generation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out loss and, with ``predict_with_generate``, the metrics."""
+        """The held-out loss and, with ``predict_with_generate``, the metrics, by their names."""
         settings = {"do_sample": False, **self.generation}
         if self.args.generation_num_beams is not None:
             settings["num_beams"] = self.args.generation_num_beams

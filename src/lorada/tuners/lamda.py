@@ -76,7 +76,11 @@ class LamdaLayer(DeltaLayer):
     def update_layer(
         self, adapter_name: str, config: LamdaConfig, model: nn.Module, key: str
     ) -> None:
-        """Create the matrices of an adapter."""
+        """Create the matrices of an adapter.
+
+        Raises:
+            ValueError: for a rank above that of the weight.
+        """
         self.configs[adapter_name] = config
         width_in, width_out = self.in_features, self.out_features
         pattern = config.rank_pattern
@@ -96,6 +100,11 @@ class LamdaLayer(DeltaLayer):
             self._initialise(adapter_name, config, rank)
 
     def _initialise(self, name: str, config: LamdaConfig, rank: int) -> None:
+        """Fill the matrices with the leading singular directions of W, in place.
+
+        Raises:
+            ValueError: if W is quantised.
+        """
         down, middle, up = self.lora_A[name], self.lora_M[name], self.lora_B[name]
         # An adapter for inference is loaded next, and needs no slow decomposition.
         if not (config.inference_mode or up.is_meta):

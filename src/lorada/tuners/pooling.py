@@ -53,8 +53,15 @@ class PoolingConfig(LoradaPeftConfig):
 def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """One vector p (B, d) for each text, from its last hidden states (B, T, d).
 
-    The mean is computed in fp32 or better, and hidden states of padding are never touched. ``mask``
-    (B, T) is not 0 where there is a token.
+    The mean is computed in fp32 or better, and hidden states of padding are never touched.
+
+    Args:
+        hidden: last hidden states, (B, T, d).
+        mask: (B, T), not 0 where there is a token; None where all are tokens.
+        pooling: ``mean`` or ``cls``.
+
+    Raises:
+        ValueError: for a mask of another shape.
     """
     if mask is None:
         return hidden.mean(1) if pooling == "mean" else hidden[:, 0]

@@ -211,6 +211,7 @@ class PrefixModel(AttachedModel):
         parent: nn.Module,
         current_key: str,
     ) -> None:
+        """Place a prefix in an attention module, with the network that computes it, if any."""
         if not hasattr(target, self.child):
             target.add_module(self.child, PrefixLayer(target, parent))
         super()._create_and_replace(config, name, target, target_name, parent, current_key)
@@ -221,7 +222,11 @@ class PrefixModel(AttachedModel):
     def _network_for(
         self, config: PrefixConfig, adapter_name: str, target: Any, key: str
     ) -> PrefixNetwork:
-        """The network for the attention module ``key``; the first module of a set creates it."""
+        """The network for the attention module ``key``; the first module of a set creates it.
+
+        Raises:
+            ValueError: if modules that share it have settings of other sizes.
+        """
         name = f"prefix_{network_set(key)}"
         network = getattr(self.model, name, None)
         if network is None:

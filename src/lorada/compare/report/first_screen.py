@@ -34,7 +34,24 @@ def how_sure(summary: Summary) -> list[str]:
         sentences += _against_others(summary, best, others)
     if len(best.seed_scores) > 1:
         sentences.append(_its_seeds(summary, best))
+    if others:
+        sentences += _measured_beside_expected(summary, best)
     return sentences
+
+
+def _measured_beside_expected(summary: Summary, best: CandidateLine) -> list[str]:
+    """Why the verdict expects another score, and so another gain, than the table has."""
+    decision, shown = summary.decision, summary.score_format
+    if decision is None or decision.expected_score is None or best.score is None:
+        return []
+    measured, expected = shown.score(best.score), shown.score(decision.expected_score)
+    if measured == expected:
+        return []
+    return [
+        f"{measured} was measured for {best.label}, and {expected} is expected on new rows and "
+        "seeds: the best of several measured scores is partly luck. The table has what was "
+        "measured."
+    ]
 
 
 def _its_seeds(summary: Summary, best: CandidateLine) -> str:

@@ -33,6 +33,7 @@ def main(words: list[str]) -> None:
 
     class GuardedServe(Serve):  # type: ignore[misc]
         def start_server(self) -> None:
+            """Put our guard before the server of transformers, which calls this, and start it."""
             models = ServedModels(
                 manager=self._model_manager,
                 run=run,

@@ -65,6 +65,7 @@ class Part(BaseModel):
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:
+        """Refuse a part of a turn that says it is a text, and has none."""
         if self.type == "text" and self.text is None:
             raise ValueError("a part of type text needs a text")
         return self
@@ -81,6 +82,7 @@ class Turn(BaseModel):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
+        """Refuse a turn without a content or a call of a tool."""
         if self.content is None and not self.tool_calls:
             raise ValueError("a turn needs a content, or tool_calls")
         return self
@@ -103,6 +105,7 @@ class Request(Record):
     @field_validator("generation_config")
     @classmethod
     def _is_object(cls, text: str | None) -> str | None:
+        """Refuse the arguments of a tool that are no JSON object."""
         if text is not None and not isinstance(json.loads(text), dict):
             raise ValueError("must be a JSON object, written as a string")
         return text
@@ -119,6 +122,7 @@ class WritingRequest(Request):
     @field_validator("stop", mode="before")
     @classmethod
     def _can_be_found(cls, stop: Any) -> Any:
+        """Refuse ``stop`` texts that are too many, too long or empty."""
         stops = [stop] if isinstance(stop, str) else stop
         texts = isinstance(stops, list) and all(isinstance(text, str) for text in stops)
         counts = texts and 1 <= len(stops) <= MOST_STOPS
@@ -190,7 +194,11 @@ ROUTES: dict[str, type[Request]] = {
 
 
 def read_body(text: bytes) -> Body:
-    """The fields of a request that have a value."""
+    """The fields of a request that have a value.
+
+    Raises:
+        RequestError: for a text that is no JSON object.
+    """
     try:
         body = json.loads(text)
     except ValueError as error:

@@ -46,7 +46,11 @@ class ServedModels:
         return [self.run] if self.base is None else [self.run, self.base]
 
     def named(self, body: Body) -> str:
-        """The model that a request names, the run if it names none."""
+        """The model that a request names, the run if it names none.
+
+        Raises:
+            RequestError: with the status 404 for a model that is not served.
+        """
         name = body.get("model", self.run)
         if name not in self.names:
             raise RequestError(

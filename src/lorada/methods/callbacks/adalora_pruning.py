@@ -149,6 +149,11 @@ def _in_steps(value: float, total: int) -> int:
 
 
 def _tuner_of(model: nn.Module) -> AdaLoraModel:
+    """The AdaLoRA tuner in a model whose ranks are allocated while it trains.
+
+    Raises:
+        ValueError: if there is none.
+    """
     base = getattr(model, "base_model", None)
     tuners = base.tuners() if isinstance(base, LoradaModel) else [base]
     for tuner in tuners:

@@ -72,6 +72,10 @@ def load_base(
         device: where the weights go.
         without_adapter: whether an adapter that lies beside the weights in the base's folder is
             left out, because the caller places it. A folder that holds one is refused otherwise.
+
+    Raises:
+        ValueError: for an incomplete or damaged checkpoint.
+        OSError: if it can be neither read nor fetched.
     """
     recipe, config = prepared.recipe, prepared.config
     model, drawn = load_model(
@@ -108,6 +112,7 @@ def _refuse_unknown_tokens_when_met(
         return
 
     def check(module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Raise ValueError for a batch of ids (B, T) with one past the last embedding."""
         ids = args[0]
         largest = int(ids.max()) if isinstance(ids, torch.Tensor) and ids.numel() else 0
         if largest >= count:
@@ -117,11 +122,16 @@ def _refuse_unknown_tokens_when_met(
                 "tokenizer that belongs to the model, or resize the model's embeddings"
             )
 
+    # In place of torch's IndexError, which on a GPU is an assertion that names no token.
     embeddings.register_forward_pre_hook(check)
 
 
 def adapt(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedModel:
-    """Place a method on a base model, ready to train."""
+    """Place a method on a base model, ready to train.
+
+    Raises:
+        ValueError: if the method, ``--from`` or ``train_head=false`` does not go with the base.
+    """
     model = _place(base, plan, recipe)
     if plan.freeze is not None:
         plan.freeze(model)
@@ -138,6 +148,9 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
     """Place a plan's adapter on the base, new or from a saved one; without one, select what trains.
 
     A pooling becomes a part of the adapter, and the task's head is saved with it.
+
+    Raises:
+        ValueError: as ``adapt``.
     """
     if plan.config is None:
         return _select_in_base(base, plan, recipe)
@@ -148,6 +161,7 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
     config.task_type = task_type(base.model.config, classifies=bool(base.head))
     if base.head:
         # By default PEFT trains and saves only heads with the name classifier or score.
+        # In PEFT's terms: modules that are trained as a whole, and saved.
         config.modules_to_save = list(base.head)
     if recipe.from_adapter is None:
         return get_peft_model(base.model, config)
@@ -155,7 +169,11 @@ def _place(base: Base, plan: Plan, recipe: Recipe) -> PeftModel | PreTrainedMode
 
 
 def _select_in_base(base: Base, plan: Plan, recipe: Recipe) -> PreTrainedModel:
-    """Let parameters of the base itself train, as methods without an adapter do."""
+    """Let parameters of the base itself train, as methods without an adapter do.
+
+    Raises:
+        ValueError: for ``--from``, as there is no adapter to start from.
+    """
     if recipe.from_adapter is not None:
         raise ValueError(f"--from needs a method with an adapter, which {recipe.method} is not")
     assert plan.trainable is not None
@@ -180,10 +198,15 @@ def config_to_start(
     An adapter of another kind of base or another pooling, and settings for a part that it brings,
     are refused.
 
+    The new parts come first in the config.
+
     Args:
         config: what a new adapter would be, with all parts of the method.
         recipe: with ``from_adapter``.
         model_config: of the base.
+
+    Raises:
+        ValueError: as said above, in one line that names the folder.
     """
     folder = Path(str(recipe.from_adapter))
     old = adapter_config(folder)
@@ -211,15 +234,20 @@ def config_to_start(
 
 
 def _start_from(base: PreTrainedModel, config: LoradaConfig, recipe: Recipe) -> PeftModel:
-    """Place the adapter of ``--from`` with its new parts, load its weights, and say so.
+    """Place the adapter of ``--from`` with its new parts, and load its weights; warnings say so.
 
     A saved adapter that lacks weights of its parts is refused.
+
+    Raises:
+        ValueError: if the saved adapter lacks weights of its parts, or does not belong on this
+            base.
     """
     folder = Path(str(recipe.from_adapter))
     start_config, old_kinds = config_to_start(config, recipe, base.config)
     weights = adapter_weights(folder)
     with reading("the adapter", str(folder), UNFIT):
         model = get_peft_model(base, start_config)
+        # The new parts have no saved weights, so only those of the old kinds must be there.
         _refuse_missing(model, weights, folder, old_kinds)
         set_peft_model_state_dict(model, weights)
     logger.warning("%d tensors taken over from %s", len(weights), folder)
@@ -278,6 +306,10 @@ def adapter_config(folder: Path) -> LoradaConfig:
     """The config of a saved adapter; one of PEFT is read as a stack of one part.
 
     A folder that is no adapter, and a kind that neither PEFT nor lorada knows, are refused.
+
+    Raises:
+        ValueError: for a folder that holds no adapter, or one of a kind that neither PEFT nor
+            lorada knows.
     """
     if not folder.is_dir():
         raise ValueError(f"no adapter folder at {folder}")
@@ -317,7 +349,11 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = ()) -> PeftModel:
-    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``."""
+    """A model with the saved adapter in ``folder``, for inference; ``drawn`` is as in ``Base``.
+
+    Raises:
+        ValueError: for an adapter that is incomplete or belongs to another base.
+    """
     config, weights = _read_adapter(folder, base, drawn)
     with reading("the adapter", str(folder), UNFIT):
         model = PeftModel.from_pretrained(base, str(folder), config=config)
@@ -328,7 +364,11 @@ def load_adapted(base: PreTrainedModel, folder: Path, drawn: Collection[str] = (
 def _read_adapter(
     folder: Path, base: PreTrainedModel, drawn: Collection[str]
 ) -> tuple[LoradaConfig, dict[str, torch.Tensor]]:
-    """Config and tensors of a saved adapter of this base; refuses one without what was drawn."""
+    """Config and tensors of a saved adapter of this base; refuses one without what was drawn.
+
+    Raises:
+        ValueError: also if it was trained on another type of model.
+    """
     config, weights = adapter_config(folder), adapter_weights(folder)
     refuse_other_type(base_type_of(config), folder, base.config)
     base_name = config.base_model_name_or_path
@@ -365,6 +405,12 @@ def parameter_counts(
 
     The task head's modules ``head`` do not count, nor do names that match the regular expression
     ``with_head``. ``percent_of_all`` is of the base with the adapter, PEFT's own convention.
+
+    Args:
+        model: with the method placed on it.
+        total: N.
+        head: names of the modules of the task head.
+        with_head: a regular expression for names that are counted as the head's.
     """
     trainable = 0
     for name, parameter in model.named_parameters():
@@ -409,6 +455,7 @@ def pooling_of(model: nn.Module) -> str | None:
     """The pooling that ``attach`` has put on a fully trained model; None for any other model."""
     if not isinstance(model, PreTrainedModel):
         return None
+    # ``attach`` places a PoolingLayer as a child of the model's body, under this name.
     layer = getattr(backbone_of(model), CHILD, None)
     return layer.configs["default"].pooling if isinstance(layer, PoolingLayer) else None
 

@@ -55,7 +55,7 @@ def sequence_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The same as ``sequence_scores``, but each prompt is read once and its candidates share it.
+    """s_c of each candidate (C,), as ``sequence_scores``, where each prompt is read only once.
 
     ``batch`` also has ``groups`` (B,), how many candidates each row has. Wrong for a model in which
     a later token changes an earlier token's output: see ``needs_whole``.
@@ -75,6 +75,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     positions = positions_of(prompt_mask)
     keywords = accepted(model, position_ids=positions) | only_last(model, 1, ids.device)
     has_longer = mask.shape[1] > 1  # candidates of more than one token
+    # First pass: the prompts, one row each.
     output = model(input_ids=prompts, attention_mask=prompt_mask, use_cache=has_longer, **keywords)
     # The last token of a prompt predicts the first of each of its candidates.
     first_log_p = output.logits[:, -1].float().log_softmax(-1)  # (B, vocabulary)
@@ -86,6 +87,7 @@ def cached_scores(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         cache.batch_select_indices(row_of)  # each candidate gets a copy of its prompt's
         # Nothing is predicted from the last token, so it is not read.
         offsets = torch.arange(1, mask.shape[1], device=ids.device)
+        # Second pass: the candidates without their last tokens, each after its prompt's cache.
         further = model(
             input_ids=candidates[:, :-1],
             attention_mask=torch.cat([prompt_mask[row_of], mask[:, :-1]], -1),
@@ -123,7 +125,7 @@ def _cut_out(
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """The position of each token, counted without pads."""
+    """The position of each token (*B, T), counted without pads, where ``mask`` is 0."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
@@ -148,7 +150,7 @@ def only_last(model: Any, count: int, device: torch.device) -> dict[str, Any]:
 
 
 def _forward_parameters(model: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the transformers model's ``forward``."""
+    """The parameters of ``forward`` of the transformers model inside of wrapper and adapter."""
     while hasattr(model, "module"):  # a wrapper for several processes
         model = model.module
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -140,7 +140,7 @@ def _sample(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitting_loss(model: Any, inputs: dict[str, Any]) -> LabelledLoss | None:
-    """The loss for a model, if it agrees with the model's own on a batch of one row."""
+    """The loss for a model, if it agrees with the model's own on a batch of one row; else None."""
     head, labels = model.get_output_embeddings(), inputs["labels"]
     if head is None:
         return None

@@ -92,6 +92,10 @@ def _convert_gguf(folder: Path, file_name: str, target: Path) -> None:
     """Dequantise a GGUF file to a safetensors folder; a half-written one is never left behind.
 
     A warning says where it is kept.
+
+    Raises:
+        ImportError: if the package gguf is not installed.
+        OSError: if the disk is full.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("reading GGUF weights needs the package gguf: pip install gguf")
@@ -114,6 +118,10 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
     """Turn a library's error about ``what`` it reads of ``name`` into one line that names both.
 
     ``hint`` is what may be wrong if the library fails unexpectedly.
+
+    Raises:
+        ValueError: for damaged or unknown contents.
+        OSError: if the hub cannot be reached; other errors of files pass as they are.
     """
     try:
         yield
@@ -129,6 +137,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
                 f"cannot fetch {what} of {name} from the hub ({_reason(error, text)}): give a "
                 f"local folder that has the model, or {' or '.join(PACKAGED)}, which come from PyPI"
             ) from error
+        # The message says already which model or file it is about.
         if name in text or isinstance(error, OSError):
             raise
         raise ValueError(f"{what} of {name} cannot be read: {text}") from error
@@ -142,7 +151,7 @@ def reading(what: str, name: str, hint: str = DAMAGED) -> Iterator[None]:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Whether an error says that the hub did not answer."""
+    """Whether an error says that the hub did not answer, rather than what it answered."""
     # An errno means an error of the disk; an HTTP error means that the hub answered.
     if not isinstance(error, OSError) or error.errno is not None:
         return False
@@ -161,6 +170,8 @@ def load_tokenizer(
     """The tokenizer of a model, with a pad token; ``config`` is the model's, if already read.
 
     Without a pad token another special token takes its place; without any it is refused.
+
+    Errors are those of ``reading``.
     """
     with reading("the tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -197,12 +208,15 @@ def load_model(
         config: the model's, if already read; it is not changed.
         dtype: of the weights, by torch's name.
         trust_remote_code: whether code of the model's repository may run.
-        without_adapter: a folder may hold an adapter too, which is then not placed.
+        without_adapter: a folder may hold an adapter too, which is then not placed: transformers
+            looks for it in a subfolder that does not exist.
         loading: what else ``from_pretrained`` is told.
 
     Returns:
-        The model, and the names of the parameters of its head that were drawn at random, as the
-        checkpoint lacks them or has others.
+        The model, and the names of the parameters of its head that were drawn at random.
+
+    Raises:
+        ValueError: for a folder with an adapter too, a damaged or incomplete checkpoint.
     """
     files = ("adapter_config.json", "config.json")
     has_adapter = all(Path(name, file).is_file() for file in files)
@@ -229,6 +243,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
+            # transformers looks for an adapter in a subfolder that does not exist, so it finds
+            # none.
             adapter_kwargs={"subfolder": "none"} if without_adapter else None,
             output_loading_info=True,
             **(loading or {}),
@@ -240,7 +256,7 @@ def load_model(
 def _drawn_parameters(
     name: str, model: PreTrainedModel, loading_info: dict[str, Any], outputs: int | None
 ) -> frozenset[str]:
-    """The parameters that were drawn at random; raises if one is not of a task head.
+    """The names of the parameters that were drawn at random; refuses those outside of a task head.
 
     ``loading_info`` is what ``from_pretrained`` says of keys, ``outputs`` the size of the head.
     """
@@ -277,7 +293,7 @@ def _refuse_damaged(
 
 
 def _warn_of_unused(name: str, model: PreTrainedModel, unexpected_keys: Any) -> None:
-    """Say that a checkpoint has weights of the base for which there is no place."""
+    """Warn of weights of the base in a checkpoint for which the model has no place."""
     unused = []
     for key in unexpected_keys:
         is_of_a_head = may_be_drawn(key, model.base_model_prefix) and not IN_LAYER.search(key)
@@ -292,6 +308,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConf
     """The config of a model; weights are not needed.
 
     A name of ours has its own. What transformers would fail on later is refused.
+
+    Raises:
+        ValueError: also for a config whose classes or heads make no sense.
+        OSError: if it can be neither read nor fetched.
     """
     if name in MODELS and name not in PACKAGED and not Path(name).is_dir():
         return named_config(name)

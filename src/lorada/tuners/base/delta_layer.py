@@ -27,13 +27,19 @@ class DeltaLayer(LoradaTunerLayer):
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module, key: str) -> None:
-        """Create the weights of an adapter for the linear layer named ``key`` in ``model``."""
+        """Create the weights of an adapter for the linear layer named ``key`` in ``model``.
+
+        Each tuner has its own; here it raises NotImplementedError.
+        """
         raise NotImplementedError
 
     def term(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """The term of an adapter (…, out), in the dtype of its weights.
 
         ``x`` is the input (…, in), ``output`` that of the linear layer, W x plus the bias.
+
+        Raises:
+            NotImplementedError: in this class; each tuner has its own term.
         """
         raise NotImplementedError
 
@@ -97,6 +103,13 @@ class DeltaModel(LoradaTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
+        """Wrap a target in a layer of this tuner, or add an adapter to the layer that is there.
+
+        PEFT calls this for each module that ``target_modules`` matches.
+
+        Raises:
+            ValueError: for a module that is not linear.
+        """
         layer = target
         if not isinstance(target, self.tuner_layer_cls):
             if linear_of(target) is None:

@@ -59,7 +59,11 @@ def is_plain(linear: nn.Module) -> bool:
 
 
 def plain_matrix(linear: nn.Module, wish: str) -> Tensor:
-    """W, unless it is quantised; ``wish`` is its use, for the error."""
+    """W, unless it is quantised; ``wish`` is its use, for the error.
+
+    Raises:
+        ValueError: if it is quantised.
+    """
     if not is_plain(linear):
         raise ValueError(
             f"{type(linear).__name__} is quantised, which {wish} does not support: "
@@ -128,7 +132,11 @@ def has_adapter(layer: BaseTunerLayer, adapter_name: str) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line."""
+    """Turn PEFT's ``NotImplementedError`` for layers that cannot be merged into one line.
+
+    Raises:
+        ValueError: in place of PEFT's error.
+    """
     try:
         yield
     except NotImplementedError as error:

@@ -82,6 +82,7 @@ def layers_with(chain: Iterable[Any], names: Iterable[str]) -> list[Any]:
 
 
 def _has_any(layer: Any, names: list[str]) -> bool:
+    """Whether a layer has weights of at least one of some adapters."""
     return any(has_adapter(layer, name) for name in names)
 
 
@@ -220,6 +221,7 @@ def _linear_map(chain: Any, linear: Any, names: list[str]) -> dict[str, Tensor]:
             units = F.one_hot(indices, fan_in).to(zero)
             columns.append(chain[0](units[None])[0])
         rows = torch.cat(columns)  # Wᵀ, (in, out)
+        # A column W e_i is f(e_i) - f(0).
         rows = rows - chain[0](zero)[0]
     merged["weight"] = rows if isinstance(linear, Conv1D) else rows.T
     return merged

@@ -209,6 +209,7 @@ def refuse_layers(config: object) -> None:
 
 
 def _refuse_bad_patterns(config: object) -> None:
+    """Refuse names of modules that are a text, and no regular expression."""
     for name in ("target_modules", "exclude_modules"):
         value = getattr(config, name, None)
         if isinstance(value, str):

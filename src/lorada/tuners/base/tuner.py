@@ -166,7 +166,7 @@ class AttachedLayer(LoradaTunerLayer):
         return self.host
 
     def update_layer(self, adapter_name: str, config: Any, model: nn.Module) -> None:
-        """Create the parameters of an adapter."""
+        """Create the parameters of an adapter; here it raises NotImplementedError."""
         raise NotImplementedError
 
     def detach_from_host(self) -> None:
@@ -392,7 +392,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
         return linear_names(self.model)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """Place an adapter on all of its targets; after an error the model is as before."""
+        """Place an adapter on all of its targets, or refuse it and leave the model as before."""
         config = self.peft_config[adapter_name]
         refuse_absent(model, config, task=None)
         kw.pop("state_dict", None)  # PEFT would choose the targets by it; only the config may
@@ -469,6 +469,7 @@ class LoradaTuner(BaseTuner):  # type: ignore[misc]
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse ``adapter_names`` in a forward, PEFT's batches of several adapters."""
         if kwargs.get("adapter_names") is not None:  # which PEFT would ignore
             raise ValueError(
                 "adapter_names: one adapter serves a whole batch: call model.set_adapter(name), "
@@ -502,11 +503,11 @@ class AttachedModel(LoradaTuner):
     )
 
     def find_hosts(self, config: Any) -> Iterable[str]:
-        """Names of the modules of the model that can hold the part."""
+        """Names of the modules that can hold the part; here it raises NotImplementedError."""
         raise NotImplementedError
 
     def no_host(self, config: Any) -> str:
-        """What is said of a model in which no module can hold the part."""
+        """What an error says of a model without hosts; here it raises NotImplementedError."""
         raise NotImplementedError
 
     def candidates(self, config: Any) -> list[str]:
@@ -518,6 +519,7 @@ class AttachedModel(LoradaTuner):
         return self.candidates(config)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        """Find a part's modules, and fill in ``target_modules``; refuses a model without."""
         self.hosts = frozenset(self.find_hosts(peft_config))
         if not self.hosts:
             raise ValueError(self.no_host(peft_config))
@@ -555,6 +557,7 @@ class AttachedModel(LoradaTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
+        """Attach a layer to its host ``target``; refuses a second one of this adapter."""
         layer = getattr(target, self.child, None)
         if layer is None:
             layer = self.tuner_layer_cls(target, parent)

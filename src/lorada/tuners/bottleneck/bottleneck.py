@@ -94,6 +94,7 @@ class LayerOutput:
     key = "lorada_output"  # the attribute of the layer that holds this object
 
     def __init__(self, layer: nn.Module) -> None:
+        """Hook the layer, and be found on it under ``key``."""
         self.changes: list[Change] = []
         self.layer = layer
         self._plain: Any = None  # the checkpoint function of the layer
@@ -212,6 +213,12 @@ class BottleneckConfig(LoradaPeftConfig):
     exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
+        """Fill in what the placement says, and check the values.
+
+        Raises:
+            ValueError: for a value that its field does not take, or ``adapter_input`` elsewhere
+                than ``ffn``.
+        """
         # A placement that does not exist is refused below, by the type of its field.
         defaults = PLACEMENTS.get(self.placement, PLACEMENTS["ffn"])
         for name, value in vars(defaults).items():
@@ -248,6 +255,7 @@ class BottleneckLayer(AttachedLayer):
     configs: dict[str, BottleneckConfig]
 
     def __init__(self, insertion: Insertion) -> None:
+        """Hook the model at the points that the insertion reads and changes."""
         layer = insertion.layer
         super().__init__(layer.get_submodule(insertion.target), layer)
         self.dropouts: dict[str, float] = {}
@@ -266,6 +274,7 @@ class BottleneckLayer(AttachedLayer):
         return self._insertion.layer.get_submodule(self._insertion.target)
 
     def _save(self, name: str, x: Tensor) -> None:
+        """Keep a tensor of the running forward for ``_add``, by its name in the insertion."""
         self._saved[name] = x
 
     def _add(self, here: Tensor) -> Tensor | None:
@@ -360,7 +369,12 @@ class BottleneckModel(AttachedModel):
         return self.insertions
 
     def default_targets(self, config: BottleneckConfig) -> list[str]:
-        """All of them, or the linear layers that the placement is for."""
+        """All hosts, or only the linear layers that the placement is for.
+
+        Raises:
+            ValueError: if the placement is for linear layers that the model does not have by these
+                names.
+        """
         linears = PLACEMENTS[config.placement].linears
         own_names = {name.rpartition(".")[2] for name in self.hosts}
         if not own_names.issuperset(linears):
@@ -387,6 +401,7 @@ class BottleneckModel(AttachedModel):
         parent: nn.Module,
         current_key: str,
     ) -> None:
+        """Place an adapter at the insertion of a target; two adapters share a layer."""
         insertion = self.insertions[current_key]
         holder = insertion.layer.get_submodule(insertion.holder)
         layer = getattr(holder, insertion.child, None)

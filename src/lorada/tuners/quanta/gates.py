@@ -39,6 +39,9 @@ def default_dims(width: int) -> tuple[int, ...]:
 
     These are the four with the least sum, largest first: 576 = 6·6·4·4. A width with two or three
     prime factors gets just those.
+
+    Raises:
+        ValueError: for a width that is 1 or a prime number.
     """
     if width in PAPER_DIMS:
         return PAPER_DIMS[width]

@@ -49,7 +49,11 @@ class QuantaConfig(LoradaPeftConfig):
 
 
 def _factors(dims: Any) -> list[int]:
-    """The factors of ``dims``, a list or a text such as ``16-8-8-4``."""
+    """The factors of ``dims``, a list or a text such as ``16-8-8-4``.
+
+    Raises:
+        ValueError: for fewer than two factors, or what is no whole number above 1.
+    """
     try:
         if isinstance(dims, str):
             factors = [int(factor) for factor in dims.split("-")]
@@ -127,7 +131,11 @@ class QuantaLayer(DeltaLayer):
         self.configs[adapter_name] = config
 
     def _dims(self, config: QuantaConfig, key: str, hidden_size: Any) -> list[int]:
-        """The factors of D for the linear layer named ``key``."""
+        """The factors of D for the linear layer named ``key``.
+
+        Raises:
+            ValueError: if the factors multiply to neither side of the layer, or its width has none.
+        """
         sides = (self.in_features, self.out_features)
         if config.dims is None:
             # The same width for all targets, where they have it, gives gates of one shape.

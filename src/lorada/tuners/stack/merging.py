@@ -30,6 +30,9 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
     """Refuse to merge an adapter if one of its parts wraps modules and cannot be merged.
 
     ``tuners`` are the tuners of its parts; those of attached parts are ignored.
+
+    Raises:
+        ValueError: if a part or one of its layers cannot be merged; no weight is changed before.
     """
     for tuner in tuners:
         part: PeftConfig = tuner.peft_config[name]
@@ -49,6 +52,12 @@ def refuse_unmergeable(model: nn.Module, name: str, tuners: list[BaseTuner]) -> 
 
 
 def _refuse_unmergeable_part(part: PeftConfig, tuner: BaseTuner) -> None:
+    """Refuse a part that wraps modules and cannot be merged, by its settings or its kind.
+
+    Raises:
+        ValueError: for a setting, or an adapter that PEFT says cannot be merged now.
+        UnmergeableError: for a kind that is never merged.
+    """
     reason = setting_against_merging(part)
     if reason:
         raise ValueError(reason)
@@ -78,7 +87,11 @@ def _refuse_bias(module_name: str, chain: list[Any], name: str) -> None:
 
 
 def merge_and_keep_attached(stack: Any) -> nn.Module:
-    """``merge_weights`` of a ``LoradaModel``."""
+    """Do the work of ``merge_weights`` on the tuner of a stack, a ``LoradaModel``.
+
+    Raises:
+        ValueError: if several adapters are active, or a part that wraps modules cannot be merged.
+    """
     active = stack.active_adapters
     if len(active) != 1:
         raise ValueError(
@@ -93,6 +106,7 @@ def merge_and_keep_attached(stack: Any) -> nn.Module:
     attached_parts = [part for part in parts if not wraps(part)]
     try:
         config.parts = attached_parts  # so that the state dict has only their weights
+        # Copies, taken before the parts are detached from the model below.
         weights = _attached_weights(stack, name)
         config.parts = [part for part in parts if wraps(part)]
         base: nn.Module = stack._unload_and_optionally_merge(merge=True, adapter_names=[name])

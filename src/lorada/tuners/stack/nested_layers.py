@@ -51,6 +51,11 @@ def layers_shown(
 
     ``innermost`` shows the innermost module where the tuner has no layer yet: some measure or count
     linear layers and see none inside another layer. What they place goes around the others' layers.
+
+    Args:
+        model: with layers of other tuners.
+        layer_cls: the class of the tuner's layers; None if it has none yet.
+        innermost: whether the innermost module is shown where there is no such layer.
     """
     hidden = []
     for name, chain in wrappers(model).items():
@@ -67,6 +72,7 @@ def layers_shown(
         yield
     finally:
         for parent, child, outermost, inner in hidden:
+            # What stands there now: the module that was shown, or a layer of the tuner around it.
             placed: Any = getattr(parent, child)
             if placed is inner:
                 setattr(parent, child, outermost)
@@ -130,12 +136,18 @@ def names_alone(model: nn.Module, adapter_name: str) -> dict[str, str]:
         depths.append(len(chain))  # of the wrapped module
         # Alone, the adapter's layers follow one another: each is as deep as its place among them.
         for depth_alone, depth in enumerate(depths):
+            # As for ``q_proj.base_layer`` → ``q_proj``, where another adapter's layer is outside.
             names[name + BASE_LAYER * depth] = name + BASE_LAYER * depth_alone
     return names
 
 
 def rename(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A state dict with some modules renamed."""
+    """A state dict with some modules renamed.
+
+    Args:
+        state_dict: tensors by their full names.
+        names: name of a module → its new name. The innermost module above a tensor counts.
+    """
     renamed = {}
     for key, value in state_dict.items():
         owner = owner_of(key, names)
@@ -183,7 +195,11 @@ def owner_of(key: str, names: dict[str, Any]) -> str:
 def part_named_in_errors(
     model: nn.Module, part: PeftConfig, parts: list[PeftConfig]
 ) -> Iterator[None]:
-    """Turn an error of placing a part into one line that names the part and possible targets."""
+    """Turn an error of placing a part into one line that names the part and possible targets.
+
+    Raises:
+        ValueError: in place of the errors that PEFT's tuners raise.
+    """
     try:
         refuse_layers(part)
         yield
@@ -233,6 +249,7 @@ class OwnNorm(LNTuningLayer):  # type: ignore[misc]
         self.base_layer = copy.deepcopy(trained).requires_grad_(False)
         for key, parameter in self.base_layer.named_parameters():
             parameter.data = parameter.data.to(norm.get_parameter(key).dtype)
+        # ``unmerge`` puts it back.
         self._norm = (norm,)  # in a tuple, as its weights are no part of the model now
 
     def unmerge(self) -> None:

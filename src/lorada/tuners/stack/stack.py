@@ -77,8 +77,10 @@ class LoradaModel(LoradaTuner):
     merged_bases: tuple[str | None, ...] = ()  # bases, by name, that ``merge_weights`` has changed
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kw: Any) -> None:
+        """Place the first adapter of a config; refuses a name that the model has already."""
         refuse_known(model, adapter_name)
         # The tuners of each adapter's parts. Not submodules, since each holds the whole model.
+        # BaseTuner.__init__ places the adapter, so this must be there before it is called.
         self._tuners: dict[str, list[BaseTuner]] = {}
         loaded_configs = vars(model).get("peft_config")  # of adapters that transformers has loaded
         if isinstance(loaded_configs, dict):
@@ -86,6 +88,8 @@ class LoradaModel(LoradaTuner):
         if not isinstance(peft_config, LoradaConfig):  # a PeftModel gives a dictionary
             super().__init__(model, peft_config, adapter_name, **kw)
             return
+        # From here on transformers adds the adapter itself, by ``add_adapter`` and without a
+        # PeftModel.
         refuse_without_peft_model(peft_config.parts)
         with all_or_nothing(model):
             super().__init__(model, peft_config, adapter_name, **kw)
@@ -109,7 +113,14 @@ class LoradaModel(LoradaTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Place every part of an adapter; earlier adapters stay trainable or frozen as before."""
+        """Place every part of an adapter; earlier adapters stay trainable or frozen as before.
+
+        The parameters are those of PEFT's method, which calls it; ``state_dict`` is ignored.
+
+        Raises:
+            ValueError: if a part does not fit the model, the other parts or the adapters that are
+                there. The model is as before then.
+        """
         config = self.peft_config[adapter_name]
         wrapping = [part for part in config.parts if wraps(part)]
         attached = [part for part in config.parts if not wraps(part)]
@@ -123,6 +134,8 @@ class LoradaModel(LoradaTuner):
             trained_before = [(p, p.requires_grad) for p in model.parameters()]
         modes = {module: module.training for module in model.modules()}
         self._tuners[adapter_name] = []
+        # PEFT notes the configs of all adapters on the model. Each part's tuner would add its own
+        # to them, so they are hidden until all parts are placed.
         peft_config = model.__dict__.pop("peft_config", None)
         try:
             with all_or_nothing(model):
@@ -134,6 +147,8 @@ class LoradaModel(LoradaTuner):
                 refuse_doubled(model, adapter_name)
                 self._activate(model, adapter_name)
             for tuner in self.tuners_of(adapter_name):
+                # So that they are moved and saved with the stack, as PEFT does with those of a
+                # tuner.
                 for name, container in containers_of(tuner).items():
                     self.add_module(name, container)
         except Exception:
@@ -166,7 +181,10 @@ class LoradaModel(LoradaTuner):
     def _inject_part(
         self, model: nn.Module, adapter_name: str, part: PeftConfig, low_cpu_mem_usage: bool
     ) -> None:
-        """Place one part by a tuner of its own, with what the stack's config says of every part."""
+        """Place one part by a tuner of its own, with what the stack's config says of every part.
+
+        One that does not fit the model or the parts before it is refused by its name.
+        """
         config: LoradaConfig = self.peft_config[adapter_name]
         own_modules = getattr(part, "modules_to_save", None)
         part.inference_mode = config.inference_mode
@@ -184,6 +202,8 @@ class LoradaModel(LoradaTuner):
             tuner = place(model, part, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
         let_stand_beside_others(model)
         if hasattr(tuner, "rankallocator"):
+            # AdaLoRA's allocator looks for parameters by name in the whole model; this one sees
+            # only those of its part.
             tuner.rankallocator = OwnRanks(model, part, adapter_name)
         if hasattr(part, "modules_to_save"):
             part.modules_to_save = own_modules
@@ -192,9 +212,11 @@ class LoradaModel(LoradaTuner):
         placed.append(tuner)
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT calls this for each target of a tuner; a stack has none of its own."""
         raise NotImplementedError  # the tuners of the parts do so
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Cast the weights of every part, as PEFT does after placing or loading an adapter."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for tuner in self.tuners_of(adapter_name):
             tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -245,6 +267,7 @@ class LoradaModel(LoradaTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Run what PEFT puts around each forward, for every kind of tuner among the parts."""
         with super()._enable_peft_forward_hooks(*args, **kwargs), ExitStack() as stack:
             for tuner_cls in dict.fromkeys(map(type, self.tuners())):
                 hooks = getattr(tuner_cls, "_enable_peft_forward_hooks", None)
@@ -300,12 +323,21 @@ class LoradaModel(LoradaTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
+        """The tensors of an adapter as they are saved: those of each part, in one dictionary.
+
+        Their names are those of a model that has this adapter alone. ``get_peft_model_state_dict``
+        calls this hook of PEFT, before it removes the adapter's name from the keys.
+        ``state_dict`` is of the whole model.
+        """
+        # PEFT's default takes every key with this adapter's name. It is only looked at for which
+        # layer each key belongs to.
         everything = super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names
         )
         joined: dict[str, Tensor] = {}
         for part in config.parts:
             tuner_cls = tuner_of(part)
+            # A tuner takes all keys with its prefix, and several kinds share ``lora_``.
             foreign = keys_of_others(model, tuner_cls, everything)
             saved = tuner_cls._get_adapter_state_dict(
                 model, part, adapter_name, state_dict, unwanted_adapter_names
@@ -321,6 +353,16 @@ class LoradaModel(LoradaTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
+        """The tensors of a saved adapter under the names that this model has for them.
+
+        ``set_peft_model_state_dict`` calls this hook of PEFT before it loads them. A file has the
+        names of a model with this adapter alone; here its layers may be wrapped more deeply, and
+        PEFT puts the adapter's name into the keys.
+
+        Raises:
+            ValueError: if a tensor has no place in the model, or one of another shape.
+        """
+        # First undo what ``_get_adapter_state_dict`` did last.
         names_here = {alone: name for name, alone in names_alone(model, adapter_name).items()}
         state_dict = rename(state_dict, names_here)
         # A tuner with shared weights remaps only the keys that are its own.
@@ -333,6 +375,7 @@ class LoradaModel(LoradaTuner):
                 shared |= type(tuner)._remap_adapter_state_dict_for_load(
                     model, part, adapter_name, {key: state_dict.pop(key) for key in keys}
                 )
+        # Attached parts have no remapping of their own: ``super()`` below does theirs.
         for part in config.parts:
             tuner_cls = tuner_of(part)
             if not issubclass(tuner_cls, AttachedModel) and not shares_state(tuner_cls):
@@ -343,6 +386,7 @@ class LoradaModel(LoradaTuner):
             model, config, adapter_name, state_dict
         )
         state_dict |= shared
+        # Last, as only now the names are those of the model.
         check_fits(model, config, adapter_name, state_dict)
         return state_dict
 
@@ -402,7 +446,7 @@ def _refuse_same_targets(tuner: BaseTuner, other: BaseTuner, adapter_name: str) 
 
 
 def _choose_layers(part: PeftConfig, config: LoradaConfig) -> None:
-    """Give a part the layers of the stack, unless it has its own."""
+    """Give a part the layers of the stack, unless it has its own; refuses one without layers."""
     if config.layers_to_transform is None:
         return
     if not hasattr(part, "layers_to_transform"):
@@ -433,6 +477,8 @@ def place(model: nn.Module, part: PeftConfig, adapter_name: str, **options: Any)
         with layers_shown(model, tuner_cls.tuner_layer_cls):
             return tuner_cls(model, {adapter_name: part}, adapter_name, **options)
 
+    # VeRA and its like make their shared weights before the layers are placed, from the linear
+    # layers that they find. For that they see the innermost ones.
     class Placing(tuner_cls):  # type: ignore[misc, valid-type]
         def _pre_injection_hook(self, model: nn.Module, *arguments: Any) -> None:
             with layers_shown(model, innermost=True):
@@ -440,12 +486,13 @@ def place(model: nn.Module, part: PeftConfig, adapter_name: str, **options: Any)
 
     with layers_shown(model, tuner_cls.tuner_layer_cls, innermost=True):
         tuner: BaseTuner = Placing(model, {adapter_name: part}, adapter_name, **options)
+    # The subclass was needed for placing alone; PEFT and ``isinstance`` see the usual one.
     tuner.__class__ = tuner_cls
     return tuner
 
 
 def refuse_second(model: nn.Module, tuner_cls: type[BaseTuner], placed: list[BaseTuner]) -> None:
-    """Refuse a second part of a kind whose weights have one place in a model."""
+    """Refuse a second part of a kind that keeps shared weights, which have one place in a model."""
     if not shares_state(tuner_cls):
         return
     if tuner_cls in map(type, placed):
@@ -494,6 +541,7 @@ def own_keys(model: nn.Module, tuner: BaseTuner, keys: Iterable[str]) -> set[str
 
 
 def _adapts_embedding(module: nn.Module) -> bool:
+    """Whether a module is LoRA on an embedding."""
     return isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Embedding)
 
 
@@ -509,6 +557,7 @@ def _extend_peft_model() -> None:
     def add_adapter(
         model: PeftModel, adapter_name: str, peft_config: PeftConfig, *args: Any, **options: Any
     ) -> None:
+        """``PeftModel.add_adapter``, which by itself refuses adapters of another type."""
         present_type, new_type = model.peft_type, peft_config.peft_type
         if present_type != new_type:
             if present_type == STACK:
@@ -522,11 +571,14 @@ def _extend_peft_model() -> None:
         add_of_one_type(model, adapter_name, peft_config, *args, **options)
         has_config_of_default = peft_config is model.peft_config.get("default")
         if present_type == STACK and adapter_name == REFERENCE and has_config_of_default:
+            # TRL has copied those named ``.default.`` only; this copies all, also those whose names
+            # end in it.
             weights = get_peft_model_state_dict(model, save_embedding_layers=False)
             set_peft_model_state_dict(model, weights, adapter_name)
 
     @functools.wraps(save_with_any_base)
     def save_pretrained(model: PeftModel, *args: Any, **options: Any) -> None:
+        """``PeftModel.save_pretrained``; refuses after ``merge_weights`` has changed the base."""
         merged = getattr(model.base_model, "merged_bases", ())
         if any(config.base_model_name_or_path in merged for config in model.peft_config.values()):
             raise ValueError(MERGED)

@@ -37,6 +37,11 @@ class LoradaConfig(LoradaPeftConfig):
     parts: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        """Turn dictionaries of parts into configs, copied from the caller's.
+
+        Raises:
+            ValueError: without a part, or for one that cannot be in a stack.
+        """
         super().__post_init__()
         if not self.parts:
             raise ValueError("LoradaConfig needs at least one part, such as LmamConfig()")
@@ -60,6 +65,7 @@ class LoradaConfig(LoradaPeftConfig):
         saves_modules = "modules_to_save" in part.__dataclass_fields__
         if modules_to_save and not saves_modules:  # a config of another package: they would be lost
             return None
+        # From here on the copy stands for the whole stack, so it has what the stack shares.
         for name in KEPT:
             setattr(part, name, getattr(self, name))
         if saves_modules:
@@ -128,6 +134,11 @@ def as_stack(adapter: str | Path | PeftConfig) -> LoradaConfig:
 
 
 def _as_config(part: Any, stack: LoradaConfig) -> PeftConfig:
+    """The config of a part of a stack, which is given as a config or a dictionary.
+
+    Raises:
+        ValueError: for anything else, and for an unknown type or setting.
+    """
     if isinstance(part, PeftConfig):
         return copy.deepcopy(part)  # placing a part changes its config; the caller's must not
     if isinstance(part, dict) and "peft_type" in part:
@@ -152,6 +163,7 @@ def _refuse_unknown(part: dict[str, Any]) -> None:
 
 
 def _refuse_unstackable(part: PeftConfig) -> None:
+    """Refuse a part that PEFT places in another way than in layers of the model."""
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(part.peft_type)
     name = type(part).__name__
     if not issubclass(tuner or object, BaseTuner) or isinstance(part, LoradaConfig):
