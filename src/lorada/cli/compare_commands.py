@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorada.cli import options as opt
+from lorada.cli import several_models
 from lorada.cli.forecast_table import show_forecast
 from lorada.cli.retention_table import show_retention
 from lorada.cli.score_table import SHARED, ScoreLine, show_scores, what_was_tested
-from lorada.cli.several_models import run_models, saved_models, show_joined
 from lorada.cli.shared import (
     app,
     console,
@@ -146,21 +146,17 @@ def compare(
     from lorada.compare.spec import refuse_taken
 
     refuse_taken(target, resume=resume, overwrite=overwrite)
-    models = _models_of(model, target, resume=resume)
+    models = several_models.models_of(model, target, resume=resume)
     if models:
-        if dry_run:
-            raise ValueError("--dry-run is for one model at a time: name one of them with --model")
-        comparisons = {}
-        for name, model_folder in models.items():
-            options = {**recipe_options, "model": name}
-            if resume:
-                comparisons[name] = _saved_comparison(
-                    target / model_folder, pairs, options, comparison_options
-                )
-            else:
-                comparisons[name] = _new_comparison(pairs, options, comparison_options)
+        read_comparison = partial(_saved_comparison if resume else _new_comparison, pairs=pairs)
+        comparisons = several_models.comparisons_of_models(
+            models, target, resume=resume, dry_run=dry_run, read=read_comparison,
+            recipe_options=recipe_options, comparison_options=comparison_options,
+        )  # fmt: skip
         shared_pool = partial(make_pool, workers, cluster, gpus_per_job)
-        return run_models(comparisons, target, shared_pool, overwrite=overwrite, as_json=as_json)
+        return several_models.run_models(
+            comparisons, target, shared_pool, overwrite=overwrite, as_json=as_json
+        )
     can_begin = folder is None and methods is not None and _is_new(target)
     if resume and not can_begin:
         comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
@@ -183,16 +179,6 @@ def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> P
     if folder is None and output is None:
         raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
     return Path(str(folder or output))
-
-
-def _models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str]:
-    """Model → its folder, where a comparison has several models; empty for one model."""
-    from lorada.compare.model_names import folders_of_models, models_in
-
-    if resume:
-        return saved_models(folder)
-    models = models_in(model or "")
-    return folders_of_models(models) if len(models) > 1 else {}
 
 
 def _is_new(folder: Path) -> bool:
@@ -352,17 +338,10 @@ def report(
     as_json: opt.Json = False,
 ) -> None:
     """Write a comparison's report again, perhaps by another metric; nothing is trained."""
-    models = saved_models(folder)
+    models = several_models.saved_models(folder)
     if models:
-        if metric is not None or unit is not None or with_text is not None:
-            raise ValueError(
-                f"{folder} has several models: pass --metric, --unit or --with-text with the "
-                f"folder of one, such as {folder / next(iter(models.values()))}"
-            )
-        from lorada.compare.report.joined_report import write_joined_report
-
-        joined, joined_paths = write_joined_report(folder, models, margin)
-        show_joined(joined, joined_paths, as_json=as_json)
+        several_models.refuse_of_one_model(folder, models, (metric, unit, with_text))
+        several_models.report_on_models(folder, models, margin, as_json=as_json)
         return
     if metric is not None and _needs_rescoring(folder, metric):
         with importing(quiet=as_json):

@@ -1,6 +1,6 @@
 """``lorada compare --model a,b,c``, and the report of such a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,67 @@ def saved_models(folder: Path) -> dict[str, str]:
     if not isinstance(models, dict):
         raise ValueError(f"{path} is damaged: put it back, or start again with --overwrite")
     return {str(model): str(name) for model, name in models.items()}
+
+
+def models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str]:
+    """Model → its folder, where a comparison has several models; empty for one model."""
+    from lorada.compare.model_names import folders_of_models, models_in
+
+    if resume:
+        return saved_models(folder)
+    models = models_in(model or "")
+    return folders_of_models(models) if len(models) > 1 else {}
+
+
+def comparisons_of_models(
+    models: Mapping[str, str],
+    folder: Path,
+    *,
+    resume: bool,
+    dry_run: bool,
+    read: Callable[..., Any],
+    recipe_options: dict[str, Any],
+    comparison_options: dict[str, Any],
+) -> dict[str, Any]:
+    """Model → its ``Comparison``.
+
+    Args:
+        models: model → its folder.
+        folder: that of all of them.
+        resume: whether to go on with what is there.
+        dry_run: whether only a forecast is asked for, which is refused.
+        read: makes a comparison of options, or reads the one in a folder.
+        recipe_options: options that a recipe has, but for the model.
+        comparison_options: options of the comparison itself.
+    """
+    if dry_run:
+        raise ValueError("--dry-run is for one model at a time: name one of them with --model")
+    comparisons = {}
+    for model, name in models.items():
+        own = {"recipe_options": {**recipe_options, "model": model}}
+        place = {"folder": folder / name} if resume else {}
+        comparisons[model] = read(**place, **own, comparison_options=comparison_options)
+    return comparisons
+
+
+def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
+    """Refuse options of ``lorada report`` that are for the folder of one model."""
+    if any(option is not None for option in options):
+        first = folder / next(iter(models.values()))
+        raise ValueError(
+            f"{folder} has several models: --metric, --unit and --with-text are for the folder of "
+            f"one, such as {first}"
+        )
+
+
+def report_on_models(
+    folder: Path, models: Mapping[str, str], margin: float | None, *, as_json: bool
+) -> None:
+    """Write the joined report of several models again, and print it."""
+    from lorada.compare.report.joined_report import write_joined_report
+
+    joined, paths = write_joined_report(folder, models, margin)
+    show_joined(joined, paths, as_json=as_json)
 
 
 def run_models(
