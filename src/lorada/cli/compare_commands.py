@@ -146,24 +146,18 @@ def compare(
     from lorada.compare.spec import refuse_taken
 
     refuse_taken(target, resume=resume, overwrite=overwrite)
-    models = several_models.models_of(model, target, resume=resume)
-    if models:
-        read_comparison = partial(_saved_comparison if resume else _new_comparison, pairs=pairs)
-        comparisons = several_models.comparisons_of_models(
-            models, target, resume=resume, dry_run=dry_run, read=read_comparison,
-            recipe_options=recipe_options, comparison_options=comparison_options,
-        )  # fmt: skip
-        shared_pool = partial(make_pool, workers, cluster, gpus_per_job)
-        return several_models.run_models(
-            comparisons, target, shared_pool, overwrite=overwrite, as_json=as_json
-        )
-    can_begin = folder is None and methods is not None and _is_new(target)
-    if resume and not can_begin:
-        comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
-    else:
-        comparison = _new_comparison(pairs, recipe_options, comparison_options)
     # Made by what runs the jobs: nothing is started for a comparison that is refused.
     pool_factory = partial(make_pool, workers, cluster, gpus_per_job)
+    is_saved = resume and not (folder is None and methods is not None and _is_new(target))
+    read = partial(_saved_comparison, target) if is_saved else _new_comparison
+    models = several_models.models_of(model, target, resume=resume)
+    if models:
+        return several_models.compare_each(
+            models, target, partial(_saved_comparison if resume else _new_comparison, pairs=pairs),
+            (recipe_options, comparison_options), pool_factory,
+            resume=resume, overwrite=overwrite, dry_run=dry_run, as_json=as_json,
+        )  # fmt: skip
+    comparison = read(pairs, recipe_options, comparison_options)
     if dry_run:
         # What a job takes is measured on this machine, which may be outside of the cluster.
         gpus_here = gpus_per_job if cluster is None else min(1.0, gpus_per_job)

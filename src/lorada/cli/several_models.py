@@ -46,35 +46,37 @@ def models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str
     return folders_of_models(models) if len(models) > 1 else {}
 
 
-def comparisons_of_models(
+def compare_each(
     models: Mapping[str, str],
     folder: Path,
-    *,
-    resume: bool,
-    dry_run: bool,
     read: Callable[..., Any],
-    recipe_options: dict[str, Any],
-    comparison_options: dict[str, Any],
-) -> dict[str, Any]:
-    """Model → its ``Comparison``.
+    options: tuple[dict[str, Any], dict[str, Any]],
+    pool: Any,
+    **flags: bool,
+) -> Any:
+    """Compare on each model, and print the joined report.
 
     Args:
         models: model → its folder.
         folder: that of all of them.
-        resume: whether to go on with what is there.
-        dry_run: whether only a forecast is asked for, which is refused.
         read: makes a comparison of options, or reads the one in a folder.
-        recipe_options: options that a recipe has, but for the model.
-        comparison_options: options of the comparison itself.
+        options: those that a recipe has, and those of the comparison itself.
+        pool: makes the pool that runs the jobs.
+        flags: ``resume``, ``overwrite``, ``dry_run`` and ``as_json`` of the command.
     """
-    if dry_run:
+    if flags["dry_run"]:
         raise ValueError("--dry-run is for one model at a time: name one of them with --model")
+    recipe_options, comparison_options = options
     comparisons = {}
     for model, name in models.items():
-        own = {"recipe_options": {**recipe_options, "model": model}}
-        place = {"folder": folder / name} if resume else {}
-        comparisons[model] = read(**place, **own, comparison_options=comparison_options)
-    return comparisons
+        own_options = {**recipe_options, "model": model}
+        place = {"folder": folder / name} if flags["resume"] else {}
+        comparisons[model] = read(
+            **place, recipe_options=own_options, comparison_options=comparison_options
+        )
+    return run_models(
+        comparisons, folder, pool, overwrite=flags["overwrite"], as_json=flags["as_json"]
+    )
 
 
 def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
