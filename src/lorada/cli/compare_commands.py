@@ -132,8 +132,7 @@ def compare(
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     folder, pairs = split_overrides(folder, overrides)
-    target = _target_folder(folder, output, resume=resume)
-    # Settings that all runs share, as in `lorada train`, then those of the comparison itself.
+    target = _target_folder(folder, output, resume=resume, overwrite=overwrite)
     recipe_options = {
         "model": model, "data": data, "columns": columns, "task": task,
         "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
@@ -143,15 +142,11 @@ def compare(
         "until": until, "margin": margin, "held_out": held_out, "keep": keep, "shots": shots,
         "answers": answers, "with_text": with_text, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    from lorada.compare.spec import refuse_taken
-
-    refuse_taken(target, resume=resume, overwrite=overwrite)
     # Made by what runs the jobs: nothing is started for a comparison that is refused.
     pool_factory = partial(make_pool, workers, cluster, gpus_per_job)
-    is_saved = resume and not (folder is None and methods is not None and _is_new(target))
-    read = partial(_saved_comparison, target) if is_saved else _new_comparison
-    models = several_models.models_of(model, target, resume=resume)
-    if models:
+    is_new = not resume or (folder is None and methods is not None and _is_new(target))
+    read = _new_comparison if is_new else partial(_saved_comparison, target)
+    if models := several_models.models_of(model, target, resume=resume):
         return several_models.compare_each(
             models, target, partial(_saved_comparison if resume else _new_comparison, pairs=pairs),
             (recipe_options, comparison_options), pool_factory,
@@ -159,20 +154,33 @@ def compare(
         )  # fmt: skip
     comparison = read(pairs, recipe_options, comparison_options)
     if dry_run:
-        # What a job takes is measured on this machine, which may be outside of the cluster.
-        gpus_here = gpus_per_job if cluster is None else min(1.0, gpus_per_job)
-        _forecast(comparison, target, pool_factory, gpus_here, resume=resume, as_json=as_json)
+        gpus = _gpus_here(gpus_per_job, cluster)
+        _forecast(comparison, target, pool_factory, gpus, resume=resume, as_json=as_json)
         return None
     return _run(comparison, target, pool_factory, overwrite=overwrite, as_json=as_json)
 
 
-def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> Path:
-    """The folder of a comparison: a new one is named by --output, an old one by either word."""
+def _gpus_here(gpus_per_job: float, cluster: str | None) -> float:
+    """The GPUs of a job that is measured on this machine, which may be outside of the cluster."""
+    return gpus_per_job if cluster is None else min(1.0, gpus_per_job)
+
+
+def _target_folder(
+    folder: str | None, output: str | None, *, resume: bool, overwrite: bool
+) -> Path:
+    """The folder of a comparison: a new one is named by --output, an old one by either word.
+
+    One that may not be written to is refused.
+    """
+    from lorada.compare.spec import refuse_taken
+
     if folder is not None and not resume:
         raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
     if folder is None and output is None:
         raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
-    return Path(str(folder or output))
+    target = Path(str(folder or output))
+    refuse_taken(target, resume=resume, overwrite=overwrite)
+    return target
 
 
 def _is_new(folder: Path) -> bool:
