@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from lorada.decision.decision_record import Decision
     from lorada.decision.read_scores import ScoreTable
 
-
 Methods = Annotated[
     Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="such as lora,lora:r=1,ia3")
 ]
@@ -85,7 +84,6 @@ Text = Annotated[
         "report.html",
     ),
 ]
-
 BaselineNames = Annotated[
     list[str] | None, typer.Option(help="a name in the file without training; may be repeated")
 ]
