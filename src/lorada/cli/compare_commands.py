@@ -140,7 +140,6 @@ def compare(
         "until": until, "margin": margin, "held_out": held_out, "keep": keep, "shots": shots,
         "answers": answers, "with_text": with_text, "allow_overlap": allow_overlap or None,
     }  # fmt: skip
-    # Made by what runs the jobs: nothing is started for a comparison that is refused.
     pool_factory = partial(make_pool, workers, cluster, gpus_per_job)
     is_new = not resume or (folder is None and methods is not None and _is_new(target))
     read = _new_comparison if is_new else partial(_saved_comparison, target)
