@@ -1,8 +1,7 @@
 """The commands ``compare``, ``report``, ``quickstart``: which method is the best on some rows."""
 
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorada.cli import options as opt
+from lorada.cli import several_models
+from lorada.cli.compare_request import CompareRequest, TimeBudget, say_time, target_folder
 from lorada.cli.forecast_table import show_forecast
 from lorada.cli.retention_table import show_retention
 from lorada.cli.score_table import SHARED, ScoreLine, show_scores
-from lorada.cli.several_models import run_models, saved_models, show_joined
 from lorada.cli.shared import (
     app,
     console,
@@ -28,11 +28,10 @@ from lorada.cli.shared import (
     suggest,
     suggest_line,
 )
-from lorada.cli.train_commands import check_inputs
 from lorada.cli.use_commands import predict
 from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.files import as_typed
-from lorada.support.in_words import counted, duration
+from lorada.support.in_words import counted
 
 if TYPE_CHECKING:
     from lorada.compare.report.summarize_comparison import Summary
@@ -124,183 +123,36 @@ def compare(
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     began_at = time.monotonic()
     folder, pairs = split_overrides(folder, overrides)
-    target = _target_folder(folder, output, resume=resume)
-    # Settings that all runs share, as in `lorada train`, then those of the comparison itself.
-    recipe_options = {
-        "model": model, "data": data, "columns": columns, "task": task,
-        "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
-    }  # fmt: skip
-    comparison_options = {
-        "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials, "rates": rates,
-        "until": until, "margin": margin, "held_out": held_out, "keep": keep, "shots": shots,
-        "answers": answers, "with_text": with_text, "allow_overlap": allow_overlap or None,
-    }  # fmt: skip
-    from lorada.compare.spec import refuse_taken
-
-    refuse_taken(target, resume=resume, overwrite=overwrite)
-    budget_of_time = _TimeBudget(hours, price, began_at, gpus_per_job, cluster)
-    budget_of_time.check()
-    models = _models_of(model, target, resume=resume)
-    if models:
-        if dry_run:
-            raise ValueError("--dry-run is for one model at a time: name one of them with --model")
-        comparisons = {}
-        for name, model_folder in models.items():
-            options = {**recipe_options, "model": name}
-            if resume:
-                comparisons[name] = _saved_comparison(
-                    target / model_folder, pairs, options, comparison_options
-                )
-            else:
-                comparisons[name] = _new_comparison(pairs, options, comparison_options)
-        shared_pool = partial(make_pool, workers, cluster, gpus_per_job)
-        return run_models(comparisons, target, shared_pool, overwrite=overwrite, as_json=as_json)
-    can_begin = folder is None and methods is not None and _is_new(target)
-    if resume and not can_begin:
-        comparison = _saved_comparison(target, pairs, recipe_options, comparison_options)
-        trials_are_fixed = True
-    else:
-        comparison = _new_comparison(pairs, recipe_options, {**comparison_options, "hours": hours})
-        trials_are_fixed = trials is not None or rates is not None
-    # Made by what runs the jobs: nothing is started for a comparison that is refused.
-    pool_factory = partial(make_pool, workers, cluster, gpus_per_job)
-    if dry_run:
-        _forecast(comparison, target, pool_factory, budget_of_time, resume=resume, as_json=as_json)
-        return None
-    limit = budget_of_time.limit(trials_are_fixed=trials_are_fixed)
-    return _run(
-        comparison, target, pool_factory, budget_of_time, limit, overwrite=overwrite,
-        as_json=as_json,
+    asked = CompareRequest(
+        folder=target_folder(folder, output, resume=resume, overwrite=overwrite),
+        pairs=pairs,
+        recipe_options={
+            "model": model, "data": data, "columns": columns, "task": task,
+            "data_dir": data_dir, "metric": metric, "trust_remote_code": remote or None,
+        },
+        comparison_options={
+            "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials,
+            "rates": rates, "until": until, "margin": margin, "held_out": held_out, "keep": keep,
+            "shots": shots, "answers": answers, "with_text": with_text,
+            "allow_overlap": allow_overlap or None,
+        },
+        time_budget=TimeBudget(hours, price, began_at, gpus_per_job, cluster),
+        pool=partial(make_pool, workers, cluster, gpus_per_job),
+        folder_is_output=folder is None, resume=resume, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
+    models = several_models.models_of(model, asked.folder, resume=resume)
+    if models and dry_run:
+        raise ValueError("--dry-run is for one model at a time: name one of them with --model")
+    if models:
+        return several_models.compare_each(asked, models)
+    comparison = asked.comparison()
+    if dry_run:
+        _forecast(comparison, asked)
+        return None
+    return _run(comparison, asked)
 
 
-@dataclass(frozen=True)
-class _TimeBudget:
-    """What the user says of the time of a comparison and of its price."""
-
-    hours: float | None  # None for as long as it takes
-    price: float | None  # of an hour, in any currency; None if costs are not to be said
-    began_at: float  # when the command began, by ``time.monotonic``
-    gpus_per_job: float
-    cluster: str | None
-
-    def check(self) -> None:
-        """Refuse numbers that are no time or no price."""
-        for option, value in (("--hours", self.hours), ("--price", self.price)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{option} {value:g}: pass a number above 0")
-
-    @property
-    def gpus_here(self) -> float:
-        """The cards of a job on this machine, where its time is measured.
-
-        This machine may be outside of the cluster that runs the jobs.
-        """
-        return self.gpus_per_job if self.cluster is None else min(1.0, self.gpus_per_job)
-
-    def limit(self, *, trials_are_fixed: bool) -> Any:
-        """The ``TimeLimit`` of the jobs; None if there is none."""
-        if self.hours is None:
-            return None
-        with importing():
-            from lorada.compare.hours import HOUR, TimeLimit
-
-        ends_at = self.began_at + self.hours * HOUR
-        return TimeLimit(self.hours, ends_at, trials_are_fixed, self.gpus_here)
-
-    def costs_of(self, seconds: float) -> str:
-        """What a time costs, to stand behind it; empty without a price."""
-        if self.price is None:
-            return ""
-        return f" ({seconds / 3600 * self.price:.2f} at {self.price:g} an hour)"
-
-
-def _target_folder(folder: str | None, output: str | None, *, resume: bool) -> Path:
-    """The folder of a comparison: a new one is named by --output, an old one by either word."""
-    if folder is not None and not resume:
-        raise ValueError(f"{folder}: a folder is for --resume; pass --output FOLDER for a new one")
-    if folder is None and output is None:
-        raise ValueError("no folder for the comparison: pass --output FOLDER, or FOLDER --resume")
-    return Path(str(folder or output))
-
-
-def _models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str]:
-    """Model → its folder, where a comparison has several models; empty for one model."""
-    from lorada.compare.model_names import folders_of_models, models_in
-
-    if resume:
-        return saved_models(folder)
-    models = models_in(model or "")
-    return folders_of_models(models) if len(models) > 1 else {}
-
-
-def _is_new(folder: Path) -> bool:
-    """Whether no comparison has begun in a folder, so that one can begin there with --resume.
-
-    A command that has all that it takes to begin may be given to each of several machines: the
-    first one begins, and the others find its comparison in the folder.
-    """
-    from lorada.compare.spec import SPEC_FILE
-
-    return not (folder / SPEC_FILE).is_file()
-
-
-def _new_comparison(
-    pairs: list[str], recipe_options: dict[str, Any], comparison_options: dict[str, Any]
-) -> Any:
-    """The ``Comparison`` that options describe; most mistakes are found before torch is loaded.
-
-    Args:
-        pairs: settings ``key=value`` of the trainings.
-        recipe_options: options that a recipe has; None for one that is not given.
-        comparison_options: options of the comparison itself, likewise.
-    """
-    from lorada.compare import spec
-    from lorada.data.files.read_rows import HELD_OUT
-    from lorada.training.load_recipe import read_recipe
-
-    draft = read_recipe(None, pairs, {**recipe_options, **spec.FIXED})
-    # A first, unchecked comparison knows the held-out rows, so that missing files are seen early.
-    first = spec.comparison_of(draft.recipe, comparison_options)
-    check_inputs(draft.recipe, first.held_out, HELD_OUT, resumed=False, keep=first.keep)
-    with importing():  # settings are checked against PEFT's and transformers' classes
-        return spec.comparison_of(draft.complete(), comparison_options)
-
-
-def _saved_comparison(
-    folder: Path,
-    pairs: list[str],
-    recipe_options: dict[str, Any],
-    comparison_options: dict[str, Any],
-) -> Any:
-    """The ``Comparison`` in a folder; refuses options that say something else than it does.
-
-    Args:
-        folder: of the comparison.
-        pairs: settings ``key=value`` of the trainings.
-        recipe_options: options that a recipe has; None for one that is not given.
-        comparison_options: options of the comparison itself, likewise.
-    """
-    from lorada.compare import spec
-    from lorada.data.files.read_rows import HELD_OUT
-
-    saved = spec.saved_comparison(folder)
-    draft = spec.asked_again(saved, pairs, recipe_options)
-    check_inputs(draft.recipe, saved.held_out, HELD_OUT, resumed=True, keep=saved.keep)
-    with importing():
-        return spec.resumed_comparison(folder, saved, draft.complete(), comparison_options)
-
-
-def _run(
-    comparison: Any,
-    folder: Path,
-    pool: Any,
-    budget_of_time: _TimeBudget,
-    limit: Any,
-    *,
-    overwrite: bool,
-    as_json: bool,
-) -> Any:
+def _run(comparison: Any, asked: CompareRequest) -> Any:
     """Run a comparison, and print its report, or how to go on if jobs are left.
 
     Returns:
@@ -312,11 +164,13 @@ def _run(
     with importing():
         from lorada.compare.run import compare as run_comparison
 
+    folder = asked.folder
     try:
-        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(as_json):
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(asked.as_json):
             compared = run_comparison(
-                comparison, folder, pool, overwrite=overwrite, limit=limit, report=note
-            )
+                comparison, folder, asked.pool, overwrite=asked.overwrite, limit=asked.limit(),
+                report=note,
+            )  # fmt: skip
     except KeyboardInterrupt:
         note("stopped and saved")
         suggest("compare", folder, "--resume", on=errors)
@@ -328,52 +182,28 @@ def _run(
         note(f"left to other commands, the last of which writes the report: {jobs}")
         suggest("compare", folder, "--resume", on=errors)
     else:
-        _show_report(compared.summary, compared.reports, as_json=as_json)
-    seconds = time.monotonic() - budget_of_time.began_at
-    costs = budget_of_time.costs_of(seconds)
-    if costs:
-        note(f"took {duration(seconds)}{costs}")
-    if compared.did_not_fit:
-        note(f"not begun, as the time did not suffice: {counted(compared.did_not_fit, 'job')}")
-        hours = f"{budget_of_time.hours:g}"
-        suggest("compare", folder, "--resume", "--hours", hours, on=errors)
+        _show_report(compared.summary, compared.reports, as_json=asked.as_json)
+    say_time(asked, compared.did_not_fit)
     if compared.failures:
         raise typer.Exit(2)
     return compared.summary
 
 
-def _forecast(
-    comparison: Any,
-    folder: Path,
-    pool_factory: Any,
-    budget_of_time: _TimeBudget,
-    *,
-    resume: bool,
-    as_json: bool,
-) -> None:
-    """Print what a comparison would run, and the time and memory that it would take.
-
-    Args:
-        comparison: what is asked.
-        folder: of it.
-        pool_factory: makes what would run the jobs.
-        budget_of_time: the time that it may take, and the price of an hour.
-        resume: whether to go on with what is in the folder.
-        as_json: whether to print for programs.
-    """
+def _forecast(comparison: Any, asked: CompareRequest) -> None:
+    """Print what a comparison would run, and the time and memory that it would take."""
     with importing():
         from lorada.compare.forecast import forecast
         from lorada.compare.run import planned
 
     # The pool is asked only how many jobs it would run at once.
-    pool = pool_factory()
+    pool = asked.pool()
     slots = pool.slots
     pool.close()
-    with prints_to_stderr(as_json):
-        plan = planned(comparison, folder, resume=resume, report=note)
-        gpus_here = budget_of_time.gpus_here
+    with prints_to_stderr(asked.as_json):
+        plan = planned(comparison, asked.folder, resume=asked.resume, report=note)
+        gpus_here = asked.time_budget.gpus_here
         estimate = forecast(comparison, plan, slots, note, gpus_per_job=gpus_here)
-    if as_json:
+    if asked.as_json:
         train, held_out = plan.train_lengths, plan.held_out_lengths
         lengths = {
             "train_lengths": None if train is None else asdict(train),
@@ -381,7 +211,7 @@ def _forecast(
         }
         print_json({**estimate.plain(), **lengths, "kept_rows": plan.kept.count})
         return
-    show_forecast(estimate, budget_of_time.costs_of)
+    show_forecast(estimate, asked.time_budget.costs_of)
     if plan.train_lengths is not None:
         console.print(f"Tokens of the training rows: {plan.train_lengths.spread}.")
     for sentence in plan.losses:
@@ -411,17 +241,10 @@ def report(
     as_json: opt.Json = False,
 ) -> None:
     """Write a comparison's report again, perhaps by another metric; nothing is trained."""
-    models = saved_models(folder)
+    models = several_models.saved_models(folder)
     if models:
-        if metric is not None or unit is not None or with_text is not None:
-            raise ValueError(
-                f"{folder} has several models: pass --metric, --unit or --with-text with the "
-                f"folder of one, such as {folder / next(iter(models.values()))}"
-            )
-        from lorada.compare.report.joined_report import write_joined_report
-
-        joined, joined_paths = write_joined_report(folder, models, margin)
-        show_joined(joined, joined_paths, as_json=as_json)
+        several_models.refuse_of_one_model(folder, models, (metric, unit, with_text))
+        several_models.report_on_models(folder, models, margin, as_json=as_json)
         return
     if metric is not None and _needs_rescoring(folder, metric):
         with importing(quiet=as_json):

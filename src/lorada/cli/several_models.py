@@ -1,11 +1,13 @@
 """``lorada compare --model a,b,c``, and the report of such a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from lorada.cli.compare_request import CompareRequest, say_time
 from lorada.cli.score_table import SHARED, ScoreLine, show_scores
 from lorada.cli.shared import (
     console,
@@ -36,16 +38,69 @@ def saved_models(folder: Path) -> dict[str, str]:
     return {str(model): str(name) for model, name in models.items()}
 
 
-def run_models(
-    comparisons: Mapping[str, Any], folder: Path, pool: Any, *, overwrite: bool, as_json: bool
-) -> Any:
+def models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str]:
+    """Model → its folder, where a comparison has several models; empty for one model."""
+    from lorada.compare.model_names import folders_of_models, models_in
+
+    if resume:
+        return saved_models(folder)
+    models = models_in(model or "")
+    return folders_of_models(models) if len(models) > 1 else {}
+
+
+def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
+    """Compare on each model, and print the joined report.
+
+    Args:
+        asked: the options of the command.
+        models: model → its folder.
+
+    Returns:
+        What the joined report shows; None while jobs are left.
+
+    Raises:
+        typer.Exit: with code 2 if a job has failed, after all that is printed.
+    """
+    comparisons = {}
+    for model, name in models.items():
+        options = {**asked.recipe_options, "model": model}
+        of_model = replace(asked, folder=asked.folder / name, recipe_options=options)
+        comparisons[model] = of_model.comparison()
+    return _run_models(comparisons, asked)
+
+
+def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
+    """Refuse options of ``lorada report`` that are for the folder of one model."""
+    if any(option is not None for option in options):
+        first = folder / next(iter(models.values()))
+        raise ValueError(
+            f"{folder} has several models: --metric, --unit and --with-text are for the folder of "
+            f"one, such as {first}"
+        )
+
+
+def report_on_models(
+    folder: Path, models: Mapping[str, str], margin: float | None, *, as_json: bool
+) -> None:
+    """Write the joined report of several models again, and print it."""
+    from lorada.compare.report.joined_report import write_joined_report
+
+    joined, paths = write_joined_report(folder, models, margin)
+    show_joined(joined, paths, as_json=as_json)
+
+
+def _run_models(comparisons: Mapping[str, Any], asked: CompareRequest) -> Any:
     """Run the comparisons of several models, and print their joined report."""
     with importing():
         from lorada.compare.several_models import compare_models
 
+    folder = asked.folder
     try:
-        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(as_json):
-            compared = compare_models(comparisons, folder, pool, overwrite=overwrite, report=note)
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(asked.as_json):
+            compared = compare_models(
+                comparisons, folder, asked.pool, overwrite=asked.overwrite, limit=asked.limit(),
+                report=note,
+            )  # fmt: skip
     except KeyboardInterrupt:
         note("stopped and saved")
         suggest("compare", folder, "--resume", on=errors)
@@ -56,7 +111,8 @@ def run_models(
         note(f"left to other commands: {counted(compared.left, 'job')}")
         suggest("compare", folder, "--resume", on=errors)
     else:
-        show_joined(compared.joined, compared.reports, as_json=as_json)
+        show_joined(compared.joined, compared.reports, as_json=asked.as_json)
+    say_time(asked, compared.did_not_fit)
     if compared.failures:
         raise typer.Exit(2)
     return compared.joined

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lorada.compare.forecast import StepCosts
 from lorada.compare.jobs.job import Job, Outcome
-from lorada.compare.jobs.queue import Pick, Report, first_of
+from lorada.compare.jobs.queue import Pick, first_of
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import TRIALS, Candidate, ComparisonPlan
 from lorada.compare.trainings import trials_of
@@ -72,16 +72,10 @@ class MeasuredComparison:
         """Those that can be run."""
         return [one for one in self.plan.runnable if one.path in self.costs]
 
-    def with_trials(self, trials: int, report: Report) -> "MeasuredComparison":
-        """The same comparison with so many trials; a change is reported."""
-        if trials == self.comparison.trials:
-            return self
-        report(
-            f"{trials} rates are tried for each method instead of {self.comparison.trials}, so "
-            "that the comparison fits into the time"
-        )
-        fitted = self.comparison.model_copy(update={"trials": trials})
-        return replace(self, comparison=fitted)
+    def with_trials(self, trials: int) -> "MeasuredComparison":
+        """The same comparison, in which each search tries so many rates."""
+        changed = self.comparison.model_copy(update={"trials": trials})
+        return replace(self, comparison=changed)
 
     def run_seconds(self, candidate: Candidate) -> float:
         """What one training of a candidate takes."""
@@ -89,8 +83,8 @@ class MeasuredComparison:
 
     def search_seconds(self, candidate: Candidate, trials: int) -> float:
         """What the search of a candidate usually takes, if so many rates are tried."""
-        with_trials = self.comparison.model_copy(update={"trials": trials})
-        count = trials_of(with_trials, self.plan, candidate).usual
+        changed = self.with_trials(trials).comparison
+        count = trials_of(changed, self.plan, candidate).usual
         return count * self.run_seconds(candidate)
 
 

@@ -4,7 +4,8 @@ Several commands may run one comparison at once: each takes jobs that no other h
 one writes the report.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -120,16 +121,11 @@ def compare(
         )
         return finish(begun, outcomes, pool, report)
 
-    jobs_pool = pool()
-    try:
-        measured = measure(comparison, folder, limit, overwrite=overwrite, report=report)
-        if overwrite or saved_plan(folder) is None:  # what has begun keeps its searches
-            trials = fitting_trials([measured], limit, jobs_pool.slots)
-            measured = measured.with_trials(trials, report)
+    with closed_on_error(pool()) as jobs_pool:
+        (measured,) = measure_and_fit(
+            {folder: comparison}, limit, jobs_pool.slots, overwrite=overwrite, report=report
+        )
         begun = begin(measured.comparison, folder, overwrite=overwrite, report=report)
-    except BaseException:
-        jobs_pool.close()
-        raise
     times = job_times(measured, begun.folder, begun.jobs)
     within = WithinHours(limit, times, jobs_pool.slots, begun.pick)
 
@@ -142,13 +138,54 @@ def compare(
     return replace(compared, did_not_fit=within.did_not_fit(begun.jobs))
 
 
-def measure(
-    comparison: Comparison, folder: Path, limit: TimeLimit, *, overwrite: bool, report: Report
-) -> MeasuredComparison:
-    """Measure what the trainings of a comparison take; nothing is written."""
-    plan = planned(comparison, folder, resume=not overwrite, report=say_nothing)
-    costs = average_costs(comparison, plan, report, limit.gpus_per_job)
-    return MeasuredComparison(comparison, plan, costs)
+@contextmanager
+def closed_on_error(pool: Pool) -> Iterator[Pool]:
+    """Close a pool if what comes before its jobs is refused."""
+    try:
+        yield pool
+    except BaseException:
+        pool.close()
+        raise
+
+
+def measure_and_fit(
+    comparisons: Mapping[Path, Comparison],
+    limit: TimeLimit,
+    slots: int,
+    *,
+    overwrite: bool,
+    report: Report,
+) -> list[MeasuredComparison]:
+    """Measure what trainings take, and choose how many rates are tried; nothing is written.
+
+    Args:
+        comparisons: folder → the comparison, those that share the time.
+        limit: the time.
+        slots: how many jobs run at once.
+        overwrite: whether what the folders hold is started again.
+        report: called with lines of progress.
+
+    Raises:
+        ValueError: if not even one run of each candidate fits.
+    """
+    measured = []
+    has_begun = False
+    for folder, comparison in comparisons.items():
+        plan = None if overwrite else saved_plan(folder)
+        has_begun |= plan is not None
+        if plan is None:
+            plan = planned(comparison, folder, resume=False, report=say_nothing)
+        costs = average_costs(comparison, plan, report, limit.gpus_per_job)
+        measured.append(MeasuredComparison(comparison, plan, costs))
+    if has_begun:  # searches go on with the rates that they began with
+        return measured
+    trials = fitting_trials(measured, limit, slots)
+    if trials != measured[0].comparison.trials:
+        report(
+            f"{trials} rates are tried for each method instead of "
+            f"{measured[0].comparison.trials}, so that the comparison fits into the time"
+        )
+    return [one.with_trials(trials) for one in measured]
 
 
 def say_nothing(line: str) -> None:
