@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 Methods = Annotated[
     Any, typer.Option(parser=opt.parse_names, metavar="NAMES", help="such as lora,lora:r=1,ia3")
 ]
+Models = Annotated[
+    str | None, typer.Option(help="hub id, folder, or a packaged name; several with commas")
+]
 Keep = Annotated[str | None, typer.Option(help="rows that it should still do: FILE,FILE")]
 Budgets = Annotated[
     Any, typer.Option(parser=opt.parse_budgets, metavar="SIZES", help="parameters: 0.2% or 100000")
@@ -88,9 +91,7 @@ def compare(
     folder: Annotated[str | None, typer.Argument(help="a comparison, for --resume")] = None,
     overrides: opt.Overrides = None,
     methods: Methods = None,
-    model: Annotated[
-        str | None, typer.Option(help="hub id, folder, or a packaged name; several with commas")
-    ] = None,
+    model: Models = None,
     data: Annotated[str | None, typer.Option(help="training rows: a file or a hub id")] = None,
     columns: opt.Columns = None,
     held_out: Annotated[str | None, typer.Option(help="rows to score, or 20% of --data")] = None,
@@ -121,7 +122,6 @@ def compare(
     as_json: opt.Json = False,
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
-    began_at = time.monotonic()
     folder, pairs = split_overrides(folder, overrides)
     asked = CompareRequest(
         folder=target_folder(folder, output, resume=resume, overwrite=overwrite),
@@ -136,19 +136,17 @@ def compare(
             "shots": shots, "answers": answers, "with_text": with_text,
             "allow_overlap": allow_overlap or None,
         },
-        time_budget=TimeBudget(hours, price, began_at, gpus_per_job, cluster),
+        time_budget=TimeBudget(hours, price, time.monotonic(), gpus_per_job, cluster),
         pool=partial(make_pool, workers, cluster, gpus_per_job),
-        folder_is_output=folder is None, resume=resume, overwrite=overwrite, as_json=as_json,
+        folder_is_output=folder is None, resume=resume, overwrite=overwrite,
+        dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
     models = several_models.models_of(model, asked.folder, resume=resume)
-    if models and dry_run:
-        raise ValueError("--dry-run is for one model at a time: name one of them with --model")
     if models:
         return several_models.compare_each(asked, models)
     comparison = asked.comparison()
     if dry_run:
-        _forecast(comparison, asked)
-        return None
+        return _forecast(comparison, asked)
     return _run(comparison, asked)
 
 

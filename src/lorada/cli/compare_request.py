@@ -56,6 +56,7 @@ class CompareRequest:
     folder_is_output: bool  # whether --output named the folder, as for a new comparison
     resume: bool
     overwrite: bool
+    dry_run: bool
     as_json: bool
 
     @property

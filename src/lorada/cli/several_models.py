@@ -59,8 +59,11 @@ def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
         What the joined report shows; None while jobs are left.
 
     Raises:
+        ValueError: for a dry run, which is of one model.
         typer.Exit: with code 2 if a job has failed, after all that is printed.
     """
+    if asked.dry_run:
+        raise ValueError("--dry-run is for one model at a time: name one of them with --model")
     comparisons = {}
     for model, name in models.items():
         options = {**asked.recipe_options, "model": model}

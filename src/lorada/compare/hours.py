@@ -204,7 +204,8 @@ class WithinHours:
         seconds_left = self._limit.seconds_left
         fitting = [job for job in ready if self._needed(job, ready, running) <= seconds_left]
         self.left_out = {job.name for job in ready} - {job.name for job in fitting}
-        fitting.sort(key=lambda job: self._times[job.name].rank)
+        # The longest first: begun late, it would not fit, and a model or method would have no run.
+        fitting.sort(key=lambda job: (self._times[job.name].rank, -self._times[job.name].seconds))
         if fitting and self._times[fitting[0].name].rank <= FIRST_RUN_RANK:
             job: Job | None = fitting[0]
         else:

@@ -99,21 +99,22 @@ def join(
     results: Mapping[str, Results], folders: dict[str, str], margin: float | None = None
 ) -> Joined:
     """Decide over the candidates of several models; see ``write_joined_report``."""
-    first = next(iter(results.values()))
-    for model, one in results.items():
+    with_runs = {model: one for model, one in results.items() if one.rows}
+    if not with_runs:
+        raise ValueError("no run is finished: go on with `lorada compare FOLDER --resume`")
+    first = next(iter(with_runs.values()))
+    for model, one in with_runs.items():
         if one.rows != first.rows:
             raise ValueError(
                 f"{model} was scored on other rows: go on with `lorada compare --resume`"
             )
     metric = _metric_of(first)
     lines: list[JoinedLine] = []
-    for model, one in results.items():
+    for model, one in with_runs.items():
         for candidate in one.candidates:
             if candidate.runs:
                 line = CandidateLine(candidate, measure(candidate, metric, one.own_unit.factor))
                 lines.append(JoinedLine(model, f"{model} with {candidate.label}", line))
-    if not lines:
-        raise ValueError("no run is finished: go on with `lorada compare FOLDER --resume`")
     sign = as_score(1.0, metric)
     decision = decide(
         {joined.name: sign * joined.line.result.scores for joined in lines},
@@ -128,13 +129,25 @@ def join(
     lines.sort(key=lambda joined: (models.index(joined.model), -_mean(joined.line.result)))
     return Joined(
         verdict=decision.sentence,
-        sentences=tuple(_across_models(lines, decision, first.groups)),
+        sentences=(*_across_models(lines, decision, first.groups), *_without_runs(results)),
         metric=metric,
         rows=len(first.rows),
         decision=decision,
         lines=tuple(lines),
         folders=folders,
     )
+
+
+def _without_runs(results: Mapping[str, Results]) -> list[str]:
+    """A sentence on each candidate that has no finished run, with its reason if it has one."""
+    sentences = []
+    for model, one in results.items():
+        for candidate in one.candidates:
+            if candidate.runs:
+                continue
+            reason = candidate.reason or "no run is finished"
+            sentences.append(f"{model} with {candidate.label} has no score: {reason}.")
+    return sentences
 
 
 def _metric_of(results: Results) -> str:
