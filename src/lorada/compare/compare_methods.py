@@ -14,6 +14,7 @@ from lorada.compare.run import compare
 from lorada.compare.spec import (
     FIXED,
     SPEC_FILE,
+    Comparison,
     asked_again,
     comparison_of,
     refuse_taken,
@@ -21,6 +22,9 @@ from lorada.compare.spec import (
     saved_comparison,
 )
 from lorada.training.load_recipe import read_recipe
+
+# Options that all trainings share, as a recipe has them; the others are the comparison's own.
+OF_RECIPES = ("model", "data", "task", "data_dir", "columns", "metric")
 
 
 def compare_methods(
@@ -73,18 +77,8 @@ def compare_methods(
     began_at = time.monotonic()
     folder = Path(output)
     refuse_taken(folder, resume=resume, overwrite=overwrite)
-    recipe_options: dict[str, Any] = {"model": model, "data": data}
-    for name in ("task", "data_dir", "columns", "metric"):
-        recipe_options[name] = options.pop(name, None)
-    options |= {"methods": list(methods), "held_out": held_out}
-
-    if resume and (folder / SPEC_FILE).is_file():
-        saved = saved_comparison(folder)
-        recipe = asked_again(saved, list(settings), recipe_options).complete()
-        comparison = resumed_comparison(folder, saved, recipe, options)
-    else:
-        recipe = read_recipe(None, list(settings), {**recipe_options, **FIXED}).complete()
-        comparison = comparison_of(recipe, {**options, "hours": hours})
+    options |= {"model": model, "data": data, "methods": list(methods), "held_out": held_out}
+    comparison = _comparison(folder, settings, options, hours=hours, resume=resume)
     limit = None
     if hours is not None:
         trials_are_fixed = "trials" in options or "rates" in options or resume
@@ -97,3 +91,24 @@ def compare_methods(
     if compared.summary is None:
         raise ValueError(f"other processes still work on {folder}: call it again with resume=True")
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def _comparison(
+    folder: Path,
+    settings: Sequence[str],
+    options: dict[str, Any],
+    *,
+    hours: float | None,
+    resume: bool,
+) -> Comparison:
+    """The comparison that options describe, or the one in the folder to go on with."""
+    recipe_options = {}
+    comparison_options = dict(options)
+    for name in OF_RECIPES:
+        recipe_options[name] = comparison_options.pop(name, None)
+    if resume and (folder / SPEC_FILE).is_file():
+        saved = saved_comparison(folder)
+        recipe = asked_again(saved, list(settings), recipe_options).complete()
+        return resumed_comparison(folder, saved, recipe, comparison_options)
+    recipe = read_recipe(None, list(settings), {**recipe_options, **FIXED}).complete()
+    return comparison_of(recipe, {**comparison_options, "hours": hours})
