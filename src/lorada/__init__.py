@@ -11,6 +11,7 @@ from lorada.support.version import __version__
 
 if TYPE_CHECKING:
     from lorada import functional, tuners
+    from lorada.compare.compare_methods import compare_methods
     from lorada.data.tasks import TASKS
     from lorada.decision.decide import decide
     from lorada.explore.explanation import explain
@@ -32,6 +33,7 @@ __all__ = [
     "as_stack",
     "bake",
     "build_method",
+    "compare_methods",
     "decide",
     "explain",
     "functional",
@@ -52,6 +54,7 @@ _LAZY = {
     "bake": "lorada.tuners.lmam",
     "PeftMethod": "lorada.methods.peft_method",
     "build_method": "lorada.methods.build",
+    "compare_methods": "lorada.compare.compare_methods",
     "decide": "lorada.decision.decide",
     "explain": "lorada.explore.explanation",
     "merge_weights": "lorada.tuners.stack.merging",

@@ -48,7 +48,7 @@ def test_a_schedule_in_steps_is_that_of_the_whole_training_and_nothing_is_logged
 def test_a_forecast_is_not_below_what_the_runs_of_one_method_take(place, tmp_path, monkeypatch):
     asked = comparison(place, methods=["lora"], seeds=[1, 2], trials=0)
     plan = planned(asked, tmp_path, resume=False, report=print)
-    costs = forecast.StepCosts(seconds_per_step=2.0, peak_memory_bytes=0)
+    costs = forecast.StepCosts(seconds_per_step=2.0, peak_memory_bytes=0, start_seconds=1.0)
     measured = [forecast.CandidateForecast(plan.candidates[0], costs)]
     monkeypatch.setattr(forecast, "_measure", lambda *_: measured)
     found = forecast.forecast(asked, plan, 4, print)

@@ -51,8 +51,8 @@ def test_the_public_names_are_these():
     names = {
         "BottleneckConfig", "RelativeNorm", "LamdaConfig", "LmamConfig", "LoradaConfig",
         "METHODS", "OmoeConfig", "PeftMethod", "PrefixConfig", "QuantaConfig", "SoraConfig",
-        "TASKS", "__version__", "as_stack", "bake", "build_method", "decide", "explain",
-        "functional", "merge_weights",
+        "TASKS", "__version__", "as_stack", "bake", "build_method",
+        "compare_methods", "decide", "explain", "functional", "merge_weights",
     }  # fmt: skip
     assert names <= set(lorada.__all__)
     further = set(lorada.__all__) - names

@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 # Imported for their commands, which each file registers; in this order `lorada --help` lists them.
 from lorada.cli import (  # noqa: F401
     compare_commands,
+    decide_command,
     export_commands,
     list_commands,
     paper_commands,

@@ -1,5 +1,6 @@
 """The table of what a comparison would take, for ``lorada compare --dry-run``."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
     from lorada.compare.forecast import CandidateForecast, Forecast
 
 
-def show_forecast(estimate: "Forecast") -> None:
-    """Print the table of candidates, the trainings of each stage, and what all of it takes."""
+def show_forecast(estimate: "Forecast", costs_of: Callable[[float], str]) -> None:
+    """Print the table of candidates, the trainings of each stage, and what all of it takes.
+
+    ``costs_of`` says what some seconds cost; it is empty without a price.
+    """
     names = ("method", "budget", "sizes", "parameters", "runs", "time", "memory")
     table = Table(*(Column(name, overflow="fold") for name in names), title="Each at most")
     for candidate in estimate.candidates:
@@ -27,7 +31,8 @@ def show_forecast(estimate: "Forecast") -> None:
             console.print(f"Trainings for the {name}: {at_most}")
         else:
             console.print(f"Trainings for the {name}: probably {probably}, at most {at_most}")
-    probably, at_most = duration(estimate.probably_seconds), duration(estimate.seconds)
+    probably = duration(estimate.probably_seconds) + costs_of(estimate.probably_seconds)
+    at_most = duration(estimate.seconds) + costs_of(estimate.seconds)
     console.print(
         f"{estimate.steps} steps each, {estimate.slots} at once: probably {probably}, at most "
         f"{at_most}. Times are those of a few steps with the longest rows; the start of each "

@@ -169,3 +169,10 @@ GpusPerJob = Annotated[
     ),
 ]
 Cluster = Annotated[str | None, typer.Option(help="run on a Ray cluster: auto, or ray://HOST:PORT")]
+Margin = Annotated[
+    float | None,
+    typer.Option(
+        help="what a cheaper method may cost: a point, or a fifth of the best one's errors if that "
+        "is less; of losses 2 % of the lowest; other units need one"
+    ),
+]

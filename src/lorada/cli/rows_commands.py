@@ -10,6 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from lorada.cli import options as opt
+from lorada.cli.several_models import saved_models
 from lorada.cli.shared import app, console, print_json, say, suggest
 from lorada.support.files import refuse_there, write_atomic
 from lorada.support.in_words import counted
@@ -37,6 +38,10 @@ def rows(
         if output.suffix.lower() != ".csv":
             raise ValueError(f"--output {output} is no .csv file: rename it")
         refuse_there(output, overwrite=overwrite)
+    models = saved_models(folder)
+    if models:
+        first = next(iter(models.values()))
+        raise ValueError(f"{folder} has several models: name one, such as {folder / first}")
     from lorada.compare.read_results import read_comparison
     from lorada.compare.rows_summary import rows_csv, summarize_rows
 

@@ -1,10 +1,13 @@
-"""Measures a few training steps of each candidate for ``lorada compare --dry-run``.
+"""Measures a few training steps of each candidate, for ``--dry-run`` and ``--hours``.
 
-The steps are real: in a process of its own, with the model, on the longest rows. From them follows
-what the trainings of a comparison would take.
+The steps are real: in a process of its own, with the model. From them follows what the trainings of
+a comparison would take: at most, if they are on the longest rows, or on average, if they are on
+rows drawn at random.
 """
 
 import json
+import random
+import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +35,7 @@ from lorada.training.models.loading import stretched
 from lorada.training.setup import set_up
 
 STEPS = 3  # the first does not count, as it is slower than those after it
+AVERAGE_STEPS = 9  # on rows drawn at random, which differ in length; again without the first
 UNTIL = 0.7  # of all runs, what `--until` needs (docs/studies/decision.md)
 
 
@@ -40,12 +44,18 @@ class StepCosts:
     """What a few steps of a training took.
 
     Attributes:
-        seconds_per_step: of the fastest step.
+        seconds_per_step: of the fastest step on the longest rows, or of an average step.
         peak_memory_bytes: of the process, or of the accelerator.
+        start_seconds: what comes before the second step: the model is loaded, the rows are read.
     """
 
     seconds_per_step: float
     peak_memory_bytes: int
+    start_seconds: float
+
+    def training_seconds(self, steps: int) -> float:
+        """What a whole training takes, from the start of its process to its last step."""
+        return self.start_seconds + steps * self.seconds_per_step
 
 
 @dataclass(frozen=True)
@@ -172,8 +182,7 @@ def forecast(
         ValueError: if no method can be run.
     """
     measured = _measure(comparison, plan, report, gpus_per_job)
-    if all(candidate.costs is None for candidate in measured):
-        raise ValueError(f"no method can be run: {measured[0].candidate.reason}")
+    _refuse_none(measured)
     seeds = len(comparison.seeds)
     probable_seeds = seeds
     if comparison.until is not None:
@@ -194,8 +203,42 @@ def forecast(
     return Forecast(candidates, search, final_runs, plan.steps, slots)
 
 
-def _measure(
+def average_costs(
     comparison: Comparison, plan: ComparisonPlan, report: Report, gpus_per_job: float
+) -> dict[str, StepCosts]:
+    """What an average step of each candidate takes, by the candidate's path.
+
+    Args:
+        comparison: what would be run.
+        plan: its plan.
+        report: called with a line on each measurement.
+        gpus_per_job: how many cards of this machine a job sees, or the share of one.
+
+    Raises:
+        ValueError: if no method can be run.
+    """
+    measured = _measure(comparison, plan, report, gpus_per_job, longest=False)
+    _refuse_none(measured)
+    costs = {}
+    for candidate in measured:
+        if candidate.costs is not None:
+            costs[candidate.candidate.path] = candidate.costs
+    return costs
+
+
+def _refuse_none(measured: list[CandidateForecast]) -> None:
+    """Refuse candidates of which none can be run."""
+    if all(candidate.costs is None for candidate in measured):
+        raise ValueError(f"no method can be run: {measured[0].candidate.reason}")
+
+
+def _measure(
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    report: Report,
+    gpus_per_job: float,
+    *,
+    longest: bool = True,
 ) -> list[CandidateForecast]:
     """The candidates, each with what a few of its steps took, or with the reason why none did."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -204,7 +247,7 @@ def _measure(
         for number, candidate in enumerate(plan.candidates):
             files[candidate.path] = path = Path(scratch) / str(number) / "steps.json"
             if candidate.reason is None:
-                jobs.append(_step_job(comparison, plan, candidate, path))
+                jobs.append(_step_job(comparison, plan, candidate, path, longest=longest))
         outcomes = run_queue(jobs, Workers(1, gpus_per_job), report=report)
         measured = []
         for candidate in plan.candidates:
@@ -216,24 +259,26 @@ def _measure(
 
 
 def _step_job(
-    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, path: Path
+    comparison: Comparison, plan: ComparisonPlan, candidate: Candidate, path: Path, *, longest: bool
 ) -> Job:
     """The job that measures the steps of a candidate."""
+    recipe = _recipe(comparison, plan, candidate)
     return Job(
         name=_job_name(candidate),
-        work=partial(keep_steps, _recipe(comparison, plan, candidate), path),
+        work=partial(keep_steps, recipe, path, longest=longest),
         folder=path.parent,
         done=path.is_file,
     )
 
 
 def _job_name(candidate: Candidate) -> str:
-    return f"{STEPS} steps of {candidate.name}"
+    return f"a few steps of {candidate.name}"
 
 
-def keep_steps(recipe: Recipe, path: Path) -> None:
-    """Measure steps with the longest rows, and write what they take as JSON."""
-    write_atomic(path, json_text(asdict(measure_steps(recipe))) + "\n")
+def keep_steps(recipe: Recipe, path: Path, *, longest: bool) -> None:
+    """Measure steps, and write what they take as JSON."""
+    costs = measure_steps(recipe) if longest else measure_average_step(recipe)
+    write_atomic(path, json_text(asdict(costs)) + "\n")
 
 
 def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) -> Recipe:
@@ -241,7 +286,7 @@ def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) 
     settings = {
         "seed": comparison.seeds[0],
         # Schedules in steps must fit; the clock stops the training after the measured steps.
-        "max_steps": max(STEPS, plan.steps),
+        "max_steps": max(AVERAGE_STEPS, plan.steps),
         "per_device_train_batch_size": plan.batch,
         "save_strategy": "no",
         "report_to": [],
@@ -253,18 +298,49 @@ def _recipe(comparison: Comparison, plan: ComparisonPlan, candidate: Candidate) 
 
 def measure_steps(recipe: Recipe) -> StepCosts:
     """Train the first few steps of a training on its longest rows; nothing is kept."""
-    clock = _Clock()
+    began_at = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
         if not recipe.packing:  # packed rows are all as long as they may be
-            args = recipe.training
-            size = args["per_device_train_batch_size"] * args.get("gradient_accumulation_steps", 1)
-            prepared = replace(prepared, rows=_longest(prepared, STEPS * size))
-        set_up(prepared, [clock], quiet=True).trainer.train()
+            prepared = replace(prepared, rows=_longest(prepared, _row_count(recipe, STEPS)))
+        step_seconds = _train(prepared, STEPS)
     return StepCosts(
-        seconds_per_step=min(end - start for start, end in pairwise(clock.ends)),
+        seconds_per_step=min(step_seconds),
         peak_memory_bytes=peak_memory(),
+        start_seconds=time.monotonic() - began_at - sum(step_seconds),
     )
+
+
+def measure_average_step(recipe: Recipe) -> StepCosts:
+    """Train a few steps on rows drawn at random; nothing is kept."""
+    began_at = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare_training(recipe.model_copy(update={"output": scratch}))
+        rows = prepared.rows
+        count = _row_count(recipe, AVERAGE_STEPS)
+        if not recipe.packing and count < len(rows.rows):
+            drawn = random.Random(0).sample(range(len(rows.rows)), count)
+            prepared = replace(prepared, rows=rows.part(drawn))
+        step_seconds = _train(prepared, AVERAGE_STEPS)
+    return StepCosts(
+        seconds_per_step=statistics.mean(step_seconds),
+        peak_memory_bytes=peak_memory(),
+        start_seconds=time.monotonic() - began_at - sum(step_seconds),
+    )
+
+
+def _row_count(recipe: Recipe, steps: int) -> int:
+    """How many rows so many steps read."""
+    args = recipe.training
+    accumulated = args.get("gradient_accumulation_steps", 1)
+    return steps * int(args["per_device_train_batch_size"]) * int(accumulated)
+
+
+def _train(prepared: PreparedTraining, steps: int) -> list[float]:
+    """Train so many steps; return the seconds of each but the first."""
+    clock = _Clock(steps)
+    set_up(prepared, [clock], quiet=True).trainer.train()
+    return [end - start for start, end in pairwise(clock.ends)]
 
 
 def _longest(prepared: PreparedTraining, count: int) -> Rows:
@@ -289,7 +365,8 @@ def _longest(prepared: PreparedTraining, count: int) -> Rows:
 class _Clock(TrainerCallback):  # type: ignore[misc]
     """Notes when each step ends, and stops the training when enough are measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
         self.ends: list[float] = []
 
     def on_step_end(
@@ -297,4 +374,4 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Note the time."""
         self.ends.append(time.monotonic())
-        control.should_training_stop |= len(self.ends) == STEPS
+        control.should_training_stop |= len(self.ends) == self._steps

@@ -121,8 +121,8 @@ class Results:
 
     @property
     def runs_left(self) -> bool:
-        """Whether a comparison with ``--until`` was cut off; at its end it has baselines."""
-        return self.asked.until is not None and not self.baselines
+        """Whether a comparison that may leave runs was cut off; at its end it has baselines."""
+        return self.asked.may_leave_runs and not self.baselines
 
     @property
     def rows_without_loss(self) -> int:
@@ -173,7 +173,7 @@ def read_comparison(folder: Path, metric: str | None = None, unit: str | None = 
     for candidate, runs in zip(plan.candidates, runs_of_candidates, strict=True):
         label = _label(candidate, plan.candidates)
         search = search_of(candidate, folder)
-        if asked.until is not None:  # fewer runs than seeds are meant
+        if asked.may_leave_runs:  # fewer runs than seeds are meant
             runs = runs.without_unfinished()
         seconds = _search_seconds(folder / TRIALS / candidate.path)
         result = _candidate_result(candidate, label, search, runs, rows)

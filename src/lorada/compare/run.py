@@ -4,9 +4,9 @@ Several commands may run one comparison at once: each takes jobs that no other h
 one writes the report.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,16 @@ from lorada.compare.baselines.score_baselines import (
     stored_baselines,
 )
 from lorada.compare.comparison_rows import Data, read_data
+from lorada.compare.forecast import average_costs
+from lorada.compare.hours import (
+    MeasuredComparison,
+    TimeLimit,
+    WithinHours,
+    fitting_trials,
+    job_times,
+)
 from lorada.compare.jobs.job import JOB_FILE, Job, Outcome, held
-from lorada.compare.jobs.queue import Pool, Report, first_of, run_queue
+from lorada.compare.jobs.queue import Pick, Pool, Report, first_of, run_queue
 from lorada.compare.kept import base_losses_jobs, read_kept, refuse_changed
 from lorada.compare.make_plan import fingerprints_of, make_plan
 from lorada.compare.read_results import read_comparison
@@ -79,6 +87,7 @@ class Compared:
     reports: list[Path]  # its files, the page first
     failures: dict[str, str]  # folder of a job that failed here → the last line of its error
     left: int  # how many jobs other commands work on, or are to run after these
+    did_not_fit: int = 0  # how many jobs were not begun, as they would not have ended in the time
 
 
 def compare(
@@ -87,6 +96,7 @@ def compare(
     pool: Callable[[], Pool],
     *,
     overwrite: bool = False,
+    limit: TimeLimit | None = None,
     report: Report = print,
 ) -> Compared:
     """Run what is not done yet of a comparison, then write its report.
@@ -96,12 +106,117 @@ def compare(
         folder: of the comparison.
         pool: makes the pool that runs the jobs.
         overwrite: delete the comparison in the folder first, once everything has been checked.
+        limit: the time that it may take; None for as long as it takes.
         report: called with lines of progress.
 
     Raises:
-        ValueError: for rows or methods that cannot be compared, or a plan that no longer fits.
+        ValueError: for rows or methods that cannot be compared, a plan that no longer fits, or a
+            time in which not one run of each method ends.
         KeyboardInterrupt: if it was interrupted; running trainings have saved then.
     """
+    if limit is None:
+        begun = begin(comparison, folder, overwrite=overwrite, report=report)
+        outcomes = run_queue(
+            begun.jobs, pool(), report=report, pick=begun.pick, ended=begun.keep_failure
+        )
+        return finish(begun, outcomes, pool, report)
+
+    with closed_on_error(pool()) as jobs_pool:
+        (measured,) = measure_and_fit(
+            {folder: comparison}, limit, jobs_pool.slots, overwrite=overwrite, report=report
+        )
+        begun = begin(measured.comparison, folder, overwrite=overwrite, report=report)
+    times = job_times(measured, begun.folder, begun.jobs)
+    within = WithinHours(limit, times, jobs_pool.slots, begun.pick)
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        begun.keep_failure(job, outcome)
+        within.note_end(job, outcome)
+
+    outcomes = run_queue(begun.jobs, jobs_pool, report=report, pick=within.pick, ended=ended)
+    compared = finish(begun, outcomes, pool, report)
+    return replace(compared, did_not_fit=within.did_not_fit(begun.jobs))
+
+
+@contextmanager
+def closed_on_error(pool: Pool) -> Iterator[Pool]:
+    """Close a pool if what comes before its jobs is refused."""
+    try:
+        yield pool
+    except BaseException:
+        pool.close()
+        raise
+
+
+def measure_and_fit(
+    comparisons: Mapping[Path, Comparison],
+    limit: TimeLimit,
+    slots: int,
+    *,
+    overwrite: bool,
+    report: Report,
+) -> list[MeasuredComparison]:
+    """Measure what trainings take, and choose how many rates are tried; nothing is written.
+
+    Args:
+        comparisons: folder → the comparison, those that share the time.
+        limit: the time.
+        slots: how many jobs run at once.
+        overwrite: whether what the folders hold is started again.
+        report: called with lines of progress.
+
+    Raises:
+        ValueError: if not even one run of each candidate fits.
+    """
+    measured = []
+    has_begun = False
+    for folder, comparison in comparisons.items():
+        plan = None if overwrite else saved_plan(folder)
+        has_begun |= plan is not None
+        if plan is None:
+            plan = planned(comparison, folder, resume=False, report=say_nothing)
+        costs = average_costs(comparison, plan, report, limit.gpus_per_job)
+        measured.append(MeasuredComparison(comparison, plan, costs))
+    if has_begun:  # searches go on with the rates that they began with
+        return measured
+    trials = fitting_trials(measured, limit, slots)
+    if trials != measured[0].comparison.trials:
+        report(
+            f"{trials} rates are tried for each method instead of "
+            f"{measured[0].comparison.trials}, so that the comparison fits into the time"
+        )
+    return [one.with_trials(trials) for one in measured]
+
+
+def say_nothing(line: str) -> None:
+    """Progress of what is made again, and reported then."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A comparison whose folder has its settings and its plan, and the jobs that it takes."""
+
+    comparison: Comparison
+    folder: Path
+    base: Prepared
+    data: Data
+    plan: ComparisonPlan
+    jobs: list[Job]  # those that are done are among them too, and what is half done goes on
+
+    @property
+    def pick(self) -> Pick:
+        """What chooses the next of its jobs."""
+        if self.comparison.until is None:
+            return first_of
+        return until_of(self.comparison, self.plan, self.folder)
+
+    def keep_failure(self, job: Job, outcome: Outcome) -> None:
+        """Put the error of one of its jobs into ``failures.json``, or take it out again."""
+        _keep_failure(self.folder, job, outcome)
+
+
+def begin(comparison: Comparison, folder: Path, *, overwrite: bool, report: Report) -> Begun:
+    """Check a comparison, make or read its plan, and list its jobs; see ``compare``."""
     folder = folder.absolute()
     base, data = read(comparison)
     check_baselines(comparison, base, data)
@@ -110,18 +225,28 @@ def compare(
         report(f"scored by {plan.metric.name}, because {plan.metric.reason}")
     for sentence in plan.losses:
         report(sentence)
-
-    # Jobs that are done are among them too, and what is half done goes on.
     jobs = comparison_jobs(comparison, plan, folder)
     baselines = baselines_job(comparison, base, data, folder)
     if baselines is not None:
         jobs.append(baselines)
     jobs += base_losses_jobs(comparison, plan, folder)
-    pick = first_of if comparison.until is None else until_of(comparison, plan, folder)
-    keep_failure = partial(_keep_failure, folder)
-    outcomes = run_queue(jobs, pool(), report=report, pick=pick, ended=keep_failure)
-    failures = _failed(jobs, outcomes, folder)
-    jobs_left = _jobs_of_others(jobs, outcomes)
+    return Begun(comparison, folder, base, data, plan, jobs)
+
+
+def finish(
+    begun: Begun, outcomes: Mapping[str, Outcome], pool: Callable[[], Pool], report: Report
+) -> Compared:
+    """Score what needs finished runs, and write the report; unless other commands have jobs left.
+
+    Args:
+        begun: the comparison.
+        outcomes: what became of its jobs, by their names.
+        pool: makes the pool that runs the jobs that are left.
+        report: called with lines of progress.
+    """
+    comparison, plan, folder, data = begun.comparison, begun.plan, begun.folder, begun.data
+    failures = _failed(begun.jobs, outcomes, folder)
+    jobs_left = _jobs_of_others(begun.jobs, outcomes)
     if jobs_left:  # the last of the commands that work on it writes the report
         return Compared(None, [], failures, len(jobs_left))
 
@@ -130,11 +255,12 @@ def compare(
     if as_it_is is None:
         return Compared(None, [], failures, 1)
     metric = plan.metric_name or None
+    tokenizer = begun.base.tokenizer
     untrained = {
         AS_IT_IS: as_it_is,
-        COMMONEST: score_commonest(data, base.tokenizer, metric),
+        COMMONEST: score_commonest(data, tokenizer, metric),
         **stored_baselines(folder, failures.get(BASELINES, "")),
-        **score_given(comparison, answers_written(data, base.tokenizer), metric),
+        **score_given(comparison, answers_written(data, tokenizer), metric),
     }
     _write_baselines(folder, untrained)
     scale_failures = _score_smaller_scales(comparison, plan, folder, pool, report)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lorada.compare.model_names import MODELS_FILE
 from lorada.compare.stored_plan import damaged
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.scoring.row_metrics import refuse_unnamed
@@ -151,6 +152,8 @@ class Comparison(BaseModel):
     # The expected loss, in the unit of the metric, of the leading method at which no more seeds are
     # run; None to run every seed of each.
     until: float | None = Field(None, ge=0, allow_inf_nan=False)
+    # The time that the comparison was begun with; None for as long as all of it takes.
+    hours: float | None = Field(None, gt=0, allow_inf_nan=False)
     # How much a cheaper method may cost, in that unit; None for 1 point, or 2 % of the lowest loss.
     margin: float | None = Field(None, ge=0, allow_inf_nan=False)
     # Baselines: how many training rows a prompt of the untrained model shows as examples, and files
@@ -191,6 +194,11 @@ class Comparison(BaseModel):
     def has_own_rows(self) -> bool:
         """Whether the rows are files of the user, not those of a benchmark."""
         return bool(self.recipe.get("task", JSONL) == JSONL)
+
+    @property
+    def may_leave_runs(self) -> bool:
+        """Whether a finished comparison may have fewer runs of a method than there are seeds."""
+        return self.until is not None or self.hours is not None
 
     @property
     def searches_rates(self) -> bool:
@@ -372,7 +380,7 @@ def refuse_taken(folder: Path, *, resume: bool, overwrite: bool) -> None:
     refuse_file(folder)
     if not folder.is_dir():
         return
-    if (folder / SPEC_FILE).is_file():
+    if any((folder / name).is_file() for name in (SPEC_FILE, MODELS_FILE)):
         if not (resume or overwrite):
             raise ValueError(
                 f"{folder} already holds a comparison: use --resume, --overwrite or another "

@@ -194,7 +194,7 @@ def _procedure(plan: ComparisonPlan) -> Procedure:
 def _seeds(results: Results) -> tuple[int, ...]:
     """The seeds of the runs; where runs may be fewer than was asked for, of those that were run."""
     run_seeds = sorted({run.seed for one in results.candidates for run in one.runs})
-    if run_seeds and results.asked.until is not None:
+    if run_seeds and results.asked.may_leave_runs:
         return tuple(run_seeds)
     return tuple(results.asked.seeds)
 

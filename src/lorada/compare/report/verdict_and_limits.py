@@ -141,7 +141,12 @@ def _incomplete(results: Results) -> Iterator[str]:
     runnable = [one for one in results.candidates if not one.candidate.reason]
     planned = len(results.asked.seeds) * len(runnable)
     scored = sum(len(candidate.runs) for candidate in runnable)
-    if results.runs_left or (scored < planned and results.asked.until is None):
+    if scored < planned and results.asked.hours is not None and not results.runs_left:
+        yield (
+            f"{scored} of {planned} runs fitted into the time: with --resume and --hours, or "
+            "without a time, the others are run."
+        )
+    elif results.runs_left or (scored < planned and not results.asked.may_leave_runs):
         yield (
             f"The comparison is not complete: {scored} of {planned} runs are scored. The table "
             "says what is missing."

@@ -1,0 +1,146 @@
+"""``lorada compare --model a,b,c``, and the report of such a folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lorada.cli.compare_request import CompareRequest, say_time
+from lorada.cli.score_table import SHARED, ScoreLine, show_scores
+from lorada.cli.shared import (
+    console,
+    errors,
+    importing,
+    note,
+    print_json,
+    prints_to_stderr,
+    say,
+    suggest,
+)
+from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
+from lorada.support.in_words import counted
+from lorada.support.plain_yaml import read_yaml
+
+
+def saved_models(folder: Path) -> dict[str, str]:
+    """Model → its folder, of a comparison of several models; empty for any other folder."""
+    from lorada.compare.model_names import MODELS_FILE
+
+    path = folder / MODELS_FILE
+    if not path.is_file():
+        return {}
+    stored = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    models = stored.get("models") if isinstance(stored, dict) else None
+    if not isinstance(models, dict):
+        raise ValueError(f"{path} is damaged: put it back, or start again with --overwrite")
+    return {str(model): str(name) for model, name in models.items()}
+
+
+def models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str]:
+    """Model → its folder, where a comparison has several models; empty for one model."""
+    from lorada.compare.model_names import folders_of_models, models_in
+
+    if resume:
+        return saved_models(folder)
+    models = models_in(model or "")
+    return folders_of_models(models) if len(models) > 1 else {}
+
+
+def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
+    """Compare on each model, and print the joined report.
+
+    Args:
+        asked: the options of the command.
+        models: model → its folder.
+
+    Returns:
+        What the joined report shows; None while jobs are left.
+
+    Raises:
+        ValueError: for a dry run, which is of one model.
+        typer.Exit: with code 2 if a job has failed, after all that is printed.
+    """
+    if asked.dry_run:
+        raise ValueError("--dry-run is for one model at a time: name one of them with --model")
+    comparisons = {}
+    for model, name in models.items():
+        options = {**asked.recipe_options, "model": model}
+        of_model = replace(asked, folder=asked.folder / name, recipe_options=options)
+        comparisons[model] = of_model.comparison()
+    return _run_models(comparisons, asked)
+
+
+def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
+    """Refuse options of ``lorada report`` that are for the folder of one model."""
+    if any(option is not None for option in options):
+        first = folder / next(iter(models.values()))
+        raise ValueError(
+            f"{folder} has several models: --metric, --unit and --with-text are for the folder of "
+            f"one, such as {first}"
+        )
+
+
+def report_on_models(
+    folder: Path, models: Mapping[str, str], margin: float | None, *, as_json: bool
+) -> None:
+    """Write the joined report of several models again, and print it."""
+    from lorada.compare.report.joined_report import write_joined_report
+
+    joined, paths = write_joined_report(folder, models, margin)
+    show_joined(joined, paths, as_json=as_json)
+
+
+def _run_models(comparisons: Mapping[str, Any], asked: CompareRequest) -> Any:
+    """Run the comparisons of several models, and print their joined report."""
+    with importing():
+        from lorada.compare.several_models import compare_models
+
+    folder = asked.folder
+    try:
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(asked.as_json):
+            compared = compare_models(
+                comparisons, folder, asked.pool, overwrite=asked.overwrite, limit=asked.limit(),
+                report=note,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        note("stopped and saved")
+        suggest("compare", folder, "--resume", on=errors)
+        raise
+    for job, error in compared.failures.items():
+        note(f"failed: {job}: {error}")
+    if compared.joined is None:
+        note(f"left to other commands: {counted(compared.left, 'job')}")
+        suggest("compare", folder, "--resume", on=errors)
+    else:
+        show_joined(compared.joined, compared.reports, as_json=asked.as_json)
+    say_time(asked, compared.did_not_fit)
+    if compared.failures:
+        raise typer.Exit(2)
+    return compared.joined
+
+
+def show_joined(joined: Any, reports: list[Path], *, as_json: bool) -> None:
+    """Print the verdict over models, its table and the files of the report."""
+    if as_json:
+        print_json(joined.plain())
+        return
+    decision = joined.decision
+    console.print(joined.verdict)
+    lines = []
+    for one in joined.lines:
+        low, high = decision.intervals[one.name]
+        lines.append(
+            ScoreLine(
+                one.name, decision.scores[one.name], low, high,
+                decision.letters.get(one.name, ""), decision.expected_loss.get(one.name),
+                one.line.result.trainable, decision.mark(one.name),
+            )
+        )  # fmt: skip
+    show_scores("score", decision.score_format, lines)
+    if any(decision.letters.values()):
+        console.print(f"• {SHARED}.")
+    for sentence in joined.sentences:
+        console.print(f"• {sentence}")
+    say(", ".join(map(str, reports)))
