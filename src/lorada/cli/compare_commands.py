@@ -140,7 +140,12 @@ def compare(
         pool=partial(make_pool, workers, cluster, gpus_per_job),
         folder_is_output=folder is None, resume=resume, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
-    models = several_models.models_of(model, asked.folder, resume=resume)
+    return _run_or_forecast(asked, model, dry_run=dry_run)
+
+
+def _run_or_forecast(asked: CompareRequest, model: str | None, *, dry_run: bool) -> Any:
+    """Do what a command asks for, with one model or several; returns what its report shows."""
+    models = several_models.models_of(model, asked.folder, resume=asked.resume)
     if models and dry_run:
         raise ValueError("--dry-run is for one model at a time: name one of them with --model")
     if models:
