@@ -4,7 +4,7 @@ A candidate is a model with a method at a size. Scores are joined by the held-ou
 the same for all models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class JoinedLine:
     """A candidate of one of the models."""
 
     model: str
-    name: str  # of the candidate, with its model
+    name: str  # of the candidate, with the folder of its model, which is short
     line: CandidateLine
 
 
@@ -135,7 +135,7 @@ def join(
     for model, one in results.items():
         for candidate in one.candidates:
             line = CandidateLine(candidate, measure(candidate, metric, one.own_unit.factor))
-            joined_line = JoinedLine(model, f"{model} with {candidate.label}", line)
+            joined_line = JoinedLine(model, f"{folders[model]} with {candidate.label}", line)
             if candidate.runs:
                 lines.append(joined_line)
             else:
@@ -158,7 +158,7 @@ def join(
         models.append(JoinedModel(model, folders[model], summarize(one, margin)))
     lines.sort(key=lambda joined: (order.index(joined.model), -_mean(joined.line.result)))
     return Joined(
-        verdict=decision.sentence,
+        verdict=f"{decision.sentence}{_unless_untrained(lines, models, decision)}",
         sentences=tuple(_across_models(lines, decision, first.groups)),
         metric=metric,
         rows=len(first.rows),
@@ -167,6 +167,21 @@ def join(
         unscored=tuple(unscored),
         models=tuple(models),
     )
+
+
+def _unless_untrained(
+    lines: Sequence[JoinedLine], models: Sequence[JoinedModel], decision: Decision
+) -> str:
+    """What to say where the pick has no gain over what its model does without training."""
+    pick = next((joined for joined in lines if joined.name == decision.pick), None)
+    if pick is None:
+        return ""
+    summary = next(model.summary for model in models if model.name == pick.model)
+    gain = summary.decision.gain if summary.decision else None
+    # The gain in a model's own report is that of the candidate that it would take.
+    if gain is None or gain.is_shown or gain.method != pick.line.label:
+        return ""
+    return f" {pick.name} is not shown to be better than {gain.over}: do not tune yet."
 
 
 def _metric_of(results: Results) -> str:
