@@ -125,7 +125,7 @@ def test_the_scores_are_drawn_with_intervals_seeds_and_the_one_to_take_marked(ma
 def test_names_and_numbers_of_many_baselines_do_not_overlap(made_up_summary, width):
     baselines = [Baseline(f"{n} examples in the prompt", 60 + n / 50, 58.0, 63.0) for n in range(9)]
     many = replace(made_up_summary, baselines=(*made_up_summary.baselines, *baselines))
-    figure = score_picture.draw_scores(many, width)
+    figure = score_picture.draw_scores(score_picture.pictured_scores(many), width)
     figure.draw_without_rendering()
     (axes,) = figure.axes
     texts = [*axes.texts, *axes.get_yticklabels()]

@@ -24,6 +24,7 @@ WRITES = {
     "guides/scores": "runs/scored/adapter/adapter_model.safetensors",
     "guides/go-on": "runs/both/adapter/adapter_model.safetensors",
     "guides/keep": "comparison/kept/kept.json",
+    "guides/models": "models/report.html",
     "guides/stack": "my-adapter/adapter_model.safetensors",
     "guides/export": "my-model/config.json",
     "guides/elsewhere": "my-merged/config.json",

@@ -141,11 +141,16 @@ def compare(
         folder_is_output=folder is None, resume=resume, overwrite=overwrite,
         dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
-    models = several_models.models_of(model, asked.folder, resume=resume)
+    return _run_or_forecast(asked, model)
+
+
+def _run_or_forecast(asked: CompareRequest, model: str | None) -> Any:
+    """Do what a command asks for, with one model or several; returns what its report shows."""
+    models = several_models.models_of(model, asked.folder, resume=asked.resume)
     if models:
         return several_models.compare_each(asked, models)
     comparison = asked.comparison()
-    if dry_run:
+    if asked.dry_run:
         return _forecast(comparison, asked)
     return _run(comparison, asked)
 

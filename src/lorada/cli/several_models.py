@@ -41,11 +41,20 @@ def saved_models(folder: Path) -> dict[str, str]:
 def models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str]:
     """Model → its folder, where a comparison has several models; empty for one model."""
     from lorada.compare.model_names import folders_of_models, models_in
+    from lorada.compare.spec import SPEC_FILE
 
-    if resume:
-        return saved_models(folder)
     models = models_in(model or "")
-    return folders_of_models(models) if len(models) > 1 else {}
+    asked = folders_of_models(models) if len(models) > 1 else {}
+    saved = saved_models(folder)
+    says_models = model is not None or not resume
+    if saved and says_models and asked != saved:
+        raise ValueError(
+            f"{folder} holds a comparison of {', '.join(saved)}, not of {model}: choose another "
+            "--output"
+        )
+    if asked and (folder / SPEC_FILE).is_file():
+        raise ValueError(f"{folder} holds a comparison of one model: choose another --output")
+    return saved or asked
 
 
 def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
@@ -62,14 +71,28 @@ def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
         ValueError: for a dry run, which is of one model.
         typer.Exit: with code 2 if a job has failed, after all that is printed.
     """
+    from lorada.compare.spec import SPEC_FILE
+
     if asked.dry_run:
         raise ValueError("--dry-run is for one model at a time: name one of them with --model")
     comparisons = {}
+    not_begun = []
     for model, name in models.items():
         options = {**asked.recipe_options, "model": model}
         of_model = replace(asked, folder=asked.folder / name, recipe_options=options)
-        comparisons[model] = of_model.comparison()
-    return _run_models(comparisons, asked)
+        if of_model.is_new or (of_model.folder / SPEC_FILE).is_file():
+            comparisons[model] = of_model.comparison()
+        else:
+            not_begun.append(model)
+    if not comparisons:
+        raise ValueError(
+            f"{asked.folder} was stopped before it began: give the whole command with --overwrite"
+        )
+    # A command that was stopped as it began has settings of some models only; all share them.
+    begun = next(iter(comparisons.values()))
+    for model in not_begun:
+        comparisons[model] = replace(begun, recipe={**begun.recipe, "model": model})
+    return _run_models({model: comparisons[model] for model in models}, asked)
 
 
 def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
@@ -86,7 +109,7 @@ def report_on_models(
     folder: Path, models: Mapping[str, str], margin: float | None, *, as_json: bool
 ) -> None:
     """Write the joined report of several models again, and print it."""
-    from lorada.compare.report.joined_report import write_joined_report
+    from lorada.compare.report.write_joined_report import write_joined_report
 
     joined, paths = write_joined_report(folder, models, margin)
     show_joined(joined, paths, as_json=as_json)
@@ -141,6 +164,8 @@ def show_joined(joined: Any, reports: list[Path], *, as_json: bool) -> None:
     show_scores("score", decision.score_format, lines)
     if any(decision.letters.values()):
         console.print(f"• {SHARED}.")
+    for one in joined.unscored:
+        console.print(f"• {one.name}: {one.line.result.reason}")
     for sentence in joined.sentences:
         console.print(f"• {sentence}")
     say(", ".join(map(str, reports)))

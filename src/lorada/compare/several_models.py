@@ -14,7 +14,8 @@ from lorada.compare.hours import JobTime, MeasuredComparison, TimeLimit, WithinH
 from lorada.compare.jobs.job import Job, Outcome
 from lorada.compare.jobs.queue import Pool, Report, run_queue
 from lorada.compare.model_names import MODELS_FILE, folders_of_models
-from lorada.compare.report.joined_report import Joined, write_joined_report
+from lorada.compare.report.joined_report import Joined
+from lorada.compare.report.write_joined_report import write_joined_report
 from lorada.compare.run import (
     Begun,
     begin,

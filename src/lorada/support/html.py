@@ -21,7 +21,14 @@ with needs_extra("explore"):
 HERE = Path(__file__).parent
 
 
-def render_page(folder: Path, title: str, scripts: Sequence[str], **values: Any) -> str:
+def render_page(
+    folder: Path,
+    title: str,
+    scripts: Sequence[str],
+    *,
+    template: str = "page.html.j2",
+    **values: Any,
+) -> str:
     """The page as HTML; the same values always give the same page.
 
     The template puts each script, which is JavaScript, between tags.
@@ -35,7 +42,7 @@ def render_page(folder: Path, title: str, scripts: Sequence[str], **values: Any)
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     styles = (HERE / "report.css", folder / "page.css")
-    text = environment.get_template("page.html.j2").render(
+    text = environment.get_template(template).render(
         policy=_policy(scripts),
         title=title,
         scripts=[Markup(script) for script in scripts],

@@ -1,12 +1,11 @@
-"""The report over the comparisons of several models: one decision, and a page that links to each.
+"""The decision over the comparisons of several models; ``joined_page.py`` shows it.
 
 A candidate is a model with a method at a size. Scores are joined by the held-out rows, which are
 the same for all models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 from lorada.compare.read_results import CandidateResult, Results, read_comparison
 from lorada.compare.report.candidate_lines import GIB, CandidateLine, measure
 from lorada.compare.report.score_scale import scale_of
+from lorada.compare.report.summarize_comparison import Summary, summarize
 from lorada.decision.decide import decide
 from lorada.decision.decision_record import Decision
 from lorada.decision.run_variances import Common
 from lorada.decision.statistics import by_group, difference
-from lorada.support.files import json_text, write_atomic
 from lorada.support.metric_names import as_score, lower_is_better, main_metric
 
 
@@ -28,8 +27,17 @@ class JoinedLine:
     """A candidate of one of the models."""
 
     model: str
-    name: str  # of the candidate, with its model
+    name: str  # of the candidate, with the folder of its model, which is short
     line: CandidateLine
+
+
+@dataclass(frozen=True)
+class JoinedModel:
+    """One of the models, with what its own report shows."""
+
+    name: str
+    folder: str  # of its comparison, in that of all
+    summary: Summary
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,13 @@ class Joined:
     rows: int
     decision: Decision
     lines: tuple[JoinedLine, ...]  # by model, the best first
-    folders: dict[str, str]  # model → its folder
+    unscored: tuple[JoinedLine, ...]  # candidates without a run, each with its reason
+    models: tuple[JoinedModel, ...]
+
+    @property
+    def task(self) -> str:
+        """The task or the file of the held-out rows."""
+        return self.models[0].summary.task
 
     def plain(self) -> dict[str, Any]:
         """What ``report.json`` holds."""
@@ -60,6 +74,21 @@ class Joined:
                 "p_best": self.decision.p_highest.get(name),
             }
             lines.append({**own, "model": joined.model, "name": name, **decided})
+        for joined in self.unscored:
+            lines.append({**joined.line.plain(), "model": joined.model, "name": joined.name})
+        models = []
+        for model in self.models:
+            summary = model.summary
+            gain = summary.decision.gain if summary.decision else None
+            models.append(
+                {
+                    "name": model.name,
+                    "folder": model.folder,
+                    "verdict": summary.verdict,
+                    "gain": asdict(gain) if gain else None,
+                    "baselines": [asdict(baseline) for baseline in summary.baselines],
+                }
+            )
         return {
             "verdict": self.verdict,
             "sentences": self.sentences,
@@ -67,38 +96,33 @@ class Joined:
             "rows": self.rows,
             "best": self.decision.pick or "",
             "margin": self.decision.margin,
-            "models": self.folders,
+            "models": models,
             "lines": lines,
             "decision": asdict(self.decision),
         }
 
 
-def write_joined_report(
-    folder: Path, folders: Mapping[str, str], margin: float | None = None
-) -> tuple[Joined, list[Path]]:
-    """Write ``report.html`` and ``report.json`` over the comparisons of several models.
+def read_joined(folder: Path, folders: Mapping[str, str], margin: float | None = None) -> Joined:
+    """Read the comparisons of several models, and decide over them; see ``join``.
 
     Args:
         folder: that of all of them.
         folders: model → the folder of its comparison in it.
         margin: what a cheaper candidate may cost, in the unit of the metric; None for that of the
             comparison.
+    """
+    results = {model: read_comparison(folder / name) for model, name in folders.items()}
+    return join(results, folders, margin)
+
+
+def join(
+    results: Mapping[str, Results], folders: Mapping[str, str], margin: float | None = None
+) -> Joined:
+    """Decide over the candidates of several models.
 
     Raises:
         ValueError: if the models were scored on different rows, or none has a finished run.
     """
-    results = {model: read_comparison(folder / name) for model, name in folders.items()}
-    joined = join(results, dict(folders), margin)
-    paths = [folder / "report.html", folder / "report.json"]
-    write_atomic(paths[0], page(joined))
-    write_atomic(paths[1], json_text(joined.plain()) + "\n")
-    return joined, paths
-
-
-def join(
-    results: Mapping[str, Results], folders: dict[str, str], margin: float | None = None
-) -> Joined:
-    """Decide over the candidates of several models; see ``write_joined_report``."""
     with_runs = {model: one for model, one in results.items() if one.rows}
     if not with_runs:
         raise ValueError("no run is finished: go on with `lorada compare FOLDER --resume`")
@@ -110,11 +134,15 @@ def join(
             )
     metric = _metric_of(first)
     lines: list[JoinedLine] = []
-    for model, one in with_runs.items():
+    unscored: list[JoinedLine] = []
+    for model, one in results.items():
         for candidate in one.candidates:
+            line = CandidateLine(candidate, measure(candidate, metric, one.own_unit.factor))
+            joined_line = JoinedLine(model, f"{folders[model]} with {candidate.label}", line)
             if candidate.runs:
-                line = CandidateLine(candidate, measure(candidate, metric, one.own_unit.factor))
-                lines.append(JoinedLine(model, f"{model} with {candidate.label}", line))
+                lines.append(joined_line)
+            else:
+                unscored.append(joined_line)
     sign = as_score(1.0, metric)
     decision = decide(
         {joined.name: sign * joined.line.result.scores for joined in lines},
@@ -125,29 +153,36 @@ def join(
         seeds={joined.name: [run.seed for run in joined.line.result.runs] for joined in lines},
         unit=scale_of(metric, first.own_unit.name).unit_to_decide,
     )
-    models = [*results]
-    lines.sort(key=lambda joined: (models.index(joined.model), -_mean(joined.line.result)))
+    order = [*results]
+    models = []
+    for model, one in results.items():
+        models.append(JoinedModel(model, folders[model], summarize(one, margin)))
+    lines.sort(key=lambda joined: (order.index(joined.model), -_mean(joined.line.result)))
     return Joined(
-        verdict=decision.sentence,
-        sentences=(*_across_models(lines, decision, first.groups), *_without_runs(results)),
+        verdict=f"{decision.sentence}{_unless_untrained(lines, models, decision)}",
+        sentences=tuple(_across_models(lines, decision, first.groups)),
         metric=metric,
         rows=len(first.rows),
         decision=decision,
         lines=tuple(lines),
-        folders=folders,
+        unscored=tuple(unscored),
+        models=tuple(models),
     )
 
 
-def _without_runs(results: Mapping[str, Results]) -> list[str]:
-    """A sentence on each candidate that has no finished run, with its reason if it has one."""
-    sentences = []
-    for model, one in results.items():
-        for candidate in one.candidates:
-            if candidate.runs:
-                continue
-            reason = candidate.reason or "no run is finished"
-            sentences.append(f"{model} with {candidate.label} has no score: {reason}.")
-    return sentences
+def _unless_untrained(
+    lines: Sequence[JoinedLine], models: Sequence[JoinedModel], decision: Decision
+) -> str:
+    """What to say where the pick has no gain over what its model does without training."""
+    pick = next((joined for joined in lines if joined.name == decision.pick), None)
+    if pick is None:
+        return ""
+    summary = next(model.summary for model in models if model.name == pick.model)
+    gain = summary.decision.gain if summary.decision else None
+    # The gain in a model's own report is that of the candidate that it would take.
+    if gain is None or gain.is_shown or gain.method != pick.line.label:
+        return ""
+    return f" {pick.name} is not shown to be better than {gain.over}: do not tune yet."
 
 
 def _metric_of(results: Results) -> str:
@@ -219,48 +254,3 @@ def _slower(line: CandidateLine, other: CandidateLine) -> str:
     if mine >= others:
         return f", {mine / others:.2g} times as long a step of training"
     return f", {others / mine:.2g} times as fast a step of training"
-
-
-def page(joined: Joined) -> str:
-    """The page: verdict, sentences, and a table for each model with a link to its own report."""
-    decision, shown = joined.decision, joined.decision.score_format
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Comparison of models</title>",
-        "<style>body{font:16px system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "td,th{padding:.3rem .8rem;text-align:right}th:first-child{text-align:left}</style>",
-        f"<h1>Comparison of {len(joined.folders)} models on {joined.rows} rows</h1>",
-        f"<p>{escape(joined.verdict)}</p><ul>",
-        *(f"<li>{escape(sentence)}</li>" for sentence in joined.sentences),
-        "</ul>",
-    ]
-    for model, folder in joined.folders.items():
-        parts.append(f"<h2><a href='{escape(folder)}/report.html'>{escape(model)}</a></h2>")
-        parts.append(
-            "<table><tr><th>candidate<th>score (95 %)<th>group<th>expected loss<th>parameters"
-            "<th>s/step<th>GiB<th></tr>"
-        )
-        for one in joined.lines:
-            if one.model != model:
-                continue
-            low, high = decision.intervals[one.name]
-            loss = decision.expected_loss.get(one.name)
-            measured = one.line.measured
-            cells = [
-                f"{shown.number(decision.scores[one.name])} ({shown.number(low)} to "
-                f"{shown.number(high)})",
-                decision.letters.get(one.name, "") or "–",
-                "–" if loss is None else shown.short_loss(loss),
-                f"{one.line.result.trainable or 0:,}",
-                _cell(measured.seconds_per_step, ".3f"),
-                _cell(measured.peak_memory_gib, ".2f"),
-                decision.mark(one.name),
-            ]
-            row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            parts.append(f"<tr><th>{escape(one.line.label)}</th>{row}</tr>")
-        parts.append("</table>")
-    parts.append("<p>Candidates of all models that share a letter are not significantly different.")
-    return "\n".join(parts) + "\n"
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

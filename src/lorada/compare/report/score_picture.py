@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from lorada.compare.report.baseline_scores import Baseline
 from lorada.compare.report.candidate_lines import CandidateLine
+from lorada.compare.report.score_scale import Scale
 from lorada.compare.report.summarize_comparison import Summary
 from lorada.compare.report.svg_pictures import ACCENT, INK, WIDE, Picture, picture, shortened
+from lorada.decision.score_format import ScoreFormat
 from lorada.support.error_messages import needs_extra
 from lorada.support.in_words import counted
 from lorada.support.metric_names import lower_is_better
@@ -54,14 +56,41 @@ class ScoreLine:
     kind: str
 
 
+@dataclass(frozen=True)
+class PicturedScores:
+    """What the picture shows.
+
+    Attributes:
+        lines: the candidates, then the baselines.
+        scale: how the scores are called.
+        score_format: how they are written.
+        rows: the number of scored rows.
+    """
+
+    lines: list[ScoreLine]
+    scale: Scale
+    score_format: ScoreFormat
+    rows: int
+
+
 def score_picture(summary: Summary) -> Picture | None:
     """The picture of a summary; None without a score."""
-    lines = score_lines(summary)
+    return picture_of(pictured_scores(summary))
+
+
+def pictured_scores(summary: Summary) -> PicturedScores:
+    """What the picture of a summary shows."""
+    return PicturedScores(score_lines(summary), summary.scale, summary.score_format, summary.rows)
+
+
+def picture_of(scores: PicturedScores) -> Picture | None:
+    """The picture of scores; None without one of a candidate."""
+    lines = scores.lines
     if not any(line.kind != "baseline" for line in lines):
         return None
-    texts = [f"{line.name} {summary.score_format.number(line.score)}" for line in lines]
-    text = f"{summary.scale.title.capitalize()} of each candidate: {', '.join(texts)}"
-    return picture("scores", lambda width: draw_scores(summary, width), text, _caption(lines))
+    texts = [f"{line.name} {scores.score_format.number(line.score)}" for line in lines]
+    text = f"{scores.scale.title.capitalize()} of each candidate: {', '.join(texts)}"
+    return picture("scores", lambda width: draw_scores(scores, width), text, _caption(lines))
 
 
 def _caption(lines: Sequence[ScoreLine]) -> str:
@@ -114,9 +143,9 @@ def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def draw_scores(summary: Summary, width: float) -> Figure:
+def draw_scores(scores: PicturedScores, width: float) -> Figure:
     """The figure in a width in inches; in a narrow one names stand above their lines."""
-    lines = score_lines(summary)
+    lines = scores.lines
     is_wide = width >= WIDE
     height_of_line = LINE_HEIGHT if is_wide else HIGH_LINE
     places = _places(lines)
@@ -126,7 +155,7 @@ def draw_scores(summary: Summary, width: float) -> Figure:
     axes.set_ylim(places[-1] + 0.6, -0.6 if is_wide else -0.9)  # the first line is on top
     left, right = axis_ends(lines)
     axes.set_xlim(left, right)
-    axes.set_xlabel(f"{summary.scale.title} ({summary.scale.unit}), {counted(summary.rows, 'row')}")
+    axes.set_xlabel(f"{scores.scale.title} ({scores.scale.unit}), {counted(scores.rows, 'row')}")
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     if not is_wide:
@@ -140,7 +169,7 @@ def draw_scores(summary: Summary, width: float) -> Figure:
             _draw_baseline_line(axes, line, place, is_best=line is best_baseline)
         _draw_line(axes, line, place)
     _write_names(axes, lines, places, is_wide=is_wide)
-    _write_scores(axes, summary, lines, places, is_wide=is_wide)
+    _write_scores(axes, scores.score_format, lines, places, is_wide=is_wide)
     return figure
 
 
@@ -235,11 +264,11 @@ def _write_names(
 
 
 def _write_scores(
-    axes: Axes, summary: Summary, lines: Sequence[ScoreLine], places: Sequence[float], *,
+    axes: Axes, score_format: ScoreFormat, lines: Sequence[ScoreLine], places: Sequence[float], *,
     is_wide: bool,
 ) -> None:  # fmt: skip
     """The numbers of each line: at its right, letters in a column, or above it in a narrow one."""
-    number = summary.score_format.number
+    number = score_format.number
     width_of_letters = LETTER * max(len(line.letters) for line in lines)
     for line, place in zip(lines, places, strict=True):
         score = number(line.score)
