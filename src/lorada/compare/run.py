@@ -305,7 +305,10 @@ def _train_on_fewer_rows(
     if not comparison.curve and not (folder / CURVE).is_dir():
         return {}
     results = read_comparison(folder)
-    jobs = curve_jobs(comparison, plan, results, summarize(results).best)
+    best = summarize(results).best
+    if not best:
+        report("no method is to be taken, so none is trained on fewer rows")
+    jobs = curve_jobs(comparison, plan, results, best)
     if not jobs:
         return {}
     outcomes = run_queue(jobs, pool(), report=report)

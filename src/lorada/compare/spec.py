@@ -165,8 +165,8 @@ class Comparison(BaseModel):
     # and report.json too, False for none of them.
     with_text: bool | None = None
     allow_overlap: bool = False  # whether held-out rows may be training rows too
-    # Whether the pick is also trained on half and on a quarter of the training rows. It is not saved,
-    # because a finished comparison may be asked for it too.
+    # Whether the pick is trained on half and on a quarter of the training rows too. It is not
+    # saved, because a finished comparison may be asked for it too.
     curve: bool = Field(False, exclude=True)
     # Whether code of the model's repository may run. It is not saved, because each command has to
     # allow it.

@@ -161,7 +161,7 @@ def _divide(rows: Rows, recipe: Recipe) -> _Division:
 
 
 def half_of(rows: Rows) -> Rows:
-    """Half of some rows, of each class alike; rows of one group, or of equal content, stay together.
+    """Half of some rows, of each class alike, with rows of one group or of equal content together.
 
     It is the same for every seed, and half of a half is a part of it.
 
