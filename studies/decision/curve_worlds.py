@@ -47,7 +47,6 @@ WORLDS = {
     "6 methods": CurveWorld(),
     "6 methods, groups of ten rows": CurveWorld(LetterWorld(group=10)),
     "6 methods, skewed": CurveWorld(LetterWorld(luck="skewed")),
-    "6 methods, spreads differ": CurveWorld(LetterWorld(unlike=1.0)),
 }
 
 

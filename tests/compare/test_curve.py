@@ -38,14 +38,14 @@ PERCENT = ScoreFormat.of("%")
 
 def test_half_of_the_rows_keeps_groups_whole_and_the_shares_of_classes(tmp_path):
     rows = []
-    for group in range(40):
+    for group in range(64):
         label = "rare" if group % 4 == 0 else "usual"
         for copy in range(2):
             rows.append({"text": f"{group} {copy}", "label": label, "group": f"g{group}"})
     whole = load_rows(str(rows_file(tmp_path / "rows.jsonl", rows)))
     half = half_of(whole)
     quarter = half_of(half)
-    assert (len(half.rows), len(quarter.rows)) == (40, 20)
+    assert (len(half.rows), len(quarter.rows)) == (64, 32)
     assert set(quarter.indices) < set(half.indices)
     assert half.indices == half_of(whole).indices  # the same at each call
     for part in (half, quarter):
@@ -79,6 +79,10 @@ def test_what_is_measured_is_said_and_nothing_beyond():
     )
     worse = replace(CURVE, gain=-0.3, low=-2.0, high=1.4)
     assert ": -0.3 points (-2.0 to 1.4) for lora." in curve_sentence(worse, PERCENT)
+    alike = replace(CURVE, gain=0.0, low=0.0, high=0.0)
+    assert ": none, as all of its runs score every held-out row alike" in curve_sentence(
+        alike, PERCENT
+    )
 
 
 def test_what_to_do_next_has_the_numbers_of_the_decision():

@@ -48,7 +48,8 @@ def next_steps(
             "more training rows",
             _gain_in_words(curve, score_format),
             "measured from half of the rows to all of them, with the 95 % interval; what more rows "
-            "than these would bring is not measured",
+            "than these would bring is not measured, and of a method that was chosen for its score "
+            "this is somewhat too high",
         )
     ]
     if decision is None or curve.method not in decision.expected_loss:
@@ -76,7 +77,9 @@ def next_steps(
 
 
 def _gain_in_words(curve: Curve, score_format: ScoreFormat) -> str:
-    """A gain with its interval: ``+2.1 points (0.4 to 3.8)``."""
+    """A gain with its interval: ``+2.1 points (0.4 to 3.8)``; or that no row has shown any."""
+    if curve.low == curve.gain == curve.high == 0:  # an interval of no width would claim too much
+        return "none, as all of its runs score every held-out row alike"
     value, low, high = map(score_format.gain, (curve.gain, curve.low, curve.high))
     sign = "+" if curve.gain > 0 else ""
     return f"{score_format.with_unit(f'{sign}{value}')} ({low} to {high})"
