@@ -12,6 +12,7 @@ from lorada.cli import options as opt
 from lorada.cli import several_models
 from lorada.cli.compare_request import CompareRequest, TimeBudget, say_time, target_folder
 from lorada.cli.forecast_table import show_forecast
+from lorada.cli.next_steps_table import show_next_steps
 from lorada.cli.retention_table import show_retention
 from lorada.cli.score_table import SHARED, ScoreLine, show_scores
 from lorada.cli.shared import (
@@ -59,6 +60,12 @@ Hours = Annotated[
     typer.Option(help="the time that it may take; what does not fit is left for --resume"),
 ]
 Price = Annotated[float | None, typer.Option(help="of an hour of this machine, to say the costs")]
+Curve = Annotated[
+    bool,
+    typer.Option(
+        "--curve", help="then train the pick on half and a quarter of the rows: do more rows help?"
+    ),
+]
 Shots = Annotated[
     Any,
     typer.Option(
@@ -107,6 +114,7 @@ def compare(
     hours: Hours = None,
     price: Price = None,
     margin: opt.Margin = None,
+    curve: Curve = False,
     shots: Shots = None,
     answers: Answers = None,
     output: Annotated[str | None, typer.Option(help="folder of the comparison")] = None,
@@ -134,7 +142,7 @@ def compare(
             "methods": methods, "budgets": budget, "seeds": seeds, "trials": trials,
             "rates": rates, "until": until, "margin": margin, "held_out": held_out, "keep": keep,
             "shots": shots, "answers": answers, "with_text": with_text,
-            "allow_overlap": allow_overlap or None,
+            "allow_overlap": allow_overlap or None, "curve": curve or None,
         },
         time_budget=TimeBudget(hours, price, time.monotonic(), gpus_per_job, cluster),
         pool=partial(make_pool, workers, cluster, gpus_per_job),
@@ -146,6 +154,11 @@ def compare(
 
 def _run_or_forecast(asked: CompareRequest, model: str | None) -> Any:
     """Do what a command asks for, with one model or several; returns what its report shows."""
+    if asked.comparison_options["curve"] and asked.time_budget.hours is not None:
+        raise ValueError(
+            "--curve trains after the decision, which --hours does not count: leave it out, and "
+            "add it later with --resume --curve"
+        )
     models = several_models.models_of(model, asked.folder, resume=asked.resume)
     if models:
         return several_models.compare_each(asked, models)
@@ -293,6 +306,7 @@ def _show_report(summary: "Summary", reports: list[Path], *, as_json: bool) -> N
     console.print(summary.verdict)
     show_scores(summary.scale.title, summary.score_format, _score_lines(summary))
     show_retention(summary)
+    show_next_steps(summary)
     sentences = []
     for line in summary.lines:
         if line.score is None:

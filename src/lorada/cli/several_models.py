@@ -91,7 +91,8 @@ def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
     # A command that was stopped as it began has settings of some models only; all share them.
     begun = next(iter(comparisons.values()))
     for model in not_begun:
-        comparisons[model] = replace(begun, recipe={**begun.recipe, "model": model})
+        recipe = {**begun.recipe, "model": model}
+        comparisons[model] = begun.model_copy(update={"recipe": recipe})
     return _run_models({model: comparisons[model] for model in models}, asked)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lorada.compare.curve import CURVE_SEEDS, HALVINGS
 from lorada.compare.jobs.job import Job
 from lorada.compare.jobs.pool import Workers
 from lorada.compare.jobs.queue import Report, run_queue
@@ -114,6 +115,7 @@ class Forecast:
         candidates: those of the plan.
         search: the trials of all searches for a learning rate.
         seeds: the final runs.
+        curve: the runs of the pick on fewer training rows, each as slow as the slowest candidate's.
         steps: of each training.
         slots: how many trainings run at once.
     """
@@ -121,13 +123,14 @@ class Forecast:
     candidates: list[CandidateForecast]
     search: StageForecast
     seeds: StageForecast
+    curve: StageForecast
     steps: int
     slots: int
 
     @property
     def stages(self) -> dict[str, StageForecast]:
         """The stages by name, in their order."""
-        return {"search": self.search, "seeds": self.seeds}
+        return {"search": self.search, "seeds": self.seeds, "curve": self.curve}
 
     @property
     def seconds(self) -> float:
@@ -136,13 +139,14 @@ class Forecast:
         Graham's bound for jobs of which some wait for others, none for one of another candidate.
         """
         longest = max(candidate.seconds or 0.0 for candidate in self.candidates)
-        total = self.search.seconds + self.seeds.seconds
+        total = self.search.seconds + self.seeds.seconds + self.curve.seconds
         return total / self.slots + longest * (1 - 1 / self.slots)
 
     @property
     def probably_seconds(self) -> float:
         """What all of it takes probably."""
-        return (self.search.probably_seconds + self.seeds.probably_seconds) / self.slots
+        seconds = sum(stage.probably_seconds for stage in self.stages.values())
+        return seconds / self.slots
 
     def plain(self) -> dict[str, Any]:
         """It as JSON has it."""
@@ -200,7 +204,12 @@ def forecast(
         final_runs = final_runs.plus(seeds, probable_seeds, seconds_each)
         runs = trials.most + seeds
         candidates.append(replace(candidate, runs=runs, seconds=runs * seconds_each))
-    return Forecast(candidates, search, final_runs, plan.steps, slots)
+    curve = StageForecast()
+    if comparison.curve:  # which candidate is picked is not known yet
+        slowest = max(one.costs.seconds_per_step for one in candidates if one.costs is not None)
+        trainings = len(HALVINGS) * CURVE_SEEDS
+        curve = curve.plus(trainings, trainings, slowest * plan.steps)
+    return Forecast(candidates, search, final_runs, curve, plan.steps, slots)
 
 
 def average_costs(

@@ -232,13 +232,13 @@ def _read_runs(
             missing.append(f"{name}{UNFINISHED}")
             continue
         try:
-            scored.append(_read_run(folder, name, seed, held_out, metric))
+            scored.append(read_run(folder, name, seed, held_out, metric))
         except ValueError as damage:
             missing.append(f"{name} was left out: {' '.join(str(damage).split())}")
     return _SeedRuns(scored, missing, tuple(diverged))
 
 
-def _read_run(
+def read_run(
     folder: Path, name: str, seed: int, held_out: Collection[str], metric: str
 ) -> ScoredRun:
     """A run with its scores on the held-out rows; it may have been scored on others since."""

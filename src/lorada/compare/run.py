@@ -18,6 +18,7 @@ from lorada.compare.baselines.score_baselines import (
     stored_baselines,
 )
 from lorada.compare.comparison_rows import Data, read_data
+from lorada.compare.curve import check_curve, curve_jobs
 from lorada.compare.forecast import average_costs
 from lorada.compare.hours import (
     MeasuredComparison,
@@ -40,6 +41,7 @@ from lorada.compare.stored_plan import (
     BASELINES,
     BASELINES_FILE,
     COMMONEST,
+    CURVE,
     FAILURES_FILE,
     KEPT,
     PLAN_FILE,
@@ -74,7 +76,7 @@ REPORT_FILES = ("report.html", "report.json")
 # All that a comparison writes into its folder. What the folders of its searches and runs hold is
 # said in ``runs/folder.py``.
 COMPARISON_FILES = (
-    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, KEPT, BASELINES, BASELINES_FILE, FAILURES_FILE,
+    SPEC_FILE, PLAN_FILE, TRIALS, RUNS, CURVE, KEPT, BASELINES, BASELINES_FILE, FAILURES_FILE,
     *REPORT_FILES,
 )  # fmt: skip
 
@@ -264,8 +266,9 @@ def finish(
     }
     _write_baselines(folder, untrained)
     scale_failures = _score_smaller_scales(comparison, plan, folder, pool, report)
+    curve_failures = _train_on_fewer_rows(comparison, plan, folder, pool, report)
     summary, reports = write_report(folder)
-    return Compared(summary, reports, failures | scale_failures, 0)
+    return Compared(summary, reports, failures | scale_failures | curve_failures, 0)
 
 
 def _score_smaller_scales(
@@ -281,6 +284,31 @@ def _score_smaller_scales(
     """
     summary = summarize(read_comparison(folder))
     jobs = jobs_of_pick(comparison, plan, folder, summary)
+    if not jobs:
+        return {}
+    outcomes = run_queue(jobs, pool(), report=report)
+    return _failed(jobs, outcomes, folder)
+
+
+def _train_on_fewer_rows(
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    folder: Path,
+    pool: Callable[[], Pool],
+    report: Report,
+) -> dict[str, str]:
+    """Train the pick on half and on a quarter of the training rows, where that is asked for.
+
+    It goes on too where an earlier command has begun it. Returns the errors of jobs that failed, by
+    their folders.
+    """
+    if not comparison.curve and not (folder / CURVE).is_dir():
+        return {}
+    results = read_comparison(folder)
+    best = summarize(results).best
+    if not best:
+        report("no method is to be taken, so none is trained on fewer rows")
+    jobs = curve_jobs(comparison, plan, results, best)
     if not jobs:
         return {}
     outcomes = run_queue(jobs, pool(), report=report)
@@ -352,6 +380,7 @@ def _begin(
     plan = None if overwrite else saved_plan(folder)
     if plan is None:
         new_plan = make_plan(comparison, base, data, report)
+        _check_curve(comparison, data, new_plan)
         with one_at_a_time(folder):  # several commands may begin at once
             plan = None if overwrite else saved_plan(folder)
             if plan is None:
@@ -371,7 +400,14 @@ def _begin(
             "with --overwrite"
         )
     refuse_changed(data.kept, plan.kept)
+    _check_curve(comparison, data, plan)
     return plan
+
+
+def _check_curve(comparison: Comparison, data: Data, plan: ComparisonPlan) -> None:
+    """Refuse a curve that cannot be measured, where one is asked for."""
+    if comparison.curve:
+        check_curve(comparison, data.train, plan.batch)
 
 
 def planned(
@@ -381,7 +417,10 @@ def planned(
     base, data = read(comparison)
     check_baselines(comparison, base, data)
     plan = saved_plan(folder) if resume else None
-    return plan or make_plan(comparison, base, data, report)
+    if plan is None:
+        plan = make_plan(comparison, base, data, report)
+    _check_curve(comparison, data, plan)
+    return plan
 
 
 class BaseAndData(NamedTuple):
@@ -456,7 +495,8 @@ def rescore(folder: Path, metric: str, *, trust_remote_code: bool = False) -> No
 
     as_it_is: list[float | None] = []
     held_out = answers_written(data, base.tokenizer)
-    for run in sorted((folder / RUNS).glob("*/*/seed*")):
+    on_fewer_rows = (folder / CURVE).glob("*/*/*/seed*")
+    for run in sorted([*(folder / RUNS).glob("*/*/seed*"), *on_fewer_rows]):
         without_adapter: list[float | None] = []
         for name, rows in held_out.items():
             _add_metric(run, name, rows, metric)

@@ -41,6 +41,7 @@ CHOSEN = {
     "early_stopping": "every run takes as many steps, and the held-out rows are for the scores",
     "from_adapter": "every run starts without an adapter",
     "seed": "pass --seeds",
+    "train_halvings": "pass --curve",
     "learning_rate": "it is searched, and with --trials 0 it is that of `lorada train`",
     **dict.fromkeys(
         ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
@@ -164,6 +165,9 @@ class Comparison(BaseModel):
     # and report.json too, False for none of them.
     with_text: bool | None = None
     allow_overlap: bool = False  # whether held-out rows may be training rows too
+    # Whether the pick is trained on half and on a quarter of the training rows too. It is not
+    # saved, because a finished comparison may be asked for it too.
+    curve: bool = Field(False, exclude=True)
     # Whether code of the model's repository may run. It is not saved, because each command has to
     # allow it.
     trust_remote_code: bool = Field(False, exclude=True)
@@ -341,13 +345,19 @@ def resumed_comparison(
     now = now.with_absolute_paths()
     _refuse_other_settings(Recipe(**saved.recipe, **FIXED), now, folder)
     recipe = {**saved.recipe, "data_dir": now.data_dir} if now.data_dir else saved.recipe
-    update = {"trust_remote_code": now.trust_remote_code, "recipe": recipe}
+    update = {
+        "trust_remote_code": now.trust_remote_code,
+        "recipe": recipe,
+        "curve": bool(options.get("curve")),
+    }
     return saved.model_copy(update=update)
 
 
 def _refuse_other_options(saved: Comparison, options: dict[str, Any]) -> None:
     """Refuse options that differ from those of the comparison to resume."""
     for field, value in options.items():
+        if field == "curve":  # may be asked for at any time
+            continue
         if field in FILE_FIELDS and value:
             value = absolute_files(value)
         if field == "answers" and value:

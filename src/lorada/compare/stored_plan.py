@@ -26,6 +26,7 @@ FAILURES_FILE = "failures.json"  # folder of a job that failed → the last line
 TRIALS = "trials"
 BASELINES = "baselines"  # what is scored without training, by a job
 RUNS = "runs"
+CURVE = "curve"  # the folder of runs of the pick on fewer training rows
 KEPT = "kept"  # the folder of the base's losses on rows that a model should still do
 SEARCH_FILE = "search.json"  # in the folder of a search for a learning rate
 

@@ -16,7 +16,15 @@ from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.kept import Keep, losses_of, paths_read
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import SEARCH_FILE, TRIALS, Candidate, ComparisonPlan, Untrained
+from lorada.compare.stored_plan import (
+    CURVE,
+    SEARCH_FILE,
+    TRIALS,
+    Candidate,
+    ComparisonPlan,
+    KeptPlan,
+    Untrained,
+)
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.rows.rows import Rows
 from lorada.data.scoring.commonest_answer import commonest_answer
@@ -122,6 +130,44 @@ def _run_job(
         done=partial(is_scored, run),
         after="" if search is None else search.name,
         reads=reads,
+    )
+
+
+def curve_run(candidate: Candidate, halvings: int, seed: int) -> str:
+    """The folder of a run on half of the training rows, or less, relative to the comparison's."""
+    return f"{CURVE}/{candidate.path}/{2**halvings}/seed{seed}"
+
+
+def curve_job(
+    comparison: Comparison,
+    plan: ComparisonPlan,
+    candidate: Candidate,
+    folder: Path,
+    seed: int,
+    halvings: int,
+) -> Job:
+    """A run of a candidate on half of the training rows, halved so many times.
+
+    Its rate and its steps are those of the candidate's final runs, so that only the rows differ.
+    What it keeps of other rows is not measured.
+    """
+    run = folder / curve_run(candidate, halvings, seed)
+    space = _space(comparison, plan, candidate, run, seed, train_halvings=halvings)
+    search_folder = None
+    if comparison.is_searched(candidate.method):
+        search_folder = folder / TRIALS / candidate.path
+    return Job(
+        name=f"{candidate.name} seed {seed} on 1/{2**halvings} of the training rows",
+        work=partial(
+            train_and_score,
+            space,
+            search_folder,
+            Keep(None, None, KeptPlan(reason="it is measured on all training rows alone")),
+            with_text=comparison.with_text is True,
+        ),
+        folder=run,
+        done=partial(is_scored, run),
+        reads=paths_read(comparison),
     )
 
 

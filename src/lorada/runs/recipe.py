@@ -70,6 +70,10 @@ class Recipe(BaseModel):
     )
     eval_seed: int = Field(0, ge=0, description="another number draws another share")
     train_rows: int | None = Field(None, gt=0, description="how many training rows, at random")
+    train_halvings: int = Field(
+        0, ge=0, description="how many times half of the training rows is left out, of each class "
+        "alike, with groups whole",
+    )  # fmt: skip
     dev_rows: int = Field(0, ge=0, description="training rows held out for the held-out loss")
     dev_seed: int = Field(0, ge=0, description="another number holds out other rows")
     eval_rows: int | None = Field(None, gt=0, description="how many rows to score, at random")

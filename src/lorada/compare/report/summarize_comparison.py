@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from lorada.compare.curve import Curve, read_curve
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun
 from lorada.compare.report.baseline_scores import Baseline, ScoredBaseline, scored_baselines
 from lorada.compare.report.candidate_lines import GIB, CandidateLine, decided_of, measure
 from lorada.compare.report.next_commands import by_loss_command, commands_of, resume_command
+from lorada.compare.report.next_steps import NextStep, curve_sentence, next_steps
 from lorada.compare.report.retention_summary import RetentionSummary, summarize_retention
 from lorada.compare.report.row_disagreements import shown_name
 from lorada.compare.report.score_scale import Scale, scale_of, windows_overlap
@@ -59,6 +61,8 @@ class Summary:
     hardware: tuple[str, ...] = ()  # one text for each kind of machine that ran a part
     versions: dict[str, str] = field(default_factory=dict)  # package → version
     procedure: Procedure | None = None
+    curve: Curve | None = None  # the pick after training on fewer rows, if that was asked for
+    next_steps: tuple[NextStep, ...] = ()  # what could be done, where the curve is measured
 
     @property
     def scored(self) -> list[CandidateLine]:
@@ -112,6 +116,8 @@ class Summary:
             "hardware": self.hardware,
             "versions": self.versions,
             "procedure": None if self.procedure is None else asdict(self.procedure),
+            "curve": None if self.curve is None else asdict(self.curve),
+            "next_steps": [asdict(step) for step in self.next_steps],
         }
 
 
@@ -146,7 +152,7 @@ def summarize(
     retention = summarize_retention(
         results, ran, best.label if best else "", baselines, scale_of(metric, results.own_unit.name)
     )
-    return Summary(
+    summary = Summary(
         verdict=_verdict(results, scored, decision, best),
         sentences=(*retention.sentences, *limits(results, scored, decision, tested)),
         model=str(results.asked.recipe.get("model", "")),
@@ -167,6 +173,19 @@ def summarize(
         hardware=_machines(results.plan.hardware, [run for one in ran for run in one.runs]),
         versions=results.plan.versions,
         procedure=_procedure(results.plan),
+    )
+    curve = read_curve(results, summary.best, metric)
+    return summary if curve is None else _with_curve(summary, curve)
+
+
+def _with_curve(summary: Summary, curve: Curve) -> Summary:
+    """The summary with what more training rows have brought, which is said first."""
+    score_format = summary.score_format
+    return replace(
+        summary,
+        sentences=(curve_sentence(curve, score_format), *summary.sentences),
+        curve=curve,
+        next_steps=tuple(next_steps(curve, summary.decision, score_format)),
     )
 
 

@@ -20,6 +20,7 @@ from lorada.support.task_head import TaskHead, head_for
 
 logger = logging.getLogger(__name__)
 
+HALF, HALF_SEED = 0.5, 0  # every seed of a training learns the same half
 MOST_COUNTS = 200  # letters, of the classes in a line about rows
 OwnClasses = tuple[str, ...] | None  # the classes of a model's head, by index
 
@@ -133,7 +134,7 @@ class _Division:
 def _divide(rows: Rows, recipe: Recipe) -> _Division:
     """Draw the held-out share and then the ``dev_rows`` from rows; the others are learned.
 
-    With ``train_rows`` only so many of them are.
+    With ``train_rows`` only so many of them are, and with ``train_halvings`` half of them, or less.
 
     As many ``dev_rows`` as there are rows, or more, are refused.
     """
@@ -153,7 +154,22 @@ def _divide(rows: Rows, recipe: Recipe) -> _Division:
             )
         generator = random.Random(recipe.dev_seed)  # the same for every seed of the training
         rows, dev = rows.split(generator.sample(range(len(rows.rows)), recipe.dev_rows))
-    return _Division(rows.sample(recipe.train_rows), held_out, dev)
+    train = rows.sample(recipe.train_rows)
+    for _ in range(recipe.train_halvings):
+        train = half_of(train)
+    return _Division(train, held_out, dev)
+
+
+def half_of(rows: Rows) -> Rows:
+    """Half of some rows, of each class alike, with rows of one group or of equal content together.
+
+    It is the same for every seed, and half of a half is a part of it.
+
+    Raises:
+        ValueError: if there are too few rows to leave one out.
+    """
+    half, _ = rows.split(draw_held_out(rows.rows, HALF, HALF_SEED))
+    return half
 
 
 def _log_rows(train: Rows, held_out: Rows | None, recipe: Recipe) -> None:
