@@ -40,9 +40,9 @@ def last_whole_checkpoint(run: Path) -> Path | None:
 
 
 def _problem_with(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it was written up to its last file, and none is cut.
+    """What is wrong with a checkpoint, in words that follow its path; None if it is whole.
 
-    Weights are not read for this.
+    Whole: written up to its last file, and no file of it is cut. Weights are not read for this.
     """
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
@@ -73,9 +73,14 @@ def refuse_other_processes(checkpoint: Path) -> None:
     """Refuse a checkpoint that another number of processes has saved.
 
     Each has saved its own random state, without which the run would not go on as it was.
+
+    Raises:
+        ValueError: with both numbers.
     """
-    if not any(checkpoint.glob("rng_state*")):
+    if not any(checkpoint.glob("rng_state*")):  # weights alone have no random state
         return
+    # The Trainer names them rng_state_0.pth, rng_state_1.pth, …, and that of one process
+    # rng_state.pth.
     saved_by = len(list(checkpoint.glob("rng_state_*.pth"))) or 1
     if saved_by != process_count():
         raise ValueError(
@@ -85,7 +90,13 @@ def refuse_other_processes(checkpoint: Path) -> None:
 
 
 def refuse_weights_only(checkpoint: Path) -> None:
-    """Refuse a checkpoint of ``save_only_model=true`` from which training would have to go on."""
+    """Refuse a checkpoint of ``save_only_model=true`` from which training would have to go on.
+
+    One at the last step is not refused: only its weights are needed to finish the run.
+
+    Raises:
+        ValueError: if steps are left and the optimizer was not saved.
+    """
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     resumable = any(checkpoint.glob("rng_state*.pth"))  # saved with any kind of optimizer
     if not resumable and state["global_step"] < state["max_steps"]:

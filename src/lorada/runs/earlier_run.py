@@ -21,6 +21,12 @@ def followed(values: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe, with those of the run that it starts from where they are not given.
 
     A run in ``from_adapter`` becomes its adapter. A line says what was taken over.
+
+    Args:
+        values: fields of a recipe by name, only those that were given.
+
+    Raises:
+        ValueError: for a run that has no adapter.
     """
     source = values.get("from_adapter")
     if not isinstance(source, str):
@@ -43,7 +49,10 @@ def followed(values: dict[str, Any]) -> dict[str, Any]:
 def _adapter_and_run(source: Path) -> tuple[Path, Path | None]:
     """The adapter that a folder is or has, and the run that it belongs to; None for no run.
 
-    A run without an adapter, or without one yet, is refused.
+    An adapter that no run of lorada has made, such as one saved by PEFT, has none.
+
+    Raises:
+        ValueError: for a run that has trained the base itself, or has no adapter yet.
     """
     if not (source / RECIPE_FILE).is_file():
         # It may be the adapter or a checkpoint in the folder of a run.

@@ -75,10 +75,15 @@ class Start:
 
 
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
-    """Decide whether and how a run may start in its output folder; change nothing there.
+    """How a run starts in its output folder: anew, over an earlier run, or from a checkpoint.
 
-    A folder that is taken, another recipe, and a checkpoint that cannot be resumed are refused;
-    without a whole checkpoint a warning says that the training starts anew.
+    Nothing is changed there: ``begin`` does it, once all else has been checked. If the run to
+    resume has no whole checkpoint, a warning says that it starts from the beginning.
+
+    Raises:
+        ValueError: for a folder that is taken (``refuse_taken``); for another recipe than that of
+            the run to resume; for a checkpoint that has weights alone, or that another number of
+            processes has saved.
     """
     run = Path(recipe.output)
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
@@ -86,6 +91,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         return Start()
     if overwrite:
         return Start(clear=True)
+    # From here on there is an unfinished run to resume: refuse_taken has refused all other cases.
     before = saved_recipe(run / RECIPE_FILE)
     same_recipe(before, recipe)
     checkpoint = last_whole_checkpoint(run)
@@ -99,7 +105,15 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
 
 def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that a run may not be written to; the recipe there is not read."""
+    """Refuse an output folder that a run may not be written to; the recipe there is not read.
+
+    It looks at names of files alone, so it is asked before rows and models are read.
+
+    Raises:
+        ValueError: for ``resume`` with ``overwrite``; for a file; for files of a run without a
+            recipe; for a run that is there without either option; for a finished run to resume;
+            for a run to overwrite that holds what this recipe reads.
+    """
     refuse_both(resume=resume, overwrite=overwrite)
     run = Path(recipe.output)
     refuse_file(run)
@@ -126,6 +140,7 @@ def _refuse_deleting_inputs(recipe: Recipe, files: list[Path]) -> None:
     """Refuse to delete files and folders that a recipe reads, such as the adapter to start from."""
     deleted = {path.resolve() for path in files}
     for field, path in recipe.local_paths():
+        # A file in a folder that is deleted goes with it, so its parents count too.
         if deleted & {path.resolve(), *path.resolve().parents}:
             raise ValueError(
                 f"--overwrite would delete {path}, which is this run's {field}: choose another "
@@ -140,7 +155,11 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
 
 
 def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
-    """The recipe of a finished run; the caller, not the recipe, decides about remote code."""
+    """The recipe of a finished run; the caller, not the recipe, decides about remote code.
+
+    Raises:
+        ValueError: for a folder without a recipe or without a result, or with a damaged one.
+    """
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     read_result(folder)
@@ -148,7 +167,11 @@ def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
 
 
 def refuse_target(folder: Path, target: Path) -> None:
-    """Refuse a ``target`` for something made from the run in ``folder``."""
+    """Refuse a ``target`` folder, such as that of an export, in the run it is made from.
+
+    Raises:
+        ValueError: for a target in the run's folder, and for one that has something in it.
+    """
     if folder.resolve() in (target.resolve(), *target.resolve().parents):
         raise ValueError(f"{target} lies in the run itself: choose a folder outside {folder}")
     refuse_filled(target)
@@ -188,16 +211,18 @@ def begin(recipe: Recipe, start: Start, fingerprint: str) -> None:
 
     A chat template of the user's is copied, so that the run has it wherever it is taken.
 
-    Other rows than those that the run began with are refused.
+    Raises:
+        ValueError: for other rows, or another chat template, than the run began with.
     """
     run = Path(recipe.output)
     if start.clear:
         clear(run)
     rows_file = run / ROWS_FILE
-    before = fingerprint
+    first_fingerprint = fingerprint  # of a new run; one that is resumed has written its own
     if rows_file.is_file():
-        before = rows_file.read_text(errors="replace").strip()
-    if before != fingerprint:
+        # Bytes that are no text are no fingerprint: replaced, they differ and are refused below.
+        first_fingerprint = rows_file.read_text(errors="replace").strip()
+    if first_fingerprint != fingerprint:
         where = "" if recipe.data else " (--data-dir)"
         raise ValueError(
             f"{recipe.data or recipe.task} has other rows than this run began with: put them "
@@ -221,7 +246,12 @@ def _copy_template(source: str, copy: Path) -> None:
 
 
 def read_template(path: str | Path) -> str:
-    """The text of a file with a chat template."""
+    """The text of a file with a chat template.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read as UTF-8.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -238,6 +268,7 @@ def clear(run: Path) -> None:
     """
     order = {RESULT_FILE: 0, ROWS_FILE: 2, RECIPE_FILE: 3}
     paths = sorted(_files_to_clear(run), key=lambda path: order.get(path.name, 1))
+    # A rename is done or not done, even for a folder; the scratch folder is then deleted.
     with scratch_folder(run) as scratch:
         for path in paths:
             path.replace(scratch / path.name)
@@ -250,7 +281,11 @@ def _files_to_clear(run: Path) -> list[Path]:
 
 
 def same_recipe(before: Recipe, now: Recipe) -> None:
-    """Refuse to resume a run with a recipe that differs from its own."""
+    """Refuse to resume a run with a recipe that differs from its own.
+
+    Raises:
+        ValueError: with the first setting that differs and its two values.
+    """
     for key, old_value, value in differences(before, now):
         raise ValueError(
             f"the run to resume had {key}={old_value!r}, not {value!r}: leave it as it was, "
@@ -294,11 +329,15 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
 
     Folders that it has made, and into which nothing was written, are removed. Locks of different
     file names do not exclude each other. A lock ends with its process, even if that is killed.
-    ``HeldError``: another process trains there.
-
     On a file system without locks a warning takes the lock's place.
+
+    Raises:
+        HeldError: if another process trains there.
+        ValueError: for a file, or a link to nothing.
+        PermissionError: if nothing may be written there.
     """
     refuse_file(run)
+    # The innermost first, as only an empty folder can be removed at the end.
     new_folders = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     path = run / name
@@ -313,7 +352,7 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
         raise HeldError(
             f"{run} is being trained by {owner}: wait for it, or choose another --output"
         ) from None
-    except PermissionError:
+    except PermissionError:  # an OSError too, but no sign of a file system without locks
         raise
     except (OSError, NotImplementedError):
         logger.warning("%s is on a file system without locks: never train there twice", run)
@@ -328,7 +367,11 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
 
 
 def writer(folder: Path) -> Recipe:
-    """The recipe of a finished run, which must be one that writes text."""
+    """The recipe of a finished run, which must be one that writes text.
+
+    Raises:
+        ValueError: for a run that is not finished, and for a classifier or scorer.
+    """
     recipe = finished_run(folder)
     result = read_result(folder)
     refuse_no_text(folder, result.form, result.labels)

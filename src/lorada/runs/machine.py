@@ -22,17 +22,21 @@ def hardware() -> dict[str, str | float | None]:
     """The processor, cores, memory (GiB) and accelerator of this machine."""
     import torch
 
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    accelerator = None
+    if torch.cuda.is_available():
+        accelerator = torch.cuda.get_device_name()
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(pages / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "accelerator": accelerator,
     }
 
 
 def _cpu_name() -> str:
+    """The model of the processor as Linux names it; elsewhere what Python knows of it."""
     for line in _lines_of("/proc/cpuinfo"):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -42,7 +46,9 @@ def _cpu_name() -> str:
 def _lines_of(path: str) -> list[str]:
     """The lines of a file of Linux; none on another system."""
     file = Path(path)
-    return file.read_text().splitlines() if file.is_file() else []
+    if not file.is_file():
+        return []
+    return file.read_text().splitlines()
 
 
 def peak_memory() -> int:
@@ -58,4 +64,6 @@ def peak_memory() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # in bytes, or in KiB
+    if sys.platform == "darwin":  # in bytes there, elsewhere in KiB
+        return peak
+    return peak * 1024

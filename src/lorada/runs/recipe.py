@@ -21,9 +21,13 @@ def refuse_unstorable(name: str, value: Any) -> None:
     """Refuse a setting that no file can hold: infinity, NaN, text that is not valid Unicode.
 
     Lists and dictionaries are searched too.
+
+    Raises:
+        ValueError: with the name of the setting and its value.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value} must be a finite number")
+    # Python keeps bytes of the command line that are not UTF-8 as surrogates.
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(f"{name}={value!a} is not UTF-8 text: type it again")
     if isinstance(value, dict):
@@ -209,16 +213,30 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def refuse_seed(name: str, seed: Any) -> None:
-    """Refuse a seed that the libraries' random numbers cannot start from; None is not given."""
+    """Refuse a seed that the libraries' random numbers cannot start from; None is not given.
+
+    Args:
+        name: what stands before the value in the message, such as ``seed=``.
+        seed: as it was typed.
+
+    Raises:
+        ValueError: if it is no whole number from 0 to ``MOST_SEED``.
+    """
     if seed is None:
         return
+    # true and false are integers to Python.
     is_whole = isinstance(seed, int) and not isinstance(seed, bool)
     if not is_whole or not 0 <= seed <= MOST_SEED:
         raise ValueError(f"{name}{seed!r} must be a whole number from 0 to {MOST_SEED}")
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """Make a recipe of these fields; refuse what is missing, mistyped, or cannot be stored."""
+    """The recipe of these fields.
+
+    Raises:
+        ValueError: for a field that is missing, unknown or of another type, and for a value that
+            no file can hold.
+    """
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -241,7 +259,11 @@ def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file."""
+    """The keys and values of a YAML file.
+
+    Raises:
+        ValueError: for a file that is not UTF-8, not YAML, or not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

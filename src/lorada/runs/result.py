@@ -62,6 +62,7 @@ class RowsMetrics(StoredRecord):
     @property
     def scores(self) -> dict[str, float | None]:
         """The metrics by name, the main one first; None for one that is undefined."""
+        # All metrics are keys without a field of their own, in the order of the file.
         scores = {}
         for name, value in self.further.items():
             if not isinstance(value, str):
@@ -180,7 +181,11 @@ class RunResult(StoredRecord):
 
 
 def read_result(run: Path) -> RunResult:
-    """The result of a run."""
+    """The result of a run.
+
+    Raises:
+        ValueError: for a run that is not finished, and for a result that is damaged.
+    """
     path = run / RESULT_FILE
     if not path.is_file():
         raise ValueError(f"{run} has no {RESULT_FILE}: train it first, or finish it with --resume")
@@ -188,7 +193,11 @@ def read_result(run: Path) -> RunResult:
 
 
 def result_in(path: Path) -> RunResult:
-    """Read the result in a file; refuse a file that is not JSON, or not a result."""
+    """The result in a file.
+
+    Raises:
+        ValueError: for a file that is not JSON, or not a result; it names the first wrong field.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -201,11 +210,16 @@ def result_in(path: Path) -> RunResult:
 
 
 def refuse_no_text(run: Path, form: str, labels: Sequence[str]) -> None:
-    """Refuse a run with a head, which writes no text, where text is asked for."""
-    if form in HEADED:
-        what = f"a classifier of {', '.join(labels)}" if labels else "a scorer"
-        ask = as_typed("lorada", "predict", run, "--text", "TEXT")
-        raise ValueError(f"{run} is {what} and writes no text: ask it with {ask}")
+    """Refuse a run with a head, which writes no text, where text is asked for.
+
+    Raises:
+        ValueError: with the command that asks such a run.
+    """
+    if form not in HEADED:
+        return
+    model_kind = f"a classifier of {', '.join(labels)}" if labels else "a scorer"
+    command = as_typed("lorada", "predict", run, "--text", "TEXT")
+    raise ValueError(f"{run} is {model_kind} and writes no text: ask it with {command}")
 
 
 def write_result(run: Path, result: RunResult) -> None:
@@ -220,9 +234,15 @@ def _text_of(result: RunResult) -> str:
 def keep_scores(
     run: Path, metrics: dict[str, RowsMetrics], unparsable: dict[str, float] | None = None
 ) -> None:
-    """Add scores to the result of a run, by the name of the rows; if that fails, only warn.
+    """Add scores to the result of a run; if the file cannot be written, only warn.
 
-    ``unparsable`` is the percent of answers that name no option, by the same names.
+    Args:
+        run: folder of the run.
+        metrics: what it scores, by the name of the rows.
+        unparsable: the percent of answers that name no option, by the same names.
+
+    Raises:
+        ValueError: if the run has no result, or a damaged one.
     """
     # The result is read again, since another command may have scored the run meanwhile.
     result = read_result(run)
@@ -284,7 +304,8 @@ def at_scale(name: str, scale: float) -> str:
 def read_predictions(run: Path) -> list[Prediction]:
     """The lines of a run's predictions, in the file's order; none if the run was never scored.
 
-    A line that is damaged is refused by its number.
+    Raises:
+        ValueError: with the number of the first line that is damaged.
     """
     path = run / PREDICTIONS_FILE
     if not path.is_file():
@@ -304,11 +325,18 @@ def read_predictions(run: Path) -> list[Prediction]:
 
 
 def write_predictions(run: Path, name: str, predictions: Iterable[Prediction]) -> None:
-    """Put predictions in place of those of the rows ``name``, wholly; if that fails, only warn."""
+    """Put predictions in place of those of the rows ``name``; those of other rows stay.
+
+    If the file cannot be written, it stays as it was, and a warning says so.
+
+    Raises:
+        ValueError: if the file that is there has a damaged line.
+    """
     by_rows: dict[str, list[Prediction]] = {}
     for prediction in read_predictions(run):
         by_rows.setdefault(prediction.rows, []).append(prediction)
     by_rows[name] = list(predictions)
     # Fields that a row has not, such as the group, are in no line of it.
-    lines = [each.model_dump(exclude_unset=True) for each in chain(*by_rows.values())]
+    all_predictions = chain(*by_rows.values())
+    lines = [prediction.model_dump(exclude_unset=True) for prediction in all_predictions]
     _keep(run / PREDICTIONS_FILE, json_lines(lines), "the answers")
