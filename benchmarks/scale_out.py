@@ -16,13 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from lorada.runs.result import read_result
 
+BUNDLED = Path(__file__).parents[1] / "src/lorada/recipes/rows/syllogisms.csv"
 ROWS = 240
 WAIT = 240.0  # seconds for a training to begin
 NETWORK = "loradabr"
@@ -33,9 +33,7 @@ SIZES = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-sta
 def write_rows(output: Path) -> Path:
     """Write the first rows of the bundled syllogisms, which every part trains on."""
     path = output / "rows.csv"
-    with (files("lorada") / "recipes/rows/syllogisms.csv").open(
-        encoding="utf-8", newline=""
-    ) as rows:
+    with BUNDLED.open(encoding="utf-8", newline="") as rows:
         kept = list(csv.reader(rows))[: ROWS + 1]  # with the names of the columns
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(kept)
@@ -117,7 +115,7 @@ def start_node(output: Path, names: list[str], number: int) -> None:
     wait_for(lambda: "Ray runtime started" in log.read_text(), f"node {number}, see {log}")
 
 
-def wait_for(holds, what: str) -> None:
+def wait_for(holds: Callable[[], bool], what: str) -> None:
     """Wait until something holds.
 
     Raises:
@@ -149,7 +147,7 @@ def run_ray(output: Path) -> None:
         start_node(output, names, 2)
         words = ["ip", "netns", "exec", names[0], *command(output, "ray")]
         compare = subprocess.Popen([*words, "--cluster", f"10.77.0.1:{PORT}"])
-        wait_for(lambda: training_on(names[1], folder), "a checkpoint on the second node")
+        wait_for(lambda: bool(training_on(names[1], folder)), "a checkpoint on the second node")
         for run in training_on(names[1], folder):
             print(f"killed with the second node: {run.relative_to(folder)}", flush=True)
         kill_node(names[1])
