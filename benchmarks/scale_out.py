@@ -129,7 +129,7 @@ def wait_for(holds: Callable[[], bool], what: str) -> None:
 
 
 def training_on(name: str, folder: Path) -> list[Path]:
-    """The runs with a checkpoint that a process of the namespace now trains."""
+    """The runs that a process of the namespace trains, with a checkpoint, perhaps half written."""
     processes = ip("netns", "pids", name).split()
     running = []
     for file in folder.glob("runs/**/.lorada.job"):
@@ -147,7 +147,10 @@ def run_ray(output: Path) -> None:
         start_node(output, names, 2)
         words = ["ip", "netns", "exec", names[0], *command(output, "ray")]
         compare = subprocess.Popen([*words, "--cluster", f"10.77.0.1:{PORT}"])
-        wait_for(lambda: bool(training_on(names[1], folder)), "a checkpoint on the second node")
+        wait_for(
+            lambda: bool(training_on(names[1], folder)),
+            "a checkpoint that the second node has begun",
+        )
         for run in training_on(names[1], folder):
             print(f"killed with the second node: {run.relative_to(folder)}", flush=True)
         kill_node(names[1])
