@@ -161,12 +161,12 @@ def run_ray(output: Path) -> None:
 
 def print_differences(output: Path, part: str) -> None:
     """Print, for each run made alone, what the same run of this part has other than it."""
-    for expected_file in sorted((output / "alone").glob("runs/**/result.json")):
+    for expected_file in sorted((output / "alone").glob("runs/**/predictions.jsonl")):
         expected_folder = expected_file.parent
         name = expected_folder.relative_to(output / "alone")
         folder = output / part / name
-        if not (folder / "result.json").is_file():
-            print(f"{name}: LOST")
+        if not (folder / "predictions.jsonl").is_file():  # written last
+            print(f"{name}: not finished")
             continue
         result, expected = read_result(folder), read_result(expected_folder)
         same_losses = result.history == expected.history
