@@ -44,13 +44,14 @@ class Summary:
     sentences: tuple[str, ...] = ()  # what limits it
     model: str = ""  # the base model
     task: str = ""  # the task or the file of the held-out rows
-    rows: int = 0  # number of scored rows
+    rows: int = 0  # how many held-out rows were scored
     seeds: tuple[int, ...] = ()  # of the final runs
     metric: str = ""  # the main metric
     own_unit: str = ""  # of a user's function: ``%`` if its values are right or wrong, or shares
     best: str = ""  # label of the candidate to take; empty if nothing is scored
     decision: Decision | None = None  # None where nothing can be decided
-    lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
+    # One for each candidate, a line of the table: the best score first, those without one last.
+    lines: tuple[CandidateLine, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     # What methods gain, and what they lose elsewhere.
     retention: RetentionSummary = field(default_factory=RetentionSummary)
@@ -125,6 +126,9 @@ def summarize(
         margin: that of ``write_report``.
         with_text: where texts of rows are shown, as in ``write_report``; None as the comparison
             was asked to.
+
+    Raises:
+        ValueError: for a margin that ``decide`` refuses.
     """
     metric = results.metric or _main_metrics(results)
     ran = sorted(
@@ -137,6 +141,7 @@ def summarize(
         for candidate in ran
     ]
     baselines = scored_baselines(results, metric)
+    # A first candidate would win against nothing; its scores are shown without a decision.
     decision = None
     if not _first_is_alone(results):
         decision = _decide(results, measured, baselines, metric, margin)
