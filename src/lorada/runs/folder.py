@@ -77,8 +77,19 @@ class Start:
 def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
     """Decide whether and how a run may start in its output folder; change nothing there.
 
-    A folder that is taken, another recipe, and a checkpoint that cannot be resumed are refused;
-    without a whole checkpoint a warning says that the training starts anew.
+    Without a whole checkpoint to resume, a warning says that the training starts anew.
+
+    Args:
+        recipe: of the run to start.
+        resume: whether to go on with the run in the folder.
+        overwrite: whether to delete it first.
+
+    Returns:
+        How it starts: anew, after clearing the folder, or from a checkpoint.
+
+    Raises:
+        ValueError: for a folder that is taken (``refuse_taken``), and, to resume, a run of another
+            recipe and a checkpoint without the state of its optimizer or of other processes.
     """
     run = Path(recipe.output)
     refuse_taken(recipe, resume=resume, overwrite=overwrite)
@@ -86,6 +97,7 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
         return Start()
     if overwrite:
         return Start(clear=True)
+    # From here on the run is resumed: ``refuse_taken`` lets no other pass.
     before = saved_recipe(run / RECIPE_FILE)
     same_recipe(before, recipe)
     checkpoint = last_whole_checkpoint(run)
@@ -99,7 +111,13 @@ def check_folder(recipe: Recipe, *, resume: bool, overwrite: bool) -> Start:
 
 
 def refuse_taken(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that a run may not be written to; the recipe there is not read."""
+    """Refuse an output folder that a run may not be written to; the recipe there is not read.
+
+    Raises:
+        ValueError: for both options at once, a file in the folder's place, files of a run without a
+            recipe, files to delete that the recipe reads, a run without either option, and a
+            finished run to resume.
+    """
     refuse_both(resume=resume, overwrite=overwrite)
     run = Path(recipe.output)
     refuse_file(run)
@@ -140,7 +158,11 @@ def refuse_both(*, resume: bool, overwrite: bool) -> None:
 
 
 def finished_run(folder: Path, *, trust_remote_code: bool = False) -> Recipe:
-    """The recipe of a finished run; the caller, not the recipe, decides about remote code."""
+    """The recipe of a finished run; the caller, not the recipe, decides about remote code.
+
+    Raises:
+        ValueError: for a folder without a recipe, and one whose run is not finished.
+    """
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"{folder} is not a run: it has no {RECIPE_FILE}")
     read_result(folder)
