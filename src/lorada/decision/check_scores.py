@@ -265,7 +265,12 @@ def check_costs(costs: Costs, methods: Mapping[str, Scores]) -> None:
 
 
 def checked_number(value: object, error: str) -> float:
-    """A finite number of at least 0 as a float; of another value ``error`` is raised."""
+    """A number that a user gives, such as a cost or a margin, as a float.
+
+    Raises:
+        ValueError: with the text ``error``, for what is no number, a truth value (which Python
+            counts as 0 or 1), and what is negative or not finite.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(error)
     try:
