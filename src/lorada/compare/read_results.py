@@ -241,7 +241,12 @@ def _read_runs(
 def _read_run(
     folder: Path, name: str, seed: int, held_out: Collection[str], metric: str
 ) -> ScoredRun:
-    """A run with its scores on the held-out rows; it may have been scored on others since."""
+    """A run with its scores on the held-out rows; it may have been scored on others since.
+
+    Raises:
+        ValueError: for a damaged file, a row without the metric, and a run that is not scored on
+            any of these rows.
+    """
     result = read_result(folder / name)
     predictions: dict[RowKey, Prediction] = {}
     scores: dict[RowKey, float] = {}
