@@ -243,7 +243,11 @@ def _copy_template(source: str, copy: Path) -> None:
 
 
 def read_template(path: str | Path) -> str:
-    """The text of a file with a chat template."""
+    """The text of a file with a chat template.
+
+    Raises:
+        ValueError: if it cannot be read as one.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -316,9 +320,11 @@ def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
 
     Folders that it has made, and into which nothing was written, are removed. Locks of different
     file names do not exclude each other. A lock ends with its process, even if that is killed.
-    ``HeldError``: another process trains there.
-
     On a file system without locks a warning takes the lock's place.
+
+    Raises:
+        HeldError: if another process trains there.
+        ValueError: if the folder is a file, or a link to nothing.
     """
     refuse_file(run)
     new_folders = [folder for folder in (run, *run.parents) if not folder.exists()]

@@ -237,7 +237,11 @@ def saved_recipe(path: Path, *, trust_remote_code: bool = False) -> Recipe:
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file."""
+    """The keys and values of a YAML file.
+
+    Raises:
+        ValueError: for a file that is not UTF-8, not YAML, or no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

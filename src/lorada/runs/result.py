@@ -180,7 +180,11 @@ class RunResult(StoredRecord):
 
 
 def read_result(run: Path) -> RunResult:
-    """The result of a run."""
+    """The result of a run.
+
+    Raises:
+        ValueError: for a run that is not finished, and a file that is no result.
+    """
     path = run / RESULT_FILE
     if not path.is_file():
         raise ValueError(f"{run} has no {RESULT_FILE}: train it first, or finish it with --resume")
