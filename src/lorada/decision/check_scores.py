@@ -93,8 +93,9 @@ def _refuse_no_mapping(what: str, value: object, form: str) -> None:
 
 
 def _refuse_name(name: object) -> None:
-    """Refuse a name that could not stand in a sentence."""
-    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) > 1:
+    """Refuse a name that could not stand in a sentence: no text, an empty one, several lines."""
+    is_one_line = isinstance(name, str) and bool(name.strip()) and len(name.splitlines()) == 1
+    if not is_one_line:
         raise ValueError(f"a method is named {name!r}: give each a name that is a text")
 
 

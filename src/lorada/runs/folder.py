@@ -246,7 +246,8 @@ def read_template(path: str | Path) -> str:
     """The text of a file with a chat template.
 
     Raises:
-        ValueError: if it cannot be read as one.
+        FileNotFoundError: if it is not there.
+        ValueError: if it cannot be read as a text.
     """
     try:
         return Path(path).read_text(encoding="utf-8")

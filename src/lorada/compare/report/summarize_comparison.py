@@ -213,7 +213,10 @@ def _decide(
 ) -> Decision | None:
     """Which candidate to take; None where scores are of one row, or of a part of the rows."""
     independent_rows, _ = results.units
-    if independent_rows < 2 or windows_overlap(metric) or results.rows_without_loss:
+    if independent_rows < 2:
+        return None
+    # Overlapping windows are no independent rows, and without some losses the mean is of a part.
+    if windows_overlap(metric) or results.rows_without_loss:
         return None
     if margin is None and results.metric == results.own_metric:
         margin = results.asked.margin  # which is in the unit of that metric

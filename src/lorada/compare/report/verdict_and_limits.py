@@ -220,7 +220,11 @@ def _other_winner_by_loss(
     results: Results, lines: Sequence[CandidateLine], decision: Decision | None
 ) -> Iterator[str]:
     """A sentence if the loss names another best method than the score does."""
-    if decision is None or decision.pick is None or decision.highest is None:
+    if decision is None:
+        return
+    if (
+        decision.pick is None or decision.highest is None
+    ):  # nothing is taken, or nothing has a score
         return
     if rows_metric(lines[0].measured.metric) == LOSS:  # already compared by it, as perplexity is
         return
