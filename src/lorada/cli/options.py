@@ -19,7 +19,10 @@ WHOLE = 0.01  # how far 1 / share may be from a whole number: 0.33 means three j
 
 
 def parse_names(text: str) -> list[str]:
-    """Split names at commas; those inside brackets belong to a list, ``target_modules=[a,b]``."""
+    """Split names at commas; those inside brackets belong to a list, ``target_modules=[a,b]``.
+
+    Raises ``typer.BadParameter`` for a bracket without its partner, and for a text without names.
+    """
     if text.count("[") != text.count("]"):
         raise typer.BadParameter(f"{text!r} has a bracket without its partner")
     names = [name.strip() for name in COMMA.split(text) if name.strip()]
@@ -41,7 +44,10 @@ def parse_budgets(text: str) -> list[str]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Split seeds at commas into whole numbers that torch and NumPy take."""
+    """Split seeds at commas into whole numbers that torch and NumPy take.
+
+    Raises ``typer.BadParameter`` for what is no whole number, ``ValueError`` for one out of range.
+    """
     from lorada.runs.recipe import refuse_seed
 
     try:
@@ -54,7 +60,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_shots(text: str) -> list[int]:
-    """Split numbers of examples at commas."""
+    """Split numbers of examples at commas.
+
+    Raises ``typer.BadParameter`` for what is no whole number of 1 or more.
+    """
     try:
         shots = [int(number) for number in text.split(",")]
     except ValueError as error:
@@ -65,7 +74,7 @@ def parse_shots(text: str) -> list[int]:
 
 
 def parse_rates(text: str) -> list[float]:
-    """Split learning rates at commas."""
+    """Split learning rates at commas; raises ``typer.BadParameter`` for what is no number."""
     try:
         return [float(rate) for rate in text.split(",")]
     except ValueError as error:
@@ -73,7 +82,10 @@ def parse_rates(text: str) -> list[float]:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Read ``text=review,label=sentiment``."""
+    """Read ``text=review,label=sentiment``: field of a form → column of the user's file.
+
+    Raises ``typer.BadParameter`` for a pair without a field or without a column.
+    """
     columns: dict[str, str] = {}
     for pair in text.split(","):
         field, _, column = pair.partition("=")
@@ -105,7 +117,10 @@ def refuse_columns(columns: Any, data: str | None) -> None:
 
 
 def parse_gpus(text: str) -> float:
-    """Read how many GPUs a job has: a whole number, or a share such as 0.25."""
+    """Read how many GPUs a job has: a whole number, or a share such as 0.25.
+
+    Raises ``typer.BadParameter`` for others, as Ray could not fill a GPU with jobs of 0.3.
+    """
     try:
         gpus = float(text)
         # Of a share it is the number of jobs on a GPU that must be whole.

@@ -22,7 +22,11 @@ class Questions:
     columns: Any
 
     def read(self) -> list[Any]:
-        """Read the rows as they are given; a text is a row with nothing else."""
+        """Read the rows as they are given; a text is a row with nothing else.
+
+        Raises:
+            ValueError: for a file that is no table of rows.
+        """
         from lorada.data.files.read_rows import read_rows
 
         if self.data is not None:
@@ -52,7 +56,7 @@ def folders_of(runs: Path) -> list[Path]:
     Raises:
         ValueError: for a folder that is named twice, as its vote would count twice.
     """
-    if runs.exists():
+    if runs.exists():  # as one folder, so a comma is part of its name
         return [runs]
     folders = [Path(name) for name in str(runs).split(",") if name]
     for index, folder in enumerate(folders):
@@ -100,6 +104,10 @@ def vote_on(
 
     Returns:
         The rows as they were read, and the answer to each.
+
+    Raises:
+        ValueError: for runs that cannot vote together, rows that one of them cannot answer, and an
+            output that is there and is not to be deleted.
     """
     from lorada.inference.predict import checked_output, write_answers
     from lorada.inference.vote import predict_together
@@ -117,6 +125,7 @@ def vote_on(
 
     rows, answers = predict_together(folders, load, rows_for)
     if output is not None:
+        # It was checked hours ago: meanwhile somebody else may have written there.
         answers_path = checked_output(output, rows, overwrite=overwrite)
         write_answers(answers_path, input_rows, answers, overwrite=overwrite)
     return input_rows, answers

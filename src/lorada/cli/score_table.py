@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorada.decision.score_format import ScoreFormat
 
 SHARED = "Methods that share a letter of a group are not significantly different"
-NAME = 12  # letters of a name that stand in a line, however narrow the terminal
+LEAST_NAME_WIDTH = 12  # characters of a name that stay in a line, however narrow the terminal
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class ScoreLine:
 
 
 def show_scores(title: str, score_format: "ScoreFormat", lines: Sequence[ScoreLine]) -> None:
-    """Print the table of scores, as wide as its numbers need; ``title`` heads the scores."""
+    """Print the table of scores, as wide as its numbers need; ``title`` heads the scores.
+
+    Where the terminal is too narrow, rich may fold names (the first column), never numbers.
+    """
     heads = ["", f"{title} ± 95 %", "group", "expected loss", "parameters", ""]
     rows = [_score_cells(line, score_format) for line in lines]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -44,9 +47,12 @@ def show_scores(title: str, score_format: "ScoreFormat", lines: Sequence[ScoreLi
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # Numbers are never cut: a narrow terminal gets lines that are too long for it.
-    least_width = min(NAME, widths[0]) + sum(widths[1:]) + 2 * len(widths[1:])
-    table.width = least_width if least_width > console.width else None
+    # Rich would cut numbers to fit a narrow terminal. So the table has a width of its own there:
+    # names of LEAST_NAME_WIDTH, all numbers, and two spaces between columns.
+    name_width, *other_widths = widths
+    least_width = min(LEAST_NAME_WIDTH, name_width) + sum(other_widths) + 2 * len(other_widths)
+    if least_width > console.width:
+        table.width = least_width
     console.print(table, crop=False)
 
 

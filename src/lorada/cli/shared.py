@@ -40,7 +40,12 @@ def split_overrides(
 
 
 def make_pool(workers: int | None, cluster: str | None, gpus_per_job: float) -> Any:
-    """The pool that options ask for: of this machine, or of a Ray cluster."""
+    """The pool that options ask for: of this machine, or of a Ray cluster.
+
+    Raises:
+        ValueError: for both options at once, and a cluster without room for a job.
+        ConnectionError: if the cluster cannot be reached.
+    """
     if cluster is None:
         from lorada.compare.jobs.pool import Workers as Pool
 

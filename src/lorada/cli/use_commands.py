@@ -61,6 +61,11 @@ def recipe_to_score(
         data: files of rows; None for those that the recipe names.
         data_dir: folder of the benchmarks' rows.
         metrics: those that the user names; none for that of the rows.
+
+    Raises:
+        FileNotFoundError: for rows that are not there.
+        ValueError: for a folder that is no finished run, a metric that is code and was not named by
+            the user, and a metric for a benchmark, which has its own.
     """
     from lorada.data.files.read_rows import DATA, OF_RUN, SHARED
     from lorada.data.rows.held_out_share import share_of
@@ -300,7 +305,10 @@ def _read_line(name: str) -> str | None:
 
 
 def _answer_line(chat: Any, line: str) -> None:
-    """Answer a question, or do what a command says."""
+    """Answer a question, or do what a command says; an empty line does nothing.
+
+    Raises ``ValueError`` for an unknown command, and for text behind ``/base``.
+    """
     word, _, argument = line.partition(" ")
     match word:
         case "/base" if argument.strip():

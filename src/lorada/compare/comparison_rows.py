@@ -36,7 +36,12 @@ def read_data(comparison: Comparison, kind: Kind, own_classes: OwnClasses = None
     """Read the rows of a comparison and check that they can be compared on.
 
     ``kind`` is that of the model, which matters for benchmarks only; ``own_classes`` are those of
-    the model's own head, if it has one.
+    the model's own head, if it has one. Held-out rows that are copies of others are warned of.
+
+    Raises:
+        FileNotFoundError: for a file that is missing.
+        ValueError: for rows that cannot be trained on or scored, and held-out rows among the
+            training rows, unless the comparison allows them.
     """
     recipe = comparison.shared_recipe
     train, own_held_out = training_rows(recipe, kind, own_classes)

@@ -154,6 +154,9 @@ def _sets_of_rows(results: Results, recipe: Recipe, result: RunResult) -> dict[s
 
     A user's own rows are one set. A benchmark may have several, and is read as each kind of model
     is asked it, until the fingerprints are those of the comparison.
+
+    Raises:
+        ValueError: if no kind of model has been asked rows with these fingerprints.
     """
     if recipe.task == JSONL:
         return {str(results.asked.held_out): rows_to_score(recipe, result, None)}

@@ -53,7 +53,11 @@ def losses_of(run: Run, keep: Keep) -> KeptLosses:
 
 
 def read_again(run: Run, keep: Keep) -> dict[str, Rows]:
-    """The rows to keep, by their names, as they were at the beginning of the comparison."""
+    """The rows to keep, by their names, as they were at the beginning of the comparison.
+
+    Raises:
+        ValueError: if their files have other rows by now.
+    """
     learned = Learned(run.form, run.labels, keep.columns, run.kind)
     rows_by_name = kept_rows(keep.files, learned, run.labels).by_name
     for name, rows in rows_by_name.items():

@@ -241,7 +241,12 @@ def _read_runs(
 def read_run(
     folder: Path, name: str, seed: int, held_out: Collection[str], metric: str
 ) -> ScoredRun:
-    """A run with its scores on the held-out rows; it may have been scored on others since."""
+    """A run with its scores on the held-out rows; it may have been scored on others since.
+
+    Raises:
+        ValueError: for a damaged file, a row without the metric, and a run that is not scored on
+            any of these rows.
+    """
     result = read_result(folder / name)
     predictions: dict[RowKey, Prediction] = {}
     scores: dict[RowKey, float] = {}
@@ -318,7 +323,7 @@ def _candidate_result(
 
 
 def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
-    """The rows that most runs were scored on, in the order of their names and numbers."""
+    """The rows that most runs were scored on, in the order of ``names`` and of their numbers."""
     runs_on = Counter(frozenset(run.scores) for run in runs)
     # Of as many runs on either, the larger set.
     rows = max(runs_on, key=lambda keys: (runs_on[keys], len(keys)), default=frozenset())
@@ -327,17 +332,18 @@ def _common_rows(runs: list[ScoredRun], names: list[str]) -> list[RowKey]:
 
 def _groups_of(candidates: Sequence[CandidateResult], rows: list[RowKey]) -> list[str] | None:
     """The group of each row, as any run has stored it; None unless every row has one."""
-    run = next((run for candidate in candidates for run in candidate.runs), None)
-    if run is None:
+    all_runs = [run for candidate in candidates for run in candidate.runs]
+    if not all_runs:
         return None
-    groups = [run.predictions[row].group for row in rows]
+    first_run = all_runs[0]  # groups are of the rows, so each run has stored the same
+    groups = [first_run.predictions[row].group for row in rows]
     if any(group is None for group in groups):
         return None
     return [str(group) for group in groups]
 
 
 def _table(values: Sequence[Sequence[float | None]], rows: list[RowKey]) -> Scores:
-    """Runs × rows; None is NaN."""
+    """Values as an array, runs × rows, in which None is NaN; 0 runs keep the number of rows."""
     return np.array(values, dtype=float).reshape(len(values), len(rows))
 
 
@@ -346,12 +352,18 @@ def _in_own_unit(results: Results, named: str | None) -> Results:
 
     Shares of one, such as True and False, are percent: a margin and an interval depend on it. Of
     values in a unit that the user has named nothing is guessed.
+
+    Args:
+        results: with the values as the function returned them.
+        named: the unit that the user has named; None to recognise it from the values.
     """
     if named is not None:
         return replace(results, own_unit=named_unit(named))
     tables = [candidate.scores for candidate in results.candidates if candidate.scores.size]
     if not tables:
         return results
+    # Runs have a value of every row. A baseline may lack some, which are stored as None; as NaN
+    # they would fail every comparison with 0 and 1 and so hide the unit, so they are left out.
     untrained = []
     for baseline in results.baselines.values():
         for row_scores in baseline.tables_of(results.metric):

@@ -203,16 +203,22 @@ def vote_of(
         vote: the score of each row by the vote of its runs.
         scores: of the single runs, runs × rows.
         groups: of each row; None if rows have none.
-        share: whether scores lie between 0 and 100.
+        share: whether scores are shares in percent, between 0 and 100. Their intervals are wider on
+            the side of 50 %, and end at 0 and 100. A gain may be negative and is no share.
     """
     of_single_runs = scores.mean(axis=0)  # of each row
     # As tables of one run: the error of their means then comes from the rows alone.
-    together, gains = vote.row_scores[None], (vote.row_scores - of_single_runs)[None]
+    together = vote.row_scores[None]
+    gains = (vote.row_scores - of_single_runs)[None]
+    # Rows of a group are alike, so intervals come from the means of groups; the scores that are
+    # shown stay means over rows.
     if groups is not None:
-        together, gains = by_group(together, groups), by_group(gains, groups)
+        together = by_group(together, groups)
+        gains = by_group(gains, groups)
     low, high = mean_score(together, share=share).interval()
     if share:
-        low, high = max(low, 0.0), min(high, 100.0)
+        low = max(low, 0.0)
+        high = min(high, 100.0)
     gain = mean_score(gains)
     gain_low, gain_high = gain.interval()
     return Vote(

@@ -26,6 +26,9 @@ def limit_of(budget: str, total: int) -> int:
     """The most parameters that may train, without a task head, on a base of ``total`` parameters.
 
     A budget is a share or a number, such as ``0.2%``, ``100000`` or ``100_000``.
+
+    Raises:
+        ValueError: for any other text, a share above 100 %, and 0.
     """
     text = budget.strip()
     if text.endswith("%"):

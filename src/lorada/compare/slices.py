@@ -140,7 +140,8 @@ def _by_class(rows: Sequence[AskedRow], form: Form) -> list[Slice]:
             inside = np.array([label in _labels(row) for row in rows])
             slices.append(Slice(CLASS, label, inside))
         return [part for part in slices if _is_large(part)]
-    if form == "label" or (form in ("prompt", "messages") and _are_classes(rows)):
+    texts_are_classes = form in ("prompt", "messages") and _are_classes(rows)
+    if form == "label" or texts_are_classes:
         return _by_value(CLASS, [str(row.right).strip() for row in rows])
     return []
 

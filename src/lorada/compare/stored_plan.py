@@ -217,11 +217,13 @@ class Untrained:
     row_scores: RowScores = field(default_factory=dict)
     other_draws: list[RowScores] = field(default_factory=list)  # of examples in the prompt
     title: str = ""  # how reports call it; empty for one that they name by its key
-    note: str = ""  # how it was asked, in words
+    note: str = ""  # how the model was asked, in words: ``by the chat template, 3 draws of …``
     prompt_tokens: float | None = None  # of a prompt on average; None if nothing is asked
     answers: list[list[str]] = field(default_factory=list)  # texts of each draw, to be scored anew
-    answer: Any = None  # the commonest answer: a text, a class, several, a candidate, a number
-    reason: str = ""  # why there are no scores
+    # Of the baseline that gives one answer to all rows, the commonest in the training rows: that
+    # answer, as the form of the rows has it (a text, a class, labels, an index, a number).
+    answer: Any = None
+    reason: str = ""  # why there are no scores; empty where there are
 
     def tables_of(self, metric: str) -> list[list[float | None]]:
         """The scores of the rows by a metric, of each draw; empty if it has none."""

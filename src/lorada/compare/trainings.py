@@ -213,6 +213,9 @@ def train_and_score(
 
     Then it is scored on the rows that it should still do (``keep``). The search in
     ``search_folder`` has chosen its recipe, if there was one.
+
+    Raises:
+        OSError: if its scores could not be written.
     """
     recipe = space.chosen_recipe(search_folder)
     run = Path(recipe.output)

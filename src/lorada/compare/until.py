@@ -51,7 +51,7 @@ def next_method(
         candidates.append(challenger)
     if leader in methods_left:
         candidates.append(leader)
-    # Of equal ones the challenger, which is the first.
+    # ``max`` takes the first of equal ones: the challenger, of which less is known.
     variance_falls = _variance_falls(scores, running)
     return max(candidates, key=variance_falls.__getitem__, default=None)
 
@@ -71,7 +71,9 @@ def _challenger(
             loss_of_leader, _ = expected_losses([scores[leader], scores[name]])
             gains[name] = float(loss_of_leader)
     not_running = [name for name in gains if name not in running]
-    return max(not_running or gains, key=gains.__getitem__, default=None)
+    # If a run of each is on its way, any of them may get another.
+    names = not_running or list(gains)
+    return max(names, key=gains.__getitem__, default=None)
 
 
 def _variance_falls(scores: Mapping[str, Scores], running: Sequence[str]) -> dict[str, float]:

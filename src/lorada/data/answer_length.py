@@ -39,7 +39,9 @@ def answer_limit(
     longest = min(longest, learned_length)
     limit = longest + -(-longest // 10)  # a tenth more, rounded up
     if context is not None:
-        limit = min(limit, context if kind == "encoder_decoder" else context // 2)
+        # An encoder–decoder writes in a sequence of its own, a decoder behind the prompt.
+        room = context if kind == "encoder_decoder" else context // 2
+        limit = min(limit, room)
     return max(LEAST_ANSWER, limit)
 
 

@@ -75,7 +75,11 @@ def applied(row: Row, count: int, tokenizer: "PreTrainedTokenizerBase", **option
 
 
 def _calls_of_turns(row: Row) -> list[list[ToolCall]]:
-    """The calls of each turn of a chat."""
+    """The calls of each turn of a chat.
+
+    Raises:
+        TurnsRefused: for calls that are not of the form that ``calls_of`` reads.
+    """
     try:
         return [calls_of(turn) for turn in row["messages"]]
     except ValueError as error:

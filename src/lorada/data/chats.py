@@ -25,11 +25,24 @@ MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 def chat_tokens(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, loss_on: LossOn = "response"
 ) -> tuple[list[int], list[bool]]:
-    """The token ids of a chat, and whether each is learned: of answers, the last one, or all."""
+    """The token ids of a chat, and whether each is learned: of answers, the last one, or all.
+
+    Args:
+        row: with ``messages``, and ``tools`` if it has any.
+        tokenizer: with a chat template.
+        loss_on: ``response`` learns all answers of the assistant, ``last`` the last turn alone,
+            ``all`` every token.
+
+    Raises:
+        TurnsRefused: if the template refuses the turns, if it renders an answered turn differently,
+            and with ``last`` if the last turn is none of the assistant.
+    """
     row = for_template(row, tokenizer)
-    # Marks know nothing of weights, and none of them says which answer is the last.
-    is_weighted = any(turn.get("weight") == 0 for turn in row["messages"])
-    if _marks_answers(row, tokenizer) and loss_on != "last" and not is_weighted:
+    # The template's own marks are surest, but they mark all answers alike: those of weight 0 too,
+    # and not the last one alone. For these, texts of more and more turns are compared.
+    leaves_out_answers = any(turn.get("weight") == 0 for turn in row["messages"])
+    marks_all_learned = loss_on != "last" and not leaves_out_answers
+    if marks_all_learned and _marks_answers(row, tokenizer):
         ids, learned = _tokens_by_marks(row, tokenizer)
     else:
         ids, learned = _tokens_by_stretches(row, tokenizer, loss_on)
@@ -39,7 +52,11 @@ def chat_tokens(
 
 
 def written_answer(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a model writes that gives the last turn of a chat, without special tokens."""
+    """What a model writes that gives the last turn of a chat, without special tokens.
+
+    Raises:
+        TurnsRefused: as ``chat_tokens``.
+    """
     # It is written whether or not it would be learned, so weights do not matter.
     turns = []
     for turn in row["messages"]:
@@ -57,7 +74,10 @@ def written_answer(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special token that the template ends an answer with, if it does."""
+    """The id of the special token that the template ends an answer with; an empty list if none.
+
+    It is found in a chat of one question and one reply: what stands behind the reply.
+    """
     turns = [{"role": "user", "content": "question"}, {"role": ASSISTANT, "content": "reply"}]
     try:
         text = rendered({"messages": turns}, 2, tokenizer)
@@ -76,6 +96,10 @@ def tokens_behind(
 
     A tokenizer may split a text differently when it stands alone. If a token spans both, the second
     is tokenised alone, as where it is generated.
+
+    Args:
+        pairs: a text, and the text behind it.
+        tokenizer: adds no special tokens here.
     """
     first_texts = [first for first, _ in pairs]
     second_texts = [second for _, second in pairs]
@@ -87,7 +111,10 @@ def tokens_behind(
     first_ids, second_ids, joined_ids = ids[:count], ids[count : 2 * count], ids[2 * count :]
     for before, alone, joined in zip(first_ids, second_ids, joined_ids, strict=True):
         is_split_between = len(joined) > len(before) and joined[: len(before)] == before
-        yield joined[len(before) :] if is_split_between else alone
+        if is_split_between:
+            yield joined[len(before) :]
+        else:
+            yield alone
 
 
 def _marks_answers(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -114,7 +141,11 @@ def _tokens_by_marks(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list
 def _tokens_by_stretches(
     row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn
 ) -> tuple[list[int], list[bool]]:
-    """The tokens of a chat; learned is every second of its stretches: an answer with its end."""
+    """The tokens of a chat; learned is every second of its stretches: an answer with its end.
+
+    Raises:
+        TurnsRefused: as ``_stretches``.
+    """
     stretches = _stretches(row, tokenizer, loss_on)
     pairs = [("", stretches[0]), *pairwise(stretches)]
     ids: list[int] = []
@@ -131,19 +162,22 @@ def _stretches(row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn) ->
 
     It ends with the last answer that is learned, and with the whole chat if everything is.
 
-    A template is refused if the text up to a turn is no beginning of the text of the whole chat:
-    then nobody can say which part is the answer.
+    Raises:
+        TurnsRefused: if the text up to a turn is no beginning of the text of the whole chat, as
+            then nobody can say which part is the answer.
     """
     turns = row["messages"]
     whole_text = rendered(row, len(turns), tokenizer)
     cuts = [0]
     for index in _learned_answers(turns, loss_on):
+        # The header of an answer (``<|im_start|>assistant``) is read, so it stands before the cut.
         before = rendered(row, index, tokenizer, add_generation_prompt=True)
         is_last_turn = index == len(turns) - 1
         after = whole_text if is_last_turn else rendered(row, index + 1, tokenizer)
         if not whole_text.startswith(after):  # some write the end token behind a whole chat
             after = after.removesuffix(tokenizer.eos_token or "")
-        if not (whole_text.startswith(after) and after.startswith(before)):
+        is_continued = whole_text.startswith(after) and after.startswith(before)
+        if not is_continued:
             raise _rendered_differently(tokenizer, loss_on)
         cuts += [len(before), len(after)]
     if loss_on == "all":  # what follows the last answer is learned too
@@ -158,6 +192,9 @@ def _learned_answers(turns: list[Row], loss_on: LossOn) -> list[int]:
 
     With ``loss_on="last"`` it is the last turn, which has to be the assistant's; else all of the
     assistant's. Those of weight 0 are left out.
+
+    Raises:
+        TurnsRefused: with ``last``, if the last turn is none of the assistant.
     """
     if loss_on == "last":
         if turns[-1]["role"] != ASSISTANT:

@@ -30,9 +30,11 @@ class EncodingLog:
         """Note a row that has been encoded: its length, and whether it was cut or lost."""
         self.lengths.append(encoded.length)
         if encoded.features is None:
-            # What a longer limit would have left, or nothing that any limit would.
-            lost = self.dropped if encoded.truncated else self.empty
-            lost.append(index)
+            # If it was cut, a higher limit would have left something to learn; else none would.
+            if encoded.truncated:
+                self.dropped.append(index)
+            else:
+                self.empty.append(index)
             return
         if encoded.truncated:
             self.cut.append(index)
@@ -64,7 +66,9 @@ class RowLengths:
 
         None if no other number is better.
         """
-        best = self.longest if self.reads is None else min(self.longest, self.reads)
+        best = self.longest
+        if self.reads is not None:
+            best = min(best, self.reads)
         return best if best > self.max_length else None
 
     @property

@@ -93,8 +93,9 @@ def _refuse_no_mapping(what: str, value: object, form: str) -> None:
 
 
 def _refuse_name(name: object) -> None:
-    """Refuse a name that could not stand in a sentence."""
-    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) > 1:
+    """Refuse a name that could not stand in a sentence: no text, an empty one, several lines."""
+    is_one_line = isinstance(name, str) and bool(name.strip()) and len(name.splitlines()) == 1
+    if not is_one_line:
         raise ValueError(f"a method is named {name!r}: give each a name that is a text")
 
 
@@ -265,7 +266,12 @@ def check_costs(costs: Costs, methods: Mapping[str, Scores]) -> None:
 
 
 def checked_number(value: object, error: str) -> float:
-    """A finite number of at least 0 as a float; of another value ``error`` is raised."""
+    """A number that a user gives, such as a cost or a margin, as a float.
+
+    Raises:
+        ValueError: with the text ``error``, for what is no number, a truth value (which Python
+            counts as 0 or 1), and what is negative or not finite.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(error)
     try:

@@ -95,7 +95,9 @@ def _reasons(decision: Decision, pick: str) -> list[str]:
     # the pick is the leader or a cheaper method.
     leader = decision.leader or pick
     highest = decision.highest or pick
-    if highest in decision.unlearned:  # it is not shown to be above the scores without training
+    # The highest mean may be of a method with few or unsteady runs, which is not shown to have
+    # learned. The sentence before has said so of all such methods, so it is not explained again.
+    if highest in decision.unlearned:
         highest = leader
     if highest != leader:
         score = decision.score_format.score(decision.scores[highest])

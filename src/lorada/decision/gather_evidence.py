@@ -57,11 +57,12 @@ def gather_evidence(
     refuse_transposed(tables.methods, seeds)
     check_costs(costs, tables.methods)
 
-    # A run that diverged has no score at all, so the first row tells.
+    # A run that diverged has no score at all (others are refused), so its first row tells.
     has_finished = {name: np.isfinite(table[:, 0]) for name, table in tables.methods.items()}
     finished = _without_diverged(tables, has_finished)
     score_unit = _unit_of_scores(finished, unit_of_user, lower_is_better=lower_is_better)
     in_unit = finished.changed(lambda table: score_unit.factor * table)
+    # Percent are never so small that differences between methods look like rounding errors.
     zoom = 1.0 if score_unit.name == PERCENT else zoom_of(in_unit.every)
     zoomed = in_unit.changed(lambda table: zoom * table)
     # A margin and right and wrong are those of the scores as users know them: not yet turned.
@@ -113,18 +114,20 @@ def _count_diverged(has_finished: Mapping[str, NDArray[np.bool_]]) -> dict[str, 
 def _unit_of_scores(
     tables: ScoreTables, unit_of_user: ScoreUnit | None, *, lower_is_better: bool
 ) -> ScoreUnit:
-    """The unit that the user names, or what the scores tell of it; refuses shares beside percent.
+    """The unit that the user names, or what the scores tell of it.
 
     Args:
         tables: of the runs that did not diverge, as they are given.
         unit_of_user: the unit that is named; None if the user says nothing.
         lower_is_better: whether scores are losses or errors.
+
+    Raises:
+        ValueError: for shares of one (0.83) beside percent (83), also where the unit is named.
     """
-    refuse_mixed(
-        {**tables.methods, **tables.without_training},
-        None if unit_of_user is None else unit_of_user.name,
-        lower_is_better=lower_is_better,
-    )
+    name_of_user = None if unit_of_user is None else unit_of_user.name
+    tables_by_name = {**tables.methods, **tables.without_training}
+    refuse_mixed(tables_by_name, name_of_user, lower_is_better=lower_is_better)
+    # What the user says is never corrected by a guess from the scores.
     if unit_of_user is not None:
         return unit_of_user
     if lower_is_better:  # a loss between 0 and 1 is no share
@@ -137,7 +140,8 @@ def _independent_scores(
 ) -> ScoreTables:
     """The scores of rows that are independent: of each row, or of each group (``by_group``).
 
-    Fewer than two independent rows are refused.
+    Raises:
+        ValueError: for fewer than two independent rows, and groups that are not one for each row.
     """
     if groups is None:
         if row_count < 2:
@@ -164,6 +168,12 @@ def _zoomed_margin(
         zoom: by which the scores are multiplied.
         score_unit: of the scores.
         lower_is_better: whether they are losses or errors.
+
+    Returns:
+        None where the user gives none and there is no default in this unit.
+
+    Raises:
+        ValueError: for a margin that is negative or no number.
     """
     if margin is None:
         return default_margin(

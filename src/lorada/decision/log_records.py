@@ -50,7 +50,11 @@ def as_number(value: Any) -> float | None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: for a file that is not UTF-8 or not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the decoding or of the JSON

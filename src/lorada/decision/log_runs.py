@@ -43,8 +43,12 @@ def name_runs(logs: Sequence[Log]) -> list[RunName]:
     A run is named by its folders below the one that is read, ``METHOD-SEED``, ``METHOD/SEED`` or
     ``SEED/METHOD``. Where a folder has several models the method is the name of the model. A number
     at its end is a seed if it is called so, or if several methods have the same numbers.
+
+    Three namings are tried, the plainest first: by folders, by models, by both. One is taken if no
+    run gets answers to the same task from two sources, which would merge two models into one run.
     """
-    folders, models = [log.folders for log in logs], [log.model for log in logs]
+    folders = [log.folders for log in logs]
+    models = [log.model for log in logs]
     by_folder = _split_names(folders, METHOD_AND_SEED)
     by_model = _split_names(models, METHOD_AND_SEED)
     if not _have_same_seeds(by_model):
@@ -123,7 +127,11 @@ def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _without_shared_start(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Names without the parts that all begin with, as long as each still names a method."""
+    """Names without the parts that all begin with, as long as each still names a method.
+
+    ``results/lora/1`` and ``results/lora/2`` share ``results/lora``, but only ``results`` is
+    dropped: without ``lora`` nothing but seeds would be left to name a method.
+    """
     while len({name[:1] for name in names}) == 1:
         shorter = [name[1:] for name in names]
         if not all(_names_a_method(name) for name in shorter):
@@ -133,12 +141,16 @@ def _without_shared_start(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]
 
 
 def _names_a_method(parts: tuple[str, ...]) -> bool:
-    """Whether any part of a name is more than a seed."""
+    """Whether any part of a name is more than a seed: ``lora/3`` names a method, ``3`` does not."""
     return any(not ONLY_SEED.fullmatch(part) for part in parts)
 
 
 def _split_name(parts: tuple[str, ...], method_and_seed: re.Pattern[str]) -> RunName:
-    """Split a name into method and seed; without a seed, that is an empty text."""
+    """Split a name into method and seed; without a seed, that is an empty text.
+
+    ``lora/seed3``, ``3/lora`` and ``lora-3`` are lora with seed 3; ``1/lora-3`` is also lora-3 with
+    seed 1, as a part that is a seed alone counts first.
+    """
     seeds, parts_of_method = [], []
     for part in parts:
         match = ONLY_SEED.fullmatch(part)
@@ -149,7 +161,8 @@ def _split_name(parts: tuple[str, ...], method_and_seed: re.Pattern[str]) -> Run
     if len(seeds) == 1:  # a part of its own: lora/3 or 3/lora
         return RunName("/".join(parts_of_method), seeds[0])
 
-    # Two such parts leave open which is the seed, so that only the last part may have it: lora-3.
+    # No part is a seed alone, or several are (``1/2``), which leaves open which is meant. Then the
+    # last part may still end with one: lora-3.
     match = method_and_seed.fullmatch(parts[-1]) if parts else None
     if match is None:
         return RunName("/".join(parts), "")

@@ -172,6 +172,9 @@ def _unpack_zstandard(path: Path, info: zipfile.ZipInfo) -> bytes:
     """Unpack a file in a zip as Inspect packs it, and check its size and checksum.
 
     Python's zipfile does so itself from 3.14 on.
+
+    Raises:
+        ValueError: if size or checksum are not those that the zip states.
     """
     import pyarrow
 

@@ -110,7 +110,10 @@ class Common:
         )
 
     def moderate(self, own: Runs) -> Runs:
-        """The runs of one of the methods, with a variance that borrows from those of all."""
+        """The runs of one of the methods, with a variance that borrows from those of all.
+
+        A single run has the noise of all methods, as it shows none itself.
+        """
         noise = own.noise if own.count > 1 else self.noise
         freedom_of_others = self.freedom - own.freedom
         if self.between < TINY**2 or not freedom_of_others:  # there is nothing to borrow

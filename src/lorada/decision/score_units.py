@@ -76,6 +76,14 @@ def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_bet
 
     Scores of 0 and 1 beside 0 and 100 are refused in any unit; others only where it is not said,
     and not of losses, where a small one beside a large one is nothing rare.
+
+    Args:
+        tables: name → runs × rows, of methods and of what needs no training.
+        unit: that the user names; None if the user says nothing.
+        lower_is_better: whether scores are losses or errors.
+
+    Raises:
+        ValueError: naming a run of either kind; also where percent are named for 0 and 1 alone.
     """
     only_right_or_wrong = unit is not None or lower_is_better
     if only_right_or_wrong:
@@ -92,7 +100,9 @@ def refuse_mixed(tables: Mapping[str, Scores], unit: str | None, *, lower_is_bet
             f"the scores of {shares} are shares (0 to 1) and those of {percent} percent (0 to "
             f"100): {remedy}"
         )
-    if unit == PERCENT and shares and all(_are_shares(table) for table in tables.values()):
+    # Whoever names percent and gives 0 and 1 alone has shares: 1 is hardly one percent of each row.
+    all_are_shares = bool(shares) and all(_are_shares(table) for table in tables.values())
+    if unit == PERCENT and all_are_shares:
         raise ValueError(
             f"the scores of {shares} are 0 and 1, which is not right and wrong in percent: give "
             "0 and 100, or leave the unit out"

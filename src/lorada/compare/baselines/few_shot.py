@@ -121,6 +121,10 @@ def _kept_draw(
     run: Run, train: Rows, held_out: Sequence[Rows], shots: int, draw: int, style: Style,
     folder: Path,
 ) -> AskedOnce:  # fmt: skip
+    """Ask all held-out rows with one draw of examples, or read what a file keeps of that draw.
+
+    So a job that was interrupted goes on with the next draw. See ``few_shot`` for the arguments.
+    """
     path = folder / f"draw{draw}.json"
     kept = record_in(path, AskedOnce)
     if kept is not None:

@@ -49,7 +49,17 @@ def given_answers(
 def _matched(
     path: Path, answers: Sequence[Row], rows: Rows, *, may_answer_others: bool
 ) -> dict[int, Any]:
-    """The answer to each row, by the row's index."""
+    """The answer to each row, by the row's index.
+
+    Args:
+        path: the file of answers, for errors.
+        answers: its lines. If any of them has a number of a row, all are matched by numbers.
+        rows: the held-out rows.
+        may_answer_others: whether answers to rows that are not held out are passed over.
+
+    Raises:
+        ValueError: for an answer to no row, a second one to a row, and a row without one.
+    """
     by_number = any(NUMBER in answer for answer in answers)
     indices_of = _indices_by_key(rows, by_number=by_number)
     answer_of: dict[int, Any] = {}
@@ -87,6 +97,7 @@ def _indices_by_key(rows: Rows, *, by_number: bool) -> dict[str, list[int]]:
 
 
 def _refuse_without_answer(path: Path, number: int, answer: Row) -> None:
+    """Refuse a line of a file of answers that has no field ``answer``, or nothing in it."""
     if answer.get(ANSWER) is None:
         fields = ", ".join(map(str, answer)) or "no field"
         raise ValueError(
@@ -96,7 +107,11 @@ def _refuse_without_answer(path: Path, number: int, answer: Row) -> None:
 
 
 def _key_of(path: Path, number: int, answer: Row, *, by_number: bool) -> str:
-    """What says which row an answer is to."""
+    """What says which row an answer is to: its number as a text, or what the row asks.
+
+    Raises:
+        ValueError: for a line that has neither, and messages that are no turns.
+    """
     if by_number:
         if answer.get(NUMBER) is None:
             raise ValueError(f"{path}, row {number}, has no {NUMBER!r}, which other rows have")
@@ -139,7 +154,12 @@ def _shortened(text: str) -> str:
 
 
 def _in_form(path: Path, answer: Any, rows: Rows, index: int) -> Any:
-    """An answer in the form that a model's is scored in."""
+    """An answer in the form that a model's is scored in.
+
+    Raises:
+        ValueError: for an answer that rows of this form cannot have. The functions in ``FORMS``
+            raise it without a text, and here it is said of which row it is.
+    """
     convert = FORMS.get(rows.form, _as_text)
     try:
         return convert(answer, rows, index)
@@ -150,14 +170,14 @@ def _in_form(path: Path, answer: Any, rows: Rows, index: int) -> Any:
 
 
 def _as_text(answer: Any, rows: Rows, index: int) -> str:
-    """A text; of rows with classes it is the name of one."""
+    """A text; of rows with classes it is the name of one, and others are refused."""
     if rows.form in NAMED and str(answer) not in rows.labels:
         raise ValueError
     return str(answer)
 
 
 def _as_labels(answer: Any, rows: Rows, index: int) -> list[str]:
-    """A list of labels, or a text with commas between them."""
+    """The labels in a list, or in a text with commas between them; refuses unknown ones."""
     if isinstance(answer, list):
         labels = [str(label) for label in answer]
     else:
@@ -168,6 +188,7 @@ def _as_labels(answer: Any, rows: Rows, index: int) -> list[str]:
 
 
 def _as_number(answer: Any, rows: Rows, index: int) -> float:
+    """A number; refuses one that is not finite."""
     number = float(answer)
     if not math.isfinite(number):
         raise ValueError
@@ -175,7 +196,7 @@ def _as_number(answer: Any, rows: Rows, index: int) -> float:
 
 
 def _as_candidate(answer: Any, rows: Rows, index: int) -> int:
-    """The index of a candidate, given as such or by its text."""
+    """The index of a candidate, given as such or by its text; refuses one that the row lacks."""
     candidates = rows.rows[index]["candidates"]
     if str(answer) in candidates:
         return int(candidates.index(str(answer)))

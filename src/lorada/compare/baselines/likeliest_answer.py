@@ -30,7 +30,11 @@ def closed_set(train: Rows) -> list[str]:
         return []
     counts = Counter(answer_of(row) for row in train.rows)
     are_few = 2 <= len(counts) <= MOST_ANSWERS
-    if not are_few or min(counts.values()) < LEAST_REPEATS or "" in counts:
+    if not are_few:
+        return []
+    # An answer that stands there once is no class; of an empty one there is no probability.
+    are_repeated = min(counts.values()) >= LEAST_REPEATS
+    if not are_repeated or "" in counts:
         return []
     return sorted(counts)
 
@@ -64,6 +68,8 @@ def _chosen(run: Run, train: Rows, rows: Rows, candidates: list[str], style: Sty
         for row in asked
     ]
     as_choices = replace(rows, rows=choices, form="choice", protocol=CHOICE, labels=(), read=None)
+    # The model answers rows of the form ``choice``: each candidate is scored behind the prompt. The
+    # tokenizer puts its begin token ahead of these once more, so it was taken off above.
     with scoring(run, base=False):
         chosen = dict(answer_rows(replace(run, form="choice"), as_choices))
     return [candidates[chosen[index].value] for index in range(len(choices))]
@@ -73,4 +79,5 @@ def _begin_token(run: Run) -> str:
     """The text of the token that the tokenizer itself puts ahead of a text; empty if none."""
     ids = run.tokenizer("").input_ids
     begin = run.tokenizer.bos_token_id
-    return run.tokenizer.bos_token if begin is not None and ids[:1] == [begin] else ""
+    puts_it_ahead = begin is not None and ids[:1] == [begin]
+    return run.tokenizer.bos_token if puts_it_ahead else ""

@@ -171,9 +171,11 @@ def check_baselines(comparison: Comparison, base: Prepared, data: Data) -> None:
     Raises:
         ValueError: for examples and answers that do not fit the rows.
     """
-    if (comparison.shots or comparison.answers) and not comparison.has_own_rows:
+    asks_for_baselines = bool(comparison.shots or comparison.answers)
+    if asks_for_baselines and not comparison.has_own_rows:
         raise ValueError("--shots and --answers are for rows of your own: leave them out")
     _check_shots(comparison, base, data)
+    # Scored here only to find mistakes in the files; a report scores them once more.
     score_given(comparison, with_written_calls(data, base.tokenizer).held_out, None)
 
 
@@ -206,7 +208,7 @@ def _check_shots(comparison: Comparison, base: Prepared, data: Data) -> None:
             asked = asked_rows(
                 tried, data.train, shots=1, draw=1, style=style, tokenizer=base.tokenizer, room=room
             )
-            if any(row.examples for row in asked):
+            if any(row.examples for row in asked):  # one that fits is enough to go on
                 return
     raise ValueError(
         f"--shots {most}: not one example fits beside a held-out row in the {room} tokens that the "
@@ -215,7 +217,10 @@ def _check_shots(comparison: Comparison, base: Prepared, data: Data) -> None:
 
 
 def _room_for_prompts(comparison: Comparison, base: Prepared, train: Rows) -> int | None:
-    """How many tokens a prompt may have beside its answer; None for any number."""
+    """How many tokens a prompt may have beside its answer; None for any number.
+
+    An encoder–decoder reads the prompt and writes the answer in two sequences, a decoder in one.
+    """
     recipe = comparison.shared_recipe
     context = context_of(base.config)
     if context is None:

@@ -102,15 +102,22 @@ class _Queue:
         self._last_report_at = self._began_at  # on running jobs
 
     def run(self) -> dict[str, Outcome]:
-        """Run all jobs; return what became of each."""
+        """Run all jobs; return what became of each.
+
+        Raises ``KeyboardInterrupt`` if the user interrupted.
+        """
         if self._done_before:
             self._report(f"{self._done_before} of {len(self._jobs)} jobs were done before")
         while True:
-            ended_before = len(self._outcomes)
+            # Held jobs have been removed below, so these have ended for good.
+            ended_before_pass = len(self._outcomes)
             self._run_ready()
             held = [name for name, outcome in self._outcomes.items() if outcome.status == "held"]
-            ended_now = len(self._outcomes) - len(held)
-            if not held or ended_now == ended_before:
+            ended_after_pass = len(self._outcomes) - len(held)
+            # A pass in which nothing has ended would only be repeated, and wait for the other
+            # process for ever.
+            pass_ended_jobs = ended_after_pass > ended_before_pass
+            if not held or not pass_ended_jobs:
                 break
             # Time has passed since another process held them, so they are tried again.
             for name in held:
@@ -127,7 +134,9 @@ class _Queue:
 
     def _run_ready(self) -> None:
         """Run jobs until none runs and all that are left wait for others or are not picked."""
-        may_pick = True  # picking may read all that is stored, so after it only an end counts
+        # Picking may read all that is stored, which is slow. So once nothing was picked, it is
+        # asked again only after a job has ended.
+        may_pick = True
         while True:
             job = None
             if may_pick and len(self._started_at) < self._pool.slots:
@@ -149,13 +158,15 @@ class _Queue:
         for name, job in self._jobs.items():
             if name in self._outcomes or name in self._started_at:
                 continue
-            # A job that is not of this queue is waited for by nobody.
-            waits = job.after in self._jobs and not self._is_done(job.after)
-            if not waits:
-                ready.append(job)
+            # A job that is not of this queue would never end here, so none waits for it.
+            comes_after_job_here = job.after in self._jobs
+            if comes_after_job_here and not self._is_done(job.after):
+                continue
+            ready.append(job)
         return ready
 
     def _is_done(self, name: str) -> bool:
+        """Whether a job was done now or before; one that failed or is held is not."""
         return self._outcome_of(name).status in ("done", "kept")
 
     def _start(self, job: Job) -> None:
@@ -170,7 +181,7 @@ class _Queue:
         self._started_at[job.name] = time.monotonic()
         try:
             self._pool.start(job)
-        except OSError as error:  # no more processes
+        except OSError as error:  # the system starts no more processes; other jobs go on
             self._end(job.name, Outcome("failed", last_line(error)))
 
     def _end(self, name: str, outcome: Outcome) -> None:
@@ -208,7 +219,11 @@ class _Queue:
                 self._report(f"{line}{self._time_left()}")
 
     def _time_left(self) -> str:
-        """How long the jobs that are left take if they go on like this; empty if unknown."""
+        """How long the jobs that are left take if they go on like this; empty if unknown.
+
+        Jobs are counted in trainings (``Job.trainings``), and of a running one the share that is
+        done: seconds left = seconds so far × trainings left / trainings done.
+        """
         trainings_done = trainings_left = 0.0
         for name, job in self._jobs.items():
             status = self._outcome_of(name).status

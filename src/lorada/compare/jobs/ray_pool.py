@@ -175,8 +175,10 @@ def connect(address: str) -> None:
 def _outcome_of(task: Any, attempt_number: int) -> Outcome | None:
     """What became of a task that has ended; None if its process died and it may start again.
 
-    A process that has died too often has failed. A node that cannot run jobs at all, or not these,
-    is an error that ends the queue.
+    A process that has died too often has failed.
+
+    Raises:
+        ValueError: for a node that cannot run jobs at all, or not these; it ends the queue.
     """
     try:
         answer: NodeAnswer = ray.get(task)

@@ -21,10 +21,11 @@ class Baseline:
     score: float | None = None  # as of a candidate
     low: float | None = None  # ends of its 95 % confidence interval
     high: float | None = None
-    answer: str | None = None  # the commonest answer itself
-    note: str = ""  # how it was asked, in words
+    # Of the commonest answer: that answer, such as ``negative``, shown behind the name.
+    answer: str | None = None
+    note: str = ""  # how the model was asked, in words: ``by the chat template, 3 draws of …``
     prompt_tokens: float | None = None  # of a prompt on average; None if nothing was asked
-    reason: str | None = None
+    reason: str | None = None  # why there is no score; None where there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,10 @@ class ScoredBaseline:
 
 
 def scored_baselines(results: Results, metric: str) -> list[ScoredBaseline]:
-    """Each score without training."""
+    """Each score without training: of the model as it is, the commonest answer, and all others.
+
+    The first two are always listed, with the reason if they have no score.
+    """
     by = rows_metric(metric)
     titles = {AS_IT_IS: "the model as it is", COMMONEST: "the commonest answer"}
     if by == ERROR:
@@ -59,11 +63,13 @@ def scored_baselines(results: Results, metric: str) -> list[ScoredBaseline]:
 def _scored_baseline(
     results: Results, title: str, untrained: Untrained, metric: str, scale: Scale
 ) -> ScoredBaseline:
+    """A baseline with its mean and interval; with a reason where some of the rows have no score."""
     # Rows whose response lies beyond max_length have no loss, in no run.
     draws = []
     for values in untrained.tables_of(metric):
         draws.append([as_score(value, metric) for value in values if value is not None])
-    if not draws or any(len(draw) != len(results.rows) or not draw for draw in draws):
+    has_all_rows = bool(draws) and all(draw and len(draw) == len(results.rows) for draw in draws)
+    if not has_all_rows:
         reason = untrained.reason or f"it has no {scale.title} on these rows"
         return ScoredBaseline(Baseline(title, reason=reason), None)
     row_scores = np.array(draws, float)
@@ -89,5 +95,7 @@ def _shown_interval(
     if scores.shape[1] == 1:
         return None, None
     ends = mean_score(scores, share=is_share).interval()
-    low, high = sorted(as_score(end, metric) for end in ends)
-    return (max(low, 0.0), min(high, 100.0)) if is_share else (low, high)
+    low, high = sorted(as_score(end, metric) for end in ends)  # of a loss the sign turns them round
+    if is_share:
+        return max(low, 0.0), min(high, 100.0)
+    return low, high

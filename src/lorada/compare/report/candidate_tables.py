@@ -252,6 +252,7 @@ def _notes(summary: Summary, line: CandidateLine) -> list[str]:
 
 
 def _baseline_notes(baseline: Baseline) -> list[str]:
+    """What stands behind the name of a baseline: its answer, how it was asked, or why no score."""
     notes = []
     if baseline.answer is not None:
         notes.append(f"answer: {baseline.answer}")

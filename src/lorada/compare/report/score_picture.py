@@ -122,6 +122,7 @@ def score_lines(summary: Summary) -> list[ScoreLine]:
 
 
 def _line_of_candidate(summary: Summary, line: CandidateLine) -> ScoreLine:
+    """What is drawn of a candidate: the pick and those that are worse have colours of their own."""
     decision = summary.decision
     kind = "candidate"
     if line.label == summary.best:

@@ -46,13 +46,14 @@ class Summary:
     sentences: tuple[str, ...] = ()  # what limits it
     model: str = ""  # the base model
     task: str = ""  # the task or the file of the held-out rows
-    rows: int = 0  # number of scored rows
+    rows: int = 0  # how many held-out rows were scored
     seeds: tuple[int, ...] = ()  # of the final runs
     metric: str = ""  # the main metric
     own_unit: str = ""  # of a user's function: ``%`` if its values are right or wrong, or shares
     best: str = ""  # label of the candidate to take; empty if nothing is scored
     decision: Decision | None = None  # None where nothing can be decided
-    lines: tuple[CandidateLine, ...] = ()  # the best score first, those without a score last
+    # One for each candidate, a line of the table: the best score first, those without one last.
+    lines: tuple[CandidateLine, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     # What methods gain, and what they lose elsewhere.
     retention: RetentionSummary = field(default_factory=RetentionSummary)
@@ -131,6 +132,9 @@ def summarize(
         margin: that of ``write_report``.
         with_text: where texts of rows are shown, as in ``write_report``; None as the comparison
             was asked to.
+
+    Raises:
+        ValueError: for a margin that ``decide`` refuses.
     """
     metric = results.metric or _main_metrics(results)
     ran = sorted(
@@ -143,6 +147,7 @@ def summarize(
         for candidate in ran
     ]
     baselines = scored_baselines(results, metric)
+    # A first candidate would win against nothing; its scores are shown without a decision.
     decision = None
     if not _first_is_alone(results):
         decision = _decide(results, measured, baselines, metric, margin)
@@ -227,7 +232,10 @@ def _decide(
 ) -> Decision | None:
     """Which candidate to take; None where scores are of one row, or of a part of the rows."""
     independent_rows, _ = results.units
-    if independent_rows < 2 or windows_overlap(metric) or results.rows_without_loss:
+    if independent_rows < 2:
+        return None
+    # Overlapping windows are no independent rows, and without some losses the mean is of a part.
+    if windows_overlap(metric) or results.rows_without_loss:
         return None
     if margin is None and results.metric == results.own_metric:
         margin = results.asked.margin  # which is in the unit of that metric

@@ -120,10 +120,12 @@ def limits(
     yield from _scored_by(results)
     yield from _cut_answers(results)
     yield from _prompt_tokens(results)
-    # That rows are too few may stand in the verdict already.
-    says_why = decision is not None and decision.no_letters
-    if not says_why or decision is None or decision.no_letters not in decision.sentence:
-        yield from _too_few_rows(results) or _power(results, metric, tested)
+    if not _verdict_says_too_few(decision):
+        too_few_rows = _too_few_rows(results)
+        if too_few_rows:
+            yield from too_few_rows
+        else:  # only where the rows could show a difference, it matters how small a one
+            yield from _power(results, metric, tested)
     yield from _failures_not_excluded(decision)
     if results.asked.until is not None:
         yield (
@@ -136,17 +138,28 @@ def limits(
     yield from _learning_rates(results)
 
 
+def _verdict_says_too_few(decision: Decision | None) -> bool:
+    """Whether the decision's own sentence says already why no method has a letter."""
+    if decision is None or not decision.no_letters:
+        return False
+    return decision.no_letters in decision.sentence
+
+
 def _incomplete(results: Results) -> Iterator[str]:
     """A sentence if runs are missing that could have been run."""
     runnable = [one for one in results.candidates if not one.candidate.reason]
     planned = len(results.asked.seeds) * len(runnable)
     scored = sum(len(candidate.runs) for candidate in runnable)
-    if scored < planned and results.asked.hours is not None and not results.runs_left:
+    has_fewer = scored < planned
+    time_ended = has_fewer and results.asked.hours is not None and not results.runs_left
+    # With --until a comparison may end before all runs, as soon as it has seen enough.
+    is_short_of_runs = has_fewer and not results.asked.may_leave_runs
+    if time_ended:
         yield (
             f"{scored} of {planned} runs fitted into the time: with --resume and --hours, or "
             "without a time, the others are run."
         )
-    elif results.runs_left or (scored < planned and not results.asked.may_leave_runs):
+    elif results.runs_left or is_short_of_runs:
         yield (
             f"The comparison is not complete: {scored} of {planned} runs are scored. The table "
             "says what is missing."
@@ -154,11 +167,19 @@ def _incomplete(results: Results) -> Iterator[str]:
 
 
 def _scored_by(results: Results) -> Iterator[str]:
-    """Why answers are scored by this metric, if the rows have decided it."""
+    """Why answers are scored by this metric, where lorada chose it from the rows.
+
+    Nothing is said of a benchmark (which has its own metric), of a metric that the user chose
+    (which has no reason), and of a report by another metric than the planned one.
+    """
     planned = results.plan.metric
-    if planned is not None and planned.reason and planned.name == results.metric:
-        name = planned.name.replace("_", " ")
-        yield f"Answers are scored by {name}, because {planned.reason}."
+    if planned is None or not planned.reason:
+        return
+    is_by_planned_metric = planned.name == results.metric
+    if not is_by_planned_metric:
+        return
+    name = planned.name.replace("_", " ")
+    yield f"Answers are scored by {name}, because {planned.reason}."
 
 
 def _cut_answers(results: Results) -> Iterator[str]:
@@ -192,9 +213,10 @@ def _other_metric(metric: str, lines: Sequence[CandidateLine]) -> Iterator[str]:
 
     A metric that is only computed from stored answers is always a mean over rows.
     """
-    names = metric.split("/")
+    names = metric.split("/")  # of several files of held-out rows: the metric of each
     by_rows = "/".join(dict.fromkeys(rows_metric(name) for name in names))
-    if by_rows == metric and len(names) == 1:
+    is_mean_over_rows = by_rows == metric and len(names) == 1
+    if is_mean_over_rows:
         return
     if any(line.value_differs(SAME_VALUE) for line in lines):
         what = "score" if by_rows == metric else by_rows.replace("_", " ")
@@ -205,7 +227,11 @@ def _other_winner_by_loss(
     results: Results, lines: Sequence[CandidateLine], decision: Decision | None
 ) -> Iterator[str]:
     """A sentence if the loss names another best method than the score does."""
-    if decision is None or decision.pick is None or decision.highest is None:
+    if decision is None:
+        return
+    if (
+        decision.pick is None or decision.highest is None
+    ):  # nothing is taken, or nothing has a score
         return
     if rows_metric(lines[0].measured.metric) == LOSS:  # already compared by it, as perplexity is
         return
@@ -228,6 +254,7 @@ def _other_winner_by_loss(
 
 
 def _above_a_budget(results: Results) -> Iterator[str]:
+    """Which candidates train more parameters than a budget allows."""
     above = []
     for candidate in results.candidates:
         if any(candidate.candidate.budgets.values()):
@@ -237,8 +264,15 @@ def _above_a_budget(results: Results) -> Iterator[str]:
 
 
 def _failures_not_excluded(decision: Decision | None) -> Iterator[str]:
-    """How many runs of the method to take may fail, though none has (exact binomial bound)."""
-    if decision is None or decision.pick is None or decision.pick in decision.diverged:
+    """Which share of the pick's runs may fail though none of those here has.
+
+    The share is the upper end of a 95 % confidence interval for 0 failures in so many runs (exact,
+    of the binomial distribution). Of a pick with runs that diverged the sentence says so itself.
+    """
+    if decision is None or decision.pick is None:
+        return
+    has_failures = decision.pick in decision.diverged
+    if has_failures:
         return
     runs = decision.runs[decision.pick]
     allow = "allows" if runs == 1 else "allow"
@@ -264,7 +298,10 @@ def _too_few_rows(results: Results) -> list[str]:
 
 
 def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> Iterator[str]:
-    """The smallest difference that so many rows and seeds could have shown."""
+    """The smallest difference that so many rows and seeds could have shown, of one and all pairs.
+
+    Nothing is said where no two candidates are tested, or where runs have no spread at all.
+    """
     if len(tested) < 2:
         return
     scores = [candidate.scores for candidate in tested]
@@ -274,12 +311,15 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
         return
     count, what = results.units
     right_or_wrong = all(np.isin(table, (0.0, 100.0)).all() for table in scores)
-    if right_or_wrong:  # so many rows must differ that the test can find anything
+    # Of right and wrong the sign test has its say too. It finds nothing, however steady the runs
+    # are, unless ``rows_needed`` rows differ, and each of these is 100 / rows points.
+    if right_or_wrong:
         of_one_pair = max(of_one_pair, 100 * rows_needed() / count)
         of_all_pairs = max(of_all_pairs, 100 * rows_needed(pairs) / count)
     scale = scale_of(metric, results.own_unit.name)
     corrected = ""
-    if pairs > 1 and (not right_or_wrong or of_all_pairs < 100):
+    can_be_shown = not right_or_wrong or of_all_pairs < 100  # no difference exceeds 100 points
+    if pairs > 1 and can_be_shown:
         difference = scale.difference(of_all_pairs)
         corrected = f", or of {difference} with the correction for all {pairs} pairs"
     rows = counted(count, what)
@@ -296,6 +336,8 @@ def _power(results: Results, metric: str, tested: Sequence[CandidateResult]) -> 
 def _is_at_edge(search: Search) -> bool:
     """Whether the chosen rate, or that of the map, is the lowest or highest of those tried."""
     trials = [trial for trial in search.trials if trial.choice == search.choice]
+    # Rates are compared where the map trains at the same one (factor 1), factors at the chosen
+    # rate.
     rates = [trial.rate for trial in trials if trial.map_factor == 1.0]
     if rates and search.rate in (min(rates), max(rates)):
         return True

@@ -45,7 +45,11 @@ def first_letter(text: str, letters: str = LETTERS) -> str | None:
 
 
 def right_number(answer: Any) -> float:
-    """The right answer of a row as a number, read without commas."""
+    """The right answer of a row as a number, read without commas.
+
+    Raises:
+        ValueError: for an answer that is no finite number.
+    """
     try:
         number = float(str(answer).replace(",", ""))
     except ValueError:
@@ -56,7 +60,11 @@ def right_number(answer: Any) -> float:
 
 
 def right_letter(answer: Any) -> str:
-    """The right answer of a row, if it is one of ``LETTERS``."""
+    """The right answer of a row, which is one of ``LETTERS``.
+
+    Raises:
+        ValueError: for any other answer.
+    """
     if answer not in tuple(LETTERS):
         raise ValueError(f"answer {answer!r} is not one of {', '.join(LETTERS)}")
     return str(answer)

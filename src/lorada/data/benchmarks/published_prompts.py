@@ -118,7 +118,11 @@ def quanta_prompt(instruction: str) -> str:
 
 
 def candidates(instruction: str) -> list[str]:
-    """The words to choose from: a, b and c if the instruction has "Answer format: a/b/c"."""
+    """The words to choose from: a, b and c if the instruction has "Answer format: a/b/c".
+
+    Raises:
+        ValueError: if the instruction does not name two words or more like that.
+    """
     _, marker, rest = instruction.lower().partition(FORMAT)
     first_line = rest.strip().split("\n")[0]
     words = [word.strip() for word in first_line.split("/")]
@@ -128,8 +132,13 @@ def candidates(instruction: str) -> list[str]:
 
 
 def choice(row: Row) -> Row:
-    """A row of the form ``choice``, as QuanTA asks it, from one with LLM-Adapters' fields."""
-    words, answer = candidates(row["instruction"]), row["answer"].lower()
+    """A row of the form ``choice``, as QuanTA asks it, from one with LLM-Adapters' fields.
+
+    Raises:
+        ValueError: if the instruction names no words, or the answer is none of them.
+    """
+    words = candidates(row["instruction"])
+    answer = row["answer"].lower()
     if answer not in words:
         raise ValueError(f"answer {row['answer']!r} is not one of {', '.join(words)}")
     return {

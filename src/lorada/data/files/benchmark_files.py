@@ -12,7 +12,11 @@ DATA_VARIABLE = "LORADA_DATA"
 
 
 def data_folder(data_dir: str | None) -> Path | None:
-    """The local data folder ``data_dir``, or the one in ``LORADA_DATA``; None for the hub."""
+    """The local data folder ``data_dir``, or the one in ``LORADA_DATA``; None for the hub.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
     name = data_dir or os.environ.get(DATA_VARIABLE)
     if not name:
         return None
@@ -22,7 +26,12 @@ def data_folder(data_dir: str | None) -> Path | None:
 
 
 def read_source(source: Source, folder: Path | None) -> list[Row]:
-    """All rows of a split, in order, from a local data folder; from the hub if that is None."""
+    """All rows of a split, in order, from a local data folder; from the hub if that is None.
+
+    Raises:
+        FileNotFoundError: if the folder has no file of the split.
+        ValueError: if the hub cannot be read, or a file is no table of rows.
+    """
     if folder is None:
         return _from_hub(source)
     stem = folder / source.folder / source.split

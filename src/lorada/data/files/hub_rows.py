@@ -7,7 +7,17 @@ from lorada.support.row_sources import HUB, Row
 
 
 def load_from_hub(problem: str, remedy: str, *names: str | None, **options: str | None) -> Any:
-    """What ``datasets.load_dataset`` returns; ``problem`` and ``remedy`` are said if it fails."""
+    """What ``datasets.load_dataset`` returns.
+
+    Args:
+        problem: how the error begins if that fails: what cannot be loaded.
+        remedy: how it ends: what to do instead.
+        names: positional arguments of ``load_dataset``.
+        options: its named arguments.
+
+    Raises:
+        ValueError: whatever kind of error it fails with.
+    """
     from datasets import load_dataset
 
     try:
@@ -23,7 +33,10 @@ def hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
     Args:
         name: of the data set on the hub, or a local folder that ``datasets`` reads.
         config: one of the data set's configurations; None for its default.
-        split: one of its splits; None if it has only one, else they are listed in the error.
+        split: one of its splits; None if it has only one.
+
+    Raises:
+        ValueError: if it cannot be loaded, and if it has several splits and none is named.
     """
     from datasets import ClassLabel, DatasetDict
 
@@ -38,7 +51,7 @@ def hub_rows(name: str, config: str | None, split: str | None) -> list[Row]:
         (dataset,) = dataset.values()
     rows = [as_json(row) for row in dataset]
     for field, feature in dataset.features.items():
-        # Of several labels a row, each is a class.
+        # A column of lists, as of several labels a row, has the type of their items in ``feature``.
         inner = feature if isinstance(feature, ClassLabel) else getattr(feature, "feature", None)
         if isinstance(inner, ClassLabel):
             for row in rows:

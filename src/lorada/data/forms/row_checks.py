@@ -73,7 +73,8 @@ def _is_turn(turn: Any) -> bool:
         return False
     content = turn.get("content")
     only_calls = content is None and bool(turn.get("tool_calls"))
-    return (is_text(content) or only_calls) and turn.get("weight") in WEIGHTS
+    has_content = is_text(content) or only_calls
+    return has_content and turn.get("weight") in WEIGHTS
 
 
 def _is_role(value: Any) -> bool:

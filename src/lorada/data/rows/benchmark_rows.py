@@ -81,7 +81,11 @@ def scored_rows(recipe: Recipe, form: Form, labels: tuple[str, ...], kind: Kind)
 
 
 def _convert_source(rows: list[Row], convert: Callable[[Row], Row], source: Source) -> list[Row]:
-    """Convert the rows of a split as their protocol says; an error names the row."""
+    """Convert the rows of a split as their protocol says.
+
+    Raises:
+        ValueError: naming the row and the problem, for a row that ``convert`` cannot read.
+    """
     converted = []
     for number, row in enumerate(rows, start=1):
         try:

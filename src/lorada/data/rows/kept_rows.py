@@ -99,6 +99,9 @@ def _suited(rows: Rows, learned: Learned) -> Rows:
 
     A model that writes is asked to write the class of a text. One that learns chats is asked
     prompts as a user's turns.
+
+    Raises:
+        ValueError: for a model with a head: rows of another form, and labels that it does not have.
     """
     if learned.form in HEADED:
         if rows.form != learned.form:
@@ -113,6 +116,8 @@ def _suited(rows: Rows, learned: Learned) -> Rows:
                 f"{', '.join(learned.labels)}: leave such rows out"
             )
         return replace(rows, labels=learned.labels)
+    # From here on the model writes. Rows with classes become prompts first, so that the next step
+    # makes turns of a chat of these too.
     new_rows, form = rows.rows, rows.form
     if form in HEADED:
         new_rows, form = [_written(row, form) for row in new_rows], "prompt"
@@ -130,4 +135,6 @@ def _written(row: Row, form: Form) -> Row:
     answers = {"label": "label", "labels": "labels", "score": "score"}
     answer = answer_in_words(row[answers[form]])
     written = {"prompt": "\n".join(texts) + "\n", "response": answer}
-    return {**written, "group": row["group"]} if "group" in row else written
+    if "group" in row:  # rows of one group still count as one
+        written["group"] = row["group"]
+    return written

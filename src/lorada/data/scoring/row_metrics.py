@@ -77,8 +77,9 @@ def row_value(metric: str) -> RowValue | None:
 def _users_metric(metric: str) -> RowValue:
     """Load the function of a user's file, ``FILE.py:function``, and wrap it as a metric of one row.
 
-    A file that fails, a function that fails for an answer, and a value that is not finite are
-    errors that name the metric.
+    Raises:
+        ValueError: naming the metric, for a file that fails or lacks the function. What it returns
+            raises it too, where the function fails for an answer or gives no finite number.
     """
     path, _, name = metric.rpartition(":")
     try:

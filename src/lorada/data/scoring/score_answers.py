@@ -45,6 +45,9 @@ def score_answers(rows: Rows, answers: Sequence[Any], metrics: Sequence[str] = (
 
     ``metrics`` are names that the rows can be scored by, or code of a user's file, which runs here.
     Texts that name one of a few classes are scored as a classifier is, too.
+
+    Raises:
+        ValueError: if the user's code fails, or gives no finite number.
     """
     answers = list(answers)
     by_row = row_metrics(rows.protocol, answers, rows.rows)
