@@ -148,12 +148,12 @@ def compare(
         pool=partial(make_pool, workers, cluster, gpus_per_job),
         folder_is_output=folder is None, resume=resume, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
-    if curve and hours is not None:
-        raise ValueError(
-            "--curve trains after the decision, which --hours does not count: leave it out, and "
-            "add it later with --resume --curve"
-        )
-    models = several_models.models_of(model, asked.folder, resume=resume)
+    return _start(asked, model, dry_run=dry_run)
+
+
+def _start(asked: CompareRequest, model: str | None, *, dry_run: bool) -> Any:
+    """Run what was asked for, on one model or several; with ``dry_run`` say what it would take."""
+    models = several_models.models_of(model, asked.folder, resume=asked.resume)
     if models and dry_run:
         raise ValueError("--dry-run is for one model at a time: name one of them with --model")
     if models:
