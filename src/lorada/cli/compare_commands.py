@@ -154,11 +154,6 @@ def compare(
 
 def _run_or_forecast(asked: CompareRequest, model: str | None) -> Any:
     """Do what a command asks for, with one model or several; returns what its report shows."""
-    if asked.comparison_options["curve"] and asked.time_budget.hours is not None:
-        raise ValueError(
-            "--curve trains after the decision, which --hours does not count: leave it out, and "
-            "add it later with --resume --curve"
-        )
     models = several_models.models_of(model, asked.folder, resume=asked.resume)
     if models:
         return several_models.compare_each(asked, models)

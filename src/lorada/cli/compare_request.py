@@ -59,6 +59,14 @@ class CompareRequest:
     dry_run: bool
     as_json: bool
 
+    def __post_init__(self) -> None:
+        """Refuse a curve within a time that does not count its trainings."""
+        if self.comparison_options["curve"] and self.time_budget.hours is not None:
+            raise ValueError(
+                "--curve trains after the decision, which --hours does not count: leave it out, "
+                "and add it later with --resume --curve"
+            )
+
     @property
     def is_new(self) -> bool:
         """Whether a comparison begins: all is given that it takes, and none is in the folder.
