@@ -61,10 +61,8 @@ def compare_methods(
         resume: go on with what is in the folder.
         overwrite: delete what is in the folder first, once everything has been checked.
         report: called with lines of progress.
-        options: further options of the command by their names, ``budgets``, ``seeds``, ``trials``,
-            ``rates``, ``until``, ``margin``, ``keep``, ``shots``, ``answers``, ``with_text``,
-            ``allow_overlap``; and ``task``, ``data_dir``, ``columns``, ``metric``. Several values
-            are a list, as in ``seeds=[1, 2, 3]``.
+        options: further options of the command by their names, as ``seeds=[1, 2, 3]``,
+            ``budgets=["0.2%"]``, ``trials=0``, ``keep="other.jsonl"`` or ``task="sst2"``.
 
     Returns:
         What ``report.json`` holds; the page is ``report.html`` beside it.
@@ -83,8 +81,10 @@ def compare_methods(
     if hours is not None:
         trials_are_fixed = "trials" in options or "rates" in options or resume
         limit = TimeLimit(hours, began_at + hours * HOUR, trials_are_fixed, gpus_per_job)
-    pool = partial(Workers, workers, gpus_per_job)
-    compared = compare(comparison, folder, pool, overwrite=overwrite, limit=limit, report=report)
+    compared = compare(
+        comparison, folder, partial(Workers, workers, gpus_per_job), overwrite=overwrite,
+        limit=limit, report=report,
+    )  # fmt: skip
     if compared.failures:
         job, error = next(iter(compared.failures.items()))
         raise RuntimeError(f"{job} failed: {error}")

@@ -168,8 +168,14 @@ def measure_and_fit(
         report: called with lines of progress.
 
     Raises:
-        ValueError: if not even one run of each candidate fits.
+        ValueError: if not even one run of each candidate fits, and for a curve, whose trainings
+            come after the decision.
     """
+    if any(comparison.curve for comparison in comparisons.values()):
+        raise ValueError(
+            "a curve trains after the decision, which the hours do not count: leave it out, and "
+            "add it to the finished comparison"
+        )
     measured = []
     has_begun = False
     for folder, comparison in comparisons.items():
