@@ -77,20 +77,25 @@ def compare_methods(
     refuse_taken(folder, resume=resume, overwrite=overwrite)
     options |= {"model": model, "data": data, "methods": list(methods), "held_out": held_out}
     comparison = _comparison(folder, settings, options, hours=hours, resume=resume)
-    limit = None
-    if hours is not None:
-        trials_are_fixed = "trials" in options or "rates" in options or resume
-        limit = TimeLimit(hours, began_at + hours * HOUR, trials_are_fixed, gpus_per_job)
-    compared = compare(
-        comparison, folder, partial(Workers, workers, gpus_per_job), overwrite=overwrite,
-        limit=limit, report=report,
-    )  # fmt: skip
+    trials_are_fixed = resume or not options.keys().isdisjoint(("trials", "rates"))
+    limit = _limit(hours, began_at, gpus_per_job, trials_are_fixed=trials_are_fixed)
+    pool = partial(Workers, workers, gpus_per_job)
+    compared = compare(comparison, folder, pool, overwrite=overwrite, limit=limit, report=report)
     if compared.failures:
         job, error = next(iter(compared.failures.items()))
         raise RuntimeError(f"{job} failed: {error}")
     if compared.summary is None:
         raise ValueError(f"other processes still work on {folder}: call it again with resume=True")
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def _limit(
+    hours: float | None, began_at: float, gpus_per_job: float, *, trials_are_fixed: bool
+) -> TimeLimit | None:
+    """The time that the comparison may take; None for as long as it takes."""
+    if hours is None:
+        return None
+    return TimeLimit(hours, began_at + hours * HOUR, trials_are_fixed, gpus_per_job)
 
 
 def _comparison(
