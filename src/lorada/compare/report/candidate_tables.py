@@ -126,7 +126,7 @@ def _retention_columns(summary: Summary) -> list[Column]:
     retention = summary.retention
     return [
         Column(
-            f"gain over {retention.over} (95 % interval)",
+            f"measured gain over {retention.over} (95 % interval)",
             lambda line: gain_cell(retention.of(line.label), summary.scale),
         ),
         Column(
