@@ -131,7 +131,7 @@ def compare(
 ) -> Any:
     """Train methods at matched sizes on your rows, and say which differences can be trusted."""
     folder, pairs = split_overrides(folder, overrides)
-    asked = CompareRequest(
+    request = CompareRequest(
         folder=target_folder(folder, output, resume=resume, overwrite=overwrite),
         pairs=pairs,
         recipe_options={
@@ -149,21 +149,21 @@ def compare(
         folder_is_output=folder is None, resume=resume, overwrite=overwrite,
         dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
-    return _run_or_forecast(asked, model)
+    return _run_or_forecast(request, model)
 
 
-def _run_or_forecast(asked: CompareRequest, model: str | None) -> Any:
+def _run_or_forecast(request: CompareRequest, model: str | None) -> Any:
     """Do what a command asks for, with one model or several; returns what its report shows."""
-    models = several_models.models_of(model, asked.folder, resume=asked.resume)
+    models = several_models.models_of(model, request.folder, resume=request.resume)
     if models:
-        return several_models.compare_each(asked, models)
-    comparison = asked.comparison()
-    if asked.dry_run:
-        return _forecast(comparison, asked)
-    return _run(comparison, asked)
+        return several_models.compare_each(request, models)
+    comparison = request.comparison()
+    if request.dry_run:
+        return _forecast(comparison, request)
+    return _run(comparison, request)
 
 
-def _run(comparison: Any, asked: CompareRequest) -> Any:
+def _run(comparison: Any, request: CompareRequest) -> Any:
     """Run a comparison, and print its report, or how to go on if jobs are left.
 
     Returns:
@@ -175,12 +175,12 @@ def _run(comparison: Any, asked: CompareRequest) -> Any:
     with importing():
         from lorada.compare.run import compare as run_comparison
 
-    folder = asked.folder
+    folder = request.folder
     try:
-        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(asked.as_json):
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(request.as_json):
             compared = run_comparison(
-                comparison, folder, asked.pool, overwrite=asked.overwrite, limit=asked.limit(),
-                report=note,
+                comparison, folder, request.pool, overwrite=request.overwrite,
+                limit=request.limit(), report=note,
             )  # fmt: skip
     except KeyboardInterrupt:
         note("stopped and saved")
@@ -193,28 +193,28 @@ def _run(comparison: Any, asked: CompareRequest) -> Any:
         note(f"left to other commands, the last of which writes the report: {jobs}")
         suggest("compare", folder, "--resume", on=errors)
     else:
-        _show_report(compared.summary, compared.reports, as_json=asked.as_json)
-    say_time(asked, compared.did_not_fit)
+        _show_report(compared.summary, compared.reports, as_json=request.as_json)
+    say_time(request, compared.did_not_fit)
     if compared.failures:
         raise typer.Exit(2)
     return compared.summary
 
 
-def _forecast(comparison: Any, asked: CompareRequest) -> None:
+def _forecast(comparison: Any, request: CompareRequest) -> None:
     """Print what a comparison would run, and the time and memory that it would take."""
     with importing():
         from lorada.compare.forecast import forecast
         from lorada.compare.run import planned
 
     # The pool is asked only how many jobs it would run at once.
-    pool = asked.pool()
+    pool = request.pool()
     slots = pool.slots
     pool.close()
-    with prints_to_stderr(asked.as_json):
-        plan = planned(comparison, asked.folder, resume=asked.resume, report=note)
-        gpus_here = asked.time_budget.gpus_here
+    with prints_to_stderr(request.as_json):
+        plan = planned(comparison, request.folder, resume=request.resume, report=note)
+        gpus_here = request.time_budget.gpus_here
         estimate = forecast(comparison, plan, slots, note, gpus_per_job=gpus_here)
-    if asked.as_json:
+    if request.as_json:
         train, held_out = plan.train_lengths, plan.held_out_lengths
         lengths = {
             "train_lengths": None if train is None else asdict(train),
@@ -222,7 +222,7 @@ def _forecast(comparison: Any, asked: CompareRequest) -> None:
         }
         print_json({**estimate.plain(), **lengths, "kept_rows": plan.kept.count})
         return
-    show_forecast(estimate, asked.time_budget.costs_of)
+    show_forecast(estimate, request.time_budget.costs_of)
     if plan.train_lengths is not None:
         console.print(f"Tokens of the training rows: {plan.train_lengths.spread}.")
     for sentence in plan.losses:

@@ -151,13 +151,13 @@ def target_folder(folder: str | None, output: str | None, *, resume: bool, overw
     return target
 
 
-def say_time(asked: CompareRequest, did_not_fit: int) -> None:
+def say_time(request: CompareRequest, did_not_fit: int) -> None:
     """Say what the command has cost, and how many jobs the time did not suffice for."""
-    seconds = time.monotonic() - asked.time_budget.began_at
-    costs = asked.time_budget.costs_of(seconds)
+    seconds = time.monotonic() - request.time_budget.began_at
+    costs = request.time_budget.costs_of(seconds)
     if costs:
         note(f"took {duration(seconds)}{costs}")
     if did_not_fit:
         note(f"not begun, as the time did not suffice: {counted(did_not_fit, 'job')}")
-        hours = f"{asked.time_budget.hours:g}"
-        suggest("compare", asked.folder, "--resume", "--hours", hours, on=errors)
+        hours = f"{request.time_budget.hours:g}"
+        suggest("compare", request.folder, "--resume", "--hours", hours, on=errors)

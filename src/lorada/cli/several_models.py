@@ -44,24 +44,24 @@ def models_of(model: str | None, folder: Path, *, resume: bool) -> dict[str, str
     from lorada.compare.spec import SPEC_FILE
 
     models = models_in(model or "")
-    asked = folders_of_models(models) if len(models) > 1 else {}
+    named = folders_of_models(models) if len(models) > 1 else {}
     saved = saved_models(folder)
     says_models = model is not None or not resume
-    if saved and says_models and asked != saved:
+    if saved and says_models and named != saved:
         raise ValueError(
             f"{folder} holds a comparison of {', '.join(saved)}, not of {model}: choose another "
             "--output"
         )
-    if asked and (folder / SPEC_FILE).is_file():
+    if named and (folder / SPEC_FILE).is_file():
         raise ValueError(f"{folder} holds a comparison of one model: choose another --output")
-    return saved or asked
+    return saved or named
 
 
-def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
+def compare_each(request: CompareRequest, models: Mapping[str, str]) -> Any:
     """Compare on each model, and print the joined report.
 
     Args:
-        asked: the options of the command.
+        request: the options of the command.
         models: model → its folder.
 
     Returns:
@@ -73,27 +73,27 @@ def compare_each(asked: CompareRequest, models: Mapping[str, str]) -> Any:
     """
     from lorada.compare.spec import SPEC_FILE
 
-    if asked.dry_run:
+    if request.dry_run:
         raise ValueError("--dry-run is for one model at a time: name one of them with --model")
     comparisons = {}
     not_begun = []
     for model, name in models.items():
-        options = {**asked.recipe_options, "model": model}
-        of_model = replace(asked, folder=asked.folder / name, recipe_options=options)
+        options = {**request.recipe_options, "model": model}
+        of_model = replace(request, folder=request.folder / name, recipe_options=options)
         if of_model.is_new or (of_model.folder / SPEC_FILE).is_file():
             comparisons[model] = of_model.comparison()
         else:
             not_begun.append(model)
     if not comparisons:
         raise ValueError(
-            f"{asked.folder} was stopped before it began: give the whole command with --overwrite"
+            f"{request.folder} was stopped before it began: give the whole command with --overwrite"
         )
     # A command that was stopped as it began has settings of some models only; all share them.
     begun = next(iter(comparisons.values()))
     for model in not_begun:
         recipe = {**begun.recipe, "model": model}
         comparisons[model] = begun.model_copy(update={"recipe": recipe})
-    return _run_models({model: comparisons[model] for model in models}, asked)
+    return _run_models({model: comparisons[model] for model in models}, request)
 
 
 def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
@@ -116,17 +116,17 @@ def report_on_models(
     show_joined(joined, paths, as_json=as_json)
 
 
-def _run_models(comparisons: Mapping[str, Any], asked: CompareRequest) -> Any:
+def _run_models(comparisons: Mapping[str, Any], request: CompareRequest) -> Any:
     """Run the comparisons of several models, and print their joined report."""
     with importing():
         from lorada.compare.several_models import compare_models
 
-    folder = asked.folder
+    folder = request.folder
     try:
-        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(asked.as_json):
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(request.as_json):
             compared = compare_models(
-                comparisons, folder, asked.pool, overwrite=asked.overwrite, limit=asked.limit(),
-                report=note,
+                comparisons, folder, request.pool, overwrite=request.overwrite,
+                limit=request.limit(), report=note,
             )  # fmt: skip
     except KeyboardInterrupt:
         note("stopped and saved")
@@ -138,8 +138,8 @@ def _run_models(comparisons: Mapping[str, Any], asked: CompareRequest) -> Any:
         note(f"left to other commands: {counted(compared.left, 'job')}")
         suggest("compare", folder, "--resume", on=errors)
     else:
-        show_joined(compared.joined, compared.reports, as_json=asked.as_json)
-    say_time(asked, compared.did_not_fit)
+        show_joined(compared.joined, compared.reports, as_json=request.as_json)
+    say_time(request, compared.did_not_fit)
     if compared.failures:
         raise typer.Exit(2)
     return compared.joined

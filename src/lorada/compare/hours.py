@@ -100,12 +100,12 @@ def fitting_trials(measured: Sequence[MeasuredComparison], limit: TimeLimit, slo
         ValueError: if not even a search of the fewest rates and one run of each candidate fit; it
             names the hours that they take.
     """
-    asked = measured[0].comparison
-    least_trials = asked.trials
+    first = measured[0].comparison
+    least_trials = first.trials
     if not limit.trials_are_fixed:
-        least_trials = min(asked.trials, LEAST_TRIALS)
-    runs = min(RUNS_BEFORE_TRIALS, len(asked.seeds))
-    for trials in range(asked.trials, least_trials - 1, -1):
+        least_trials = min(first.trials, LEAST_TRIALS)
+    runs = min(RUNS_BEFORE_TRIALS, len(first.seeds))
+    for trials in range(first.trials, least_trials - 1, -1):
         if whole_seconds(measured, trials, runs, slots) <= limit.seconds_left:
             return trials
     needed = whole_seconds(measured, least_trials, 1, slots)
@@ -128,10 +128,10 @@ def whole_seconds(
     It is Graham's bound for jobs of which some wait for others, none for one of another candidate.
     """
     total = longest = 0.0
-    for one in measured:
-        for candidate in one.candidates:
-            search = one.search_seconds(candidate, trials)
-            run = one.run_seconds(candidate)
+    for comparison in measured:
+        for candidate in comparison.candidates:
+            search = comparison.search_seconds(candidate, trials)
+            run = comparison.run_seconds(candidate)
             total += search + runs * run
             longest = max(longest, search + run)
     return total / slots + longest * (1 - 1 / slots)
