@@ -200,7 +200,9 @@ class _SeedRuns:
     diverged: tuple[int, ...]  # seeds
 
     def without_unfinished(self) -> "_SeedRuns":
-        """The same without lines on runs that have neither ended nor failed."""
+        """The same without lines on runs that have neither ended nor failed, if any has ended."""
+        if not self.scored:
+            return self
         missing = [line for line in self.missing if not line.endswith(UNFINISHED)]
         return replace(self, missing=missing)
 

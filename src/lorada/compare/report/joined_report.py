@@ -159,7 +159,7 @@ def join(
         models.append(JoinedModel(model, folders[model], summarize(one, margin)))
     lines.sort(key=lambda joined: (order.index(joined.model), -_mean(joined.line.result)))
     return Joined(
-        verdict=f"{decision.sentence}{_unless_untrained(lines, models, decision)}",
+        verdict=_verdict(lines, models, decision),
         sentences=tuple(_across_models(lines, decision, first.groups)),
         metric=metric,
         rows=len(first.rows),
@@ -170,19 +170,24 @@ def join(
     )
 
 
-def _unless_untrained(
-    lines: Sequence[JoinedLine], models: Sequence[JoinedModel], decision: Decision
-) -> str:
-    """What to say where the pick has no gain over what its model does without training."""
+def _verdict(lines: Sequence[JoinedLine], models: Sequence[JoinedModel], decision: Decision) -> str:
+    """Which candidate to take; before that, where its gain is not shown, not to tune yet.
+
+    A model's own report has the gain of the candidate that it would take. Where this is another one
+    than that to take over all models, nothing is said of its gain.
+    """
     pick = next((joined for joined in lines if joined.name == decision.pick), None)
     if pick is None:
-        return ""
+        return decision.sentence
     summary = next(model.summary for model in models if model.name == pick.model)
     gain = summary.decision.gain if summary.decision else None
-    # The gain in a model's own report is that of the candidate that it would take.
     if gain is None or gain.is_shown or gain.method != pick.line.label:
-        return ""
-    return f" {pick.name} is not shown to be better than {gain.over}: do not tune yet."
+        return decision.sentence
+    sentence = decision.sentence[0].lower() + decision.sentence[1:]
+    return (
+        f"Do not tune yet: {pick.name} is not shown to be better than {gain.over}. If you tune all "
+        f"the same, {sentence}"
+    )
 
 
 def _metric_of(results: Results) -> str:
