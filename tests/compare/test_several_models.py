@@ -111,8 +111,12 @@ def test_a_report_is_written_again_and_printed_as_json(lab, whole):
 
 
 @pytest.mark.more
-def test_candidates_without_a_run_are_listed_with_their_reason(place, whole, tmp_path):
+@pytest.mark.parametrize("hours", ["null", "1.0"], ids=["without a time", "the time has ended"])
+def test_candidates_without_a_run_are_listed_with_their_reason(place, whole, tmp_path, hours):
     folder = shutil.copytree(whole[0], tmp_path / "copy")
+    settings = folder / "llama" / "comparison.yaml"
+    settings.write_text(settings.read_text().replace("hours: null", f"hours: {hours}"))
+    assert f"hours: {hours}" in settings.read_text()
     shutil.rmtree(folder / "llama" / "runs" / "ia3")
     joined = read_joined(folder, {str(place / name): name for name in FOLDERS})
     (missing,) = joined.unscored
