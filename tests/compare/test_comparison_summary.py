@@ -504,7 +504,7 @@ def test_sentences_say_what_limits_the_verdict(made_up_summary):
     said = " ".join(made_up_summary.sentences)
     assert "28 of 30 runs are scored" in said
     assert (
-        "With 60 rows and 2 to 3 seeds the test of two candidates has a power of about 74" in said
+        "With 60 rows and 2 to 3 seeds the test of two candidates has a power of about 72" in said
     )
     assert " with the correction for all 45 pairs." in said
 

@@ -11,7 +11,8 @@ import pytest
 from comparisons import comparison
 from folders import ROWS, bert_folder, rows_file
 
-from lorada.compare.curve import Curve, CurvePoint, check_curve
+from lorada.compare.curve import Curve, CurvePoint
+from lorada.compare.curve_jobs import check_curve
 from lorada.compare.report.next_steps import curve_sentence, next_steps
 from lorada.data.rows.own_rows import load_rows
 from lorada.data.rows.training_rows import half_of

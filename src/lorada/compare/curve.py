@@ -9,13 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorada.compare.jobs.job import Job
 from lorada.compare.read_results import CandidateResult, Results, ScoredRun, read_run
-from lorada.compare.spec import Comparison
-from lorada.compare.stored_plan import Candidate, ComparisonPlan
-from lorada.compare.trainings import curve_job, curve_run, is_scored
-from lorada.data.rows.rows import Rows
-from lorada.data.rows.training_rows import half_of, head_of
+from lorada.compare.stored_plan import CURVE, Candidate, is_scored
 from lorada.decision.more_rows import gain_from_rows
 from lorada.decision.run_variances import Scores
 from lorada.support.metric_names import as_score
@@ -59,53 +54,12 @@ class Curve:
     high: float
 
 
-def check_curve(comparison: Comparison, train: Rows, batch: int) -> None:
-    """Refuse a curve that cannot be measured, before anything is trained.
-
-    Args:
-        comparison: which asks for the curve.
-        train: its training rows.
-        batch: rows of a device in a step: with fewer rows than that, steps would differ too.
-
-    Raises:
-        ValueError: for fewer than two seeds, or too few rows for a quarter of them.
-    """
-    if len(comparison.seeds) < CURVE_SEEDS:
-        raise ValueError(
-            f"--curve needs two seeds of each method, and --seeds has {comparison.seeds[0]} alone: "
-            "pass another one, or leave out --curve"
-        )
-    part = train
-    for _ in HALVINGS:
-        if len(part.rows) < 2 * batch:
-            raise ValueError(
-                f"--curve trains on a quarter of the training rows, and {len(train.rows)} are too "
-                f"few for a quarter that fills a step of {batch}: give {4 * batch} rows or more, "
-                "or leave out --curve"
-            )
-        part = half_of(part)
-    head_of(part)  # which refuses rows with nothing to tell apart
+def curve_run(candidate: Candidate, halvings: int, seed: int) -> str:
+    """The folder of a run on half of the training rows, or less, relative to the comparison's."""
+    return f"{CURVE}/{candidate.path}/{2**halvings}/seed{seed}"
 
 
-def curve_jobs(
-    comparison: Comparison, plan: ComparisonPlan, results: Results, best: str
-) -> list[Job]:
-    """The runs of the pick on fewer rows that are not done; none without a pick of two seeds."""
-    place = _place_of(results, best)
-    if place is None:
-        return []
-    seeds = _seeds_of(results.candidates[place])
-    jobs = []
-    for halvings in HALVINGS:
-        for seed in seeds:
-            candidate = plan.candidates[place]
-            job = curve_job(comparison, plan, candidate, results.folder, seed, halvings)
-            if not job.done():
-                jobs.append(job)
-    return jobs
-
-
-def _place_of(results: Results, label: str) -> int | None:
+def place_of(results: Results, label: str) -> int | None:
     """The place in the plan of a candidate with runs of two seeds; None if it has fewer."""
     for place, candidate in enumerate(results.candidates):
         if candidate.label == label and len(candidate.runs) >= CURVE_SEEDS:
@@ -113,7 +67,7 @@ def _place_of(results: Results, label: str) -> int | None:
     return None
 
 
-def _seeds_of(pick: CandidateResult) -> list[int]:
+def seeds_of(pick: CandidateResult) -> list[int]:
     """The seeds that its runs on fewer rows take: the lowest of its final runs."""
     return sorted(run.seed for run in pick.runs)[:CURVE_SEEDS]
 
@@ -126,13 +80,13 @@ def read_curve(results: Results, best: str, metric: str) -> Curve | None:
         best: the label of the pick; empty if there is none.
         metric: what methods are compared by.
     """
-    place = _place_of(results, best)
+    place = place_of(results, best)
     if place is None:
         return None
     pick, planned = results.candidates[place], results.plan.candidates[place]
     tables, points = [], []
     for halvings in HALVINGS:
-        runs = _runs_on_fewer(results, planned, halvings, _seeds_of(pick))
+        runs = _runs_on_fewer(results, planned, halvings, seeds_of(pick))
         if len(runs) < CURVE_SEEDS or runs[0].result.data is None:
             return None
         table = _scores_of(results, runs)

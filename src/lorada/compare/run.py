@@ -18,7 +18,7 @@ from lorada.compare.baselines.score_baselines import (
     stored_baselines,
 )
 from lorada.compare.comparison_rows import Data, read_data
-from lorada.compare.curve import check_curve, curve_jobs
+from lorada.compare.curve_jobs import check_curve, curve_jobs
 from lorada.compare.forecast import average_costs
 from lorada.compare.hours import (
     MeasuredComparison,

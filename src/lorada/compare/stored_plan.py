@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from lorada.data.row_lengths import RowLengths
 from lorada.data.scoring.chosen_metric import ChosenMetric
 from lorada.methods.method import Settings
+from lorada.runs.folder import KEPT_FILE
+from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE
 from lorada.support.error_messages import first_problem
 from lorada.support.files import json_text, write_atomic
 from lorada.support.row_sources import Form
@@ -325,3 +327,9 @@ def damaged(path: Path, why: object) -> ValueError:
         f"{path} is damaged: put it back, or start again with --overwrite "
         f"({' '.join(str(why).split())})"
     )
+
+
+def is_scored(run: Path) -> bool:
+    """Whether a final run is trained and scored; what it keeps is measured last."""
+    files = (PREDICTIONS_FILE, RESULT_FILE, KEPT_FILE)
+    return all((run / name).is_file() for name in files)

@@ -12,18 +12,19 @@ from transformers import PreTrainedTokenizerBase
 
 from lorada.compare.baselines.row_scores import columns, scores_of
 from lorada.compare.comparison_rows import Data
+from lorada.compare.curve import curve_run
 from lorada.compare.jobs.job import SCORING, Job, report
 from lorada.compare.kept import Keep, losses_of, paths_read
 from lorada.compare.learning_rate import Space, search_rate, train_on
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import (
-    CURVE,
     SEARCH_FILE,
     TRIALS,
     Candidate,
     ComparisonPlan,
     KeptPlan,
     Untrained,
+    is_scored,
 )
 from lorada.data.rows.held_out_share import share_of
 from lorada.data.rows.rows import Rows
@@ -31,9 +32,9 @@ from lorada.data.scoring.commonest_answer import commonest_answer
 from lorada.data.tokenize import written_calls
 from lorada.inference.evaluate import BASE, evaluate, evaluate_tasks, has_tasks
 from lorada.inference.load import Run, load_run
-from lorada.runs.folder import BASE_FILE, KEPT_FILE
+from lorada.runs.folder import BASE_FILE
 from lorada.runs.recipe import Recipe
-from lorada.runs.result import PREDICTIONS_FILE, RESULT_FILE, read_predictions
+from lorada.runs.result import RESULT_FILE, read_predictions
 from lorada.support.files import json_text, write_atomic
 
 SAVES = 10  # how often a training saves a checkpoint
@@ -133,11 +134,6 @@ def _run_job(
     )
 
 
-def curve_run(candidate: Candidate, halvings: int, seed: int) -> str:
-    """The folder of a run on half of the training rows, or less, relative to the comparison's."""
-    return f"{CURVE}/{candidate.path}/{2**halvings}/seed{seed}"
-
-
 def curve_job(
     comparison: Comparison,
     plan: ComparisonPlan,
@@ -198,12 +194,6 @@ def _space(
         middle_rate = rates[len(rates) // 2]
         map_rate *= middle_rate / (candidate.default_rate or 1.0)
     return Space(recipes, max(1, comparison.trials), comparison.rates, map_rate)
-
-
-def is_scored(run: Path) -> bool:
-    """Whether a final run is trained and scored; what it keeps is measured last."""
-    files = (PREDICTIONS_FILE, RESULT_FILE, KEPT_FILE)
-    return all((run / name).is_file() for name in files)
 
 
 def train_and_score(
