@@ -361,6 +361,7 @@ def test_the_dry_run_measures_every_candidate_and_writes_nothing(json_of, place,
     assert found["jobs"] == 7 * len(runnable)
     assert found["kept_rows"] == 507
     stages = found["stages"]
+    assert stages.pop("curve")["trainings"] == 0  # without --curve
     assert [(stage["trainings"], stage["probably"]) for stage in stages.values()] == [
         (5 * len(runnable), 2 * len(runnable)), (2 * len(runnable),) * 2,
     ]  # fmt: skip
