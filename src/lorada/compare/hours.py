@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lorada.compare.forecast import StepCosts
 from lorada.compare.jobs.job import Job, Outcome
-from lorada.compare.jobs.queue import Pick, first_of
+from lorada.compare.jobs.queue import Ended, Pick, Pool, Report, first_of, run_queue
 from lorada.compare.spec import Comparison
 from lorada.compare.stored_plan import TRIALS, Candidate, ComparisonPlan
 from lorada.compare.trainings import trials_of
@@ -198,6 +198,17 @@ class WithinHours:
         self._expected: dict[bool, float] = {}  # whether searches → seconds of those that ended
         self._taken: dict[bool, float] = {}  # likewise, what they took
         self.left_out: set[str] = set()
+
+    def run(
+        self, jobs: Sequence[Job], pool: Pool, *, report: Report, ended: Ended
+    ) -> dict[str, Outcome]:
+        """Run jobs as ``run_queue`` does, as far as they end in the time."""
+
+        def note_and_end(job: Job, outcome: Outcome) -> None:
+            self.note_end(job, outcome)
+            ended(job, outcome)
+
+        return run_queue(jobs, pool, report=report, pick=self.pick, ended=note_and_end)
 
     def pick(self, ready: Sequence[Job], running: Collection[str]) -> Job | None:
         """The next job; None if none fits, or if the rule waits for what is running."""

@@ -130,12 +130,7 @@ def compare(
         begun = begin(measured.comparison, folder, overwrite=overwrite, report=report)
     times = job_times(measured, begun.folder, begun.jobs)
     within = WithinHours(limit, times, jobs_pool.slots, begun.pick)
-
-    def ended(job: Job, outcome: Outcome) -> None:
-        begun.keep_failure(job, outcome)
-        within.note_end(job, outcome)
-
-    outcomes = run_queue(begun.jobs, jobs_pool, report=report, pick=within.pick, ended=ended)
+    outcomes = within.run(begun.jobs, jobs_pool, report=report, ended=begun.keep_failure)
     compared = finish(begun, outcomes, pool, report)
     return replace(compared, did_not_fit=within.did_not_fit(begun.jobs))
 
@@ -290,10 +285,7 @@ def _score_smaller_scales(
     """
     summary = summarize(read_comparison(folder))
     jobs = jobs_of_pick(comparison, plan, folder, summary)
-    if not jobs:
-        return {}
-    outcomes = run_queue(jobs, pool(), report=report)
-    return _failed(jobs, outcomes, folder)
+    return _run_of_pick(jobs, folder, pool, report)
 
 
 def _train_on_fewer_rows(
@@ -315,6 +307,16 @@ def _train_on_fewer_rows(
     if not best:
         report("no method is to be taken, so none is trained on fewer rows")
     jobs = curve_jobs(comparison, plan, results, best)
+    return _run_of_pick(jobs, folder, pool, report)
+
+
+def _run_of_pick(
+    jobs: Sequence[Job], folder: Path, pool: Callable[[], Pool], report: Report
+) -> dict[str, str]:
+    """Run jobs that follow the decision; returns the errors of those that failed, by folder.
+
+    No pool is made where there are none.
+    """
     if not jobs:
         return {}
     outcomes = run_queue(jobs, pool(), report=report)

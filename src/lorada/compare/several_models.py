@@ -83,12 +83,7 @@ def compare_models(
         fitted = {model: one.comparison for model, one in zip(comparisons, measured, strict=True)}
         queue = _begin_each(fitted, folder, folders, overwrite=overwrite, report=report)
     within = WithinHours(limit, queue.times(measured), jobs_pool.slots, queue.pick)
-
-    def ended(job: Job, outcome: Outcome) -> None:
-        queue.keep_failure(job, outcome)
-        within.note_end(job, outcome)
-
-    outcomes = run_queue(queue.jobs, jobs_pool, report=report, pick=within.pick, ended=ended)
+    outcomes = within.run(queue.jobs, jobs_pool, report=report, ended=queue.keep_failure)
     compared = _finish_each(queue, outcomes, folder, folders, pool, report)
     return replace(compared, did_not_fit=within.did_not_fit(queue.jobs))
 
