@@ -10,7 +10,7 @@ import typer
 
 from lorada.cli import options as opt
 from lorada.cli import several_models
-from lorada.cli.compare_request import CompareRequest, TimeBudget, say_time, target_folder
+from lorada.cli.compare_request import CompareRequest, TimeBudget, run_and_show, target_folder
 from lorada.cli.forecast_table import show_forecast
 from lorada.cli.next_steps_table import show_next_steps
 from lorada.cli.retention_table import show_retention
@@ -18,7 +18,6 @@ from lorada.cli.score_table import SHARED, ScoreLine, show_scores
 from lorada.cli.shared import (
     app,
     console,
-    errors,
     importing,
     make_pool,
     note,
@@ -26,11 +25,9 @@ from lorada.cli.shared import (
     prints_to_stderr,
     say,
     split_overrides,
-    suggest,
     suggest_line,
 )
 from lorada.cli.use_commands import predict
-from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.files import as_typed
 from lorada.support.in_words import counted
 
@@ -164,40 +161,11 @@ def _run_or_forecast(request: CompareRequest, model: str | None) -> Any:
 
 
 def _run(comparison: Any, request: CompareRequest) -> Any:
-    """Run a comparison, and print its report, or how to go on if jobs are left.
-
-    Returns:
-        Its summary; None while jobs are left.
-
-    Raises:
-        typer.Exit: with code 2 if a job has failed, after all that is printed.
-    """
+    """Run a comparison, and print its report; see ``run_and_show``."""
     with importing():
         from lorada.compare.run import compare as run_comparison
 
-    folder = request.folder
-    try:
-        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(request.as_json):
-            compared = run_comparison(
-                comparison, folder, request.pool, overwrite=request.overwrite,
-                limit=request.limit(), report=note,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        note("stopped and saved")
-        suggest("compare", folder, "--resume", on=errors)
-        raise
-    for job, error in compared.failures.items():
-        note(f"failed: {job}: {error}")
-    if compared.summary is None:
-        jobs = counted(compared.left, "job")
-        note(f"left to other commands, the last of which writes the report: {jobs}")
-        suggest("compare", folder, "--resume", on=errors)
-    else:
-        _show_report(compared.summary, compared.reports, as_json=request.as_json)
-    say_time(request, compared.did_not_fit)
-    if compared.failures:
-        raise typer.Exit(2)
-    return compared.summary
+    return run_and_show(request, partial(run_comparison, comparison), _show_report)
 
 
 def _forecast(comparison: Any, request: CompareRequest) -> None:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorada.cli.shared import errors, importing, note, suggest
+import typer
+
+from lorada.cli.shared import errors, importing, note, prints_to_stderr, suggest
 from lorada.cli.train_commands import check_inputs
+from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
 from lorada.support.in_words import counted, duration
 
 
@@ -151,7 +154,7 @@ def target_folder(folder: str | None, output: str | None, *, resume: bool, overw
     return target
 
 
-def say_time(request: CompareRequest, did_not_fit: int) -> None:
+def _say_time(request: CompareRequest, did_not_fit: int) -> None:
     """Say what the command has cost, and how many jobs the time did not suffice for."""
     seconds = time.monotonic() - request.time_budget.began_at
     costs = request.time_budget.costs_of(seconds)
@@ -161,3 +164,44 @@ def say_time(request: CompareRequest, did_not_fit: int) -> None:
         note(f"not begun, as the time did not suffice: {counted(did_not_fit, 'job')}")
         hours = f"{request.time_budget.hours:g}"
         suggest("compare", request.folder, "--resume", "--hours", hours, on=errors)
+
+
+def run_and_show(
+    request: CompareRequest, run: Callable[..., Any], show: Callable[..., None]
+) -> Any:
+    """Run one comparison or several, and print their report, or how to go on if jobs are left.
+
+    Args:
+        request: the options of the command.
+        run: ``compare`` or ``compare_models``, with what it compares.
+        show: prints a summary and the files of its report.
+
+    Returns:
+        The summary; None while jobs are left.
+
+    Raises:
+        typer.Exit: with code 2 if a job has failed, after all that is printed.
+    """
+    folder = request.folder
+    try:
+        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(request.as_json):
+            compared = run(
+                folder, request.pool, overwrite=request.overwrite, limit=request.limit(),
+                report=note,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        note("stopped and saved")
+        suggest("compare", folder, "--resume", on=errors)
+        raise
+    for job, error in compared.failures.items():
+        note(f"failed: {job}: {error}")
+    if compared.summary is None:
+        jobs = counted(compared.left, "job")
+        note(f"left to other commands, the last of which writes the report: {jobs}")
+        suggest("compare", folder, "--resume", on=errors)
+    else:
+        show(compared.summary, compared.reports, as_json=request.as_json)
+    _say_time(request, compared.did_not_fit)
+    if compared.failures:
+        raise typer.Exit(2)
+    return compared.summary

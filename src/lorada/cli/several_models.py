@@ -2,25 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from lorada.cli.compare_request import CompareRequest, say_time
+from lorada.cli.compare_request import CompareRequest, run_and_show
 from lorada.cli.score_table import SHARED, ScoreLine, show_scores
-from lorada.cli.shared import (
-    console,
-    errors,
-    importing,
-    note,
-    print_json,
-    prints_to_stderr,
-    say,
-    suggest,
-)
-from lorada.support.error_messages import FREE_AND_RESUME, full_disk_in_one_line
-from lorada.support.in_words import counted
+from lorada.cli.shared import console, importing, print_json, say
 from lorada.support.plain_yaml import read_yaml
 
 
@@ -93,7 +81,11 @@ def compare_each(request: CompareRequest, models: Mapping[str, str]) -> Any:
     for model in not_begun:
         recipe = {**begun.recipe, "model": model}
         comparisons[model] = begun.model_copy(update={"recipe": recipe})
-    return _run_models({model: comparisons[model] for model in models}, request)
+    with importing():
+        from lorada.compare.several_models import compare_models
+
+    in_order = {model: comparisons[model] for model in models}
+    return run_and_show(request, partial(compare_models, in_order), show_joined)
 
 
 def refuse_of_one_model(folder: Path, models: Mapping[str, str], options: Sequence[object]) -> None:
@@ -114,35 +106,6 @@ def report_on_models(
 
     joined, paths = write_joined_report(folder, models, margin)
     show_joined(joined, paths, as_json=as_json)
-
-
-def _run_models(comparisons: Mapping[str, Any], request: CompareRequest) -> Any:
-    """Run the comparisons of several models, and print their joined report."""
-    with importing():
-        from lorada.compare.several_models import compare_models
-
-    folder = request.folder
-    try:
-        with full_disk_in_one_line(folder, FREE_AND_RESUME), prints_to_stderr(request.as_json):
-            compared = compare_models(
-                comparisons, folder, request.pool, overwrite=request.overwrite,
-                limit=request.limit(), report=note,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        note("stopped and saved")
-        suggest("compare", folder, "--resume", on=errors)
-        raise
-    for job, error in compared.failures.items():
-        note(f"failed: {job}: {error}")
-    if compared.joined is None:
-        note(f"left to other commands: {counted(compared.left, 'job')}")
-        suggest("compare", folder, "--resume", on=errors)
-    else:
-        show_joined(compared.joined, compared.reports, as_json=request.as_json)
-    say_time(request, compared.did_not_fit)
-    if compared.failures:
-        raise typer.Exit(2)
-    return compared.joined
 
 
 def show_joined(joined: Any, reports: list[Path], *, as_json: bool) -> None:

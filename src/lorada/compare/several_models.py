@@ -36,7 +36,7 @@ from lorada.support.plain_yaml import write_yaml
 class ComparedModels:
     """The outcome of a command on a comparison of several models."""
 
-    joined: Joined | None  # what the report shows; None if jobs are left to other commands
+    summary: Joined | None  # what the report shows; None if jobs are left to other commands
     reports: list[Path]  # its files, the page first
     failures: dict[str, str]  # folder of a job that failed here → the last line of its error
     left: int  # how many jobs other commands work on
